@@ -1,0 +1,758 @@
+"""Arrays in shared memory: NumPy's constructors, and how arrays cross to another process.
+
+A `SharedArray` and any view of it, and a plain `ndarray` over the same memory, cross as a handle of some 200 bytes and
+arrive as the same memory, through the standard library's own `Process`, `Pool`, `ProcessPoolExecutor`, `Pipe` and `Queue`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from copyless import pickling
+from copyless.core import _native
+from copyless.core._memory import Memory
+from copyless.errors import CorruptSegmentError, StaleHandleError
+from copyless.storage import handles
+from copyless.storage.blocks import allocate
+from copyless.storage.handles import Handle
+from copyless.storage.store import need
+
+__all__ = [
+    "SharedArray",
+    "array",
+    "asarray",
+    "attach",
+    "empty",
+    "empty_like",
+    "frombuffer",
+    "full",
+    "handle",
+    "memmap",
+    "ones",
+    "open",
+    "unlink",
+    "zeros",
+    "zeros_like",
+]
+
+Shape = SupportsIndex | Sequence[SupportsIndex]
+_BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
+_ndarray_new = np.ndarray.__new__
+
+
+class SharedArray(np.ndarray[Any, Any]):
+    """SharedArray(shape, dtype=float, order='C', *, name=None, persist=False)
+
+    An `ndarray` whose elements lie in shared memory.
+
+    Sent to another process through multiprocessing it arrives as the same memory; so does any view that NumPy makes of
+    it by slicing, striding, transposing or reshaping. The plain `pickle` module and `copy.deepcopy` store its data.
+    Results of arithmetic, fancy indexing, `copy` and `astype` are ordinary arrays.
+
+    Made by `empty`, `zeros`, `array` and their kin; calling the class is the same as `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.zeros((2, 3))
+    >>> a[1] = 7
+    >>> a
+    SharedArray([[0., 0., 0.],
+                 [7., 7., 7.]])
+    >>> type(a + 1).__name__, type(a.T[::2]).__name__
+    ('ndarray', 'SharedArray')
+    """
+
+    def __new__(
+        cls, shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+    ) -> SharedArray:
+        return empty(shape, dtype, order, name=name, persist=persist)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        if array is self:  # the target of out=, or of an in-place operation
+            return array
+        if return_scalar or (context is not None and array.ndim == 0):
+            return array[()]
+        return array.view(np.ndarray) if type(array) is SharedArray else array
+
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
+        if type(item) is SharedArray and not isinstance(index, _BASIC) and not _all_basic(index):
+            return item.view(np.ndarray)  # fancy indexing copies
+        return item
+
+    def copy(self, order: Any = "C") -> Any:
+        return self.view(np.ndarray).copy(order)
+
+    def astype(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().astype(*args, **kwargs)
+        return made if made is self else made.view(np.ndarray)
+
+    def flatten(self, order: Any = "C") -> Any:
+        return self.view(np.ndarray).flatten(order)
+
+    def __copy__(self) -> Any:
+        return self.copy("K")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.copy("K")
+
+    def __reduce__(self) -> Any:
+        return self.view(np.ndarray).__reduce__()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.view(np.ndarray).__reduce_ex__(protocol)
+
+
+def _all_basic(index: Any) -> bool:
+    return type(index) is tuple and all(isinstance(i, _BASIC) and not isinstance(i, bool) for i in index)
+
+
+def _over(block: Any, shape: tuple[int, ...], dtype: Any, offset: int, strides: tuple[int, ...] | None, order: str = "C") -> Any:
+    return _ndarray_new(SharedArray, shape, dtype, block, offset, strides, order)
+
+
+# ---- making
+
+def _layout(shape: Shape, dtype: DTypeLike, order: str) -> tuple[tuple[int, ...], Any, int]:
+    """Checked (shape, dtype, bytes)."""
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise TypeError(f"dtype {kind} holds Python objects, which are addresses of one process: they cannot be shared")
+    try:
+        sizes = tuple(n.__index__() for n in (shape if isinstance(shape, (Sequence, np.ndarray)) else (shape,)))
+    except AttributeError:
+        raise TypeError(f"a shape is an integer or a sequence of integers, not {shape!r}") from None
+    nbytes = kind.itemsize
+    for n in sizes:
+        if n < 0:
+            raise ValueError(f"negative dimensions are not allowed: shape {sizes}")
+        nbytes *= n
+    if len(sizes) > 32:
+        raise ValueError(f"an array of {len(sizes)} dimensions; NumPy 1 allows 32")
+    return sizes, kind, nbytes
+
+
+def _make(shape: Shape, dtype: DTypeLike, order: str, name: str | None, persist: bool, clear: bool) -> Any:
+    sizes, kind, nbytes = _layout(shape, dtype, order)
+    if name is None:
+        if persist:
+            raise ValueError("persist=True needs a name: nothing else could find the array again")
+        block = allocate(nbytes)
+        if clear and block.recycled:
+            block.clear()
+        return _over(block, sizes, kind, 0, None, order)
+    text = _name(name)
+    template = np.lib.stride_tricks.as_strided(np.empty(0, kind), sizes, _strides(sizes, kind.itemsize, order))
+    spec = handles.encode_spec(template, 0, handles.WRITEABLE | handles.SHARED_ARRAY)
+    at = (nbytes + 63) // 64 * 64
+    block = allocate(at + len(spec))
+    if clear and block.recycled:
+        block.clear()
+    memoryview(block)[at : at + len(spec)] = spec
+    return _Unpublished(block, sizes, kind, order, text, at, len(spec), persist, name)
+
+
+def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
+    strides, step = [], itemsize
+    for n in shape if order == "F" else reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(strides if order == "F" else reversed(strides))
+
+
+def _name(name: str) -> bytes:
+    """A checked name as bytes."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__!r}")
+    text = os.fsencode(name)
+    if not text:
+        raise ValueError("a name must not be empty")
+    if len(text) > 255:
+        raise ValueError(f"a name has at most 255 bytes of UTF-8, this one {len(text)}: {name[:40]!r}...")
+    if "/" in name or not name.isprintable():
+        raise ValueError(f"a name must not hold '/', NUL, newlines or other control characters: {name!r}")
+    return text
+
+
+class _Unpublished:
+    """A named array, filled before anybody can find it."""
+
+    def __init__(self, block: Any, shape: Any, dtype: Any, order: str, text: bytes, at: int, length: int, persist: bool, name: str):
+        self.array = _over(block, shape, dtype, 0, None, order)
+        self._publish = (block, text, at, length, persist)
+        self._name = name
+
+    def publish(self) -> Any:
+        if not _native.publish(*self._publish):
+            raise FileExistsError(17, f"an array of this name exists: open it with copyless.open({self._name!r}), or unlink it", self._name)
+        return self.array
+
+
+def _finish(made: Any, fill: Any = None) -> Any:
+    """Fill, then publish: a name never shows what is not yet there."""
+    target = made.array if isinstance(made, _Unpublished) else made
+    if fill is not None:
+        target[...] = fill
+    return made.publish() if isinstance(made, _Unpublished) else made
+
+
+def empty(
+    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+) -> SharedArray:
+    """New shared array, not initialised. Mirrors `numpy.empty`.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Any number of dimensions to 32; 0-d and zero-length too.
+    dtype : dtype-like
+        Any dtype without Python objects.
+    order : {'C', 'F'}
+        Layout.
+    name : str, optional
+        Lets unrelated programs of this user `open` it; to 255 bytes of UTF-8, no ``/``.
+    persist : bool
+        A named array lives on when nobody holds it, until `unlink` (or the next boot).
+
+    Returns
+    -------
+    SharedArray
+        Its elements are aligned to 64 bytes at least.
+
+    Raises
+    ------
+    FileExistsError
+        When the name is taken.
+    OutOfSharedMemory
+        When there is no room.
+    TypeError, ValueError
+        For a dtype with Python objects, a bad shape or a bad name.
+
+    Notes
+    -----
+    Recycled memory costs no system call, and its pages are warm. New memory is reserved for real: writing cannot fail.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.empty((1080, 720, 3), dtype="u1", name="camera-doc")
+    >>> copyless.open("camera-doc").shape
+    (1080, 720, 3)
+    """
+    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=False))
+    return array
+
+
+def zeros(
+    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+) -> SharedArray:
+    """New shared array of zeros. As `empty`; recycled memory is cleared, new memory is zero already.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.zeros(3, dtype="i4")
+    SharedArray([0, 0, 0], dtype=int32)
+    """
+    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=True))
+    return array
+
+
+def ones(
+    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+) -> SharedArray:
+    """New shared array of ones. As `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.ones(2)
+    SharedArray([1., 1.])
+    """
+    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=False), 1)
+    return array
+
+
+def full(
+    shape: Shape,
+    fill_value: Any,
+    dtype: DTypeLike | None = None,
+    order: str = "C",
+    *,
+    name: str | None = None,
+    persist: bool = False,
+) -> SharedArray:
+    """New shared array filled with a value; its dtype is the value's unless given. As `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.full((2, 2), 5)
+    SharedArray([[5, 5],
+                 [5, 5]])
+    """
+    kind = np.asarray(fill_value).dtype if dtype is None else dtype
+    array: SharedArray = _finish(_make(shape, kind, order, name, persist, clear=False), fill_value)
+    return array
+
+
+def array(
+    object: ArrayLike,
+    dtype: DTypeLike | None = None,
+    *,
+    order: str = "K",
+    ndmin: int = 0,
+    name: str | None = None,
+    persist: bool = False,
+) -> SharedArray:
+    """A shared copy of array-like data: one copy, straight into shared memory. As `numpy.array`, and `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.array([[1, 2], [3, 4]]).sum()
+    np.int64(10)
+    """
+    source = np.array(object, dtype, ndmin=ndmin) if not isinstance(object, np.ndarray) else object
+    kind = source.dtype if dtype is None else np.dtype(dtype)
+    if source.ndim < ndmin:
+        source = source.reshape((1,) * (ndmin - source.ndim) + source.shape)
+    if order not in ("K", "A", "C", "F"):
+        raise ValueError(f"order must be one of 'K', 'A', 'C', 'F', not {order!r}")
+    if order in ("K", "A"):
+        order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
+    made: SharedArray = _finish(_make(source.shape, kind, order, name, persist, clear=False), source)
+    return made
+
+
+def asarray(object: ArrayLike, dtype: DTypeLike | None = None, order: str = "K") -> SharedArray:
+    """The object itself when it is a shared array already (of that dtype), else a shared copy.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.zeros(3)
+    >>> copyless.asarray(a) is a
+    True
+    """
+    if isinstance(object, np.ndarray) and (dtype is None or object.dtype == np.dtype(dtype)) and shared_memory_of(object):
+        fits = order in ("K", "A") or (object.flags.c_contiguous if order == "C" else object.flags.f_contiguous)
+        if fits:
+            return object if isinstance(object, SharedArray) else object.view(SharedArray)
+    return array(object, dtype, order=order)
+
+
+def empty_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: str = "K",
+    shape: Shape | None = None,
+    *,
+    name: str | None = None,
+    persist: bool = False,
+) -> SharedArray:
+    """New shared array of the shape and dtype of another, not initialised. As `numpy.empty_like`, and `empty`.
+
+    Examples
+    --------
+    >>> import copyless, numpy as np
+    >>> copyless.empty_like(np.ones((2, 3), "f4")).dtype
+    dtype('float32')
+    """
+    return _like(prototype, dtype, order, shape, name, persist, clear=False)
+
+
+def zeros_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: str = "K",
+    shape: Shape | None = None,
+    *,
+    name: str | None = None,
+    persist: bool = False,
+) -> SharedArray:
+    """New shared array of zeros of the shape and dtype of another. As `numpy.zeros_like`, and `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.zeros_like([[1, 2, 3]])
+    SharedArray([[0, 0, 0]])
+    """
+    return _like(prototype, dtype, order, shape, name, persist, clear=True)
+
+
+def _like(prototype: Any, dtype: Any, order: str, shape: Any, name: Any, persist: bool, clear: bool) -> Any:
+    like = np.asanyarray(prototype)
+    if order in ("K", "A"):
+        order = "F" if like.flags.f_contiguous and not like.flags.c_contiguous else "C"
+    return _finish(_make(like.shape if shape is None else shape, dtype or like.dtype, order, name, persist, clear))
+
+
+# ---- names
+
+def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> SharedArray:
+    """The array of a name, made by any program of this user; shape and dtype come with it.
+
+    Parameters
+    ----------
+    name : str
+        As given to `empty` and its kin.
+    timeout : float or None
+        Seconds to wait for the name to appear; 0 not at all, None for ever. Waiting costs no processor time.
+    readonly : bool
+        Refuse writing through this array.
+
+    Raises
+    ------
+    FileNotFoundError
+        When no array has the name (after `timeout`).
+
+    Notes
+    -----
+    The array lives while any process holds it: the creator may end. Attaching never destroys.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.full(3, 1.5, name="open-doc")
+    >>> copyless.open("open-doc")
+    SharedArray([1.5, 1.5, 1.5])
+    """
+    text = _name(name)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    need()
+    while True:
+        seen = _native.names_seq()
+        found = _native.lookup(text)
+        if found is not None:
+            try:
+                opened = _open_found(*found)
+                if readonly:
+                    opened.flags.writeable = False
+                return opened
+            except StaleHandleError:
+                continue  # it went between our two calls
+        left = 0.2 if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            waited = f" after waiting {timeout:g} s" if timeout else ""
+            raise FileNotFoundError(2, f"no array of this name{waited}: 'copyless ls' lists those there are", name)
+        # Names also come free when their holders die, which rings no bell: look again now and then.
+        _native.wait_for_name(seen, min(left, 0.2))
+
+
+def _open_found(wire: bytes, at: int, length: int) -> SharedArray:
+    block, _ = _native.load(wire)
+    view = memoryview(block)
+    if at + length > len(view):
+        raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
+    try:
+        dtype, shape, strides, start, _ = handles.decode_spec(bytes(view[at : at + length]))
+    except ValueError as error:
+        raise CorruptSegmentError(f"the description of a named array is damaged: {error}") from None
+    before, after = handles.extent(shape, strides, dtype.itemsize)
+    if start < before or start + after > len(view):
+        raise CorruptSegmentError(f"a named array of shape {shape} does not fit its block of {len(view)} bytes")
+    array: SharedArray = _over(block, shape, dtype, start, strides)
+    return array
+
+
+def unlink(name: str) -> None:
+    """Take a name away. The memory stays while anybody holds it, and goes with the last.
+
+    Raises
+    ------
+    FileNotFoundError
+        When no array has the name.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.zeros(3, name="unlink-doc", persist=True)
+    >>> copyless.unlink("unlink-doc")
+    """
+    text = _name(name)
+    need()
+    if not _native.unpublish(text):
+        raise FileNotFoundError(2, "no array of this name: 'copyless ls' lists those there are", name)
+
+
+# ---- handles
+
+def _encode(array: Any, message: bool) -> bytes | None:
+    """The handle of an array that lies wholly in shared memory, or None."""
+    if array.size == 0 or array.dtype.hasobject:
+        return None
+    first = array.__array_interface__["data"][0]
+    before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
+    flags = handles.WRITEABLE * bool(array.flags.writeable) | handles.SHARED_ARRAY * (type(array) is SharedArray)
+    spec = handles.encode_spec(array, before, flags)
+    wire = _native.handle_of(first - before, before + after, _native.KIND_ARRAY, message)
+    if wire is not None:
+        return wire + spec
+    mapped = _mapped_file(first - before, before + after)
+    if mapped is None:
+        return None
+    file, at = mapped
+    return handles.encode_file(file.path, file.device, file.inode, file.offset + at, before + after) + spec
+
+
+def decode(handle: bytes) -> Any:
+    """The array of a checked handle."""
+    if handle[3] == _native.KIND_FILE:
+        path, device, inode, offset, nbytes, rest = handles.decode_file(handle)
+        dtype, shape, strides, start, flags = handles.decode_spec(rest)
+        block: Any = _map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
+        at = offset - block.offset
+        room = nbytes
+    else:
+        dtype, shape, strides, start, flags = handles.decode_spec(handle[_native.WIRE_SIZE :])
+        block, at = _native.load(handle)
+        room = _native.wire_fields(handle)[2]
+    before, after = handles.extent(shape, strides, dtype.itemsize)
+    if start < before or start + after > room:
+        raise ValueError(f"the handle describes an array of shape {shape} in {room} bytes: it is damaged")
+    kind = SharedArray if flags & handles.SHARED_ARRAY else np.ndarray
+    made = _ndarray_new(kind, shape, dtype, block, at + start, strides)
+    if not flags & handles.WRITEABLE:
+        made.flags.writeable = False
+    return made
+
+
+def shared_memory_of(array: Any) -> bool:
+    """Whether all elements of an array lie in shared memory."""
+    if array.size == 0:
+        return isinstance(array, SharedArray)
+    first = array.__array_interface__["data"][0]
+    before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
+    return _native.find(first - before, before + after) is not None or _mapped_file(first - before, before + after) is not None
+
+
+def handle(obj: Any) -> Handle:
+    """The handle of an array or a `Memory`: where it lies, as bytes that any channel can carry on this host.
+
+    Takes no hold: keep the object until the other side has attached. (Objects sent through multiprocessing need no
+    handle: they cross as one by themselves, with a hold.)
+
+    Raises
+    ------
+    ValueError
+        When the object does not lie in shared memory.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.zeros(4)
+    >>> h = copyless.handle(a)
+    >>> b = copyless.attach(h)
+    >>> b[0] = 3
+    >>> a[0]
+    np.float64(3.0)
+    """
+    need()
+    if isinstance(obj, Memory):
+        made = pickling.memory_handle(obj, message=False)
+    elif isinstance(obj, np.ndarray):
+        made = _encode(obj, message=False)
+    else:
+        raise TypeError(f"handle() takes an array or a Memory, not {type(obj).__name__!r}")
+    if made is None:
+        raise ValueError(f"this {type(obj).__name__} does not lie in shared memory: copyless.share() moves it there")
+    return Handle(made)
+
+
+def attach(handle: bytes) -> Any:
+    """The object that a handle names: the same memory, in this process.
+
+    Raises
+    ------
+    StaleHandleError
+        When it is gone.
+    ForeignHostError
+        When the handle was made on another host or in another storage directory.
+    CorruptSegmentError
+        When its memory was damaged.
+    ValueError
+        When the bytes are no handle.
+
+    Notes
+    -----
+    Costs two to four microseconds when this process has the segment mapped, else an open and a mapping.
+    """
+    if not isinstance(handle, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a handle is bytes, not {type(handle).__name__!r}")
+    return pickling.load(bytes(handle))
+
+
+def frombuffer(buffer: Any, dtype: DTypeLike = float, count: int = -1, offset: int = 0) -> SharedArray:
+    """An array over a buffer that lies in shared memory (a `Memory`, a shared array): nothing is copied.
+
+    Mirrors `numpy.frombuffer`; one dimension.
+
+    Raises
+    ------
+    ValueError
+        When the buffer is private memory: `array` copies it into shared memory.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.frombuffer(copyless.Alloc_mem(16), dtype="u1").shape
+    (16,)
+    """
+    plain = np.frombuffer(buffer, dtype, count, offset)
+    need()
+    if plain.size and not shared_memory_of(plain):
+        raise ValueError("the buffer does not lie in shared memory; copyless.array(numpy.frombuffer(...)) copies it there")
+    return plain.view(SharedArray)
+
+
+# ---- files
+
+class _FileMapping(_native.Mapping):
+    path: str
+    device: int
+    inode: int
+    offset: int
+
+
+_files: weakref.WeakSet[_FileMapping] = weakref.WeakSet()
+_files_lock = threading.Lock()
+
+
+def _map_file(path: str, fd: int, offset: int, nbytes: int, readonly: bool) -> _FileMapping:
+    st = os.fstat(fd)
+    page = offset % os.sysconf("SC_PAGE_SIZE")
+    mapping = _FileMapping(fd, nbytes + page, readonly, offset - page)
+    mapping.path, mapping.device, mapping.inode, mapping.offset = path, st.st_dev, st.st_ino, offset - page
+    with _files_lock:
+        _files.add(mapping)
+    return mapping
+
+
+def _mapped_file(address: int, nbytes: int) -> tuple[_FileMapping, int] | None:
+    if not _files:
+        return None
+    with _files_lock:
+        for mapping in _files:
+            if mapping.address <= address and address + nbytes <= mapping.address + mapping.nbytes:
+                return mapping, address - mapping.address
+    return None
+
+
+def _map_again(path: str, device: int, inode: int, offset: int, nbytes: int, writeable: bool) -> _FileMapping:
+    with _files_lock:
+        for mapping in _files:
+            if (mapping.device, mapping.inode) == (device, inode) and mapping.readonly <= (not writeable):
+                if mapping.offset <= offset and offset + nbytes <= mapping.offset + mapping.nbytes:
+                    return mapping
+    try:
+        fd = os.open(path, (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StaleHandleError(f"the file behind the array is gone: {path}") from None
+    try:
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != (device, inode):
+            raise StaleHandleError(f"the file behind the array was replaced: {path}")
+        if st.st_size < offset + nbytes:
+            raise CorruptSegmentError(f"the file behind the array was cut to {st.st_size:,} bytes, it needs {offset + nbytes:,}: {path}")
+        return _map_file(path, fd, offset, nbytes, not writeable)
+    finally:
+        os.close(fd)
+
+
+def memmap(
+    filename: Any,
+    dtype: DTypeLike = np.uint8,
+    mode: str = "r+",
+    offset: int = 0,
+    shape: Shape | None = None,
+    order: str = "C",
+) -> SharedArray:
+    """A file as a shared array: nothing is read before it is touched, and nothing twice on this machine.
+
+    Mirrors `numpy.memmap`; sent to another process it arrives as the same file, mapped.
+
+    Parameters
+    ----------
+    filename : path
+        The file.
+    mode : {'r', 'r+', 'w+'}
+        Read only; read and write (grown if it is too short); made or emptied first.
+    offset : int
+        Bytes before the first element.
+    shape : int or sequence of int, optional
+        Default: one dimension, to the end of the file.
+
+    Raises
+    ------
+    FileNotFoundError, PermissionError
+        As for opening the file.
+    ValueError
+        For mode ``'c'`` (a private copy cannot be shared), or a shape that does not fit.
+    OSError
+        When the disk has no room: space is reserved when the file grows.
+
+    Examples
+    --------
+    >>> import copyless, tempfile
+    >>> with tempfile.NamedTemporaryFile() as f:
+    ...     a = copyless.memmap(f.name, "i4", "w+", shape=(2, 3))
+    ...     a[:] = 5
+    ...     copyless.memmap(f.name, "i4", "r").sum()
+    np.int64(30)
+    """
+    if mode == "c":
+        raise ValueError("mode 'c' makes private copies, which cannot be shared: use 'r', or numpy.memmap")
+    if mode not in ("r", "r+", "w+"):
+        raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
+    path = os.path.abspath(os.fspath(filename))
+    if offset < 0:
+        raise ValueError(f"offset must be 0 or more bytes, not {offset}")
+    flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC}[mode]
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        kind = np.dtype(dtype)
+        if shape is None:
+            if (size - offset) % kind.itemsize or size <= offset:
+                raise ValueError(f"{size - offset} bytes after the offset are no whole number of elements of {kind.itemsize}")
+            shape = ((size - offset) // kind.itemsize,)
+        sizes, kind, nbytes = _layout(shape, kind, order)
+        if nbytes == 0:
+            raise ValueError("an empty file, or an empty shape, cannot be mapped")
+        if offset + nbytes > size:
+            if mode == "r":
+                raise ValueError(f"shape {sizes} of {kind} needs {offset + nbytes:,} bytes, the file has {size:,}")
+            os.posix_fallocate(fd, 0, offset + nbytes)
+        mapping = _map_file(path, fd, offset, nbytes, mode == "r")
+    finally:
+        os.close(fd)
+    made: SharedArray = _over(mapping, sizes, kind, offset - mapping.offset, None, order)
+    return made
+
+
+# ---- how arrays cross
+
+def _reduce(array: Any) -> Any:
+    message = _encode(array, message=True) if _native.is_open() or _files else None
+    if message is not None:
+        return pickling.load, (pickling.note(message),)
+    if type(array) is SharedArray and array.size == 0:
+        return empty, (array.shape, array.dtype)
+    return array.view(np.ndarray).__reduce_ex__(4)
+
+
+pickling.register(np.ndarray, _reduce)
+pickling.register(SharedArray, _reduce)

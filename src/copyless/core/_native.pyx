@@ -1,0 +1,733 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The binding: the C store as Python objects, and nothing else. Policy, names and documents are in `copyless.storage`.
+
+Fast calls keep the GIL and try the locks once; only when one is taken, or a segment must be made, do they let the GIL
+go and wait in slices, serving signals between them.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+from libc.stdlib cimport atexit
+
+import gc
+
+from copyless.errors import native_error
+
+cdef extern from "wait.h" nogil:
+    ctypedef struct cl_spin:
+        pass
+    ctypedef struct cl_au32:
+        pass
+    int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
+
+cdef extern from "store.h" nogil:
+    enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
+    enum: CL_MAY_WAIT, CL_OP_LIST, CL_PAGE, CL_BLOCKS
+    enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
+    enum: CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
+    int64_t CL_FOREVER
+    ctypedef int cl_life
+    enum: CL_ALIVE
+    ctypedef struct cl_error:
+        int code
+        int sys
+        uint64_t asked
+        char what[160]
+    ctypedef struct cl_identity:
+        uint64_t host, boot, family, start, parent_start, pid_namespace
+        uint32_t pid, parent_pid
+        char command[32]
+    ctypedef struct cl_settings:
+        uint64_t warm_limit
+        int64_t idle_ns
+        int64_t message_ttl_ns
+    ctypedef struct cl_owner:
+        uint32_t state, incarnation, pid, parent_pid, leaving
+        uint64_t start, pid_namespace, family, since_ns
+        char command[32]
+    ctypedef struct cl_hold:
+        uint32_t kind, owner, block
+        int64_t deadline_ns
+        uint64_t family
+    ctypedef struct cl_block:
+        uint64_t generation, nbytes, created_ns
+        uint32_t state, holds, name, creator_pid
+    ctypedef struct cl_segment:
+        uint64_t id, file_size, block_size
+        int64_t idle_since_ns
+        uint32_t state, owner, nblocks, used, class_index
+        cl_block blocks[64]
+    ctypedef struct cl_name:
+        uint32_t kind, block, length
+        uint64_t spec_offset, spec_length
+        char name[256]
+    ctypedef struct cl_control:
+        cl_au32 names_seq
+        uint32_t owners_high, segments_high, holds_high, names_high, messages, persistent
+        uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries
+    ctypedef struct cl_store:
+        int open
+        int forking
+        int directory
+        uint32_t slot
+        uint64_t registry_id
+        cl_control *control
+        cl_owner *owners
+        cl_name *names
+        cl_hold *holds
+        cl_segment *segments
+        cl_identity identity
+        cl_settings settings
+    ctypedef struct cl_block_ref:
+        uint64_t segment_id, generation, capacity, offset
+        uint8_t *data
+        uint32_t segment, index
+        int recycled
+    ctypedef struct cl_address:
+        uint64_t segment_id, generation, nonce
+        uint32_t segment, index, hold
+    ctypedef struct cl_named:
+        cl_address address
+        uint64_t spec_offset, spec_length, nbytes
+    ctypedef struct cl_reaped:
+        uint32_t owners, blocks, segments, messages
+    cl_error *cl_last_error()
+    int64_t cl_monotonic_ns()
+    uint64_t cl_process_start(uint32_t pid)
+    int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
+    int cl_store_leave(cl_store *store)
+    int cl_enter(cl_store *store, int op, unsigned flags)
+    void cl_leave(cl_store *store)
+    cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
+    int cl_fork_prepare(cl_store *store, unsigned flags)
+    void cl_fork_parent(cl_store *store)
+    int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
+    int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
+    int cl_audit(cl_store *store)
+    int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+    int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
+    int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+    int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
+    int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+    int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
+    int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out)
+    int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+                   uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags)
+    int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out)
+    int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
+    int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot)
+    int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        unsigned flags, uint64_t *id, uint32_t *slot)
+    int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        unsigned flags)
+
+cdef extern from "capacity.h" nogil:
+    int cl_capacity_check(int fd, uint64_t size)
+
+cdef extern from "sys/mman.h" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *address, size_t length)
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED
+    void *MAP_FAILED
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+    int getppid()
+    int rmdir(const char *path)
+    int getpagesize()
+
+cdef extern from "errno.h" nogil:
+    int errno
+
+cdef cl_store STORE
+cdef char DIRECTORY_PATH[4096]
+cdef bint LEAVES_AT_EXIT = False
+
+# What a handle says before its array part; little-endian, 84 bytes. The one place that knows it.
+cdef struct Wire:
+    uint8_t magic[2]
+    uint8_t version
+    uint8_t kind
+    uint32_t hold
+    uint64_t host
+    uint64_t boot
+    uint64_t registry
+    uint64_t segment_id
+    uint64_t generation
+    uint64_t nonce
+    uint32_t segment
+    uint32_t index
+    uint64_t offset
+    uint64_t nbytes
+
+WIRE_SIZE = sizeof(Wire)
+KIND_ARRAY = 1
+KIND_MEMORY = 2
+KIND_FILE = 3
+
+
+cdef int fail(int rc) except -1:
+    cdef cl_error *e = cl_last_error()
+    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
+
+
+# ---- opening, leaving, fork
+
+cdef void leave_at_exit() noexcept nogil:
+    # Runs after the interpreter is gone: everything Python held has been released by then.
+    if STORE.open and cl_store_leave(&STORE) == 1:
+        rmdir(DIRECTORY_PATH)
+
+
+def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t family, uint64_t pid_namespace,
+               uint32_t parent_pid, uint64_t parent_start, bytes command, uint64_t warm_limit, int64_t idle_ns,
+               int64_t message_ttl_ns):
+    """Open the registry in an open directory, joining as an owner. One store a process."""
+    global LEAVES_AT_EXIT
+    cdef cl_identity who
+    cdef cl_settings settings
+    cdef int rc
+    memset(&who, 0, sizeof(who))
+    who.host, who.boot, who.family, who.pid_namespace = host, boot, family, pid_namespace
+    who.pid = <uint32_t>getpid()
+    who.start = cl_process_start(who.pid)
+    who.parent_pid, who.parent_start = parent_pid, parent_start
+    command = command[:31]
+    memcpy(who.command, PyBytes_AS_STRING(command), len(command))
+    settings.warm_limit, settings.idle_ns, settings.message_ttl_ns = warm_limit, idle_ns, message_ttl_ns
+    if len(path) >= sizeof(DIRECTORY_PATH):
+        raise ValueError(f"the path of the storage directory is too long: {path!r}")
+    memcpy(DIRECTORY_PATH, PyBytes_AS_STRING(path), len(path) + 1)
+    with nogil:
+        rc = cl_store_open(&STORE, directory, &who, &settings)
+    if rc != CL_OK:
+        fail(rc)
+    if not LEAVES_AT_EXIT:
+        LEAVES_AT_EXIT = True
+        atexit(leave_at_exit)
+
+
+def is_open():
+    return STORE.open != 0
+
+
+def configure(uint64_t warm_limit, int64_t idle_ns, int64_t message_ttl_ns):
+    STORE.settings.warm_limit = warm_limit
+    STORE.settings.idle_ns = idle_ns
+    STORE.settings.message_ttl_ns = message_ttl_ns
+
+
+def process_start(uint32_t pid):
+    """Start of a process in clock ticks after boot; 0 when there is none (or only its zombie)."""
+    return cl_process_start(pid)
+
+
+def fork_prepare():
+    cdef int rc
+    if not STORE.open:
+        return
+    rc = cl_fork_prepare(&STORE, 0)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_fork_prepare(&STORE, CL_MAY_WAIT)
+
+
+def fork_parent():
+    if STORE.open and STORE.forking:
+        cl_fork_parent(&STORE)
+
+
+def fork_child():
+    cdef uint32_t parent
+    if not STORE.open:
+        return
+    if not STORE.forking:
+        STORE.open = 0  # the registry was damaged before the fork: the child opens anew, and is told then
+        return
+    parent = <uint32_t>getppid()
+    cl_fork_child(&STORE, <uint32_t>getpid(), cl_process_start(<uint32_t>getpid()), parent, cl_process_start(parent))
+
+
+# ---- blocks
+
+cdef class Block:
+    """A block of shared memory that this object keeps alive; a writable buffer of bytes.
+
+    Arrays and memoryviews made over it keep it, and with it the process's hold, until the last of them is gone.
+    """
+    cdef cl_block_ref ref
+    cdef readonly uint64_t nbytes
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.ref.data = NULL
+
+    def __dealloc__(self):
+        cdef int rc
+        if self.ref.data != NULL:
+            rc = cl_release(&STORE, self.ref.segment_id, self.ref.segment, self.ref.index, 0)
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_release(&STORE, self.ref.segment_id, self.ref.segment, self.ref.index, CL_MAY_WAIT)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.ref.data, <Py_ssize_t>self.nbytes, 0, flags)
+
+    def __len__(self):
+        return self.nbytes
+
+    @property
+    def address(self):
+        return <uintptr_t>self.ref.data
+
+    @property
+    def recycled(self):
+        """Whether the memory was used before, so that it is not zero."""
+        return self.ref.recycled != 0
+
+    @property
+    def number(self):
+        return self.ref.segment * CL_BLOCKS + self.ref.index
+
+    def clear(self):
+        """Set every byte to zero."""
+        cdef uint8_t *data = self.ref.data
+        cdef uint64_t n = self.nbytes
+        with nogil:
+            memset(data, 0, n)
+
+    def __repr__(self):
+        return f"<block {self.number} of {self.nbytes} bytes at {self.address:#x}>"
+
+
+cdef Block stand(const cl_block_ref *ref, uint64_t nbytes):
+    cdef Block block = Block.__new__(Block)
+    block.ref = ref[0]
+    block.nbytes = nbytes
+    return block
+
+
+def alloc(uint64_t nbytes):
+    """A block of at least `nbytes` bytes, warm if there is one. Its content is what it last held."""
+    cdef cl_block_ref ref
+    cdef int rc = cl_alloc(&STORE, nbytes, 0, &ref)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_alloc(&STORE, nbytes, CL_MAY_WAIT, &ref)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc != CL_OK:
+        fail(rc)
+    return stand(&ref, nbytes)
+
+
+cdef bytes wire(uint8_t kind, const cl_address *address, uint64_t offset, uint64_t nbytes):
+    cdef Wire w
+    memset(&w, 0, sizeof(w))
+    w.magic[0], w.magic[1], w.version, w.kind = 67, 76, 1, kind
+    w.host, w.boot, w.registry = STORE.identity.host, STORE.identity.boot, STORE.registry_id
+    w.segment_id, w.generation, w.nonce = address.segment_id, address.generation, address.nonce
+    w.segment, w.index, w.hold = address.segment, address.index, address.hold
+    w.offset, w.nbytes = offset, nbytes
+    return PyBytes_FromStringAndSize(<char *>&w, sizeof(w))
+
+
+def find(uintptr_t address, uint64_t nbytes):
+    """(block number, offset in it) of memory that lies wholly in one block held here, or None."""
+    cdef cl_block_ref ref
+    cdef int rc
+    if not STORE.open:
+        return None
+    rc = cl_find(&STORE, <void *>address, nbytes, 0, &ref)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_find(&STORE, <void *>address, nbytes, CL_MAY_WAIT, &ref)
+    if rc != 1:
+        return None
+    return ref.segment * CL_BLOCKS + ref.index, address - <uintptr_t>ref.data
+
+
+def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, bint message):
+    """The first part of the handle of memory that lies in a block held here, or None.
+
+    With `message` the handle carries a hold of its own, which ends when it is loaded.
+    """
+    cdef cl_block_ref ref
+    cdef cl_address out
+    cdef int rc
+    if not STORE.open:
+        return None
+    rc = cl_find(&STORE, <void *>address, nbytes, 0, &ref)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_find(&STORE, <void *>address, nbytes, CL_MAY_WAIT, &ref)
+    if rc != 1:
+        return None
+    if message:
+        rc = cl_send(&STORE, ref.segment, ref.index, 0, &out)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_send(&STORE, ref.segment, ref.index, CL_MAY_WAIT, &out)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc != CL_OK:
+            fail(rc)
+    else:
+        memset(&out, 0, sizeof(out))
+        out.segment_id, out.generation, out.segment, out.index = ref.segment_id, ref.generation, ref.segment, ref.index
+    return wire(kind, &out, address - <uintptr_t>ref.data, nbytes)
+
+
+def check_wire(bytes handle):
+    """None when the handle is of this host, boot and registry; else what differs: 'form', 'host', 'boot', 'registry'."""
+    cdef Wire w
+    if len(handle) < <Py_ssize_t>sizeof(Wire):
+        return "form"
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    if w.magic[0] != 67 or w.magic[1] != 76 or w.version != 1 or not 1 <= w.kind <= 3:
+        return "form"
+    if w.host != STORE.identity.host:
+        return "host"
+    if w.boot != STORE.identity.boot:
+        return "boot"
+    if w.registry != STORE.registry_id and w.kind != 3:
+        return "registry"
+    return None
+
+
+def wire_fields(bytes handle):
+    """(kind, offset, nbytes, block number, generation) of a handle that has the right form."""
+    cdef Wire w
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    return w.kind, w.offset, w.nbytes, w.segment * CL_BLOCKS + w.index, w.generation
+
+
+def load(bytes handle):
+    """(block, offset) that a checked handle names. Its message's hold, if there is one, becomes this process's."""
+    cdef Wire w
+    cdef cl_address a
+    cdef cl_block_ref ref
+    cdef int rc
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    a.segment_id, a.generation, a.nonce = w.segment_id, w.generation, w.nonce
+    a.segment, a.index, a.hold = w.segment, w.index, w.hold
+    rc = cl_load(&STORE, &a, 0, &ref)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_load(&STORE, &a, CL_MAY_WAIT, &ref)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc != CL_OK:
+        fail(rc)
+    block = stand(&ref, ref.capacity)
+    if w.nbytes > ref.capacity or w.offset > ref.capacity - w.nbytes:
+        raise native_error(CL_CORRUPT, 0, f"handle of {w.nbytes} bytes at {w.offset} in a block of {ref.capacity}", 0)
+    return block, w.offset
+
+
+def unsend(bytes handle):
+    """Drop the hold of a message that will not be sent."""
+    cdef Wire w
+    cdef int rc
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    rc = cl_unsend(&STORE, w.hold, w.nonce, 0)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_unsend(&STORE, w.hold, w.nonce, CL_MAY_WAIT)
+
+
+# ---- names
+
+def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length, bint persist):
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_publish(&STORE, text, n, block.ref.segment, block.ref.index, spec_offset, spec_length, persist,
+                            CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_EXISTS:
+        return False
+    if rc != CL_OK:
+        fail(rc)
+    return True
+
+
+def lookup(bytes name):
+    """(handle, offset and length of the description) or None."""
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef cl_named found
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_lookup(&STORE, text, n, CL_MAY_WAIT, &found)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_MISSING:
+        return None
+    if rc != CL_OK:
+        fail(rc)
+    return wire(KIND_MEMORY, &found.address, 0, found.nbytes), found.spec_offset, found.spec_length
+
+
+def unpublish(bytes name):
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_unpublish(&STORE, text, n, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_MISSING:
+        return False
+    if rc != CL_OK:
+        fail(rc)
+    return True
+
+
+def names_seq():
+    return (<uint32_t *>&STORE.control.names_seq)[0]
+
+
+def wait_for_name(uint32_t seen, double seconds):
+    """Wait until a name is published after `names_seq()` was `seen`, at most `seconds`; serves signals."""
+    cdef cl_spin spin
+    cdef int rc = CL_AGAIN
+    cdef int64_t deadline = cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+    memset(&spin, 0, sizeof(spin))
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_wait(&STORE.control.names_seq, seen, deadline, &spin)
+        PyErr_CheckSignals()
+    return rc == CL_OK
+
+
+# ---- files mapped as they are: POSIX objects and user files
+
+cdef class Mapping:
+    """A mapped file of bytes, unmapped when the last view of it is gone. Keeps no descriptor.
+
+    Made over a POSIX object that the registry knows, it also keeps this process's hold on it.
+    """
+    cdef uint8_t *base
+    cdef readonly uint64_t nbytes
+    cdef readonly bint readonly
+    cdef uint64_t hold_id
+    cdef uint32_t hold_slot
+    cdef object __weakref__
+
+    def __cinit__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
+        cdef void *p
+        cdef int protection = PROT_READ if readonly else PROT_READ | PROT_WRITE
+        self.base = NULL
+        self.hold_id = 0
+        with nogil:
+            p = mmap(NULL, nbytes, protection, MAP_SHARED, fd, <int64_t>offset)
+        if p == MAP_FAILED:
+            raise OSError(errno, f"mapping {nbytes} bytes")
+        self.base = <uint8_t *>p
+        self.nbytes = nbytes
+        self.readonly = readonly
+
+    def __dealloc__(self):
+        cdef int rc
+        if self.base != NULL:
+            munmap(self.base, self.nbytes)
+        if self.hold_id != 0:
+            rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, 0)
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, CL_MAY_WAIT)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.base, <Py_ssize_t>self.nbytes, self.readonly, flags)
+
+    def __len__(self):
+        return self.nbytes
+
+    @property
+    def address(self):
+        return <uintptr_t>self.base
+
+    def record(self, bytes name, uint64_t device, uint64_t inode, bint family):
+        """Write down that this process is about to publish this object, so that its death frees it."""
+        cdef const char *text = PyBytes_AS_STRING(name)
+        cdef uint32_t n = len(name)
+        cdef int rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_posix_record(&STORE, text, n, device, inode, self.nbytes, family, CL_MAY_WAIT, &self.hold_id,
+                                     &self.hold_slot)
+        if rc != CL_OK:
+            self.hold_id = 0
+            fail(rc)
+
+    def attach(self, bytes name, uint64_t device, uint64_t inode):
+        """Hold a recorded object; nothing happens for one that the registry does not know."""
+        cdef const char *text = PyBytes_AS_STRING(name)
+        cdef uint32_t n = len(name)
+        cdef int rc = cl_posix_attach(&STORE, text, n, device, inode, 0, &self.hold_id, &self.hold_slot)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_posix_attach(&STORE, text, n, device, inode, CL_MAY_WAIT, &self.hold_id, &self.hold_slot)
+        if rc != CL_OK:
+            self.hold_id = 0
+            if rc != CL_MISSING:
+                fail(rc)
+
+
+def posix_forget(bytes name, uint64_t device, uint64_t inode):
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_posix_forget(&STORE, text, n, device, inode, CL_MAY_WAIT)
+    if rc != CL_OK:
+        fail(rc)
+
+
+def check_capacity(int fd, uint64_t nbytes):
+    """Raise OutOfSharedMemory when the mount, the machine or the control group has no room for `nbytes` more."""
+    cdef int rc
+    with nogil:
+        rc = cl_capacity_check(fd, nbytes)
+    if rc != CL_OK:
+        fail(rc)
+
+
+# ---- looking and cleaning
+
+def reap():
+    """Take back what dead processes held: {'owners', 'blocks', 'segments', 'messages'} as counts."""
+    cdef cl_reaped reaped
+    cdef int rc = CL_AGAIN
+    with nogil:
+        rc = cl_reap(&STORE, CL_MAY_WAIT, &reaped)
+    if rc != CL_OK:
+        fail(rc)
+    return {"owners": reaped.owners, "blocks": reaped.blocks, "segments": reaped.segments, "messages": reaped.messages}
+
+
+def trim(uint64_t keep_bytes):
+    """Give whole free segments back to the system until at most `keep_bytes` stay warm; bytes given back."""
+    cdef uint64_t freed
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_trim(&STORE, keep_bytes, CL_MAY_WAIT, &freed)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc != CL_OK:
+        fail(rc)
+    return freed
+
+
+cdef int enter_listing() except -1:
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_enter(&STORE, CL_OP_LIST, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc != CL_OK:
+        fail(rc)
+    return 0
+
+
+def audit():
+    """Raise CorruptSegmentError unless every count and list of the registry agrees with what it counts."""
+    cdef int rc
+    enter_listing()
+    with nogil:
+        rc = cl_audit(&STORE)
+        cl_leave(&STORE)
+    if rc != CL_OK:
+        fail(rc)
+
+
+def statistics():
+    """Totals of the registry, without walking it."""
+    cdef uint64_t total, warm, deaths, in_op, recoveries
+    cdef uint32_t messages, persistent
+    enter_listing()
+    total, warm, deaths = STORE.control.total_bytes, STORE.control.warm_bytes, STORE.control.deaths
+    in_op, recoveries = STORE.control.deaths_in_op, STORE.control.recoveries
+    messages, persistent = STORE.control.messages, STORE.control.persistent
+    cl_leave(&STORE)
+    return {"total_bytes": total, "warm_bytes": warm, "messages": messages, "persistent": persistent,
+            "deaths": deaths, "deaths_in_operation": in_op, "recoveries": recoveries,
+            "registry": f"{STORE.registry_id:016x}", "slot": STORE.slot}
+
+
+cdef dict take_snapshot():
+    cdef uint32_t i, b
+    cdef cl_segment *s
+    cdef cl_block *block
+    cdef cl_owner *o
+    cdef cl_hold *h
+    cdef cl_name *n
+    owners, segments, blocks, holds, names = [], [], [], [], []
+    for i in range(STORE.control.owners_high):
+        o = &STORE.owners[i]
+        if o.state != CL_OWNER_FREE:
+            owners.append({"slot": i, "pid": o.pid, "start": o.start, "alive": cl_owner_life(&STORE, i, o.incarnation) == CL_ALIVE,
+                           "family": o.family, "pid_namespace": o.pid_namespace, "since_ns": o.since_ns,
+                           "leaving": o.leaving != 0, "command": (<bytes>o.command).decode("utf-8", "replace"),
+                           "self": i == STORE.slot})
+    for i in range(STORE.control.segments_high):
+        s = &STORE.segments[i]
+        if s.state == CL_SEGMENT_FREE:
+            continue
+        segments.append({"slot": i, "id": f"{s.id:016x}", "state": s.state, "external": s.state == CL_SEGMENT_EXTERNAL,
+                         "bytes": s.file_size, "block_bytes": s.block_size, "blocks": s.nblocks, "used": s.used})
+        if s.state != CL_SEGMENT_READY and s.state != CL_SEGMENT_EXTERNAL:
+            continue
+        for b in range(min(s.nblocks, 64)):
+            block = &s.blocks[b]
+            if block.state == CL_BLOCK_USED:
+                blocks.append({"number": i * 64 + b, "segment": f"{s.id:016x}", "bytes": block.nbytes,
+                               "capacity": s.block_size, "holds": block.holds, "generation": block.generation,
+                               "creator_pid": block.creator_pid, "created_ns": block.created_ns,
+                               "external": s.state == CL_SEGMENT_EXTERNAL})
+    for i in range(STORE.control.holds_high):
+        h = &STORE.holds[i]
+        if h.kind != CL_HOLD_FREE:
+            holds.append({"kind": ("", "owner", "message", "family", "persist")[h.kind if h.kind < 5 else 0],
+                          "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
+    for i in range(STORE.control.names_high):
+        n = &STORE.names[i]
+        if n.kind != CL_NAME_FREE:
+            names.append({"name": PyBytes_FromStringAndSize(n.name, min(n.length, 255)).decode("utf-8", "surrogateescape"),
+                          "posix": n.kind != CL_NAME_ARRAY, "block": <int64_t>n.block - 1})
+    return {"owners": owners, "segments": segments, "blocks": blocks, "holds": holds, "names": names}
+
+
+def snapshot():
+    """Owners, segments, blocks, holds and names as they are, as lists of dicts."""
+    # A collection under the lock could run a finaliser that wants the lock.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        enter_listing()
+        try:
+            return take_snapshot()
+        finally:
+            cl_leave(&STORE)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def file_wire(uint64_t offset, uint64_t nbytes):
+    """The first part of the handle of a range of a file."""
+    cdef cl_address nothing
+    memset(&nothing, 0, sizeof(nothing))
+    return wire(KIND_FILE, &nothing, offset, nbytes)

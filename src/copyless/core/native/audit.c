@@ -1,0 +1,158 @@
+/* Audit: every count and list of the registry, worked out again from what it counts.
+ *
+ * Promise: reads only; CL_OK, or CL_CORRUPT and the first thing that does not agree. The kill tests call it after every
+ * death, `copyless doctor` when asked. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define EXPECT(condition, ...)                                                                                       \
+    do {                                                                                                             \
+        if (!(condition)) {                                                                                          \
+            return cl_fail(CL_CORRUPT, 0, __VA_ARGS__);                                                              \
+        }                                                                                                            \
+    } while (0)
+
+/* counts[b]: holds that name block b. */
+static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
+{
+    const cl_control *c = store->control;
+    uint32_t messages = 0, persistent = 0, unused = 0, listed = 0;
+    for (uint32_t i = 0; i < c->holds_high; i++) {
+        const cl_hold *h = &store->holds[i];
+        EXPECT(h->kind <= CL_HOLD_PERSIST, "hold %u is of kind %u", i, h->kind);
+        if (h->kind == CL_HOLD_FREE) {
+            unused++;
+            continue;
+        }
+        EXPECT(h->block != 0 && h->block <= blocks, "hold %u names block %u", i, h->block);
+        EXPECT(h->kind != CL_HOLD_OWNER || (h->owner != 0 && h->owner <= c->owners_high &&
+                                            store->owners[h->owner - 1].state == CL_OWNER_LIVE),
+               "hold %u belongs to owner %u, who is none", i, h->owner);
+        counts[h->block - 1]++;
+        messages += h->kind == CL_HOLD_MESSAGE || h->kind == CL_HOLD_FAMILY;
+        persistent += h->kind == CL_HOLD_PERSIST;
+    }
+    for (uint32_t at = c->holds_free; at != 0; at = store->holds[at - 1].next) {
+        EXPECT(at <= c->holds_high && ++listed <= unused && store->holds[at - 1].kind == CL_HOLD_FREE,
+               "free list of holds leads to %u", at);
+    }
+    EXPECT(listed == unused, "%u of %u free holds are listed", listed, unused);
+    EXPECT(messages == c->messages && persistent == c->persistent, "%u messages and %u persistent holds, counted %u and %u",
+           c->messages, c->persistent, messages, persistent);
+    return CL_OK;
+}
+
+static int audit_segments(cl_store *store, const uint32_t *counts)
+{
+    const cl_control *c = store->control;
+    uint64_t total = 0, warm = 0;
+    uint32_t free_blocks[CL_CLASSES] = {0}, unused = 0, listed = 0;
+    for (uint32_t i = 0; i < c->segments_high; i++) {
+        const cl_segment *s = &store->segments[i];
+        uint32_t used = 0;
+        EXPECT(s->state <= CL_SEGMENT_EXTERNAL, "segment %u is in state %u", i, s->state);
+        unused += s->state == CL_SEGMENT_FREE;
+        if (s->state != CL_SEGMENT_READY && s->state != CL_SEGMENT_EXTERNAL) {
+            continue;
+        }
+        EXPECT(s->nblocks <= CL_BLOCKS && s->class_index < CL_CLASSES, "segment %u has %u blocks of class %u", i,
+               s->nblocks, s->class_index);
+        for (uint32_t b = 0; b < s->nblocks; b++) {
+            const cl_block *block = &s->blocks[b];
+            used += block->state == CL_BLOCK_USED;
+            free_blocks[s->class_index] += block->state == CL_BLOCK_FREE;
+            EXPECT(block->state == CL_BLOCK_USED || block->state == CL_BLOCK_FREE, "block %u of segment %u is in state %u",
+                   b, i, block->state);
+            EXPECT(counts[i * CL_BLOCKS + b] == (block->state == CL_BLOCK_USED ? block->holds : 0),
+                   "block %u of segment %u, state %u, says %u holds, has %u", b, i, block->state, block->holds,
+                   counts[i * CL_BLOCKS + b]);
+            EXPECT(block->state != CL_BLOCK_USED || block->holds != 0, "block %u of segment %u is held by nobody", b, i);
+        }
+        if (s->state == CL_SEGMENT_READY) {
+            char file[24];
+            struct stat st;
+            cl_segment_file(file, s->id);
+            EXPECT(used == s->used, "segment %u says %u blocks in use, has %u", i, s->used, used);
+            EXPECT(fstatat(store->directory, file, &st, AT_SYMLINK_NOFOLLOW) == 0, "%s is missing", file);
+            EXPECT((uint64_t)st.st_size == s->file_size && st.st_ino == s->inode, "%s is not the file that was made", file);
+            total += s->file_size;
+            warm += used == 0 ? s->file_size : 0;
+        }
+    }
+    EXPECT(total == c->total_bytes && warm == c->warm_bytes, "%llu bytes, %llu warm; counted %llu and %llu",
+           (unsigned long long)c->total_bytes, (unsigned long long)c->warm_bytes, (unsigned long long)total,
+           (unsigned long long)warm);
+    for (uint32_t at = c->segments_free; at != 0; at = store->segments[at - 1].next) {
+        EXPECT(at <= c->segments_high && ++listed <= unused && store->segments[at - 1].state == CL_SEGMENT_FREE,
+               "free list of segments leads to %u", at);
+    }
+    EXPECT(listed == unused, "%u of %u free segments are listed", listed, unused);
+    for (uint32_t k = 0; k < CL_CLASSES; k++) {
+        uint32_t n = 0, before = 0;
+        for (uint32_t at = c->first[k]; at != 0;) {
+            cl_block *b;
+            EXPECT(cl_block_checked(store, at - 1, &b) == CL_OK && ++n <= free_blocks[k] && b->prev == before &&
+                       b->state == CL_BLOCK_FREE,
+                   "free list %u is broken at block %u", k, at - 1);
+            before = at;
+            at = b->next;
+        }
+        EXPECT(n == free_blocks[k] && c->last[k] == before, "free list %u has %u of %u blocks, tail %u, found %u", k, n,
+               free_blocks[k], c->last[k], before);
+    }
+    return CL_OK;
+}
+
+static int audit_names(cl_store *store)
+{
+    const cl_control *c = store->control;
+    uint32_t used = 0, unused = 0, listed = 0, chained = 0;
+    for (uint32_t i = 0; i < c->names_high; i++) {
+        const cl_name *n = &store->names[i];
+        cl_block *b;
+        unused += n->kind == CL_NAME_FREE;
+        used += n->kind != CL_NAME_FREE;
+        EXPECT(n->kind == CL_NAME_FREE || (cl_block_checked(store, n->block - 1, &b) == CL_OK && b->name == i + 1 &&
+                                           b->state == CL_BLOCK_USED),
+               "name %u and its block do not agree", i);
+    }
+    for (uint32_t i = 0; i < CL_BUCKETS; i++) {
+        for (uint32_t at = store->buckets[i]; at != 0; at = store->names[at - 1].next) {
+            EXPECT(at <= c->names_high && ++chained <= used && store->names[at - 1].kind != CL_NAME_FREE,
+                   "chain %u of names leads to %u", i, at);
+        }
+    }
+    for (uint32_t at = c->names_free; at != 0; at = store->names[at - 1].next) {
+        EXPECT(at <= c->names_high && ++listed <= unused && store->names[at - 1].kind == CL_NAME_FREE,
+               "free list of names leads to %u", at);
+    }
+    EXPECT(chained == used && listed == unused, "%u of %u names are chained, %u of %u free ones listed", chained, used,
+           listed, unused);
+    return CL_OK;
+}
+
+int cl_audit(cl_store *store)
+{
+    const cl_control *c = store->control;
+    EXPECT(c->owners_high <= CL_MAX_OWNERS && c->segments_high <= CL_MAX_SEGMENTS && c->holds_high <= CL_MAX_HOLDS &&
+               c->names_high <= CL_MAX_NAMES,
+           "tables of %u owners, %u segments, %u holds, %u names", c->owners_high, c->segments_high, c->holds_high,
+           c->names_high);
+    uint32_t blocks = c->segments_high * CL_BLOCKS;
+    uint32_t *counts = calloc(blocks + 1, sizeof *counts);
+    if (counts == NULL) {
+        return cl_fail(CL_SYSTEM, ENOMEM, "counting holds");
+    }
+    int rc = count_holds(store, counts, blocks);
+    if (rc == CL_OK) {
+        rc = audit_segments(store, counts);
+    }
+    free(counts);
+    return rc == CL_OK ? audit_names(store) : rc;
+}

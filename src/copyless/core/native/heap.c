@@ -1,0 +1,613 @@
+/* The heap: blocks of shared memory, given out again while their pages are warm.
+ *
+ * Promise: a block handed out is reserved memory that nobody else holds; freed blocks are given out again last in, first
+ * out, so that the pages are in the page tables (and often in the cache) of those who used them last.
+ *
+ *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
+ *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
+ *
+ * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another
+ * allocation would otherwise fail; and all that lie idle longer than settings.idle_ns.
+ *
+ * Making a segment, and what SIGKILL leaves: (1) a slot in state `making` with our name: the reaper frees it;
+ * (2) the file, in any state of completeness: nobody reads it, the reaper unlinks it; (3) one transaction makes the slot
+ * `ready`, its first block ours and the others free. Giving one back: (1) `going`, with our name; (2) its blocks leave
+ * the free list one by one; (3) the file is unlinked; (4) the slot is free. Killed anywhere, the reaper goes on from there,
+ * and an allocation that meets a free block of a `going` segment takes it off the list. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t class_size(uint32_t k)
+{
+    return (k % 2 ? (uint64_t)192 : (uint64_t)128) << (k / 2);
+}
+
+static uint32_t class_of(uint64_t nbytes)
+{
+    uint32_t k = 0;
+    while (k < CL_LARGE && class_size(k) < nbytes) {
+        k++;
+    }
+    return k;
+}
+
+uint64_t cl_capacity_for(uint64_t nbytes)
+{
+    uint32_t k = class_of(nbytes);
+    return k < CL_LARGE ? class_size(k) : (nbytes + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+}
+
+static uint32_t blocks_for(uint32_t k)
+{
+    uint64_t n = k == CL_LARGE ? 1 : ((uint64_t)1 << 20) / class_size(k);
+    return n > CL_BLOCKS ? CL_BLOCKS : (uint32_t)n;
+}
+
+/* ---- free lists: doubly linked, last freed first */
+
+static int unlink_free(cl_store *store, cl_txn *txn, uint32_t number)
+{
+    cl_control *c = store->control;
+    cl_block *b, *other;
+    int rc = cl_block_checked(store, number, &b);
+    uint32_t k = store->segments[number / CL_BLOCKS].class_index;
+    if (rc == CL_OK && b->prev != 0) {
+        rc = cl_block_checked(store, b->prev - 1, &other);
+        if (rc == CL_OK) {
+            cl_set32(txn, &other->next, b->next);
+        }
+    } else if (rc == CL_OK) {
+        cl_set32(txn, &c->first[k], b->next);
+    }
+    if (rc == CL_OK && b->next != 0) {
+        rc = cl_block_checked(store, b->next - 1, &other);
+        if (rc == CL_OK) {
+            cl_set32(txn, &other->prev, b->prev);
+        }
+    } else if (rc == CL_OK) {
+        cl_set32(txn, &c->last[k], b->prev);
+    }
+    return rc;
+}
+
+void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number)
+{
+    cl_control *c = store->control;
+    cl_segment *s = &store->segments[number / CL_BLOCKS];
+    cl_block *b = &s->blocks[number % CL_BLOCKS], *head;
+    uint32_t k = s->class_index, first = c->first[k];
+    cl_set32(txn, &b->state, CL_BLOCK_FREE);
+    cl_set32(txn, &b->prev, 0);
+    cl_set32(txn, &b->next, first);
+    cl_set32(txn, &c->first[k], number + 1);
+    if (first == 0 || cl_block_checked(store, first - 1, &head) != CL_OK) {
+        cl_set32(txn, &c->last[k], number + 1);
+    } else {
+        cl_set32(txn, &head->prev, number + 1);
+    }
+    cl_set32(txn, &s->used, s->used - (s->used != 0));
+    if (s->used == 1) {
+        s->idle_since_ns = cl_monotonic_ns();
+        cl_set64(txn, &c->warm_bytes, c->warm_bytes + s->file_size);
+    }
+}
+
+/* A free block of at least nbytes, or 0; block number + 1. */
+static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *found)
+{
+    uint32_t at = store->control->first[k], steps = 0;
+    *found = 0;
+    while (at != 0) {
+        cl_block *b;
+        int rc = cl_block_checked(store, at - 1, &b);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        cl_segment *s = &store->segments[(at - 1) / CL_BLOCKS];
+        if (b->state != CL_BLOCK_FREE || s->class_index != k) {
+            return cl_fail(CL_CORRUPT, 0, "registry: block %u on free list %u is in state %u", at - 1, k, b->state);
+        }
+        uint32_t next = b->next;
+        if (s->state == CL_SEGMENT_GOING) { /* its owner was killed while giving it back */
+            cl_txn txn = cl_begin(store->base);
+            rc = unlink_free(store, &txn, at - 1);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            cl_set32(&txn, &b->state, CL_BLOCK_NONE);
+            cl_commit(&txn);
+        } else if (s->block_size >= capacity && s->block_size - capacity <= capacity / 4) {
+            *found = at;
+            return CL_OK;
+        }
+        at = next;
+        if (++steps > 4096) { /* long enough for any program, short enough never to hang on a damaged list */
+            return CL_OK;
+        }
+    }
+    return CL_OK;
+}
+
+/* ---- segments */
+
+static int grow_segments(cl_store *store)
+{
+    cl_control *c = store->control;
+    uint32_t high = c->segments_high, n = high < 64 ? 8 : 64;
+    if (high + n > CL_MAX_SEGMENTS) {
+        return cl_fail(CL_TABLE_FULL, 0, "all %u segments are taken", high);
+    }
+    int rc = cl_reserve(store, CL_OFF_SEGMENTS + (uint64_t)high * sizeof(cl_segment), n * sizeof(cl_segment));
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = high; i < high + n; i++) {
+        store->segments[i].state = CL_SEGMENT_FREE;
+        store->segments[i].next = i + 1 < high + n ? i + 2 : 0;
+    }
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, &c->segments_free, high + 1);
+    cl_set32(&txn, &c->segments_high, high + n);
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot)
+{
+    cl_control *c = store->control;
+    int rc = c->segments_free == 0 ? grow_segments(store) : CL_OK;
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint32_t i = c->segments_free - 1;
+    if (i >= c->segments_high || store->segments[i].state != CL_SEGMENT_FREE) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of segments names %u", i);
+    }
+    cl_segment *s = &store->segments[i];
+    s->nblocks = 0; /* a free slot is ours to prepare: nobody looks at it before its state changes */
+    s->used = 0;
+    s->file_size = 0;
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, &c->segments_free, s->next);
+    cl_set64(&txn, &s->id, id);
+    cl_set32(&txn, &s->owner, store->slot + 1);
+    cl_set32(&txn, &s->state, state);
+    cl_commit(&txn);
+    *slot = i;
+    return CL_OK;
+}
+
+void cl_segment_forget(cl_store *store, uint32_t slot)
+{
+    cl_segment *s = &store->segments[slot];
+    cl_control *c = store->control;
+    cl_txn txn = cl_begin(store->base);
+    cl_set64(&txn, &c->total_bytes, c->total_bytes - (c->total_bytes < s->file_size ? c->total_bytes : s->file_size));
+    cl_set32(&txn, &s->state, CL_SEGMENT_FREE);
+    cl_set32(&txn, &s->next, c->segments_free);
+    cl_set32(&txn, &c->segments_free, slot + 1);
+    cl_commit(&txn);
+}
+
+int cl_segment_retire(cl_store *store, uint32_t slot)
+{
+    cl_segment *s = &store->segments[slot];
+    if (s->state == CL_SEGMENT_READY || s->owner != store->slot + 1) {
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &s->owner, store->slot + 1);
+        cl_set32(&txn, &s->state, CL_SEGMENT_GOING);
+        if (s->state == CL_SEGMENT_READY) {
+            cl_set64(&txn, &store->control->warm_bytes,
+                     store->control->warm_bytes - (store->control->warm_bytes < s->file_size ? 0 : s->file_size));
+        }
+        cl_commit(&txn);
+    }
+    for (uint32_t i = 0; i < s->nblocks && i < CL_BLOCKS; i++) {
+        if (s->blocks[i].state == CL_BLOCK_FREE) {
+            cl_txn txn = cl_begin(store->base);
+            int rc = unlink_free(store, &txn, slot * CL_BLOCKS + i);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            cl_set32(&txn, &s->blocks[i].state, CL_BLOCK_NONE);
+            cl_commit(&txn);
+        }
+    }
+    return CL_OK;
+}
+
+void cl_finish_going(cl_store *store, int keep_locked)
+{
+    uint32_t n = store->ngoing, slots[64];
+    uint64_t ids[64];
+    store->ngoing = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        slots[i] = store->going[i];
+        ids[i] = store->segments[slots[i]].id;
+    }
+    int locked = 1;
+    if (!keep_locked) {
+        cl_unlock(&store->control->lock);
+        locked = 0;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cl_segment_destroy(store, ids[i]);
+        CL_KILL_POINT();
+    }
+    while (!locked) {
+        int rc = cl_lock_registry(store, cl_monotonic_ns() + CL_SLICE_NS);
+        if (rc != CL_OK && rc != CL_AGAIN) {
+            return; /* damaged meanwhile: whoever meets it next will say so */
+        }
+        locked = rc == CL_OK;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cl_segment_forget(store, slots[i]);
+    }
+}
+
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed)
+{
+    cl_control *c = store->control;
+    for (uint32_t round = 0; round < CL_MAX_SEGMENTS && store->ngoing < 64; round++) {
+        uint32_t victim = UINT32_MAX;
+        int over = c->warm_bytes > keep_bytes;
+        /* Large ones first, the longest unused of them: the tail of their list. */
+        if (c->last[CL_LARGE] != 0) {
+            cl_block *b;
+            uint32_t slot = (c->last[CL_LARGE] - 1) / CL_BLOCKS;
+            int rc = cl_block_checked(store, c->last[CL_LARGE] - 1, &b);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            if (over || store->segments[slot].idle_since_ns < idle_before_ns) {
+                victim = slot;
+            }
+        }
+        for (uint32_t i = 0; victim == UINT32_MAX && i < c->segments_high; i++) {
+            const cl_segment *s = &store->segments[i];
+            if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
+                (over || s->idle_since_ns < idle_before_ns)) {
+                victim = i;
+            }
+        }
+        if (victim == UINT32_MAX) {
+            break;
+        }
+        cl_segment *s = &store->segments[victim];
+        int rc = cl_segment_retire(store, victim);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        if (freed != NULL) {
+            *freed += s->file_size;
+        }
+        if (store->maps != NULL && store->maps[victim] != NULL && store->maps[victim]->id == s->id) {
+            cl_map_drop(store, store->maps[victim]);
+        }
+        store->going[store->ngoing++] = victim;
+    }
+    return CL_OK;
+}
+
+int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
+{
+    *freed = 0;
+    for (;;) { /* 64 segments a turn, the lock let go between */
+        uint64_t before = *freed;
+        int rc = cl_enter(store, CL_OP_REAP, flags);
+        if (rc != CL_OK) {
+            return rc == CL_AGAIN && *freed != 0 ? CL_OK : rc;
+        }
+        rc = cl_trim_locked(store, keep_bytes, 0, freed);
+        cl_leave(store);
+        if (rc != CL_OK || *freed == before) {
+            return rc;
+        }
+    }
+}
+
+/* ---- allocating */
+
+/* Write down that a free block becomes ours. The transaction must be empty. */
+static int occupy(cl_store *store, cl_txn *txn, uint32_t number, uint64_t nbytes, uint32_t *hold)
+{
+    int rc = cl_hold_take(store, txn, CL_HOLD_OWNER, store->slot + 1, number, hold);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_block *b = &store->segments[number / CL_BLOCKS].blocks[number % CL_BLOCKS];
+    b->nbytes = nbytes; /* of a free block: for display */
+    b->creator_pid = store->identity.pid;
+    b->created_ns = cl_realtime_ns();
+    cl_set32(txn, &b->state, CL_BLOCK_USED);
+    cl_set32(txn, &b->holds, 1);
+    cl_set32(txn, &b->name, 0);
+    return CL_OK;
+}
+
+static int occupy_listed(cl_store *store, uint32_t number, uint64_t nbytes, uint32_t *hold)
+{
+    cl_control *c = store->control;
+    cl_segment *s = &store->segments[number / CL_BLOCKS];
+    cl_txn txn = cl_begin(store->base);
+    int rc = occupy(store, &txn, number, nbytes, hold);
+    if (rc == CL_OK) {
+        rc = unlink_free(store, &txn, number);
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_set32(&txn, &s->used, s->used + 1);
+    if (s->used == 0) {
+        cl_set64(&txn, &c->warm_bytes, c->warm_bytes - (c->warm_bytes < s->file_size ? 0 : s->file_size));
+    }
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+/* Make the new segment in slot `map->slot` ready, its first block ours: one transaction. Under the lock. */
+static int publish(cl_store *store, const cl_map *map, uint32_t k, uint64_t nbytes, uint32_t *hold)
+{
+    cl_control *c = store->control;
+    cl_segment *s = &store->segments[map->slot];
+    s->block_size = map->block_size; /* a slot in `making` is its maker's */
+    s->inode = map->inode;
+    s->class_index = k;
+    s->idle_since_ns = cl_monotonic_ns();
+    s->nblocks = map->nblocks;
+    uint32_t base = map->slot * CL_BLOCKS, n = map->nblocks, head = c->first[k];
+    for (uint32_t i = 0; i < n; i++) {
+        cl_block *b = &s->blocks[i];
+        b->generation++; /* it only ever grows, whatever segment the slot held before */
+        b->holds = 0;
+        b->name = 0;
+        b->state = i == 0 ? CL_BLOCK_NONE : CL_BLOCK_FREE;
+        b->prev = i <= 1 ? 0 : base + i;
+        b->next = i + 1 < n ? base + i + 2 : head;
+    }
+    CL_KILL_POINT();
+    cl_txn txn = cl_begin(store->base);
+    int rc = occupy(store, &txn, base, nbytes, hold);
+    if (rc == CL_OK && n > 1) {
+        cl_block *old;
+        cl_set32(&txn, &c->first[k], base + 2);
+        if (head == 0) {
+            cl_set32(&txn, &c->last[k], base + n);
+        } else if ((rc = cl_block_checked(store, head - 1, &old)) == CL_OK) {
+            cl_set32(&txn, &old->prev, base + n);
+        }
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_set64(&txn, &c->total_bytes, c->total_bytes + map->size);
+    cl_set64(&txn, &s->file_size, map->size);
+    cl_set32(&txn, &s->used, 1);
+    cl_set32(&txn, &s->owner, 0);
+    cl_set32(&txn, &s->state, CL_SEGMENT_READY);
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+static int enter_again(cl_store *store, enum cl_op op)
+{
+    int rc;
+    while ((rc = cl_enter(store, op, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    return rc;
+}
+
+/* What a fresh object of this process means for its tables. Under the mutex. */
+static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold, cl_block_ref *out)
+{
+    cl_local_block *local = &map->blocks[index];
+    local->generation = store->segments[map->slot].blocks[index].generation;
+    local->hold = hold + 1;
+    local->references = 1;
+    map->in_use++;
+    if (store->fork_slot != 0) { /* a finaliser that runs in the middle of this thread's fork: the child gets it too */
+        uint32_t twin;
+        cl_txn txn = cl_begin(store->base);
+        if (cl_hold_take(store, &txn, CL_HOLD_OWNER, store->fork_slot, map->slot * CL_BLOCKS + index, &twin) == CL_OK) {
+            cl_commit(&txn);
+            local->fork_hold = twin + 1;
+        }
+    }
+    *out = (cl_block_ref){.segment_id = map->id, .generation = local->generation, .capacity = map->block_size,
+                          .offset = CL_PAGE + index * map->block_size,
+                          .data = map->base + CL_PAGE + index * map->block_size, .segment = map->slot, .index = index,
+                          .recycled = 1};
+}
+
+/* A recycled block, if there is one. Under both locks. CL_OK with out->data NULL: none. */
+static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref *out)
+{
+    out->data = NULL;
+    for (int tries = 0; tries < 64; tries++) {
+        uint32_t found, hold;
+        int rc = find_free(store, k, cl_capacity_for(nbytes), &found);
+        if (rc != CL_OK || found == 0) {
+            return rc;
+        }
+        uint32_t slot = (found - 1) / CL_BLOCKS;
+        cl_segment *s = &store->segments[slot];
+        cl_map *map;
+        rc = cl_segment_map(store, s->id, slot, &map);
+        if (rc == CL_CORRUPT || rc == CL_STALE) {
+            if (s->used != 0) {
+                return CL_CORRUPT;
+            }
+            rc = cl_segment_retire(store, slot); /* somebody damaged a file that nobody uses: do without it */
+            if (rc == CL_OK && store->ngoing < 64) {
+                store->going[store->ngoing++] = slot;
+            }
+        } else if (rc == CL_OK) {
+            rc = occupy_listed(store, found - 1, nbytes, &hold);
+            if (rc == CL_OK) {
+                stand_on(store, map, (found - 1) % CL_BLOCKS, hold, out);
+                return CL_OK;
+            }
+        }
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    return CL_OK;
+}
+
+static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nblocks, cl_block_ref *out)
+{
+    uint32_t slot, hold;
+    uint64_t id = cl_random64();
+    cl_map *map = malloc(sizeof *map);
+    if (map == NULL) {
+        return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
+    }
+    int rc = enter_again(store, CL_OP_ALLOC);
+    if (rc == CL_OK) {
+        rc = cl_segment_slot(store, CL_SEGMENT_MAKING, id, &slot);
+        cl_leave(store);
+    }
+    if (rc != CL_OK) {
+        free(map);
+        return rc;
+    }
+    atomic_store_explicit(&store->owners[store->slot].op, CL_OP_ALLOC, memory_order_relaxed);
+    int made = cl_segment_create(store, map, id, k, cl_capacity_for(nbytes), nblocks);
+    cl_error kept = *cl_last_error();
+    map->slot = slot;
+    if (made != CL_OK) {
+        cl_segment_destroy(store, id);
+    }
+    rc = enter_again(store, CL_OP_ALLOC);
+    if (rc != CL_OK) {
+        if (made == CL_OK) {
+            cl_map_discard(map);
+        }
+        return rc;
+    }
+    if (made == CL_OK) {
+        made = cl_map_add(store, map);
+        if (made == CL_OK) {
+            made = publish(store, map, k, nbytes, &hold);
+            if (made == CL_OK) {
+                stand_on(store, map, 0, hold, out);
+                out->recycled = 0;
+            } else {
+                cl_map_drop(store, map);
+                cl_segment_destroy(store, id);
+            }
+        } else {
+            cl_map_discard(map);
+        }
+        kept = *cl_last_error();
+    } else {
+        free(map);
+    }
+    if (made != CL_OK) {
+        cl_segment_forget(store, slot);
+    }
+    cl_leave(store);
+    *cl_last_error() = kept;
+    return made;
+}
+
+int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+{
+    uint32_t k = class_of(nbytes);
+    int rc = cl_enter(store, CL_OP_ALLOC, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_scan(store, 0, NULL);
+    rc = alloc_warm(store, k, nbytes, out);
+    cl_leave(store);
+    if (rc != CL_OK || out->data != NULL) {
+        return rc;
+    }
+    if (!(flags & CL_MAY_WAIT)) {
+        return CL_AGAIN; /* making a segment takes a while: come back without the GIL */
+    }
+    rc = alloc_fresh(store, k, nbytes, blocks_for(k), out);
+    if (rc == CL_FULL) { /* everything that is not in use goes back first */
+        uint64_t freed;
+        cl_reap(store, CL_MAY_WAIT, NULL);
+        cl_trim(store, 0, CL_MAY_WAIT, &freed);
+        rc = alloc_fresh(store, k, nbytes, 1, out);
+    }
+    return rc;
+}
+
+int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_FREE, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_map *map = segment < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[segment] : NULL;
+    cl_local_block *local = map != NULL && index < map->nblocks ? &map->blocks[index] : NULL;
+    if (local != NULL && map->id == segment_id && local->references != 0 && --local->references == 0) {
+        map->in_use--;
+        if (local->hold != 0) {
+            rc = cl_hold_drop(store, local->hold - 1);
+        }
+        if (local->fork_hold != 0) {
+            cl_hold_drop(store, local->fork_hold - 1);
+        }
+        local->hold = local->fork_hold = 0;
+        if (store->control->warm_bytes > store->settings.warm_limit) {
+            cl_trim_locked(store, store->settings.warm_limit, 0, NULL);
+        }
+        if (map->base == NULL && map->in_use == 0) {
+            cl_map_drop(store, map);
+        }
+    }
+    cl_leave(store);
+    return rc;
+}
+
+static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_block_ref *out)
+{
+    uint32_t low = 0, high = store->nmaps;
+    while (low < high) { /* the last mapping that begins at or before p */
+        uint32_t middle = (low + high) / 2;
+        if (store->by_address[middle]->base <= p) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if (low == 0) {
+        return 0;
+    }
+    const cl_map *map = store->by_address[low - 1];
+    uint64_t at = (uint64_t)(p - map->base);
+    if (map->base == NULL || at < CL_PAGE || at >= map->size) {
+        return 0;
+    }
+    uint64_t index = (at - CL_PAGE) / map->block_size, inside = (at - CL_PAGE) % map->block_size;
+    if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0) {
+        return 0;
+    }
+    *out = (cl_block_ref){.segment_id = map->id, .generation = map->blocks[index].generation,
+                          .capacity = map->block_size, .offset = CL_PAGE + index * map->block_size,
+                          .data = map->base + CL_PAGE + index * map->block_size, .segment = map->slot,
+                          .index = (uint32_t)index, .recycled = 1};
+    return 1;
+}
+
+int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+{
+    int rc = cl_enter_tables(store, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    rc = store->open ? find(store, address, nbytes, out) : 0;
+    cl_leave_tables(store);
+    return rc;
+}

@@ -1,0 +1,311 @@
+/* Holds: why a block lives, and how it passes from hand to hand.
+ *
+ * Promise: a block is free exactly when it has no hold. Taking a hold verifies the block's generation in the same
+ * transaction, so nobody ever holds another's bytes. A message's hold becomes its receiver's in one transaction: at
+ * every instant one of the two exists, whoever is killed.
+ *
+ *   free --(owner allocates, loads, forks)--> owner's --(last object gone, or death reaped)--> free
+ *   free --(send)--> message --(load with the right nonce)--> owner's
+ *                            --(failed pickling, end of the family, time)--> free
+ *   free --(posix object created)--> family --(end of the family)--> free
+ *   free --(name with persist)--> persist --(unlink)--> free
+ *
+ * What SIGKILL leaves: the state before or after a transaction, never between. A hold whose owner died is reaped. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
+{
+    uint32_t slot = number / CL_BLOCKS, index = number % CL_BLOCKS;
+    if (slot >= store->control->segments_high || slot >= CL_MAX_SEGMENTS) {
+        return cl_fail(CL_CORRUPT, 0, "registry: block %u lies beyond %u segments", number, store->control->segments_high);
+    }
+    cl_segment *s = &store->segments[slot];
+    if (s->nblocks > CL_BLOCKS || index >= s->nblocks || s->state > CL_SEGMENT_EXTERNAL || s->class_index >= CL_CLASSES) {
+        return cl_fail(CL_CORRUPT, 0, "registry: segment slot %u is overwritten", slot);
+    }
+    *block = &s->blocks[index];
+    return CL_OK;
+}
+
+/* Pages and free-list links for the next holds. Under the lock; killed before the commit, the same work is done again. */
+static int grow(cl_store *store)
+{
+    cl_control *c = store->control;
+    uint32_t high = c->holds_high, n = high < 4096 ? 256 : 4096;
+    if (high + n > CL_MAX_HOLDS) {
+        return cl_fail(CL_TABLE_FULL, 0, "all %u holds are taken", high);
+    }
+    int rc = cl_reserve(store, CL_OFF_HOLDS + (uint64_t)high * sizeof(cl_hold), n * sizeof(cl_hold));
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = high; i < high + n; i++) {
+        store->holds[i].kind = CL_HOLD_FREE;
+        store->holds[i].next = i + 1 < high + n ? i + 2 : 0;
+    }
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, &c->holds_free, high + 1);
+    cl_set32(&txn, &c->holds_high, high + n);
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index)
+{
+    cl_control *c = store->control;
+    cl_block *block;
+    int rc = cl_block_checked(store, number, &block);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (c->holds_free == 0) {
+        cl_txn started = *txn; /* growing is a transaction of its own: only an empty one may be open */
+        rc = started.n == 0 ? grow(store) : CL_TABLE_FULL;
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    uint32_t i = c->holds_free - 1;
+    if (i >= c->holds_high || store->holds[i].kind != CL_HOLD_FREE) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of holds names %u", i);
+    }
+    cl_hold *h = &store->holds[i];
+    cl_set32(txn, &c->holds_free, h->next);
+    cl_set32(txn, &h->kind, kind);
+    cl_set32(txn, &h->owner, owner);
+    cl_set32(txn, &h->block, number + 1);
+    cl_set32(txn, &block->holds, block->holds + 1);
+    if (kind == CL_HOLD_MESSAGE || kind == CL_HOLD_FAMILY) {
+        const cl_identity *me = &store->identity;
+        /* Read by a scan only while the hold is in use, so they may be written ahead of the transaction. */
+        h->nonce = ++store->nonce * 0x9e3779b97f4a7c15u | 1u;
+        h->deadline_ns = kind == CL_HOLD_FAMILY || store->settings.message_ttl_ns == 0
+                             ? INT64_MAX
+                             : cl_monotonic_ns() + store->settings.message_ttl_ns;
+        h->family = me->family;
+        h->parent_pid = me->parent_pid;
+        h->parent_start = me->parent_start;
+        h->pid_namespace = me->pid_namespace;
+        cl_set32(txn, &c->messages, c->messages + 1);
+    } else if (kind == CL_HOLD_PERSIST) {
+        cl_set32(txn, &c->persistent, c->persistent + 1);
+    }
+    *index = i;
+    return CL_OK;
+}
+
+/* The common part of taking a hold away: its own entry back to the free list. */
+static void put_back(cl_store *store, cl_txn *txn, uint32_t index)
+{
+    cl_control *c = store->control;
+    cl_hold *h = &store->holds[index];
+    if (h->kind == CL_HOLD_MESSAGE || h->kind == CL_HOLD_FAMILY) {
+        cl_set32(txn, &c->messages, c->messages - (c->messages != 0));
+    } else if (h->kind == CL_HOLD_PERSIST) {
+        cl_set32(txn, &c->persistent, c->persistent - (c->persistent != 0));
+    }
+    cl_set32(txn, &h->kind, CL_HOLD_FREE);
+    cl_set32(txn, &h->next, c->holds_free);
+    cl_set32(txn, &c->holds_free, index + 1);
+}
+
+/* A POSIX object goes with its last hold, if it is still the one that we made. */
+static void unlink_posix(const cl_name *name)
+{
+    struct stat st;
+    int directory = open("/dev/shm", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0) {
+        return;
+    }
+    if (fstatat(directory, name->name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_dev == name->device &&
+        st.st_ino == name->inode) {
+        unlinkat(directory, name->name, 0);
+    }
+    close(directory);
+}
+
+int cl_hold_drop(cl_store *store, uint32_t index)
+{
+    cl_block *block;
+    cl_hold *h = &store->holds[index];
+    if (index >= store->control->holds_high || h->kind == CL_HOLD_FREE || h->block == 0) {
+        return cl_fail(CL_CORRUPT, 0, "registry: hold %u is not in use", index);
+    }
+    uint32_t number = h->block - 1;
+    int rc = cl_block_checked(store, number, &block);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (block->state != CL_BLOCK_USED || block->holds == 0) {
+        return cl_fail(CL_CORRUPT, 0, "registry: held block %u is in state %u with %u holds", number, block->state,
+                       block->holds);
+    }
+    cl_segment *segment = &store->segments[number / CL_BLOCKS];
+    int external = segment->state == CL_SEGMENT_EXTERNAL;
+    if (external && block->holds == 1 && block->name != 0 && block->name <= store->control->names_high) {
+        unlink_posix(&store->names[block->name - 1]); /* before: killed after it, it is done again, to no effect */
+        CL_KILL_POINT();
+    }
+    cl_txn txn = cl_begin(store->base);
+    put_back(store, &txn, index);
+    cl_set32(&txn, &block->holds, block->holds - 1);
+    if (block->holds == 1) {
+        if (block->name != 0) {
+            cl_name_remove(store, &txn, block->name - 1);
+            cl_set32(&txn, &block->name, 0);
+        }
+        cl_set64(&txn, &block->generation, block->generation + 1);
+        if (external) {
+            cl_set32(&txn, &block->state, CL_BLOCK_NONE);
+            cl_set32(&txn, &segment->state, CL_SEGMENT_FREE);
+            cl_set32(&txn, &segment->next, store->control->segments_free);
+            cl_set32(&txn, &store->control->segments_free, number / CL_BLOCKS + 1);
+        } else {
+            cl_free_block(store, &txn, number);
+        }
+    }
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+/* ---- messages */
+
+int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_map *map = segment < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[segment] : NULL;
+    if (map == NULL || index >= map->nblocks || map->blocks[index].references == 0) {
+        rc = cl_fail(CL_STALE, 0, "this process holds no such block");
+    } else {
+        rc = cl_segment_check(store, map);
+    }
+    if (rc == CL_OK) {
+        uint32_t hold;
+        cl_txn txn = cl_begin(store->base);
+        rc = cl_hold_take(store, &txn, CL_HOLD_MESSAGE, store->slot + 1, segment * CL_BLOCKS + index, &hold);
+        if (rc == CL_OK) {
+            cl_commit(&txn);
+            *out = (cl_address){.segment_id = map->id, .generation = map->blocks[index].generation, .segment = segment,
+                                .index = index, .hold = hold, .nonce = store->holds[hold].nonce};
+        }
+    }
+    cl_leave(store);
+    return rc;
+}
+
+static int is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
+{
+    if (nonce == 0 || hold >= store->control->holds_high) {
+        return 0;
+    }
+    const cl_hold *h = &store->holds[hold];
+    return h->kind == CL_HOLD_MESSAGE && h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
+}
+
+int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc == CL_OK) {
+        if (is_message(store, hold, nonce, UINT32_MAX)) {
+            rc = cl_hold_drop(store, hold);
+        }
+        cl_leave(store);
+    }
+    return rc;
+}
+
+/* The hold part of a load: ours already, or the message's made ours, or a new one. */
+static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, const cl_block *block)
+{
+    uint32_t number = a->segment * CL_BLOCKS + a->index;
+    cl_local_block *local = &map->blocks[a->index];
+    int message = is_message(store, a->hold, a->nonce, number);
+    int rc = CL_OK;
+    if (local->hold != 0) {
+        return message ? cl_hold_drop(store, a->hold) : CL_OK;
+    }
+    if (message && !atomic_load(&store->forking)) {
+        cl_hold *h = &store->holds[a->hold];
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
+        cl_set32(&txn, &h->owner, store->slot + 1);
+        cl_set64(&txn, &h->nonce, 0);
+        cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        cl_commit(&txn);
+        local->hold = a->hold + 1;
+    } else {
+        uint32_t hold;
+        cl_txn txn = cl_begin(store->base);
+        rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, number, &hold);
+        if (rc == CL_OK) {
+            cl_commit(&txn);
+            local->hold = hold + 1;
+            if (store->fork_slot != 0) { /* a fork is under way in this thread: the child will have the object too */
+                txn = cl_begin(store->base);
+                rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->fork_slot, number, &hold);
+                if (rc == CL_OK) {
+                    cl_commit(&txn);
+                    local->fork_hold = hold + 1;
+                }
+            }
+        }
+    }
+    local->generation = block->generation;
+    return rc;
+}
+
+int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+{
+    int rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (cl_monotonic_ns() - (int64_t)store->control->scanned_ns > 1000000000) {
+        cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
+    }
+    cl_block *block = NULL;
+    cl_map *map = NULL;
+    cl_segment *segment = &store->segments[a->segment < CL_MAX_SEGMENTS ? a->segment : 0];
+    if (a->segment >= store->control->segments_high || a->index >= CL_BLOCKS || segment->id != a->segment_id ||
+        segment->state != CL_SEGMENT_READY || segment->blocks[a->index].generation != a->generation ||
+        segment->blocks[a->index].state != CL_BLOCK_USED) {
+        rc = cl_fail(CL_STALE, 0, "the block is gone (segment %016llx, generation %llu)",
+                     (unsigned long long)a->segment_id, (unsigned long long)a->generation);
+    } else {
+        rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
+    }
+    if (rc == CL_OK) {
+        rc = cl_segment_map(store, a->segment_id, a->segment, &map);
+        if (rc == CL_STALE) {
+            rc = cl_fail(CL_CORRUPT, 0, "segment %016llx: its file was removed", (unsigned long long)a->segment_id);
+        }
+    }
+    if (rc == CL_OK && (map->nblocks != segment->nblocks || map->block_size != segment->block_size ||
+                        map->size != segment->file_size)) {
+        rc = cl_fail(CL_CORRUPT, 0, "%s: its header and the registry disagree", map->file);
+    }
+    if (rc == CL_OK) {
+        rc = hold_for_load(store, a, map, block);
+    }
+    if (rc == CL_OK) {
+        map->in_use += map->blocks[a->index].references == 0;
+        map->blocks[a->index].references++;
+        *out = (cl_block_ref){.segment_id = map->id, .generation = a->generation, .segment = a->segment,
+                              .index = a->index, .capacity = map->block_size,
+                              .offset = CL_PAGE + a->index * map->block_size,
+                              .data = map->base + CL_PAGE + a->index * map->block_size, .recycled = 1};
+    }
+    cl_error kept = *cl_last_error();
+    cl_leave(store);
+    *cl_last_error() = kept;
+    return rc;
+}

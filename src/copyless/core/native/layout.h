@@ -1,0 +1,217 @@
+/* The one declaration of what lies in shared memory. Everything else reaches it through these structs.
+ *
+ * A user's directory holds one registry and any number of data segments:
+ *
+ *   registry.1   (sparse; pages are reserved before they are first used)
+ *   +--------+---------+--------+----------+---------+-------+-----------------------------+
+ *   | header | control | owners | buckets  | names   | holds | segments, each with the     |
+ *   | 4 KiB  | 8 KiB   |        | of names |         |       | records of its up to 64     |
+ *   |        |         |        |          |         |       | blocks                      |
+ *   +--------+---------+--------+----------+---------+-------+-----------------------------+
+ *
+ *   seg.<id>     (fully reserved when created)
+ *   +--------+---------+---------+-- ... --+
+ *   | header | block 0 | block 1 |         |   blocks of one size; a large block is alone in its segment
+ *   | 4 KiB  |         |         |         |
+ *   +--------+---------+---------+-- ... --+
+ *
+ *   live.<id>    empty, never mapped: byte n is locked (OFD) by owner n while it lives
+ *
+ * Data segments hold no bookkeeping beyond their constant header: whatever user code writes past the end of its array,
+ * it cannot break the registry through them.
+ *
+ * Every mutable field of the registry belongs to its lock and changes only by a transaction of journal.h, so a reader
+ * who holds the lock never sees half a change, whoever was killed before. Exceptions, each a single word: the lock
+ * itself, `names_seq` (a futex), an owner's `op`, and what only its own owner writes before others may look. */
+#ifndef CL_LAYOUT_H
+#define CL_LAYOUT_H
+
+#include "base.h"
+
+#define CL_LAYOUT_VERSION 1u
+#define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
+#define CL_PAGE 4096u
+#define CL_KIND_REGISTRY 1u
+#define CL_KIND_DATA 2u
+
+#define CL_MAX_OWNERS 4096u /* slot + 1 fits the 12 bits of a lock word; slot 4095 is never given */
+#define CL_MAX_SEGMENTS 32768u
+#define CL_MAX_HOLDS 1048576u
+#define CL_MAX_NAMES 8192u
+#define CL_BUCKETS 1024u
+#define CL_BLOCKS 64u /* most blocks of one segment */
+#define CL_NAME_MAX 255u
+
+#define CL_SMALL_MAX 65536u /* larger blocks have a segment of their own */
+#define CL_CLASSES 20u      /* 19 small sizes and the large class */
+#define CL_LARGE 19u
+
+typedef struct cl_header {
+    uint64_t magic;
+    uint32_t layout;
+    uint32_t kind;
+    uint64_t id; /* random, never reused */
+    uint64_t file_size;
+    uint64_t host; /* hash of the machine's identity */
+    uint64_t boot; /* hash of this boot's identity */
+    uint64_t created_ns; /* wall clock, for display */
+    uint64_t creator_start;
+    uint32_t creator_pid;
+    uint32_t class_index; /* data */
+    uint64_t live_device; /* registry: which file holds the liveness locks */
+    uint64_t live_inode;
+    uint64_t block_size; /* data */
+    uint32_t nblocks;    /* data */
+    uint32_t reserved;
+    uint64_t checksum; /* of all before it */
+} cl_header;
+_Static_assert(sizeof(cl_header) == 112, "constant header");
+
+#define CL_JOURNAL_MAX 48u
+typedef struct cl_write {
+    uint64_t offset; /* in the registry; bit 0 set: a 64-bit field, clear: 32-bit */
+    uint64_t value;
+} cl_write;
+typedef struct cl_journal {
+    cl_au32 committed; /* how many writes are due; 0: none */
+    uint32_t pad;
+    cl_write writes[CL_JOURNAL_MAX];
+} cl_journal;
+
+#define CL_GUARD 0xc0bb1e5500d5eedfu
+typedef struct cl_control {
+    uint64_t guard; /* CL_GUARD here and at the end: noise over the control is seen at once */
+    cl_au32 lock;
+    cl_au32 names_seq; /* a futex: changes with every published name */
+    uint32_t removed;  /* 1: the last owner has taken the files away; open anew */
+    uint32_t owners_high; /* entries below have pages reserved; likewise for the next three */
+    uint32_t segments_high;
+    uint32_t holds_high;
+    uint32_t names_high;
+    uint32_t segments_free; /* heads of free lists, index + 1 */
+    uint32_t holds_free;
+    uint32_t names_free;
+    uint32_t messages; /* holds of kind message or family: whether a scan need look at holds */
+    uint32_t persistent; /* holds of kind persist */
+    uint64_t total_bytes; /* of data segments */
+    uint64_t warm_bytes;  /* of whole free segments among them */
+    uint64_t scanned_ns;  /* monotonic: last search for dead owners; a hint */
+    uint64_t scan_cost_ns;
+    uint64_t deaths;       /* owners found dead */
+    uint64_t deaths_in_op; /* ... inside a core operation */
+    uint64_t recoveries;   /* times the lock came from a dead holder */
+    uint32_t first[CL_CLASSES]; /* free blocks of each class, last freed first; block number + 1 */
+    uint32_t last[CL_CLASSES];
+    cl_journal journal;
+    uint64_t guard_end;
+} cl_control;
+_Static_assert(sizeof(cl_control) <= 2 * CL_PAGE, "control area");
+
+/* Owner: a process that uses the registry.
+ *   free --(byte lock won)--> joining --(transaction)--> live --(reaped, or leaves)--> free
+ * joining and live are believed only while byte `slot` of the liveness file is locked. */
+enum { CL_OWNER_FREE, CL_OWNER_JOINING, CL_OWNER_LIVE };
+typedef struct cl_owner {
+    uint32_t state;
+    uint32_t incarnation; /* grows with every use of the slot */
+    cl_au32 op;           /* enum cl_op: what it is inside of; read after its death */
+    uint32_t pid;         /* for display and a second opinion; 0: a fork that has not told yet */
+    uint64_t start;       /* clock ticks after boot, of /proc */
+    uint64_t pid_namespace;
+    uint64_t family;
+    uint64_t parent_start;
+    uint32_t parent_pid;
+    uint32_t leaving; /* 1: in its exit, with arrays that only the end of the process gives up */
+    uint64_t since_ns; /* wall clock */
+    char command[32];
+    uint64_t spare[4];
+} cl_owner;
+_Static_assert(sizeof(cl_owner) == 128, "owner slot");
+
+enum cl_op { CL_OP_NONE, CL_OP_JOIN, CL_OP_ALLOC, CL_OP_FREE, CL_OP_LOAD, CL_OP_SEND, CL_OP_NAME, CL_OP_REAP,
+             CL_OP_FORK, CL_OP_LIST };
+
+/* Hold: a reason why a block lives. A block with none is freed in the transaction that takes the last one away. */
+enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST };
+typedef struct cl_hold {
+    uint32_t kind;
+    uint32_t owner; /* slot + 1 of whom it belongs to, or who sent the message */
+    uint32_t block; /* block number + 1 */
+    uint32_t next;  /* free list */
+    uint64_t nonce; /* message: must match to be taken over */
+    int64_t deadline_ns; /* message: monotonic */
+    uint64_t family;
+    uint64_t parent_start; /* message, family: the sender's parent, which may not use us yet */
+    uint32_t parent_pid;
+    uint32_t pad;
+    uint64_t pid_namespace;
+} cl_hold;
+_Static_assert(sizeof(cl_hold) == 64, "hold");
+
+/* Block number = segment slot * 64 + index in the segment.
+ *   none --(segment made)--> free --(alloc)--> used --(last hold gone: generation + 1)--> free --(segment given back)--> none */
+enum { CL_BLOCK_NONE, CL_BLOCK_FREE, CL_BLOCK_USED };
+typedef struct cl_block {
+    uint64_t generation;
+    uint64_t nbytes; /* asked for */
+    uint32_t state;
+    uint32_t holds;
+    uint32_t next, prev; /* free list; block number + 1 */
+    uint32_t name;       /* name entry + 1 */
+    uint32_t creator_pid;
+    uint64_t created_ns;
+} cl_block;
+_Static_assert(sizeof(cl_block) == 48, "block");
+
+/* Segment:
+ *   free --(slot taken)--> making --(file whole, transaction)--> ready --(given back)--> going --(file gone)--> free
+ * making and going name the owner at work: when it dies, the reaper unlinks the file and frees the slot.
+ * An `external` segment is a POSIX object at the standard library's place; it has one block and no file of ours. */
+enum { CL_SEGMENT_FREE, CL_SEGMENT_MAKING, CL_SEGMENT_READY, CL_SEGMENT_GOING, CL_SEGMENT_EXTERNAL };
+typedef struct cl_segment {
+    uint64_t id;
+    uint64_t file_size;
+    uint64_t block_size;
+    uint64_t inode; /* of the file: a file swapped for another is found out */
+    int64_t idle_since_ns; /* monotonic; when its last block was freed */
+    uint32_t state;
+    uint32_t owner; /* slot + 1, while making or going */
+    uint32_t nblocks;
+    uint32_t used; /* blocks in use */
+    uint32_t class_index;
+    uint32_t next; /* free list */
+    cl_block blocks[CL_BLOCKS];
+} cl_segment;
+_Static_assert(sizeof(cl_segment) == 64 + 48 * CL_BLOCKS, "segment");
+
+/* A name of an array (kind array), or of a POSIX object we created (kind posix). The description of a named array (its
+ * dtype and shape) lies in the block itself, after the data. */
+enum { CL_NAME_FREE, CL_NAME_ARRAY, CL_NAME_POSIX };
+typedef struct cl_name {
+    uint32_t kind;
+    uint32_t next;  /* bucket chain or free list; index + 1 */
+    uint32_t block; /* block number + 1 */
+    uint32_t length;
+    uint64_t hash;
+    uint64_t generation;
+    uint64_t spec_offset; /* array: where in the block the description begins */
+    uint64_t spec_length;
+    uint64_t device, inode; /* posix */
+    uint32_t hold;          /* index + 1 of the persist or family hold that goes with the name */
+    uint32_t pad;
+    char name[CL_NAME_MAX + 1];
+    uint64_t spare[23];
+} cl_name;
+_Static_assert(sizeof(cl_name) == 512, "name");
+
+#define CL_OFF_CONTROL ((uint64_t)CL_PAGE)
+#define CL_OFF_OWNERS (CL_OFF_CONTROL + 2 * CL_PAGE)
+#define CL_OFF_BUCKETS (CL_OFF_OWNERS + (uint64_t)CL_MAX_OWNERS * sizeof(cl_owner))
+#define CL_OFF_NAMES (CL_OFF_BUCKETS + CL_BUCKETS * 4u)
+#define CL_OFF_HOLDS (CL_OFF_NAMES + (uint64_t)CL_MAX_NAMES * sizeof(cl_name))
+#define CL_OFF_SEGMENTS (CL_OFF_HOLDS + (uint64_t)CL_MAX_HOLDS * sizeof(cl_hold))
+#define CL_REGISTRY_SIZE (CL_OFF_SEGMENTS + (uint64_t)CL_MAX_SEGMENTS * sizeof(cl_segment))
+_Static_assert(CL_OFF_BUCKETS % CL_PAGE == 0 && CL_OFF_NAMES % CL_PAGE == 0 && CL_OFF_SEGMENTS % CL_PAGE == 0,
+               "tables begin on pages");
+
+#endif

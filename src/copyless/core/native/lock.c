@@ -1,0 +1,73 @@
+#include "lock.h"
+
+static int take(cl_au32 *word, uint32_t expected, uint32_t desired)
+{
+    /* acquire, pairs with "lock released" in cl_unlock: we see all that the last holder wrote */
+    return atomic_compare_exchange_strong_explicit(word, &expected, desired, memory_order_acquire,
+                                                   memory_order_relaxed);
+}
+
+int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl_life_of life_of, void *context)
+{
+    uint32_t mine = self;
+    for (;;) {
+        uint32_t seen = atomic_load_explicit(word, memory_order_relaxed); /* take() synchronises */
+        if ((seen & ~CL_LOCK_SLEEP) == 0) {
+            if (take(word, seen, mine)) {
+                CL_KILL_POINT();
+                return CL_OK;
+            }
+            continue;
+        }
+        if (deadline_ns == 0) {
+            return CL_AGAIN;
+        }
+        if (cl_spin_wait(word, seen, spin)) {
+            continue;
+        }
+        uint32_t slot = CL_LOCK_SLOT(seen);
+        switch (slot == 0 ? CL_NOBODY : life_of(context, slot - 1, CL_LOCK_INCARNATION(seen))) {
+        case CL_ALIVE:
+            break;
+        case CL_DEAD:
+            if (take(word, seen, self | CL_LOCK_SLEEP)) {
+                CL_KILL_POINT();
+                return CL_OWNER_DIED;
+            }
+            continue;
+        case CL_NOBODY:
+            /* The holder may have let go and been forgotten between our two reads; an unchanged word proves damage,
+             * because a holder's slot is never given away. */
+            if (atomic_load(word) == seen) {
+                return cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner", seen);
+            }
+            continue;
+        }
+        if (!(seen & CL_LOCK_SLEEP) &&
+            !atomic_compare_exchange_strong_explicit(word, &seen, seen | CL_LOCK_SLEEP, memory_order_relaxed,
+                                                     memory_order_relaxed)) { /* only marks: nothing is published */
+            continue;
+        }
+        int waited = cl_wait(word, seen | CL_LOCK_SLEEP, deadline_ns, NULL);
+        mine = self | CL_LOCK_SLEEP; /* others may sleep too: whoever slept wakes one more when it unlocks */
+        if (waited == CL_TIMEOUT || waited == CL_AGAIN) {
+            /* A free word with sleepers is left by a holder killed before its wake: one look more before we go. */
+            seen = atomic_load_explicit(word, memory_order_relaxed);
+            if ((seen & ~CL_LOCK_SLEEP) == 0 && take(word, seen, mine)) {
+                CL_KILL_POINT();
+                return CL_OK;
+            }
+            return waited;
+        }
+    }
+}
+
+void cl_unlock(cl_au32 *word)
+{
+    /* release: "lock released" */
+    uint32_t old = atomic_exchange_explicit(word, 0, memory_order_release);
+    CL_KILL_POINT();
+    if (old & CL_LOCK_SLEEP) {
+        cl_wake(word, 1);
+    }
+}

@@ -1,0 +1,494 @@
+/* Opening a user's registry, and entering it.
+ *
+ * States of the directory and who moves them:
+ *
+ *   nothing --(creator: live.<id>, then the finished registry linked under its name)--> in use
+ *   in use --(last owner out: `removed` set, files unlinked)--> nothing
+ *
+ * What SIGKILL leaves: before the link, an empty liveness file that the next reap sweeps (the registry itself had no
+ * name); after it, a sound registry with nobody in it. Between `removed` and the unlinks: a registry that every opener
+ * sees as removed; the opener finishes the removal and makes a new one. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const char *const REGISTRY = "registry.1"; /* carries CL_LAYOUT_VERSION: two layouts live side by side */
+
+static void live_file(char *out, size_t room, uint64_t id)
+{
+    snprintf(out, room, "live.%016llx", (unsigned long long)id);
+}
+
+static int reserve_fd(int fd, uint64_t offset, uint64_t length)
+{
+    int rc;
+    do {
+        rc = posix_fallocate(fd, (off_t)offset, (off_t)length);
+    } while (rc == EINTR);
+    if (rc == ENOSPC) {
+        cl_fail(CL_FULL, rc, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
+        cl_last_error()->asked = length;
+        return CL_FULL;
+    }
+    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "reserving the registry");
+}
+
+int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
+{
+    return reserve_fd(store->registry_fd, offset, length);
+}
+
+/* ---- making one */
+
+/* Link the first n entries of a table into its free list, in order. */
+static int chain(int fd, uint64_t table, size_t stride, size_t next_at, uint32_t n)
+{
+    int ok = 1;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t next = i + 1 < n ? i + 2 : 0;
+        ok &= pwrite(fd, &next, sizeof next, (off_t)(table + i * stride + next_at)) == (ssize_t)sizeof next;
+    }
+    return ok;
+}
+
+static int fill_new(int fd, const cl_header *header)
+{
+    if (ftruncate(fd, (off_t)CL_REGISTRY_SIZE) != 0) {
+        return cl_fail(CL_SYSTEM, errno, "sizing the registry");
+    }
+    const struct {
+        uint64_t offset, length;
+    } first[] = {
+        {0, CL_OFF_OWNERS + 256 * sizeof(cl_owner)},
+        {CL_OFF_BUCKETS, CL_BUCKETS * 4 + 32 * sizeof(cl_name)},
+        {CL_OFF_HOLDS, 256 * sizeof(cl_hold)},
+        {CL_OFF_SEGMENTS, 8 * sizeof(cl_segment)},
+    };
+    for (size_t i = 0; i < sizeof first / sizeof *first; i++) {
+        int rc = reserve_fd(fd, first[i].offset, first[i].length);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    cl_control control = {.guard = CL_GUARD, .guard_end = CL_GUARD, .owners_high = 256, .names_high = 32,
+                          .holds_high = 256, .segments_high = 8, .holds_free = 1, .names_free = 1,
+                          .segments_free = 1};
+    if (pwrite(fd, &control, sizeof control, CL_OFF_CONTROL) != (ssize_t)sizeof control ||
+        pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header) {
+        return cl_fail(CL_SYSTEM, errno, "writing the registry");
+    }
+    if (!chain(fd, CL_OFF_HOLDS, sizeof(cl_hold), offsetof(cl_hold, next), control.holds_high) ||
+        !chain(fd, CL_OFF_NAMES, sizeof(cl_name), offsetof(cl_name, next), control.names_high) ||
+        !chain(fd, CL_OFF_SEGMENTS, sizeof(cl_segment), offsetof(cl_segment, next), control.segments_high)) {
+        return cl_fail(CL_SYSTEM, errno, "writing the registry");
+    }
+    return CL_OK;
+}
+
+static int make_registry(int directory, const cl_identity *identity)
+{
+    cl_header header = {.magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .kind = CL_KIND_REGISTRY, .id = cl_random64(),
+                        .file_size = CL_REGISTRY_SIZE, .host = identity->host, .boot = identity->boot,
+                        .created_ns = cl_realtime_ns(), .creator_pid = identity->pid,
+                        .creator_start = identity->start};
+    char live[32], temporary[32] = "";
+    live_file(live, sizeof live, header.id);
+    int fd = -1, rc = CL_OK;
+    int live_fd = openat(directory, live, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    struct stat st;
+    if (live_fd < 0 || fstat(live_fd, &st) != 0) {
+        rc = errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", live);
+        goto out;
+    }
+    CL_KILL_POINT();
+    header.live_device = st.st_dev;
+    header.live_inode = st.st_ino;
+    header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
+    fd = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0) { /* a file system without nameless files */
+        snprintf(temporary, sizeof temporary, "new.%016llx", (unsigned long long)header.id);
+        fd = openat(directory, temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    }
+    if (fd < 0) {
+        rc = errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating the registry");
+        goto out;
+    }
+    rc = fill_new(fd, &header);
+    CL_KILL_POINT();
+    if (rc == CL_OK) {
+        char path[40];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        int linked = temporary[0] ? linkat(directory, temporary, directory, REGISTRY, 0)
+                                  : linkat(AT_FDCWD, path, directory, REGISTRY, AT_SYMLINK_FOLLOW);
+        if (linked != 0) {
+            rc = errno == EEXIST || errno == ENOENT ? CL_RETRY : cl_fail(CL_SYSTEM, errno, "publishing the registry");
+        }
+        CL_KILL_POINT();
+    }
+out:;
+    cl_error kept = *cl_last_error();
+    if (temporary[0]) {
+        unlinkat(directory, temporary, 0);
+    }
+    if (rc != CL_OK && live_fd >= 0) {
+        unlinkat(directory, live, 0);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (live_fd >= 0) {
+        close(live_fd);
+    }
+    *cl_last_error() = kept;
+    return rc;
+}
+
+/* ---- opening one */
+
+static int check_header(const cl_header *h, uint64_t file_size)
+{
+    if (h->magic != CL_MAGIC) {
+        return cl_fail(CL_CORRUPT, 0, "registry: wrong magic %016llx", (unsigned long long)h->magic);
+    }
+    if (h->layout != CL_LAYOUT_VERSION || h->kind != CL_KIND_REGISTRY) {
+        return cl_fail(CL_CORRUPT, 0, "registry: layout %u kind %u, expected %u and %u", h->layout, h->kind,
+                       CL_LAYOUT_VERSION, CL_KIND_REGISTRY);
+    }
+    if (h->checksum != cl_hash64(h, offsetof(cl_header, checksum))) {
+        return cl_fail(CL_CORRUPT, 0, "registry: header checksum does not match");
+    }
+    if (h->file_size != CL_REGISTRY_SIZE || file_size != CL_REGISTRY_SIZE) {
+        return cl_fail(CL_CORRUPT, 0, "registry: file of %llu bytes, header says %llu", (unsigned long long)file_size,
+                       (unsigned long long)h->file_size);
+    }
+    return CL_OK;
+}
+
+static void close_files(cl_store *store)
+{
+    if (store->base != NULL) {
+        munmap(store->base, CL_REGISTRY_SIZE);
+        store->base = NULL;
+    }
+    if (store->registry_fd >= 0) {
+        close(store->registry_fd);
+    }
+    if (store->live_fd >= 0) {
+        close(store->live_fd);
+    }
+    store->registry_fd = store->live_fd = -1;
+}
+
+static void point_tables(cl_store *store)
+{
+    uint8_t *base = store->base;
+    store->control = (cl_control *)(void *)(base + CL_OFF_CONTROL);
+    store->owners = (cl_owner *)(void *)(base + CL_OFF_OWNERS);
+    store->buckets = (uint32_t *)(void *)(base + CL_OFF_BUCKETS);
+    store->names = (cl_name *)(void *)(base + CL_OFF_NAMES);
+    store->holds = (cl_hold *)(void *)(base + CL_OFF_HOLDS);
+    store->segments = (cl_segment *)(void *)(base + CL_OFF_SEGMENTS);
+}
+
+/* Take a registry away that nobody can use any more (removed by its last owner, or of an earlier boot). */
+static void discard(cl_store *store, uint64_t id)
+{
+    struct stat named, ours;
+    char live[32];
+    live_file(live, sizeof live, id);
+    if (fstat(store->registry_fd, &ours) == 0 &&
+        fstatat(store->directory, REGISTRY, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_ino == ours.st_ino) {
+        unlinkat(store->directory, REGISTRY, 0);
+    }
+    unlinkat(store->directory, live, 0);
+}
+
+static int open_once(cl_store *store)
+{
+    int rc;
+    store->registry_fd = openat(store->directory, REGISTRY, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (store->registry_fd < 0) {
+        if (errno != ENOENT) {
+            return cl_fail(CL_SYSTEM, errno, "opening the registry");
+        }
+        rc = make_registry(store->directory, &store->identity);
+        return rc == CL_OK ? CL_RETRY : rc;
+    }
+    struct stat st;
+    cl_header header;
+    if (fstat(store->registry_fd, &st) != 0) {
+        return cl_fail(CL_SYSTEM, errno, "reading the registry");
+    }
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+        pread(store->registry_fd, &header, sizeof header, 0) != (ssize_t)sizeof header) {
+        return cl_fail(CL_CORRUPT, 0, "registry: no regular file of ours, or too short (%lld bytes)",
+                       (long long)st.st_size);
+    }
+    rc = check_header(&header, (uint64_t)st.st_size);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (header.boot != store->identity.boot) {
+        discard(store, header.id);
+        return CL_RETRY;
+    }
+    store->registry_id = header.id;
+    store->device = st.st_dev;
+    char live[32];
+    live_file(live, sizeof live, header.id);
+    store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    struct stat live_st;
+    int live_gone = store->live_fd < 0;
+    if (!live_gone && (fstat(store->live_fd, &live_st) != 0 || live_st.st_ino != header.live_inode ||
+                       live_st.st_dev != header.live_device)) {
+        return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that it was made with", live);
+    }
+    store->base = mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, store->registry_fd, 0);
+    if (store->base == MAP_FAILED) {
+        store->base = NULL;
+        return cl_fail(CL_SYSTEM, errno, "mapping the registry");
+    }
+    madvise(store->base, CL_REGISTRY_SIZE, MADV_DONTDUMP);
+    point_tables(store);
+    if (store->control->guard != CL_GUARD || store->control->guard_end != CL_GUARD) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the control area is overwritten");
+    }
+    if (store->control->removed) {
+        discard(store, header.id);
+        return CL_RETRY;
+    }
+    if (live_gone) {
+        return cl_fail(CL_CORRUPT, errno, "registry: %s is gone", live);
+    }
+    store->open = 1;
+    rc = cl_join(store);
+    if (rc != CL_OK) {
+        store->open = 0;
+    }
+    return rc;
+}
+
+int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
+{
+    memset(store, 0, sizeof *store);
+    pthread_mutex_init(&store->mutex, NULL);
+    store->directory = directory;
+    store->registry_fd = store->live_fd = store->fork_live_fd = -1;
+    store->identity = *identity;
+    store->settings = *settings;
+    store->nonce = cl_random64();
+    int rc = CL_RETRY;
+    for (int i = 0; i < 100 && rc == CL_RETRY; i++) {
+        rc = open_once(store);
+        if (rc != CL_OK) {
+            cl_error kept = *cl_last_error();
+            close_files(store);
+            *cl_last_error() = kept;
+        }
+    }
+    return rc;
+}
+
+/* ---- entering */
+
+static int check_registry(cl_store *store)
+{
+    struct stat st;
+    if (fstat(store->registry_fd, &st) != 0) {
+        return cl_fail(CL_SYSTEM, errno, "reading the registry");
+    }
+    if ((uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
+        return cl_fail(CL_CORRUPT, 0, "registry: file of %lld bytes, expected %llu", (long long)st.st_size,
+                       (unsigned long long)CL_REGISTRY_SIZE);
+    }
+    if (st.st_nlink == 0) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the file was removed or replaced under us");
+    }
+    if (*(volatile uint64_t *)store->base != CL_MAGIC || store->control->guard != CL_GUARD ||
+        store->control->guard_end != CL_GUARD) {
+        return cl_fail(CL_CORRUPT, 0, "registry: header or control area is overwritten");
+    }
+    return CL_OK;
+}
+
+static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
+{
+    return cl_owner_life(context, slot, incarnation);
+}
+
+int cl_lock_registry(cl_store *store, int64_t deadline_ns)
+{
+    int rc = store->open ? check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
+    if (rc != CL_OK) {
+        return rc;
+    }
+    const cl_owner *me = &store->owners[store->slot];
+    rc = cl_lock(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), deadline_ns, &store->spin,
+                 life_of, store);
+    if (rc == CL_OWNER_DIED) {
+        store->control->recoveries++;
+        rc = cl_replay(store->base);
+    } else if (rc != CL_OK) {
+        return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    }
+    if (rc == CL_OK && (me->state == CL_OWNER_FREE || me->incarnation != store->incarnation)) {
+        rc = cl_fail(CL_CORRUPT, 0, "registry: our owner slot %u is overwritten", store->slot);
+    }
+    if (rc != CL_OK) {
+        cl_unlock(&store->control->lock);
+    }
+    return rc;
+}
+
+/* The forking thread already has the mutex, from prepare to the end of the fork. */
+static int in_own_fork(cl_store *store)
+{
+    return atomic_load_explicit(&store->forking, memory_order_acquire) &&
+           pthread_equal(atomic_load(&store->fork_thread), pthread_self());
+}
+
+int cl_enter_tables(cl_store *store, unsigned flags)
+{
+    if (in_own_fork(store) || pthread_mutex_trylock(&store->mutex) == 0) {
+        return CL_OK;
+    }
+    if (!(flags & CL_MAY_WAIT)) {
+        return CL_AGAIN;
+    }
+    int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
+    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+#ifdef __SANITIZE_THREAD__ /* its runtime does not know clocklock */
+    return (void)t, pthread_mutex_lock(&store->mutex) == 0 ? CL_OK : CL_AGAIN;
+#else
+    return pthread_mutex_clocklock(&store->mutex, CLOCK_MONOTONIC, &t) == 0 ? CL_OK : CL_AGAIN;
+#endif
+}
+
+void cl_leave_tables(cl_store *store)
+{
+    if (!in_own_fork(store)) {
+        pthread_mutex_unlock(&store->mutex);
+    }
+}
+
+int cl_enter(cl_store *store, enum cl_op op, unsigned flags)
+{
+    int rc = cl_enter_tables(store, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    rc = cl_lock_registry(store, flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0);
+    if (rc == CL_OK) {
+        /* relaxed: read by others only after our death */
+        atomic_store_explicit(&store->owners[store->slot].op, op, memory_order_relaxed);
+        CL_KILL_POINT();
+        return CL_OK;
+    }
+    cl_error kept = *cl_last_error();
+    cl_leave_tables(store);
+    *cl_last_error() = kept;
+    return rc;
+}
+
+void cl_leave(cl_store *store)
+{
+    if (store->ngoing != 0) {
+        cl_finish_going(store, 0);
+    }
+    atomic_store_explicit(&store->owners[store->slot].op, CL_OP_NONE, memory_order_relaxed);
+    cl_unlock(&store->control->lock);
+    cl_leave_tables(store);
+}
+
+/* ---- leaving for good */
+
+static int others_live(cl_store *store, int *leaving)
+{
+    int n = 0;
+    *leaving = 0;
+    for (uint32_t i = 0; i < store->control->owners_high && i < CL_MAX_OWNERS; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (i != store->slot && o->state != CL_OWNER_FREE && cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
+            n++;
+            *leaving += o->leaving != 0;
+        }
+    }
+    return n;
+}
+
+int cl_store_leave(cl_store *store)
+{
+    int removed = 0;
+    int64_t deadline = cl_monotonic_ns() + 200000000;
+    for (;;) {
+        int rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT);
+        if (rc == CL_AGAIN && cl_monotonic_ns() < deadline) {
+            continue;
+        }
+        if (rc != CL_OK) {
+            return 0;
+        }
+        store->owners[store->slot].leaving = 1;
+        int leaving, others;
+        cl_scan(store, CL_SCAN_FORCE, NULL);
+        others = others_live(store, &leaving);
+        if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
+            int mine = 0; /* arrays still in use: given up by the end of the process only, since a thread may write to them */
+            for (uint32_t i = 0; i < store->nmaps; i++) {
+                mine += store->by_address[i]->in_use != 0;
+            }
+            if (others == 0) {
+                /* Nobody is left to be disturbed: everything goes that nobody asked to persist. */
+                for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
+                    if (store->holds[i].kind == CL_HOLD_OWNER && store->holds[i].owner == store->slot + 1) {
+                        cl_hold_drop(store, i);
+                    }
+                }
+                cl_scan(store, CL_SCAN_FORCE, NULL);
+                cl_trim_locked(store, 0, INT64_MAX, NULL);
+                cl_finish_going(store, 0);
+                if (store->control->total_bytes == 0 && store->control->messages == 0) {
+                    store->control->removed = 1;
+                    CL_KILL_POINT();
+                    discard(store, store->registry_id);
+                    removed = 1;
+                }
+            }
+            if (others == 0 || mine == 0) {
+                cl_txn txn = cl_begin(store->base);
+                cl_set32(&txn, &store->owners[store->slot].state, CL_OWNER_FREE);
+                cl_commit(&txn);
+            }
+            store->open = 0;
+            for (uint32_t i = store->nmaps; i-- > 0;) {
+                if (store->by_address[i]->in_use == 0) {
+                    cl_map_drop(store, store->by_address[i]);
+                }
+            }
+            if (store->nmaps == 0) {
+                free(store->maps);
+                free(store->by_address);
+                store->maps = store->by_address = NULL;
+                store->maps_room = 0;
+            }
+            cl_unlock(&store->control->lock);
+            if (others == 0 || mine == 0) {
+                close(store->live_fd);
+                store->live_fd = -1;
+            }
+            pthread_mutex_unlock(&store->mutex);
+            return removed;
+        }
+        cl_leave(store);
+        struct timespec nap = {.tv_nsec = 1000000};
+        nanosleep(&nap, NULL);
+    }
+}

@@ -1,0 +1,289 @@
+/* Segments: files of blocks, and this process's mappings of them.
+ *
+ * Promise: a mapping is handed out only after every field of the file's header agrees with the file itself and with
+ * the identity asked for; memory behind a fresh segment is reserved for real, so that writing to it cannot fail.
+ * No descriptor is kept. A segment's file carries its random id in its name, which is never reused. */
+#define _GNU_SOURCE
+#include "capacity.h"
+#include "store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+#define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
+
+void cl_segment_file(char *out, uint64_t id)
+{
+    static const char digits[] = "0123456789abcdef";
+    memcpy(out, "seg.", 4);
+    for (int i = 0; i < 16; i++) {
+        out[4 + i] = digits[(id >> (60 - 4 * i)) & 15];
+    }
+    out[20] = 0;
+}
+
+void cl_segment_destroy(cl_store *store, uint64_t id)
+{
+    char file[24];
+    cl_segment_file(file, id);
+    int fd = openat(store->directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    unlinkat(store->directory, file, 0);
+    if (fd >= 0) {
+        /* Other processes may still have it mapped, though nobody may use it: the memory goes back now. */
+        if (ftruncate(fd, 0) != 0) {
+            /* it goes with the last mapping */
+        }
+        close(fd);
+    }
+}
+
+static int reserve(int fd, uint64_t size)
+{
+    for (uint64_t at = 0; at < size; at += CHUNK) {
+        uint64_t n = size - at < CHUNK ? size - at : CHUNK;
+        int rc;
+        do {
+            rc = posix_fallocate(fd, (off_t)at, (off_t)n);
+        } while (rc == EINTR);
+        CL_KILL_POINT();
+        if (rc == ENOSPC || rc == EDQUOT || rc == EFBIG) {
+            cl_fail(CL_FULL, rc, "no room for a segment of %llu bytes", (unsigned long long)size);
+            cl_last_error()->asked = size;
+            return CL_FULL;
+        }
+        if (rc != 0) {
+            return cl_fail(CL_SYSTEM, rc, "reserving %llu bytes", (unsigned long long)size);
+        }
+    }
+    return CL_OK;
+}
+
+static void populate(uint8_t *base, uint64_t size)
+{
+    /* Page tables made in one go cost a tenth of a fault each. Old kernels refuse: then pages fault in one by one. */
+    for (uint64_t at = 0; at < size; at += CHUNK) {
+        if (madvise(base + at, size - at < CHUNK ? size - at : CHUNK, MADV_POPULATE_WRITE) != 0) {
+            return;
+        }
+    }
+}
+
+int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
+                      uint32_t nblocks)
+{
+    uint64_t size = (CL_PAGE + block_size * nblocks + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+    cl_header header = {.magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .kind = CL_KIND_DATA, .id = id,
+                        .file_size = size, .host = store->identity.host, .boot = store->identity.boot,
+                        .created_ns = cl_realtime_ns(), .creator_start = store->identity.start,
+                        .creator_pid = store->identity.pid, .class_index = class_index, .block_size = block_size,
+                        .nblocks = nblocks};
+    header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
+    memset(map, 0, sizeof *map);
+    cl_segment_file(map->file, id);
+    int fd = openat(store->directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", map->file);
+    }
+    CL_KILL_POINT();
+    int rc = cl_capacity_check(fd, size);
+    if (rc == CL_OK) {
+        rc = reserve(fd, size);
+    }
+    struct stat st;
+    if (rc == CL_OK && (pwrite(fd, &header, sizeof header, 0) != (ssize_t)sizeof header || fstat(fd, &st) != 0)) {
+        rc = cl_fail(CL_SYSTEM, errno, "writing %s", map->file);
+    }
+    if (rc == CL_OK) {
+        uint8_t *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED) {
+            rc = cl_fail(CL_SYSTEM, errno, "mapping %llu bytes", (unsigned long long)size);
+        } else {
+            populate(base, size);
+            map->id = id;
+            map->inode = st.st_ino;
+            map->base = base;
+            map->size = size;
+            map->block_size = block_size;
+            map->nblocks = nblocks;
+        }
+    }
+    CL_KILL_POINT();
+    close(fd);
+    return rc;
+}
+
+static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, const char *file)
+{
+    if (h->magic != CL_MAGIC || h->kind != CL_KIND_DATA || h->layout != CL_LAYOUT_VERSION) {
+        return cl_fail(CL_CORRUPT, 0, "%s: magic %016llx kind %u layout %u is no segment of this layout", file,
+                       (unsigned long long)h->magic, h->kind, h->layout);
+    }
+    if (h->checksum != cl_hash64(h, offsetof(cl_header, checksum))) {
+        return cl_fail(CL_CORRUPT, 0, "%s: header checksum does not match", file);
+    }
+    if (h->id != id) {
+        return cl_fail(CL_CORRUPT, 0, "%s: holds segment %016llx, swapped for another", file, (unsigned long long)h->id);
+    }
+    if (h->file_size != file_size) {
+        return cl_fail(CL_CORRUPT, 0, "%s: %llu bytes, header says %llu", file, (unsigned long long)file_size,
+                       (unsigned long long)h->file_size);
+    }
+    if (h->nblocks == 0 || h->nblocks > CL_BLOCKS || h->block_size == 0 ||
+        h->block_size > (h->file_size - CL_PAGE) / h->nblocks) {
+        return cl_fail(CL_CORRUPT, 0, "%s: %u blocks of %llu bytes do not fit", file, h->nblocks,
+                       (unsigned long long)h->block_size);
+    }
+    return CL_OK;
+}
+
+int cl_segment_check(cl_store *store, const cl_map *map)
+{
+    struct stat st;
+    if (fstatat(store->directory, map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+        return errno == ENOENT ? cl_fail(CL_CORRUPT, 0, "%s: the file was removed", map->file)
+                               : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
+    }
+    if (st.st_ino != map->inode || (uint64_t)st.st_size != map->size) {
+        return cl_fail(CL_CORRUPT, 0, "%s: %lld bytes, inode %llu; mapped were %llu and %llu: truncated, grown or swapped",
+                       map->file, (long long)st.st_size, (unsigned long long)st.st_ino, (unsigned long long)map->size,
+                       (unsigned long long)map->inode);
+    }
+    cl_header header = *(const cl_header *)(const void *)map->base;
+    return check_header(&header, map->id, map->size, map->file);
+}
+
+int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
+{
+    cl_map *map = slot < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[slot] : NULL;
+    if (map != NULL && map->id == id) {
+        *out = map;
+        return map->base == NULL ? CL_OK : cl_segment_check(store, map);
+    }
+    char file[24];
+    cl_segment_file(file, id);
+    int fd = openat(store->directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment %s no longer exists", file)
+                               : cl_fail(CL_SYSTEM, errno, "opening %s", file);
+    }
+    struct stat st;
+    cl_header header;
+    int rc = CL_OK;
+    if (fstat(fd, &st) != 0) {
+        rc = cl_fail(CL_SYSTEM, errno, "reading %s", file);
+    } else if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+               pread(fd, &header, sizeof header, 0) != (ssize_t)sizeof header) {
+        rc = cl_fail(CL_CORRUPT, 0, "%s: no regular file of ours, or too short (%lld bytes)", file, (long long)st.st_size);
+    } else {
+        rc = check_header(&header, id, (uint64_t)st.st_size, file);
+    }
+    void *base = MAP_FAILED;
+    if (rc == CL_OK) {
+        base = mmap(NULL, header.file_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED) {
+            rc = cl_fail(CL_SYSTEM, errno, "mapping %llu bytes", (unsigned long long)header.file_size);
+        }
+    }
+    close(fd);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    map = calloc(1, sizeof *map);
+    if (map == NULL) {
+        munmap(base, header.file_size);
+        return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
+    }
+    memcpy(map->file, file, sizeof file);
+    map->id = id;
+    map->slot = slot;
+    map->inode = st.st_ino;
+    map->base = base;
+    map->size = header.file_size;
+    map->block_size = header.block_size;
+    map->nblocks = header.nblocks;
+    rc = cl_map_add(store, map);
+    if (rc != CL_OK) {
+        munmap(base, header.file_size);
+        free(map);
+        return rc;
+    }
+    *out = map;
+    return CL_OK;
+}
+
+/* ---- the process's table of mappings, by slot and by address */
+
+int cl_map_add(cl_store *store, cl_map *map)
+{
+    if (store->maps == NULL) {
+        store->maps = calloc(CL_MAX_SEGMENTS, sizeof *store->maps); /* pages come as they are touched */
+    }
+    if (store->nmaps == store->maps_room) {
+        uint32_t room = store->maps_room ? store->maps_room * 2 : 16;
+        cl_map **wider = realloc(store->by_address, room * sizeof *wider);
+        if (wider != NULL) {
+            store->by_address = wider;
+            store->maps_room = room;
+        }
+    }
+    if (store->maps == NULL || store->nmaps == store->maps_room) {
+        return cl_fail(CL_SYSTEM, ENOMEM, "the table of mappings");
+    }
+    if (store->maps[map->slot] != NULL) {
+        cl_map_drop(store, store->maps[map->slot]); /* of an earlier segment in this slot, which is gone */
+    }
+    uint32_t at = store->nmaps;
+    while (at > 0 && store->by_address[at - 1]->base > map->base) {
+        store->by_address[at] = store->by_address[at - 1];
+        at--;
+    }
+    store->by_address[at] = map;
+    store->nmaps++;
+    store->maps[map->slot] = map;
+    return CL_OK;
+}
+
+void cl_map_drop(cl_store *store, cl_map *map)
+{
+    for (uint32_t i = 0; i < store->nmaps; i++) {
+        if (store->by_address[i] == map) {
+            memmove(&store->by_address[i], &store->by_address[i + 1], (store->nmaps - i - 1) * sizeof map);
+            store->nmaps--;
+            break;
+        }
+    }
+    if (store->maps[map->slot] == map) {
+        store->maps[map->slot] = NULL;
+    }
+    if (map->base != NULL && map->in_use == 0) {
+        munmap(map->base, map->size);
+    }
+    free(map);
+}
+
+void cl_map_discard(cl_map *map)
+{
+    munmap(map->base, map->size);
+    free(map);
+}
+
+void cl_map_prune(cl_store *store)
+{
+    for (uint32_t i = store->nmaps; i-- > 0;) {
+        cl_map *map = store->by_address[i];
+        const cl_segment *segment = &store->segments[map->slot];
+        if (map->in_use == 0 && (map->slot >= store->control->segments_high || segment->id != map->id ||
+                                 segment->state == CL_SEGMENT_FREE || segment->state == CL_SEGMENT_GOING)) {
+            cl_map_drop(store, map);
+        }
+    }
+}

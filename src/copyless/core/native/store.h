@@ -1,0 +1,184 @@
+/* The store: one process's use of one user's registry and segments. The native floor's interface to the binding.
+ *
+ * Promise: any thread may call any function. Functions marked (wait) return CL_AGAIN instead of waiting unless
+ * CL_MAY_WAIT is given; with it they may sleep for a slice and still return CL_AGAIN, so that the caller serves
+ * signals and calls again. They never wait for longer than that at once, and a dead process never makes them wait.
+ *
+ * Two locks, always taken in this order: the store's own mutex (the process's tables, and fork), then the registry's
+ * lock. Neither is held across a file's reservation or destruction. */
+#ifndef CL_STORE_H
+#define CL_STORE_H
+
+#include "journal.h"
+#include "lock.h"
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#define CL_MAY_WAIT 1u
+#define CL_READONLY 2u
+
+/* What this process knows of one segment: its mapping, and its own hold on each block. Kept while mapped. */
+typedef struct cl_local_block {
+    uint64_t generation;
+    uint32_t references; /* objects of this process that stand on it */
+    uint32_t hold;       /* index + 1 of our hold; 0: none */
+    uint32_t fork_hold;  /* the forked child's, between prepare and fork */
+} cl_local_block;
+
+typedef struct cl_map {
+    uint64_t id;
+    uint64_t inode;
+    uint8_t *base; /* NULL: external, not mapped by us */
+    uint64_t size;
+    uint64_t block_size;
+    uint32_t slot;
+    uint32_t nblocks;
+    uint32_t in_use; /* blocks with references */
+    char file[24];
+    cl_local_block blocks[CL_BLOCKS];
+} cl_map;
+
+typedef struct cl_identity {
+    uint64_t host, boot, family;
+    uint64_t start, parent_start, pid_namespace;
+    uint32_t pid, parent_pid;
+    char command[32];
+} cl_identity;
+
+typedef struct cl_settings {
+    uint64_t warm_limit; /* bytes of free blocks kept warm */
+    int64_t idle_ns;     /* free segments older than this go back */
+    int64_t message_ttl_ns;
+} cl_settings;
+
+typedef struct cl_store {
+    pthread_mutex_t mutex;
+    _Atomic(pthread_t) fork_thread; /* who is between fork_prepare and the end of the fork */
+    _Atomic int forking;
+    int open;
+    int directory, registry_fd, live_fd;
+    int fork_live_fd;
+    uint32_t slot, incarnation;
+    uint32_t fork_slot; /* slot + 1 of the child to be */
+    uint64_t registry_id;
+    dev_t device;
+    uint8_t *base; /* of the mapped registry */
+    cl_control *control;
+    cl_owner *owners;
+    uint32_t *buckets;
+    cl_name *names;
+    cl_hold *holds;
+    cl_segment *segments;
+    cl_map **maps;      /* by segment slot */
+    cl_map **by_address; /* mapped ones, by base */
+    uint32_t nmaps, maps_room;
+    uint64_t nonce;
+    cl_identity identity;
+    cl_settings settings;
+    cl_spin spin;
+    uint32_t going[64]; /* slots that we retired and whose files are still to be unlinked */
+    uint32_t ngoing;
+} cl_store;
+
+/* A block as its user sees it. */
+typedef struct cl_block_ref {
+    uint64_t segment_id;
+    uint64_t generation;
+    uint64_t capacity;
+    uint64_t offset; /* of the block in its file */
+    uint8_t *data;
+    uint32_t segment;
+    uint32_t index;
+    int recycled; /* the memory was used before: not zero */
+} cl_block_ref;
+
+/* ---- registry.c: opening, entering */
+int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings);
+/* Leave for good: give up what nothing of this process uses; if nobody else lives, take the files away (returns 1). */
+int cl_store_leave(cl_store *store);
+int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
+void cl_leave(cl_store *store);
+int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
+void cl_leave_tables(cl_store *store);
+int cl_lock_registry(cl_store *store, int64_t deadline_ns); /* the second lock alone; checks the registry first */
+int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
+
+/* ---- owners.c: who lives, who died, fork */
+cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation);
+int cl_join(cl_store *store);
+int cl_fork_prepare(cl_store *store, unsigned flags); /* (wait) */
+void cl_fork_parent(cl_store *store);
+int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start);
+
+/* ---- reap.c: taking back what the dead held. All under the registry's lock. */
+typedef struct cl_reaped {
+    uint32_t owners, blocks, segments, messages;
+} cl_reaped;
+#define CL_SCAN_FORCE 1u
+int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
+int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
+uint64_t cl_process_start(uint32_t pid); /* clock ticks after boot; 0: no such process */
+
+/* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
+int cl_audit(cl_store *store);
+
+/* ---- segment.c: files and mappings */
+int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
+                      uint32_t nblocks);
+int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
+int cl_segment_check(cl_store *store, const cl_map *map); /* the file is still the one that we mapped */
+void cl_segment_file(char *out, uint64_t id);
+void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
+int cl_map_add(cl_store *store, cl_map *map);
+void cl_map_drop(cl_store *store, cl_map *map);
+void cl_map_discard(cl_map *map);  /* one that is in no table */
+void cl_map_prune(cl_store *store); /* unmap what no longer exists */
+
+/* ---- heap.c: blocks */
+int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out); /* (wait) */
+int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags); /* (wait) */
+int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
+            cl_block_ref *out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours */
+int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
+uint64_t cl_capacity_for(uint64_t nbytes);
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
+void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* onto its free list */
+int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
+void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
+void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot); /* a slot in `making` or `external` */
+
+/* ---- holds.c: why blocks live */
+int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
+int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
+int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
+
+typedef struct cl_address { /* what a handle says of a block */
+    uint64_t segment_id, generation, nonce;
+    uint32_t segment, index, hold;
+} cl_address;
+int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out);     /* (wait) */
+int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags);                       /* (wait) */
+int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out);          /* (wait) */
+
+/* ---- names.c: arrays and POSIX objects by name */
+typedef struct cl_named {
+    cl_address address;
+    uint64_t spec_offset, spec_length, nbytes, device, inode;
+} cl_named;
+int cl_name_check(const char *name, uint32_t length);
+int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+               uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags); /* (wait) */
+int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out); /* (wait) */
+int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags); /* (wait) */
+void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
+/* POSIX objects: recorded before they appear under their name, forgotten when unlinked. */
+int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, uint64_t nbytes,
+                    int family, unsigned flags, uint64_t *id, uint32_t *slot); /* (wait) */
+int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, unsigned flags,
+                    uint64_t *id, uint32_t *slot); /* (wait) */
+int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                    unsigned flags); /* (wait) */
+
+#endif

@@ -1,0 +1,91 @@
+#define _GNU_SOURCE
+#include "wait.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb" ::: "memory");
+#endif
+}
+
+static int one_processor(void)
+{
+    static _Atomic int known; /* 0: not asked, 1: one, 2: several */
+    int k = atomic_load_explicit(&known, memory_order_relaxed); /* a benign cache: every thread computes the same */
+    if (k == 0) {
+        cpu_set_t set;
+        k = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) == 1 ? 1 : 2;
+        atomic_store_explicit(&known, k, memory_order_relaxed);
+    }
+    return k == 1;
+}
+
+int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
+{
+    if (one_processor()) {
+        return 0;
+    }
+    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed); /* a hint, nothing hangs on it */
+    if (budget < CL_SPIN_MIN_NS) {
+        budget = CL_SPIN_MIN_NS;
+    }
+    int64_t start = cl_monotonic_ns(), spent = 0;
+    for (int round = 0; spent < (int64_t)budget; round++) {
+        for (int i = 0; i < 32; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != expected) {
+                uint64_t learnt = ((uint64_t)budget * 7 + (uint64_t)spent * 4 + CL_SPIN_MIN_NS) / 8;
+                atomic_store_explicit(&spin->budget_ns, learnt < CL_SPIN_MAX_NS ? (uint32_t)learnt : CL_SPIN_MAX_NS,
+                                      memory_order_relaxed);
+                return 1;
+            }
+            pause_cpu();
+        }
+        if (round >= 4) {
+            sched_yield(); /* with more runners than processors the peer may need this one */
+        }
+        spent = cl_monotonic_ns() - start;
+    }
+    atomic_store_explicit(&spin->budget_ns, budget / 2, memory_order_relaxed);
+    return 0;
+}
+
+int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
+{
+    if (atomic_load_explicit(word, memory_order_acquire) != expected) {
+        return CL_OK;
+    }
+    int64_t now = cl_monotonic_ns();
+    if (now >= deadline_ns) {
+        return CL_TIMEOUT;
+    }
+    if (spin != NULL && cl_spin_wait(word, expected, spin)) {
+        return CL_OK;
+    }
+    now = cl_monotonic_ns();
+    int last = deadline_ns - now <= CL_SLICE_NS;
+    int64_t until = last ? deadline_ns : now + CL_SLICE_NS;
+    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+    /* The bitset form takes an absolute monotonic time: a spurious return cannot stretch the wait. */
+    if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0) {
+        return CL_OK;
+    }
+    if (errno == ETIMEDOUT) {
+        return last ? CL_TIMEOUT : CL_AGAIN;
+    }
+    return errno == EINTR ? CL_AGAIN : CL_OK; /* EAGAIN: it changed before we slept */
+}
+
+void cl_wake(cl_au32 *word, int n)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
+}

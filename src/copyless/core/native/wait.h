@@ -1,0 +1,34 @@
+/* Waiting for a shared 32-bit word to change: a short polite spin, then the kernel.
+ *
+ * Promise: never busy for longer than CL_SPIN_MAX_NS, never early, wakes at a change or at the deadline, and comes
+ * back at least every CL_SLICE_NS so that the caller can serve signals and ask whether its peer still lives.
+ * Any thread of any process that maps the word may wait or wake. The caller must not hold the GIL.
+ *
+ * The spin is learnt: what it cost to see the last changes decides how long the next wait spins, so a word that
+ * changes within microseconds is answered in microseconds and one that does not costs no processor time. */
+#ifndef CL_WAIT_H
+#define CL_WAIT_H
+
+#include "base.h"
+
+#define CL_SPIN_MAX_NS 50000
+#define CL_SPIN_MIN_NS 1000
+#define CL_SLICE_NS 50000000
+#define CL_FOREVER INT64_MAX
+
+/* One for each place that waits; any number of threads may share it (a lost update only costs a little spin). */
+typedef struct cl_spin {
+    cl_au32 budget_ns;
+} cl_spin;
+
+/* Wait while *word == expected. CL_OK: it changed (or may have: look again). CL_TIMEOUT: the absolute monotonic
+ * deadline passed. CL_AGAIN: a slice ended or a signal came: serve signals, then call again. */
+int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin); /* spin NULL: sleep at once */
+
+/* Only the spin: 1 when the word changed within the learnt budget. */
+int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin);
+
+/* Wake up to n waiters. One system call: call it only when somebody is known to sleep. */
+void cl_wake(cl_au32 *word, int n);
+
+#endif

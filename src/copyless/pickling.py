@@ -1,0 +1,110 @@
+"""How shared objects cross to another process: the reductions registered with multiprocessing's own pickler.
+
+Only that pickler (and ours) sends handles; the plain `pickle` module stores data, so that a file or another host never
+receives an address. A handle that is pickled for another process carries a hold of its own: the memory stays although
+the sender lets it go, until the message is loaded, or its process family has ended, or `COPYLESS_MESSAGE_TTL` is over.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from copyless.core import _memory, _native
+from copyless.core._memory import Memory
+from copyless.storage import handles
+
+__all__ = ["register"]
+
+
+class _Batch(threading.local):
+    """Handles made since the innermost `dump` of this thread began."""
+
+    handles: list[bytes] | None = None
+
+
+_batch = _Batch()
+
+
+def _dump(self: ForkingPickler, obj: Any) -> None:
+    """`Pickler.dump`, which takes the holds of its messages back when it fails half way."""
+    outer, made = _batch.handles, []  # type: list[bytes] | None, list[bytes]
+    _batch.handles = made
+    try:
+        pickle.Pickler.dump(self, obj)
+    except BaseException:
+        for handle in made:
+            _native.unsend(handle)
+        raise
+    finally:
+        _batch.handles = outer
+
+
+def note(handle: bytes) -> bytes:
+    """Remember a message's handle, so that a failed `dump` can take its hold back."""
+    if _batch.handles is not None:
+        _batch.handles.append(handle)
+    return handle
+
+
+def load(handle: bytes) -> Any:
+    """What a message's handle names. Named in pickles: keep its name and place."""
+    kind = handles.checked(handle)
+    if kind == _native.KIND_MEMORY:
+        block, offset = _native.load(handle)
+        nbytes = _native.wire_fields(handle)[2]
+        return _memory._from_block(block, offset, nbytes, handle[_native.WIRE_SIZE :] == b"r")
+    from copyless import arrays
+
+    return arrays.decode(handle)
+
+
+def memory_handle(memory: Memory, message: bool) -> bytes | None:
+    wire = _native.handle_of(memory.address, memory.nbytes, _native.KIND_MEMORY, message)
+    return None if wire is None else wire + (b"r" if memory.readonly else b"")
+
+
+def _reduce_memory(memory: Memory) -> Any:
+    handle = memory_handle(memory, message=True) if memory.nbytes else None
+    return memory.__reduce__() if handle is None else (load, (note(handle),))
+
+
+def register(kind: type, reduction: Any) -> None:
+    """Teach multiprocessing's pickler how objects of exactly this type cross to another process."""
+    ForkingPickler.register(kind, reduction)
+
+
+_arrow = False
+
+
+def register_arrow() -> None:
+    """Arrow buffers that stand on our blocks cross as handles; called when pyarrow is there."""
+    global _arrow
+    if _arrow:
+        return
+    import pyarrow as pa
+
+    _arrow = True
+
+    def reduce(buffer: Any) -> Any:
+        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, True) if buffer.size else None
+        return buffer.__reduce_ex__(4) if handle is None else (load_arrow, (note(handle + b"r"),))
+
+    for kind in (pa.lib.Buffer, pa.lib.ResizableBuffer):
+        register(kind, reduce)
+    from pyarrow.lib import ForeignBuffer  # type: ignore[attr-defined,unused-ignore]
+
+    register(ForeignBuffer, reduce)
+
+
+def load_arrow(handle: bytes) -> Any:
+    import pyarrow as pa
+
+    register_arrow()
+    return pa.py_buffer(load(handle))
+
+
+ForkingPickler.dump = _dump  # type: ignore[assignment,method-assign]
+register(Memory, _reduce_memory)

@@ -1,0 +1,324 @@
+"""`SharedMemory`: the standard library's, without its tracker.
+
+Departs from `multiprocessing.shared_memory` where that loses, leaks or crashes:
+
+* attaching never destroys, there is no tracker process and nothing is printed at exit;
+* a new block is sized, reserved and mapped before its name appears, so an attacher never meets an empty one, and a full
+  mount raises `OutOfSharedMemory` instead of killing the first writer;
+* `close` never raises; memory stays while any view of it is alive, the descriptor goes at once;
+* with ``track=None`` (the default) the block goes when the process family that created it, and all who attached through
+  copyless, have ended, however they ended.
+
+It stays a plain POSIX object at the standard library's own place and name: programs on either module share by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+from typing import Any
+
+from copyless.core import _native
+from copyless.errors import out_of_shared_memory
+from copyless.storage.store import need
+
+__all__ = ["SharedMemory"]
+
+_USE_POSIX = True
+_SHM_NAME_PREFIX = "/psm_"
+_PLACE = "/dev/shm"
+_O_CREX = os.O_CREAT | os.O_EXCL
+
+
+def _make_filename() -> str:
+    """A random name that fits the shortest limit of any system."""
+    return _SHM_NAME_PREFIX + secrets.token_hex(4)
+
+
+def _file_name(name: str) -> bytes:
+    """The name as a file's, checked before anything is made."""
+    text = os.fsencode(name.removeprefix("/"))
+    if b"\0" in text:
+        raise ValueError(f"embedded null character in the name {name!r}")
+    if not text or text in (b".", b"..") or b"/" in text:
+        raise ValueError(f"a name of shared memory must not be empty or hold '/': {name!r}")
+    if len(text) > 255:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+    return text
+
+
+class SharedMemory:
+    """SharedMemory(name=None, create=False, size=0, *, track=None, readonly=False, mode=0o600)
+
+    A block of raw bytes, created or attached by name. Mirrors `multiprocessing.shared_memory.SharedMemory`.
+
+    Parameters
+    ----------
+    name : str, optional
+        Without ``/``; a new block gets a random one when it is not given.
+    create : bool
+        Make a new block; else attach one that exists.
+    size : int
+        Bytes of a new block, above 0; ignored when attaching.
+    track : bool, optional
+        None: the block goes when its creator's process family and all attachers have ended. False: it stays until
+        `unlink`. True: as the standard library since 3.13, by its resource tracker.
+    readonly : bool
+        Map it for reading only.
+    mode : int
+        Permission bits of a new block.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError, PermissionError
+        As the standard library.
+    OutOfSharedMemory
+        When there is no room; nothing half made remains.
+    ValueError
+        For a size or a name that cannot be.
+
+    Notes
+    -----
+    Pickles as its name: after the last `unlink`, loading raises `FileNotFoundError`. For memory that passes from hand to
+    hand use `copyless.Memory` or an array.
+
+    Examples
+    --------
+    >>> from copyless.shared_memory import SharedMemory
+    >>> with SharedMemory(create=True, size=16) as shm:
+    ...     shm.buf[:5] = b"hello"
+    ...     bytes(SharedMemory(shm.name).buf[:5])
+    ...     shm.unlink()
+    b'hello'
+    """
+
+    # Class attributes as the standard library has them: subclasses override _flags and _mode.
+    _name: str | None = None
+    _mapping: _native.Mapping | None = None
+    _buf: memoryview | None = None
+    _flags = os.O_RDWR
+    _mode = 0o600
+    _prepend_leading_slash = True
+    _identity: tuple[int, int] | None = None
+    _size = 0
+
+    def __init__(
+        self,
+        name: str | None = None,
+        create: bool = False,
+        size: int = 0,
+        *,
+        track: bool | None = None,
+        readonly: bool = False,
+        mode: int | None = None,
+    ) -> None:
+        if not size >= 0:
+            raise ValueError("'size' must be a positive integer")
+        if create:
+            self._flags = _O_CREX | os.O_RDWR
+            if size == 0:
+                raise ValueError("'size' must be a positive number different from zero")
+        if name is None and not self._flags & os.O_EXCL:
+            raise ValueError("'name' can only be None if create=True")
+        self._track = track
+        self._readonly = readonly
+        if mode is not None:
+            self._mode = mode
+        need()
+        if create:
+            self._create(name, size)
+        else:
+            self._attach("/" + _str(name).removeprefix("/"), size)
+        mapping = self._mapping
+        assert mapping is not None
+        self._size = mapping.nbytes
+        self._buf = memoryview(mapping)
+        if track:
+            self._tell_tracker("register")
+
+    # ---- making and attaching
+
+    def _create(self, name: str | None, size: int) -> None:
+        wanted = None if name is None else "/" + _str(name).removeprefix("/")
+        if wanted is not None:
+            _file_name(wanted)
+        fd = self._reserve(size)
+        try:
+            st = os.fstat(fd)
+            mapping = _native.Mapping(fd, size, self._readonly)
+            while True:
+                self._name = wanted or _make_filename()
+                text = _file_name(self._name)
+                if self._track is None:
+                    mapping.record(text, st.st_dev, st.st_ino, True)
+                try:
+                    os.link(f"/proc/self/fd/{fd}", os.path.join(os.fsencode(_PLACE), text), follow_symlinks=True)
+                    break
+                except FileExistsError:
+                    if self._track is None:
+                        _native.posix_forget(text, st.st_dev, st.st_ino)
+                        mapping = _native.Mapping(fd, size, self._readonly)
+                    if wanted is not None:
+                        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._name) from None
+        finally:
+            os.close(fd)
+        self._mapping = mapping
+        self._identity = st.st_dev, st.st_ino
+
+    def _reserve(self, size: int) -> int:
+        """A nameless file of `size` bytes that are really there."""
+        try:
+            fd = os.open(_PLACE, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, self._mode)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise out_of_shared_memory(errno.ENOSPC, "the mount has no free inode", size, _PLACE) from None
+            raise OSError(error.errno, f"{error.strerror}: shared memory needs a tmpfs at {_PLACE}", _PLACE) from None
+        try:
+            os.fchmod(fd, self._mode)
+            if size >= 1 << 62:
+                raise OverflowError(f"a block of {size:,} bytes")
+            _native.check_capacity(fd, size)
+            os.posix_fallocate(fd, 0, size)
+        except BaseException as error:
+            os.close(fd)
+            if isinstance(error, MemoryError):
+                raise out_of_shared_memory(errno.ENOSPC, str(error.args[1]).split(";")[0].removeprefix("out of shared memory: "), size, _PLACE) from None
+            if isinstance(error, OverflowError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)):
+                raise out_of_shared_memory(errno.ENOSPC, "the mount has no room", size, _PLACE) from None
+            raise
+        return fd
+
+    def _attach(self, name: str, size: int) -> None:
+        text = _file_name(name)
+        path = os.path.join(os.fsencode(_PLACE), text)
+        flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR)
+        try:
+            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, self._mode)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+        try:
+            st = os.fstat(fd)
+            if st.st_size == 0 and flags & os.O_CREAT and size:
+                os.posix_fallocate(fd, 0, size)
+                st = os.fstat(fd)
+            elif st.st_size == 0:
+                st = _wait_until_sized(fd, name)
+            mapping = _native.Mapping(fd, st.st_size, self._readonly)
+        finally:
+            os.close(fd)
+        if self._track is None:
+            mapping.attach(text, st.st_dev, st.st_ino)
+        self._name, self._mapping = name, mapping
+        self._identity = st.st_dev, st.st_ino
+
+    def _tell_tracker(self, verb: str) -> None:
+        from multiprocessing import resource_tracker
+
+        getattr(resource_tracker, verb)(self._name, "shared_memory")
+
+    # ---- the standard library's interface
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.name, self._track, self._readonly)
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._mapping is None else ", readonly=True" if self._readonly else ""
+        return f"{type(self).__name__}({self.name!r}, size={self.size}{state})"
+
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def buf(self) -> memoryview:
+        """The bytes. Views of it, and arrays over it, stay valid after `close` and `unlink`.
+
+        Raises
+        ------
+        ClosedError
+            After `close`; a `ValueError`.
+        """
+        if self._buf is None:
+            from copyless.errors import ClosedError
+
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return self._buf
+
+    @property
+    def name(self) -> str:
+        """Unique name, by which others attach."""
+        return (self._name or "").removeprefix("/")
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self._size
+
+    def fileno(self) -> int:
+        """A descriptor of the block, opened anew at each call; it is the caller's to close.
+
+        Raises
+        ------
+        FileNotFoundError
+            After `unlink`.
+        """
+        path = os.path.join(os.fsencode(_PLACE), _file_name(_str(self._name)))
+        fd = os.open(path, (os.O_RDONLY if self._readonly else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != self._identity:
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, "the name has been given to another block", self.name)
+        return fd
+
+    def close(self) -> None:
+        """Let this instance's access go. Never raises; may be called again.
+
+        The memory is unmapped when the last view made from it is gone, at once if there is none.
+        """
+        self._buf = None
+        self._mapping = None
+
+    def unlink(self) -> None:
+        """Take the name away; the memory goes when the last process has closed it.
+
+        Raises
+        ------
+        FileNotFoundError
+            When the name is gone already.
+        """
+        if not self._name:
+            return
+        text = _file_name(self._name)
+        try:
+            os.unlink(os.path.join(os.fsencode(_PLACE), text))
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
+        if self._track is None and self._identity is not None:
+            need()
+            _native.posix_forget(text, *self._identity)
+        if self._track:
+            self._tell_tracker("unregister")
+
+
+def _str(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__!r}")
+    return name
+
+
+def _wait_until_sized(fd: int, name: str) -> os.stat_result:
+    """The standard library makes a block in two steps; an empty one is most likely about to be sized."""
+    deadline = time.monotonic() + 1.0
+    while (st := os.fstat(fd)).st_size == 0:
+        if time.monotonic() > deadline:
+            raise ValueError(f"cannot map an empty file: {name!r} exists and has no size; its creator may have died")
+        time.sleep(0.0005)
+    return st
+
+
+def _rebuild(kind: type[SharedMemory], name: str, track: bool | None, readonly: bool) -> SharedMemory:
+    return kind(name, track=track, readonly=readonly) if track is not None or readonly else kind(name)

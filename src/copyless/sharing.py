@@ -1,0 +1,207 @@
+"""`share`: move every array and buffer inside an object into shared memory; `is_shared`: is it there?"""
+
+from __future__ import annotations
+
+import array as array_module
+import copy
+import dataclasses
+import io
+import pickle
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+
+from copyless import arrays, pickling
+from copyless.core import _native
+from copyless.core._memory import Memory
+from copyless.storage.blocks import allocate
+from copyless.storage.store import need
+
+__all__ = ["is_shared", "share"]
+
+T = TypeVar("T")
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, type, range, slice)
+
+
+class _Pickler(pickle.Pickler):
+    """Protocol 5 with arrays taken out whole: their data goes straight into shared memory."""
+
+    def __init__(self, file: Any, parts: list[Any], shared: list[bool], move: bool):
+        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
+        self._parts, self._shared, self._move = parts, shared, move
+        self._seen: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        if type(obj) not in (np.ndarray, arrays.SharedArray) or obj.dtype.hasobject or obj.size == 0:
+            return None
+        at = self._seen.get(id(obj))
+        if at is None:
+            there = arrays.shared_memory_of(obj)
+            self._shared.append(there)
+            # A plain array stays plain: pandas and others look at the very type.
+            moved = obj if there or not self._move else arrays.array(obj).view(type(obj))
+            at = self._seen[id(obj)] = len(self._parts)
+            self._parts.append((obj, moved))  # the original too: its id must not be given again
+        return at
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        there = raw.nbytes == 0 or _native.find(Memory(raw).address, raw.nbytes) is not None
+        self._shared.append(there)
+        if self._move:
+            self._parts.append((buffer, _move_bytes(raw)))
+        return not self._move or False
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, parts: list[Any], buffers: list[Any]):
+        super().__init__(file, buffers=buffers)
+        self._parts = parts
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._parts[pid][1]
+
+
+def _move_bytes(raw: memoryview) -> Memory:
+    if raw.nbytes and _native.find(Memory(raw).address, raw.nbytes) is not None:
+        moved = Memory(raw)
+    else:
+        moved = Memory.allocate(raw.nbytes)
+        moved[:] = raw
+    return moved.toreadonly() if raw.readonly else moved
+
+
+def _share_object(obj: Any) -> Any:
+    parts: list[Any] = []
+    shared: list[bool] = []
+    file = io.BytesIO()
+    try:
+        _Pickler(file, parts, shared, move=True).dump(obj)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        if not shared:
+            return obj  # a lock, a lambda, an open file: nothing in it to share
+        raise
+    if all(shared):
+        return obj
+    if any(module in sys.modules for module in ("pyarrow",)):
+        pickling.register_arrow()
+    buffers = [moved for original, moved in parts if isinstance(original, pickle.PickleBuffer)]
+    file.seek(0)
+    return _Unpickler(file, parts, buffers).load()
+
+
+def share(obj: T) -> T:
+    """Move every array and buffer inside an object into shared memory.
+
+    Parameters
+    ----------
+    obj : object
+        An array (the result is a `SharedArray`), a list, tuple, dict or dataclass (a new one, of the same type, with shared
+        contents), or any object that pickles with protocol 5, such as a pandas DataFrame (the same type, standing on shared
+        memory). ``bytearray``, ``memoryview`` and ``array.array`` become a `Memory`, which is shared bytes.
+
+    Returns
+    -------
+    object
+        Sent to another process it costs a few hundred bytes for each array, whatever their size. What is shared already
+        is not copied; an object with nothing to share comes back as it is.
+
+    Raises
+    ------
+    OutOfSharedMemory
+        When there is no room; nothing half made stays behind.
+
+    Notes
+    -----
+    One copy of each array. Arrays of Python objects (a DataFrame's object columns) cannot be shared and go by value.
+
+    Examples
+    --------
+    >>> import copyless, numpy as np
+    >>> job = copyless.share({"image": np.ones((100, 100)), "label": "cat"})
+    >>> copyless.is_shared(job["image"]), job["label"]
+    (True, 'cat')
+    """
+    need()
+    return _share(obj, {})
+
+
+def _share(obj: Any, done: dict[int, Any]) -> Any:
+    kind = type(obj)
+    if kind in _ATOMS or isinstance(obj, type):
+        return obj
+    if id(obj) in done:
+        return done[id(obj)][1]
+    made: Any
+    if kind in (np.ndarray, arrays.SharedArray):
+        made = obj if obj.dtype.hasobject else arrays.asarray(obj)
+    elif isinstance(obj, Memory):
+        made = _move_bytes(memoryview(obj)) if obj.nbytes else obj
+        made = obj if made.address == obj.address else made
+    elif kind in (bytearray, memoryview, array_module.array):
+        made = _move_bytes(pickle.PickleBuffer(obj).raw())
+    elif kind is list:
+        done[id(obj)] = obj, (made := [])
+        made.extend(_share(item, done) for item in obj)
+    elif isinstance(obj, tuple) and (kind is tuple or hasattr(obj, "_fields")):
+        items = [_share(item, done) for item in obj]
+        made = tuple(items) if kind is tuple else kind(*items)
+    elif isinstance(obj, dict) and kind.__module__ in ("builtins", "collections"):
+        made = copy.copy(obj)
+        done[id(obj)] = obj, made
+        for key, value in obj.items():
+            made[key] = _share(value, done)
+    elif dataclasses.is_dataclass(obj):
+        made = copy.copy(obj)
+        done[id(obj)] = obj, made
+        for field in dataclasses.fields(obj):
+            if hasattr(obj, field.name):
+                object.__setattr__(made, field.name, _share(getattr(obj, field.name), done))
+    else:
+        made = _share_object(obj)
+    done[id(obj)] = obj, made
+    return made
+
+
+def is_shared(obj: Any) -> bool:
+    """Whether an object's memory lies in shared memory, so that it crosses to another process without a copy.
+
+    For a container or a DataFrame: whether every array and buffer inside does, and there is one.
+
+    Examples
+    --------
+    >>> import copyless, numpy as np
+    >>> copyless.is_shared(copyless.zeros(3)), copyless.is_shared(np.zeros(3))
+    (True, False)
+    """
+    if isinstance(obj, np.ndarray):
+        return arrays.shared_memory_of(obj)
+    if isinstance(obj, Memory):
+        return _native.find(obj.address, obj.nbytes) is not None
+    if isinstance(obj, (list, tuple, dict)) or dataclasses.is_dataclass(obj):
+        inside = list(obj.values()) if isinstance(obj, dict) else list(obj) if isinstance(obj, (list, tuple)) else [
+            getattr(obj, field.name) for field in dataclasses.fields(obj)
+        ]
+        found = [is_shared(item) for item in inside if _has_memory(item)]
+        return bool(found) and all(found)
+    return all(shared := _buffers_of(obj)) and bool(shared)
+
+
+def _buffers_of(obj: Any) -> list[bool]:
+    if type(obj) in _ATOMS:
+        return []
+    shared: list[bool] = []
+    try:
+        _Pickler(io.BytesIO(), [], shared, move=False).dump(obj)
+    except Exception:
+        return [False]
+    return shared
+
+
+def _has_memory(obj: Any) -> bool:
+    if isinstance(obj, (np.ndarray, Memory)):
+        return True
+    if isinstance(obj, (list, tuple, dict)):
+        return any(_has_memory(item) for item in (obj.values() if isinstance(obj, dict) else obj))
+    return bool(_buffers_of(obj))

@@ -1,0 +1,25 @@
+"""Blocks of shared memory for the floors above: allocation with checked sizes."""
+
+from __future__ import annotations
+
+from copyless.core import _native
+from copyless.storage.store import need
+
+__all__ = ["allocate"]
+
+
+def allocate(nbytes: int) -> _native.Block:
+    """A block of `nbytes` bytes (0 or more), warm if there is one; `block.recycled` tells that it is not zero.
+
+    Raises
+    ------
+    OutOfSharedMemory
+        When the mount, the machine or the control group has no room.
+    """
+    need()
+    if nbytes >= 1 << 62:
+        from copyless.errors import out_of_shared_memory
+        from copyless.storage import directory
+
+        raise out_of_shared_memory(0, "more than any machine has", nbytes, directory.current())
+    return _native.alloc(nbytes)

@@ -1,0 +1,167 @@
+"""Handles: where an object lies in shared memory, as bytes.
+
+A handle is the native floor's address (host, boot, registry, segment, block, generation, offset; 84 bytes and padding)
+followed by what stands there: for an array its flags, dtype, shape and strides, for a file its path and identity.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import struct
+from typing import Any
+
+from copyless.core import _native
+from copyless.errors import ForeignHostError, StaleHandleError
+from copyless.storage.store import need
+
+__all__ = ["Handle", "checked", "decode_spec", "encode_spec"]
+
+_HEAD = struct.Struct("<BBHq")
+WRITEABLE, SHARED_ARRAY = 1, 2
+MAX_NDIM = 64
+
+
+class Handle(bytes):
+    """Where an object lies in shared memory; follow it with `copyless.attach`.
+
+    Plain bytes that may be stored or sent anywhere on this host. Keeps nothing alive by itself: when the last process
+    that holds the memory lets it go, attaching raises `StaleHandleError`.
+    """
+
+    def __repr__(self) -> str:
+        kind, _, nbytes, number, generation = _native.wire_fields(bytes(self))
+        what = {_native.KIND_ARRAY: "array", _native.KIND_MEMORY: "memory", _native.KIND_FILE: "file"}[kind]
+        if kind == _native.KIND_ARRAY:
+            dtype, shape, *_ = decode_spec(bytes(self[_native.WIRE_SIZE :]))
+            what = f"array {shape} {dtype}"
+        where = "" if kind == _native.KIND_FILE else f", block {number}, generation {generation}"
+        return f"<Handle of {what}: {nbytes:,} bytes{where}>"
+
+    def __str__(self) -> str:
+        return self.hex()
+
+
+def checked(handle: bytes) -> int:
+    """The kind of a handle of this host, boot and directory.
+
+    Raises
+    ------
+    ValueError
+        When it is no handle.
+    ForeignHostError
+        When it was made on another host or in another storage directory.
+    StaleHandleError
+        When it was made before this host's last boot.
+    """
+    need()
+    problem = _native.check_wire(handle)
+    if problem is None:
+        return handle[3]
+    if problem == "form":
+        raise ValueError(f"no handle of this version of copyless: {handle[:16]!r}... ({len(handle)} bytes)")
+    if problem == "host":
+        raise ForeignHostError("the handle was made on another host: send the object itself, by value")
+    if problem == "boot":
+        raise StaleHandleError("the handle was made before this host was last booted")
+    raise ForeignHostError(
+        "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR, or send the "
+        "object by value (a directory that was left by its last process is made anew, too)"
+    )
+
+
+# ---- dtypes
+
+def dtype_to_bytes(dtype: Any) -> bytes:
+    """A dtype as text that needs no pickle to read back."""
+    if dtype.hasobject:
+        raise TypeError(f"dtype {dtype} holds Python objects, which are addresses of one process: they cannot be shared")
+    if dtype.kind == "V" and dtype.type.__module__ == "ml_dtypes" or dtype.type.__module__ == "ml_dtypes":
+        return b"ml:" + dtype.name.encode()
+    if dtype.names is None and dtype.subdtype is None and (dtype.isbuiltin or dtype.kind in "SUVMm" or not dtype.isnative):
+        text: str = dtype.str
+        if dtype.kind not in "V" or dtype.type.__name__ == "void":
+            return text.encode()
+    from numpy.lib.format import dtype_to_descr
+
+    return b"=" + repr(dtype_to_descr(dtype)).encode()
+
+
+def dtype_from_bytes(text: bytes) -> Any:
+    import numpy as np
+
+    if text.startswith(b"ml:"):
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError(f"an array of {text[3:].decode()} needs the package ml_dtypes here too") from None
+        return np.dtype(getattr(ml_dtypes, text[3:].decode()))
+    if text.startswith(b"="):
+        from numpy.lib.format import descr_to_dtype
+
+        return descr_to_dtype(ast.literal_eval(text[1:].decode()))
+    return np.dtype(text.decode())
+
+
+# ---- array descriptions
+
+def encode_spec(array: Any, start: int, flags: int) -> bytes:
+    """dtype, shape, strides of an array whose first element lies `start` bytes into the handle's range."""
+    dtype = dtype_to_bytes(array.dtype)
+    ndim = array.ndim
+    return _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
+
+
+_specs: dict[bytes, tuple[Any, tuple[int, ...], tuple[int, ...], int, int]] = {}
+
+
+def decode_spec(spec: bytes) -> tuple[Any, tuple[int, ...], tuple[int, ...], int, int]:
+    """(dtype, shape, strides, start, flags), checked for form; remembered, since messages repeat."""
+    known = _specs.get(spec)
+    if known is not None:
+        return known
+    try:
+        flags, ndim, length, start = _HEAD.unpack_from(spec)
+        numbers = struct.unpack_from(f"<{2 * ndim}q", spec, _HEAD.size + length)
+        dtype = dtype_from_bytes(spec[_HEAD.size : _HEAD.size + length])
+        shape, strides = numbers[:ndim], numbers[ndim:]
+        if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject:
+            raise ValueError
+    except (struct.error, ValueError, TypeError, SyntaxError, AttributeError, UnicodeDecodeError):
+        raise ValueError("the handle's description of the array is damaged") from None
+    if len(_specs) > 4096:
+        _specs.clear()
+    _specs[spec] = result = dtype, shape, strides, start, flags
+    return result
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Bytes before and after the first element's address that an array reaches: it lies in [-before, after)."""
+    before, after = 0, itemsize
+    for n, stride in zip(shape, strides):
+        if n == 0:
+            return 0, 0
+        if stride < 0:
+            before -= (n - 1) * stride
+        else:
+            after += (n - 1) * stride
+    return before, after
+
+
+# ---- files
+
+def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) -> bytes:
+    wire = bytearray(_native.WIRE_SIZE)
+    wire[:] = _native.file_wire(offset, nbytes)
+    return bytes(wire) + struct.pack("<QQH", device, inode, len(os.fsencode(path))) + os.fsencode(path)
+
+
+def decode_file(handle: bytes) -> tuple[str, int, int, int, int, bytes]:
+    """(path, device, inode, offset, nbytes, description of the array)."""
+    _, offset, nbytes, _, _ = _native.wire_fields(handle)
+    try:
+        device, inode, length = struct.unpack_from("<QQH", handle, _native.WIRE_SIZE)
+    except struct.error:
+        raise ValueError("the handle's description of the file is damaged") from None
+    at = _native.WIRE_SIZE + 18
+    return os.fsdecode(handle[at : at + length]), device, inode, offset, nbytes, handle[at + length :]

@@ -1,0 +1,114 @@
+"""Settings: each a `COPYLESS_*` variable and a keyword of `copyless.configure`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = ["Settings", "configure", "current", "describe"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def _bytes(text: str) -> int:
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    return int(float(number.removesuffix(unit)) * _UNITS[unit])
+
+
+@dataclass
+class Settings:
+    """Present values.
+
+    Attributes
+    ----------
+    dir : str
+        Where the storage directory is made; a tmpfs. Fixed once storage is in use. ``COPYLESS_DIR``.
+    warm_limit : int
+        Bytes of free blocks that stay warm for the next allocation; -1: an eighth of the mount. ``COPYLESS_WARM_LIMIT``
+        (units such as 512M are understood).
+    idle : float
+        Seconds after which a free segment goes back to the system, at somebody's next call; 0: never. ``COPYLESS_IDLE``.
+    message_ttl : float
+        Seconds that a handle pickled for another process keeps its block while nobody loads it; 0: until the process
+        family ends. ``COPYLESS_MESSAGE_TTL``.
+    host : str
+        Overrides the identity of this host, so that several can be tested on one machine. ``COPYLESS_HOST``.
+    """
+
+    dir: str = "/dev/shm"
+    warm_limit: int = -1
+    idle: float = 30.0
+    message_ttl: float = 600.0
+    host: str = ""
+
+
+_PARSERS: dict[str, Any] = {"warm_limit": _bytes, "idle": float, "message_ttl": float, "dir": str, "host": str}
+
+
+def _from_environment() -> Settings:
+    settings = Settings()
+    for field in fields(Settings):
+        variable = f"COPYLESS_{field.name.upper()}"
+        text = os.environ.get(variable)
+        if text:
+            try:
+                setattr(settings, field.name, _PARSERS[field.name](text))
+            except ValueError:
+                raise ValueError(f"{variable}={text!r} is not understood: {Settings.__doc__}") from None
+    return settings
+
+
+_current: Settings | None = None
+
+
+def current() -> Settings:
+    global _current
+    if _current is None:
+        _current = _from_environment()
+    return _current
+
+
+def configure(**changes: Any) -> Settings:
+    """Change settings of this process; return all present values.
+
+    Parameters
+    ----------
+    warm_limit, idle, message_ttl, dir, host
+        See `Settings`. `dir` and `host` cannot change once storage is in use.
+
+    Raises
+    ------
+    TypeError
+        For a name that is no setting.
+    RuntimeError
+        For `dir` or `host` when this process uses shared memory already.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.configure(message_ttl=60).message_ttl
+    60
+    >>> copyless.configure(message_ttl=600.0).message_ttl
+    600.0
+    """
+    from copyless.storage import store
+
+    settings = current()
+    for name, value in changes.items():
+        if name not in _PARSERS:
+            raise TypeError(f"no setting is called {name!r}; there are {', '.join(_PARSERS)}")
+        if name in ("dir", "host") and value != getattr(settings, name) and store.is_open():
+            raise RuntimeError(f"{name} is fixed once shared memory is in use: set COPYLESS_{name.upper()} before")
+        if name in ("idle", "message_ttl") and not value >= 0:
+            raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")
+        setattr(settings, name, _bytes(value) if name == "warm_limit" and isinstance(value, str) else value)
+    store.apply_settings()
+    return settings
+
+
+def describe() -> dict[str, Any]:
+    """Every setting and its present value, by variable."""
+    settings = current()
+    return {f"COPYLESS_{field.name.upper()}": getattr(settings, field.name) for field in fields(Settings)}

@@ -1,0 +1,169 @@
+"""The open store of this process: opened at first use, carried through fork, left at exit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+
+from copyless.core import _native
+from copyless.storage import directory
+from copyless.storage.settings import current as settings
+
+__all__ = ["apply_settings", "is_open", "need", "reap", "trim"]
+
+_lock = threading.Lock()
+_hooks = False
+_directory_fd = -1
+
+
+def _hash(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as f:
+            return f.read().strip()
+    except OSError:
+        return b""
+
+
+def _host() -> int:
+    name = settings().host
+    return _hash(name.encode() if name else _read("/etc/machine-id") + os.uname().nodename.encode())
+
+
+def _boot() -> int:
+    return _hash(_read("/proc/sys/kernel/random/boot_id"))
+
+
+def _family() -> int:
+    """Processes that multiprocessing started from one root share its authentication key, under every start method."""
+    from multiprocessing.process import current_process
+
+    return _hash(bytes(current_process().authkey))
+
+
+def _parent() -> tuple[int, int]:
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is None or parent.pid is None:
+        return 0, 0
+    return parent.pid, _native.process_start(parent.pid)
+
+
+def _limits(path: str) -> tuple[int, int, int]:
+    values = settings()
+    warm = values.warm_limit
+    if warm < 0:
+        st = os.statvfs(path)
+        warm = st.f_blocks * st.f_frsize // 8
+    return warm, int(values.idle * 1e9), int(values.message_ttl * 1e9)
+
+
+def is_open() -> bool:
+    return _native.is_open()
+
+
+def apply_settings() -> None:
+    if _native.is_open():
+        _native.configure(*_limits(directory.current()))
+
+
+def need() -> None:
+    """Open the store if this process has not yet. Cost: two directory look-ups the first time, then a flag."""
+    if not _native.is_open():
+        _open()
+
+
+def _open() -> None:
+    global _hooks, _directory_fd
+    with _lock:
+        if _native.is_open():
+            return
+        for attempt in range(10):
+            path, fd = directory.ensure()
+            try:
+                _native.open_store(
+                    fd,
+                    os.fsencode(path),
+                    _host(),
+                    _boot(),
+                    _family(),
+                    os.stat("/proc/self/ns/pid").st_ino,
+                    *_parent(),
+                    os.path.basename(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable).encode(),
+                    *_limits(path),
+                )
+            except BaseException as error:
+                os.close(fd)
+                # The last owner may remove the directory between our look and our use of it.
+                if isinstance(error, OSError) or attempt == 9 or os.path.isdir(path):
+                    raise
+                continue
+            if _directory_fd >= 0:
+                os.close(_directory_fd)
+            _directory_fd = fd
+            break
+        if not _hooks:
+            _hooks = True
+            os.register_at_fork(
+                before=_native.fork_prepare, after_in_parent=_native.fork_parent, after_in_child=_after_in_child
+            )
+
+
+def _after_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _native.fork_child()
+
+
+def reap() -> dict[str, int]:
+    """Take back now what dead processes of this user held.
+
+    Returns
+    -------
+    dict
+        Counts: ``owners`` found dead, ``blocks`` they held, unfinished ``segments``, ``messages`` that nobody will load.
+
+    Notes
+    -----
+    Every process does this by itself as it allocates; call it after a crash when nothing else runs. Cost: a system call
+    for each process that uses shared memory.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> sorted(copyless.reap())
+    ['blocks', 'messages', 'owners', 'segments']
+    """
+    need()
+    return _native.reap()
+
+
+def trim(keep_bytes: int = 0) -> int:
+    """Give free memory that is kept warm back to the system.
+
+    Parameters
+    ----------
+    keep_bytes : int
+        How many bytes may stay warm.
+
+    Returns
+    -------
+    int
+        Bytes given back.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> a = copyless.zeros(1 << 20, dtype="u1")
+    >>> del a
+    >>> copyless.trim() >= 1 << 20
+    True
+    """
+    need()
+    return _native.trim(keep_bytes)

@@ -1,0 +1,102 @@
+/* What the native tests share: a directory of their own, checks that name the line, children that end by themselves. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(condition)                                                                                             \
+    do {                                                                                                             \
+        if (!(condition)) {                                                                                          \
+            fprintf(stderr, "%s:%d: %s [%s]\n", __FILE__, __LINE__, #condition, cl_last_error()->what);              \
+            abort();                                                                                                 \
+        }                                                                                                            \
+    } while (0)
+
+static char check_path[64];
+
+static inline int open_directory(void)
+{
+    if (check_path[0] == 0) {
+        strcpy(check_path, "/dev/shm/copyless-test-XXXXXX");
+        CHECK(mkdtemp(check_path) != NULL);
+    }
+    int fd = open(check_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+static inline int count_files(const char *prefix)
+{
+    DIR *d = opendir(check_path);
+    int n = 0;
+    CHECK(d != NULL);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        n += strncmp(e->d_name, prefix, strlen(prefix)) == 0 && e->d_name[0] != '.';
+    }
+    closedir(d);
+    return n;
+}
+
+static inline void remove_directory(void)
+{
+    DIR *d = opendir(check_path);
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        unlinkat(dirfd(d), e->d_name, 0);
+    }
+    closedir(d);
+    CHECK(rmdir(check_path) == 0);
+}
+
+static inline void open_store(cl_store *store, uint64_t family)
+{
+    cl_identity who = {.host = 11, .boot = 22, .family = family, .pid = (uint32_t)getpid(),
+                       .start = cl_process_start((uint32_t)getpid()), .command = "check"};
+    cl_settings settings = {.warm_limit = (uint64_t)256 << 20, .idle_ns = 0, .message_ttl_ns = 600000000000};
+    CHECK(cl_store_open(store, open_directory(), &who, &settings) == CL_OK);
+}
+
+static inline void release(cl_store *store, const cl_block_ref *r)
+{
+    int rc;
+    while ((rc = cl_release(store, r->segment_id, r->segment, r->index, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    CHECK(rc == CL_OK);
+}
+
+static inline void audit(cl_store *store)
+{
+    int rc;
+    while ((rc = cl_enter(store, CL_OP_LIST, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    CHECK(rc == CL_OK);
+    rc = cl_audit(store);
+    CHECK(rc == CL_OK);
+    cl_leave(store);
+}
+
+/* Wait for a child; 1: it ended by itself and well, 0: it was killed by its kill point. */
+static inline int ended(pid_t child)
+{
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    if (WIFSIGNALED(status)) {
+        CHECK(WTERMSIG(status) == SIGKILL);
+        return 0;
+    }
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    return 1;
+}
+
+#endif

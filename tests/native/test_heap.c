@@ -1,0 +1,76 @@
+/* Blocks: classes, recycling, reserved memory, trimming, addresses; threads of one process together. */
+#include "check.h"
+
+#include <pthread.h>
+
+static cl_store store;
+
+static void *churn(void *arg)
+{
+    unsigned seed = (unsigned)(uintptr_t)arg;
+    cl_block_ref held[16] = {{0}};
+    for (int i = 0; i < 2000; i++) {
+        unsigned at = (unsigned)rand_r(&seed) % 16;
+        if (held[at].data != NULL) {
+            CHECK(held[at].data[0] == (uint8_t)at && held[at].data[held[at].capacity - 1] == (uint8_t)(uintptr_t)arg);
+            release(&store, &held[at]);
+            held[at].data = NULL;
+        } else {
+            int rc;
+            uint64_t size = (uint64_t)1 << (unsigned)rand_r(&seed) % 18;
+            while ((rc = cl_alloc(&store, size, CL_MAY_WAIT, &held[at])) == CL_AGAIN) {
+            }
+            CHECK(rc == CL_OK && held[at].capacity >= size);
+            held[at].data[held[at].capacity - 1] = (uint8_t)(uintptr_t)arg;
+            held[at].data[0] = (uint8_t)at;
+        }
+    }
+    for (int i = 0; i < 16; i++) {
+        if (held[i].data != NULL) {
+            release(&store, &held[i]);
+        }
+    }
+    return NULL;
+}
+
+int main(void)
+{
+    open_store(&store, 1);
+    cl_block_ref a, b, c, found;
+    CHECK(cl_alloc(&store, 1 << 20, CL_MAY_WAIT, &a) == CL_OK && !a.recycled && a.capacity == 1 << 20);
+    CHECK(((uintptr_t)a.data & 4095) == 0);
+    memset(a.data, 1, 1 << 20);
+    uint8_t *where = a.data;
+    release(&store, &a);
+    CHECK(cl_alloc(&store, 1 << 20, CL_MAY_WAIT, &a) == CL_OK && a.recycled && a.data == where); /* the warm one */
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &b) == CL_OK && b.capacity == 128);
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &c) == CL_OK && c.segment == b.segment && c.index != b.index);
+    CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 1 && found.index == b.index);
+    CHECK(cl_find(&store, b.data + 5, 128, CL_MAY_WAIT, &found) == 0); /* reaches beyond the block */
+    CHECK(cl_find(&store, &found, 1, CL_MAY_WAIT, &found) == 0);
+    audit(&store);
+    release(&store, &b);
+    release(&store, &c);
+    CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 0); /* nothing of ours stands there any more */
+    release(&store, &a);
+    audit(&store);
+    uint64_t freed;
+    CHECK(cl_trim(&store, 0, CL_MAY_WAIT, &freed) == CL_OK && freed >= 1 << 20 && count_files("seg.") == 0);
+    audit(&store);
+    CHECK(cl_alloc(&store, (uint64_t)1 << 50, CL_MAY_WAIT, &a) == CL_FULL && count_files("seg.") == 0);
+    audit(&store);
+
+    pthread_t threads[4];
+    for (uintptr_t i = 0; i < 4; i++) {
+        CHECK(pthread_create(&threads[i], NULL, churn, (void *)(i + 1)) == 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    audit(&store);
+    CHECK(store.control->total_bytes == store.control->warm_bytes);
+    CHECK(cl_store_leave(&store) == 1 && count_files("") == 0);
+    remove_directory();
+    puts("heap: ok");
+    return 0;
+}

@@ -1,0 +1,84 @@
+/* Holds: messages pass from hand to hand, stale handles are refused, families and times end, names come and go. */
+#include "check.h"
+
+static cl_store store, other;
+
+int main(void)
+{
+    open_store(&store, 1);
+    cl_block_ref a, b;
+    cl_address sent, old;
+    uint64_t freed;
+    CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK);
+    CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK);
+    strcpy((char *)a.data, "sent");
+    release(&store, &a); /* the message alone holds it now */
+    audit(&store);
+    open_store(&other, 1);
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_OK && strcmp((char *)b.data, "sent") == 0);
+    CHECK(store.control->messages == 0);
+    cl_block_ref again;
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &again) == CL_OK && again.data == b.data); /* while any hold remains */
+    release(&other, &again);
+    audit(&store);
+    release(&other, &b);
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_STALE);
+    CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK && a.segment == sent.segment && a.index == sent.index);
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_STALE); /* another's bytes stand there now */
+    old = sent;
+    old.segment_id++;
+    CHECK(cl_load(&other, &old, CL_MAY_WAIT, &b) == CL_STALE);
+
+    CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK);
+    CHECK(cl_unsend(&store, sent.hold, sent.nonce + 1, CL_MAY_WAIT) == CL_OK && store.control->messages == 1);
+    CHECK(cl_unsend(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_OK && store.control->messages == 0);
+    store.settings.message_ttl_ns = 1;
+    CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK && store.control->messages == 1);
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0); /* its time is over */
+    store.settings.message_ttl_ns = 0;
+
+    pid_t child = fork(); /* a family of its own sends and ends */
+    if (child == 0) {
+        cl_store own;
+        cl_block_ref r;
+        open_store(&own, 2);
+        CHECK(cl_alloc(&own, 100000, CL_MAY_WAIT, &r) == CL_OK);
+        CHECK(cl_send(&own, r.segment, r.index, CL_MAY_WAIT, &sent) == CL_OK);
+        _exit(0);
+    }
+    CHECK(ended(child));
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0);
+    audit(&store);
+
+    cl_named named;
+    CHECK(cl_publish(&store, "camera", 6, a.segment, a.index, 4000, 20, 0, CL_MAY_WAIT) == CL_OK);
+    CHECK(cl_publish(&other, "camera", 6, a.segment, a.index, 0, 0, 0, CL_MAY_WAIT) == CL_EXISTS);
+    CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_OK && named.spec_offset == 4000);
+    CHECK(cl_lookup(&other, "camer", 5, CL_MAY_WAIT, &named) == CL_MISSING);
+    CHECK(cl_load(&other, &named.address, CL_MAY_WAIT, &b) == CL_OK);
+    release(&store, &a);
+    CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_OK); /* the attacher holds it */
+    audit(&store);
+    release(&other, &b);
+    CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_MISSING); /* gone with its block */
+    CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK);
+    CHECK(cl_publish(&store, "kept", 4, a.segment, a.index, 0, 0, 1, CL_MAY_WAIT) == CL_OK);
+    release(&store, &a);
+    CHECK(cl_lookup(&other, "kept", 4, CL_MAY_WAIT, &named) == CL_OK);
+    CHECK(cl_unpublish(&other, "kept", 4, CL_MAY_WAIT) == CL_OK && store.control->persistent == 0);
+    CHECK(cl_unpublish(&other, "kept", 4, CL_MAY_WAIT) == CL_MISSING);
+    for (int i = 0; i < 100; i++) { /* more names than the first table holds */
+        char name[16];
+        cl_block_ref r;
+        CHECK(cl_alloc(&store, 10, CL_MAY_WAIT, &r) == CL_OK);
+        CHECK(cl_publish(&store, name, (uint32_t)snprintf(name, sizeof name, "n%d", i), r.segment, r.index, 0, 0, 0,
+                         CL_MAY_WAIT) == CL_OK);
+    }
+    audit(&store);
+    CHECK(cl_trim(&store, 0, CL_MAY_WAIT, &freed) == CL_OK);
+    CHECK(cl_store_leave(&other) == 0);
+    CHECK(cl_store_leave(&store) == 1 && count_files("") == 0);
+    remove_directory();
+    puts("holds: ok");
+    return 0;
+}
