@@ -453,7 +453,7 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Sha
 
 
 def _open_found(wire: bytes, at: int, length: int) -> SharedArray:
-    block, _ = _native.load(wire)
+    block = handles.resolve(wire)[1]
     view = memoryview(block)
     if at + length > len(view):
         raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
@@ -508,23 +508,20 @@ def _encode(array: Any, message: bool) -> bytes | None:
     return handles.encode_file(file.path, file.device, file.inode, file.offset + at, before + after) + spec
 
 
-def decode(handle: bytes) -> Any:
-    """The array of a checked handle."""
-    if handle[3] == _native.KIND_FILE:
-        path, device, inode, offset, nbytes, rest = handles.decode_file(handle)
-        dtype, shape, strides, start, flags = handles.decode_spec(rest)
-        block: Any = _map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
-        at = offset - block.offset
-        room = nbytes
+def decode(handle: bytes, block: Any, offset: int, nbytes: int) -> Any:
+    """The array that a resolved handle describes; `block` is None for a file."""
+    if block is None:
+        path, device, inode, spec = handles.decode_file(handle)
+        dtype, shape, strides, start, flags = handles.decode_spec(spec)
+        block = _map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
+        offset -= block.offset
     else:
         dtype, shape, strides, start, flags = handles.decode_spec(handle[_native.WIRE_SIZE :])
-        block, at = _native.load(handle)
-        room = _native.wire_fields(handle)[2]
     before, after = handles.extent(shape, strides, dtype.itemsize)
-    if start < before or start + after > room:
-        raise ValueError(f"the handle describes an array of shape {shape} in {room} bytes: it is damaged")
+    if start < before or start + after > nbytes:
+        raise ValueError(f"the handle describes an array of shape {shape} in {nbytes} bytes: it is damaged")
     kind = SharedArray if flags & handles.SHARED_ARRAY else np.ndarray
-    made = _ndarray_new(kind, shape, dtype, block, at + start, strides)
+    made = _ndarray_new(kind, shape, dtype, block, offset + start, strides)
     if not flags & handles.WRITEABLE:
         made.flags.writeable = False
     return made

@@ -51,14 +51,12 @@ def note(handle: bytes) -> bytes:
 
 def load(handle: bytes) -> Any:
     """What a message's handle names. Named in pickles: keep its name and place."""
-    kind = handles.checked(handle)
+    kind, block, offset, nbytes = handles.resolve(handle)
     if kind == _native.KIND_MEMORY:
-        block, offset = _native.load(handle)
-        nbytes = _native.wire_fields(handle)[2]
         return _memory._from_block(block, offset, nbytes, handle[_native.WIRE_SIZE :] == b"r")
     from copyless import arrays
 
-    return arrays.decode(handle)
+    return arrays.decode(handle, block, offset, nbytes)
 
 
 def memory_handle(memory: Memory, message: bool) -> bytes | None:
@@ -74,36 +72,6 @@ def _reduce_memory(memory: Memory) -> Any:
 def register(kind: type, reduction: Any) -> None:
     """Teach multiprocessing's pickler how objects of exactly this type cross to another process."""
     ForkingPickler.register(kind, reduction)
-
-
-_arrow = False
-
-
-def register_arrow() -> None:
-    """Arrow buffers that stand on our blocks cross as handles; called when pyarrow is there."""
-    global _arrow
-    if _arrow:
-        return
-    import pyarrow as pa
-
-    _arrow = True
-
-    def reduce(buffer: Any) -> Any:
-        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, True) if buffer.size else None
-        return buffer.__reduce_ex__(4) if handle is None else (load_arrow, (note(handle + b"r"),))
-
-    for kind in (pa.lib.Buffer, pa.lib.ResizableBuffer):
-        register(kind, reduce)
-    from pyarrow.lib import ForeignBuffer  # type: ignore[attr-defined,unused-ignore]
-
-    register(ForeignBuffer, reduce)
-
-
-def load_arrow(handle: bytes) -> Any:
-    import pyarrow as pa
-
-    register_arrow()
-    return pa.py_buffer(load(handle))
 
 
 ForkingPickler.dump = _dump  # type: ignore[assignment,method-assign]

@@ -154,7 +154,7 @@ class SharedMemory:
                 if self._track is None:
                     mapping.record(text, st.st_dev, st.st_ino, True)
                 try:
-                    os.link(f"/proc/self/fd/{fd}", os.path.join(os.fsencode(_PLACE), text), follow_symlinks=True)
+                    os.link(f"/proc/self/fd/{fd}", os.path.join(os.fsencode(_PLACE), text), src_dir_fd=fd)
                     break
                 except FileExistsError:
                     if self._track is None:

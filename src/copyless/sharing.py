@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from copyless import arrays, pickling
+from copyless import arrays
 from copyless.core import _native
 from copyless.core._memory import Memory
 from copyless.storage.blocks import allocate
@@ -33,17 +33,27 @@ class _Pickler(pickle.Pickler):
         self._seen: dict[int, int] = {}
 
     def persistent_id(self, obj: Any) -> int | None:
-        if type(obj) not in (np.ndarray, arrays.SharedArray) or obj.dtype.hasobject or obj.size == 0:
+        there: bool
+        if type(obj) in (np.ndarray, arrays.SharedArray) and not obj.dtype.hasobject and obj.size:
+            # A plain array stays plain: pandas and others look at the very type.
+            there, move = arrays.shared_memory_of(obj), lambda a: arrays.array(a).view(type(a))
+        elif "pyarrow" in sys.modules and _frames().is_flat(obj) and _frames().buffers_of(obj):
+            there, move = _frames().is_shared(obj), _frames().move
+        else:
             return None
         at = self._seen.get(id(obj))
         if at is None:
-            there = arrays.shared_memory_of(obj)
             self._shared.append(there)
-            # A plain array stays plain: pandas and others look at the very type.
-            moved = obj if there or not self._move else arrays.array(obj).view(type(obj))
             at = self._seen[id(obj)] = len(self._parts)
-            self._parts.append((obj, moved))  # the original too: its id must not be given again
+            # The original is kept too: its id must not be given again.
+            self._parts.append((obj, move(obj) if self._move and not there else obj))
         return at
+
+    def reducer_override(self, obj: Any) -> Any:
+        if "pyarrow" in sys.modules and _frames().is_column(obj):
+            _frames().register_columns()
+            return _frames().reduce_column(obj)
+        return NotImplemented
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -51,7 +61,13 @@ class _Pickler(pickle.Pickler):
         self._shared.append(there)
         if self._move:
             self._parts.append((buffer, _move_bytes(raw)))
-        return not self._move or False
+        return not self._move
+
+
+def _frames() -> Any:
+    from copyless import frames
+
+    return frames
 
 
 class _Unpickler(pickle.Unpickler):
@@ -84,8 +100,6 @@ def _share_object(obj: Any) -> Any:
         raise
     if all(shared):
         return obj
-    if any(module in sys.modules for module in ("pyarrow",)):
-        pickling.register_arrow()
     buffers = [moved for original, moved in parts if isinstance(original, pickle.PickleBuffer)]
     file.seek(0)
     return _Unpickler(file, parts, buffers).load()

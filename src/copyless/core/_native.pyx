@@ -163,10 +163,15 @@ cdef struct Wire:
     uint64_t offset
     uint64_t nbytes
 
+cdef enum:
+    ARRAY = 1
+    MEMORY = 2
+    FILE = 3
+
 WIRE_SIZE = sizeof(Wire)
-KIND_ARRAY = 1
-KIND_MEMORY = 2
-KIND_FILE = 3
+KIND_ARRAY = ARRAY
+KIND_MEMORY = MEMORY
+KIND_FILE = FILE
 
 
 cdef int fail(int rc) except -1:
@@ -381,9 +386,22 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, bint message):
     return wire(kind, &out, address - <uintptr_t>ref.data, nbytes)
 
 
-def check_wire(bytes handle):
-    """None when the handle is of this host, boot and registry; else what differs: 'form', 'host', 'boot', 'registry'."""
+def wire_fields(bytes handle):
+    """(kind, offset, nbytes, block number, generation) of a handle that has the right form."""
     cdef Wire w
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    return w.kind, w.offset, w.nbytes, w.segment * CL_BLOCKS + w.index, w.generation
+
+
+def resolve(bytes handle):
+    """(kind, block, offset, bytes) of a handle; a message's hold becomes this process's. For a file the block is None.
+
+    What is wrong with a handle that is not for us is told by one word: 'form', 'host', 'boot' or 'registry'.
+    """
+    cdef Wire w
+    cdef cl_address a
+    cdef cl_block_ref ref
+    cdef int rc
     if len(handle) < <Py_ssize_t>sizeof(Wire):
         return "form"
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
@@ -393,25 +411,10 @@ def check_wire(bytes handle):
         return "host"
     if w.boot != STORE.identity.boot:
         return "boot"
-    if w.registry != STORE.registry_id and w.kind != 3:
+    if w.kind == FILE:
+        return w.kind, None, w.offset, w.nbytes
+    if w.registry != STORE.registry_id:
         return "registry"
-    return None
-
-
-def wire_fields(bytes handle):
-    """(kind, offset, nbytes, block number, generation) of a handle that has the right form."""
-    cdef Wire w
-    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
-    return w.kind, w.offset, w.nbytes, w.segment * CL_BLOCKS + w.index, w.generation
-
-
-def load(bytes handle):
-    """(block, offset) that a checked handle names. Its message's hold, if there is one, becomes this process's."""
-    cdef Wire w
-    cdef cl_address a
-    cdef cl_block_ref ref
-    cdef int rc
-    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
     a.segment_id, a.generation, a.nonce = w.segment_id, w.generation, w.nonce
     a.segment, a.index, a.hold = w.segment, w.index, w.hold
     rc = cl_load(&STORE, &a, 0, &ref)
@@ -424,8 +427,8 @@ def load(bytes handle):
         fail(rc)
     block = stand(&ref, ref.capacity)
     if w.nbytes > ref.capacity or w.offset > ref.capacity - w.nbytes:
-        raise native_error(CL_CORRUPT, 0, f"handle of {w.nbytes} bytes at {w.offset} in a block of {ref.capacity}", 0)
-    return block, w.offset
+        raise ValueError(f"the handle names {w.nbytes} bytes at {w.offset} in a block of {ref.capacity}: it is damaged")
+    return w.kind, block, w.offset, w.nbytes
 
 
 def unsend(bytes handle):
@@ -473,7 +476,7 @@ def lookup(bytes name):
         return None
     if rc != CL_OK:
         fail(rc)
-    return wire(KIND_MEMORY, &found.address, 0, found.nbytes), found.spec_offset, found.spec_length
+    return wire(MEMORY, &found.address, 0, found.nbytes), found.spec_offset, found.spec_length
 
 
 def unpublish(bytes name):
@@ -730,4 +733,4 @@ def file_wire(uint64_t offset, uint64_t nbytes):
     """The first part of the handle of a range of a file."""
     cdef cl_address nothing
     memset(&nothing, 0, sizeof(nothing))
-    return wire(KIND_FILE, &nothing, offset, nbytes)
+    return wire(FILE, &nothing, offset, nbytes)

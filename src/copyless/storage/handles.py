@@ -15,7 +15,7 @@ from copyless.core import _native
 from copyless.errors import ForeignHostError, StaleHandleError
 from copyless.storage.store import need
 
-__all__ = ["Handle", "checked", "decode_spec", "encode_spec"]
+__all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 
 _HEAD = struct.Struct("<BBHq")
 WRITEABLE, SHARED_ARRAY = 1, 2
@@ -42,8 +42,8 @@ class Handle(bytes):
         return self.hex()
 
 
-def checked(handle: bytes) -> int:
-    """The kind of a handle of this host, boot and directory.
+def resolve(handle: bytes) -> tuple[int, Any, int, int]:
+    """(kind, block, offset in it, bytes) of a handle; its message's hold becomes this process's. No block for a file.
 
     Raises
     ------
@@ -52,21 +52,21 @@ def checked(handle: bytes) -> int:
     ForeignHostError
         When it was made on another host or in another storage directory.
     StaleHandleError
-        When it was made before this host's last boot.
+        When what it names is gone, or it was made before this host's last boot.
     """
     need()
-    problem = _native.check_wire(handle)
-    if problem is None:
-        return handle[3]
-    if problem == "form":
+    found = _native.resolve(handle)
+    if type(found) is tuple:
+        return found
+    if found == "form":
         raise ValueError(f"no handle of this version of copyless: {handle[:16]!r}... ({len(handle)} bytes)")
-    if problem == "host":
+    if found == "host":
         raise ForeignHostError("the handle was made on another host: send the object itself, by value")
-    if problem == "boot":
+    if found == "boot":
         raise StaleHandleError("the handle was made before this host was last booted")
     raise ForeignHostError(
         "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR, or send the "
-        "object by value (a directory that was left by its last process is made anew, too)"
+        "object by value (a directory that its last process has left is made anew, too)"
     )
 
 
@@ -107,7 +107,8 @@ def dtype_from_bytes(text: bytes) -> Any:
 
 def encode_spec(array: Any, start: int, flags: int) -> bytes:
     """dtype, shape, strides of an array whose first element lies `start` bytes into the handle's range."""
-    dtype = dtype_to_bytes(array.dtype)
+    kind = array.dtype
+    dtype = kind.str.encode() if kind.isbuiltin == 1 else dtype_to_bytes(kind)
     ndim = array.ndim
     return _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
 
@@ -151,17 +152,14 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
 # ---- files
 
 def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) -> bytes:
-    wire = bytearray(_native.WIRE_SIZE)
-    wire[:] = _native.file_wire(offset, nbytes)
-    return bytes(wire) + struct.pack("<QQH", device, inode, len(os.fsencode(path))) + os.fsencode(path)
+    return _native.file_wire(offset, nbytes) + struct.pack("<QQH", device, inode, len(os.fsencode(path))) + os.fsencode(path)
 
 
-def decode_file(handle: bytes) -> tuple[str, int, int, int, int, bytes]:
-    """(path, device, inode, offset, nbytes, description of the array)."""
-    _, offset, nbytes, _, _ = _native.wire_fields(handle)
+def decode_file(handle: bytes) -> tuple[str, int, int, bytes]:
+    """(path, device, inode, description of the array)."""
     try:
         device, inode, length = struct.unpack_from("<QQH", handle, _native.WIRE_SIZE)
     except struct.error:
         raise ValueError("the handle's description of the file is damaged") from None
     at = _native.WIRE_SIZE + 18
-    return os.fsdecode(handle[at : at + length]), device, inode, offset, nbytes, handle[at + length :]
+    return os.fsdecode(handle[at : at + length]), device, inode, handle[at + length :]
