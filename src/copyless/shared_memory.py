@@ -14,10 +14,12 @@ It stays a plain POSIX object at the standard library's own place and name: prog
 
 from __future__ import annotations
 
+import collections
 import errno
 import os
 import secrets
 import time
+import weakref
 from typing import Any
 
 from copyless.core import _native
@@ -29,6 +31,8 @@ __all__ = ["SharedMemory"]
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
 _PLACE = "/dev/shm"
+_PLACE_PREFIX = b"/dev/shm/"
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC
 _O_CREX = os.O_CREAT | os.O_EXCL
 
 
@@ -144,6 +148,7 @@ class SharedMemory:
         wanted = None if name is None else "/" + _str(name).removeprefix("/")
         if wanted is not None:
             _file_name(wanted)
+            _native.scan()  # a dead creator's name is free again
         fd = self._reserve(size)
         try:
             st = os.fstat(fd)
@@ -166,6 +171,7 @@ class SharedMemory:
             os.close(fd)
         self._mapping = mapping
         self._identity = st.st_dev, st.st_ino
+        self._remember()
 
     def _reserve(self, size: int) -> int:
         """A nameless file of `size` bytes that are really there."""
@@ -192,26 +198,38 @@ class SharedMemory:
 
     def _attach(self, name: str, size: int) -> None:
         text = _file_name(name)
-        path = os.path.join(os.fsencode(_PLACE), text)
-        flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR)
-        try:
-            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, self._mode)
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
-        try:
-            st = os.fstat(fd)
-            if st.st_size == 0 and flags & os.O_CREAT and size:
-                os.posix_fallocate(fd, 0, size)
-                st = os.fstat(fd)
-            elif st.st_size == 0:
-                st = _wait_until_sized(fd, name)
-            mapping = _native.Mapping(fd, st.st_size, self._readonly)
-        finally:
-            os.close(fd)
-        if self._track is None:
-            mapping.attach(text, st.st_dev, st.st_ino)
+        path = _PLACE_PREFIX + text
+        there = _native.file_identity(path)
+        mapping = there and _mappings.get((*there, self._readonly, self._track is None))
+        if mapping is not None:
+            self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
+            return
+        flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
+        deadline = None
+        while True:
+            try:
+                mapping, *identity = _native.posix_open(path, text, flags, self._mode, self._readonly, self._track is None)
+            except OSError as error:
+                raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+            if mapping is not None:
+                break
+            # The standard library makes a block in two steps; an empty one is most likely about to be sized.
+            deadline = deadline or time.monotonic() + 1.0
+            if flags & os.O_CREAT and size:
+                os.truncate(path, size)
+            elif time.monotonic() > deadline:
+                raise ValueError(f"cannot map an empty file: {name!r} exists and has no size; its creator may have died")
+            else:
+                time.sleep(0.0005)
         self._name, self._mapping = name, mapping
-        self._identity = st.st_dev, st.st_ino
+        self._identity = identity[0], identity[1]
+        self._remember()
+
+    def _remember(self) -> None:
+        """Let further instances of this process share the mapping."""
+        mapping, identity = self._mapping, self._identity
+        assert mapping is not None and identity is not None
+        _mappings[(*identity, mapping.nbytes, self._readonly, self._track is None)] = mapping
 
     def _tell_tracker(self, verb: str) -> None:
         from multiprocessing import resource_tracker
@@ -279,8 +297,10 @@ class SharedMemory:
 
         The memory is unmapped when the last view made from it is gone, at once if there is none.
         """
-        self._buf = None
-        self._mapping = None
+        mapping = self._mapping
+        self._buf = self._mapping = None
+        if mapping is not None and mapping.nbytes <= _RECENT_BYTES:
+            _recent.append(mapping)
 
     def unlink(self) -> None:
         """Take the name away; the memory goes when the last process has closed it.
@@ -297,6 +317,8 @@ class SharedMemory:
             os.unlink(os.path.join(os.fsencode(_PLACE), text))
         except FileNotFoundError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
+        if self._identity is not None:
+            _forget(self._identity)
         if self._track is None and self._identity is not None:
             need()
             _native.posix_forget(text, *self._identity)
@@ -304,20 +326,26 @@ class SharedMemory:
             self._tell_tracker("unregister")
 
 
+# Mappings of this process by device, inode, size, read-only, tracked: a second instance of a block costs one system call.
+# The last few small ones closed stay mapped, because workers attach and close the same block for every task; a block
+# unlinked meanwhile by another process stays in memory until they are pushed out: 4 MiB at most.
+_mappings: weakref.WeakValueDictionary[tuple[int, int, int, bool, bool], _native.Mapping] = weakref.WeakValueDictionary()
+_recent: collections.deque[_native.Mapping] = collections.deque(maxlen=4)
+_RECENT_BYTES = 1 << 20
+
+
+def _forget(identity: tuple[int, int]) -> None:
+    """A block was unlinked: keep nothing of it that no instance uses."""
+    gone = [mapping for key, mapping in list(_mappings.items()) if key[:2] == identity]
+    for mapping in gone:
+        while mapping in _recent:
+            _recent.remove(mapping)
+
+
 def _str(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a name is a str, not {type(name).__name__!r}")
     return name
-
-
-def _wait_until_sized(fd: int, name: str) -> os.stat_result:
-    """The standard library makes a block in two steps; an empty one is most likely about to be sized."""
-    deadline = time.monotonic() + 1.0
-    while (st := os.fstat(fd)).st_size == 0:
-        if time.monotonic() > deadline:
-            raise ValueError(f"cannot map an empty file: {name!r} exists and has no size; its creator may have died")
-        time.sleep(0.0005)
-    return st
 
 
 def _rebuild(kind: type[SharedMemory], name: str, track: bool | None, readonly: bool) -> SharedMemory:

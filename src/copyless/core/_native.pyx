@@ -24,7 +24,7 @@ cdef extern from "wait.h" nogil:
 
 cdef extern from "store.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
-    enum: CL_MAY_WAIT, CL_OP_LIST, CL_PAGE, CL_BLOCKS
+    enum: CL_MAY_WAIT, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS
     enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
     enum: CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     int64_t CL_FOREVER
@@ -105,6 +105,8 @@ cdef extern from "store.h" nogil:
     void cl_fork_parent(cl_store *store)
     int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
     int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
+    int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
+    enum: CL_SCAN_FORCE
     int cl_audit(cl_store *store)
     int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
     int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
@@ -141,6 +143,20 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from "errno.h" nogil:
     int errno
+
+cdef extern from "fcntl.h" nogil:
+    int c_open "open"(const char *path, int flags, ...)
+
+cdef extern from "unistd.h" nogil:
+    int c_close "close"(int fd)
+
+cdef extern from "sys/stat.h" nogil:
+    cdef struct c_stat "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        int64_t st_size
+    int fstat(int fd, c_stat *st)
+    int c_stat_path "lstat"(const char *path, c_stat *st)
 
 cdef cl_store STORE
 cdef char DIRECTORY_PATH[4096]
@@ -526,18 +542,20 @@ cdef class Mapping:
     cdef uint32_t hold_slot
     cdef object __weakref__
 
-    def __cinit__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
-        cdef void *p
+    def __init__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
+        if self.base != NULL:
+            raise TypeError("a mapping is made once")
+        self.map(fd, nbytes, readonly, offset)
+
+    cdef int map(self, int fd, uint64_t nbytes, bint readonly, uint64_t offset) except -1:
         cdef int protection = PROT_READ if readonly else PROT_READ | PROT_WRITE
-        self.base = NULL
-        self.hold_id = 0
-        with nogil:
-            p = mmap(NULL, nbytes, protection, MAP_SHARED, fd, <int64_t>offset)
+        cdef void *p = mmap(NULL, nbytes, protection, MAP_SHARED, fd, <int64_t>offset)
         if p == MAP_FAILED:
             raise OSError(errno, f"mapping {nbytes} bytes")
         self.base = <uint8_t *>p
         self.nbytes = nbytes
         self.readonly = readonly
+        return 0
 
     def __dealloc__(self):
         cdef int rc
@@ -584,6 +602,53 @@ cdef class Mapping:
             self.hold_id = 0
             if rc != CL_MISSING:
                 fail(rc)
+
+
+def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint tracked):
+    """(mapping, device, inode) of a POSIX object; the mapping is None when the object has no size yet.
+
+    Raises OSError as open(2) does. What dead processes left is taken back first, so a dead creator's name is gone.
+    """
+    cdef Mapping mapping = None
+    cdef c_stat st
+    cdef int fd, code
+    if tracked:
+        scan(True)
+    fd = c_open(PyBytes_AS_STRING(path), flags, mode)
+    if fd < 0:
+        raise OSError(errno, "")
+    try:
+        if fstat(fd, &st) != 0:
+            raise OSError(errno, "")
+        if st.st_size != 0:
+            mapping = Mapping.__new__(Mapping)
+            mapping.map(fd, st.st_size, readonly, 0)
+    finally:
+        c_close(fd)
+    if tracked and mapping is not None:
+        mapping.attach(name, st.st_dev, st.st_ino)
+    return mapping, st.st_dev, st.st_ino
+
+
+def file_identity(bytes path):
+    """(device, inode, bytes) of a file, or None: one system call."""
+    cdef c_stat st
+    if c_stat_path(PyBytes_AS_STRING(path), &st) != 0:
+        return None
+    return st.st_dev, st.st_ino, st.st_size
+
+
+def scan(bint force=False):
+    """Take back what the dead held; unless forced, only if nobody did a moment ago."""
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_enter(&STORE, CL_OP_REAP, CL_MAY_WAIT)
+            if rc == CL_OK:
+                cl_scan(&STORE, CL_SCAN_FORCE if force else 0, NULL)
+                cl_leave(&STORE)
+    if rc != CL_OK:
+        fail(rc)
 
 
 def posix_forget(bytes name, uint64_t device, uint64_t inode):

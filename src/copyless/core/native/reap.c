@@ -125,16 +125,21 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
     return rc;
 }
 
+static int is_due(const cl_control *c, int64_t now)
+{
+    uint64_t pause = c->scan_cost_ns > 100000 ? c->scan_cost_ns * 100 : 10000000;
+    if (pause > 1000000000) {
+        pause = 1000000000;
+    }
+    return (uint64_t)now - c->scanned_ns >= pause;
+}
+
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     cl_control *c = store->control;
     cl_reaped ignored = {0};
     int64_t now = cl_monotonic_ns();
-    uint64_t pause = c->scan_cost_ns > 100000 ? c->scan_cost_ns * 100 : 10000000;
-    if (pause > 1000000000) {
-        pause = 1000000000;
-    }
-    if (!(flags & CL_SCAN_FORCE) && (uint64_t)now - c->scanned_ns < pause) {
+    if (!(flags & CL_SCAN_FORCE) && !is_due(c, now)) {
         return CL_OK;
     }
     if (reaped == NULL) {

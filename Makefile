@@ -1,0 +1,68 @@
+# One runner: every target sets up what it needs. `make` lists them.
+SHELL := /bin/bash
+# The first of these that runs and has venv and headers' worth of a real interpreter; PYTHON=... chooses another.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3.14 python3; do \
+	$$p -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 10)' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]')
+NATIVE := src/copyless/core/native
+TESTS := wait lock journal heap holds kill
+CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE)
+
+.PHONY: help demo test test-all check check-native bench clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with venv was found: install python3-venv, or say make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -U 'pip>=24'
+
+$(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
+	$(PIP) install '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(SOURCES) | $(BIN)/python
+	$(PIP) install '.[test]'
+	@touch $@
+
+$(VENV)/check.stamp: pyproject.toml $(VENV)/test.stamp
+	$(PIP) install '.[check]'
+	@touch $@
+
+$(VENV)/suite.stamp: | $(BIN)/python
+	$(BIN)/python tests/conformance/get_suite.py $(VENV)/suite
+	@touch $@
+
+demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a table, a picture
+	$(BIN)/copyless demo
+
+test: $(VENV)/test.stamp $(VENV)/suite.stamp  ## all tests, on the default Python
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
+	@for v in 3.10 3.11 3.12 3.13; do \
+		for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
+			if $$p -c 'import sys, venv; assert "%d.%d" % sys.version_info[:2] == "'$$v'"' 2>/dev/null; then \
+				echo "== Python $$v"; $(MAKE) --no-print-directory test VENV=.venv-$$v PYTHON=$$p || exit 1; break; fi; done; done
+
+check: $(VENV)/check.stamp  ## lint, format, types
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] tests/native/*.[ch]
+
+check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan
+	@mkdir -p build/native
+	@for t in $(TESTS); do for kind in plain address,undefined thread; do \
+		if [ $$kind = thread ] && [ $$t = kill ]; then continue; fi; \
+		flags=; [ $$kind = plain ] || flags="-fsanitize=$$kind -fno-sanitize-recover=all"; \
+		$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c $(NATIVE)/*.c -o build/native/$$t -lpthread || exit 1; \
+		echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done
+
+bench: $(VENV)/test.stamp  ## every figure against its peers, in one run
+	$(BIN)/python bench/blocks.py
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-3.* build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,3 @@
+from copyless.cli import main
+
+main()

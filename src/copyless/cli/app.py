@@ -1,0 +1,112 @@
+"""Commands and their options; the work is in the modules beside this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+import copyless
+from copyless.cli import look
+from copyless.errors import CopylessError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def _say(report: dict[str, Any], as_json: bool, show: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2, default=str))
+    else:
+        show(report, console)
+
+
+def _stop(message: str) -> NoReturn:
+    typer.echo(f"copyless: {message}", err=True)
+    raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _common(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Python processes share memory without copying, leaking or hanging."""
+    if version:
+        typer.echo(f"copyless {copyless.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ls(as_json: Json = False) -> None:
+    """List segments, blocks, names and the processes that hold them.
+
+    Memory of dead processes is taken back first: what is listed as orphaned is kept by an undelivered message.
+    """
+    try:
+        _say(look.listing(), as_json, look.show_listing)
+    except CopylessError as error:
+        _stop(str(error))
+
+
+@app.command()
+def inspect(name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' shows it.")], as_json: Json = False) -> None:
+    """Show one named array: shape, dtype, who holds it, and its values in short."""
+    try:
+        _say(look.named(name), as_json, look.show_named)
+    except (FileNotFoundError, CopylessError, ValueError) as error:
+        _stop(f"{name}: {error.strerror if isinstance(error, OSError) else error}")
+
+
+@app.command()
+def reap(
+    force: Annotated[bool, typer.Option("--force", help="Remove a damaged storage directory that nobody uses.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take back what dead processes held, and give free memory back to the system."""
+    try:
+        report: dict[str, Any] = dict(copyless.reap())
+        report["bytes_given_back"] = copyless.trim()
+    except CopylessError as error:
+        if not force:
+            _stop(f"{error}")
+        report = look.remove_damaged()
+        if report["in_use"]:
+            _stop(f"processes {report['in_use']} still use {report['directory']}: end them first")
+    _say(report, as_json, look.show_counts)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at this machine: size and type of /dev/shm, limits, leftovers, settings, and what to change."""
+    from copyless.cli import doctor as examination
+
+    report = examination.examine()
+    _say(report, as_json, examination.show)
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = min(4, os.cpu_count() or 1),
+    scale: Annotated[int, typer.Option(help="How many times the photograph is enlarged.", min=1, max=8)] = 3,
+    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("copyless-demo.png"),
+    start: Annotated[str, typer.Option(help="Start method: spawn, fork or forkserver.")] = "spawn",
+    as_json: Json = False,
+) -> None:
+    """Do the main job three ways: by pickling, by the standard library's SharedMemory, and by copyless."""
+    try:
+        from copyless.cli import demo as job
+    except ImportError as error:
+        _stop(f"the demo needs photographs and a filter: pip install 'copyless[demo]' ({error})")
+    if start not in ("spawn", "fork", "forkserver"):
+        _stop(f"no start method is called {start!r}: spawn, fork, forkserver")
+    quiet = as_json or not sys.stderr.isatty()
+    report = job.run(workers=workers, scale=scale, output=output, start=start, quiet=quiet)
+    _say(report, as_json, job.show)
+    if not report["equal"] or report["left_behind"]:
+        raise typer.Exit(1)

@@ -1,0 +1,156 @@
+"""`copyless doctor`: what this machine offers, what is left behind, and what to change."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import stat
+import sys
+import time
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from copyless.cli.look import size
+from copyless.errors import CopylessError
+from copyless.storage import directory, settings
+
+
+def _mount_of(path: str) -> tuple[str, str]:
+    """(mount point, file system type)."""
+    best = ("/", "?")
+    for part in psutil.disk_partitions(all=True):
+        inside = path == part.mountpoint or path.startswith(part.mountpoint.rstrip("/") + "/")
+        if inside and len(part.mountpoint) >= len(best[0]):
+            best = part.mountpoint, part.fstype
+    return best
+
+
+def _memory_max() -> int | None:
+    """The control group's limit in bytes, or None."""
+    try:
+        with open("/proc/self/cgroup") as f:
+            unified = [line.strip().split(":", 2)[2] for line in f if line.startswith("0::")]
+    except OSError:
+        return None
+    for place in [*(f"/sys/fs/cgroup{path}/memory.max" for path in unified), "/sys/fs/cgroup/memory.max",
+                  "/sys/fs/cgroup/memory/memory.limit_in_bytes"]:  # fmt: skip
+        try:
+            with open(place) as f:
+                limit = int(f.read())
+                return limit if limit < 1 << 60 else None
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _leftovers() -> list[dict[str, Any]]:
+    """Files of the standard library in /dev/shm that belong to this user: blocks and semaphores nobody may use any more."""
+    found = []
+    try:
+        entries = list(os.scandir("/dev/shm"))
+    except OSError:
+        return []
+    for entry in entries:
+        try:
+            st = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        if stat.S_ISREG(st.st_mode) and st.st_uid == os.geteuid() and entry.name.startswith(("psm_", "sem.", "pym-")):
+            found.append({"name": entry.name, "bytes": st.st_blocks * 512, "age_s": round(time.time() - st.st_mtime)})
+    return found
+
+
+def examine() -> dict[str, Any]:
+    """Facts and problems; a problem says what to change."""
+    path = settings.current().dir
+    problems: list[str] = []
+    facts: dict[str, Any] = {
+        "copyless": __import__("copyless").__version__,
+        "python": platform.python_version(),
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processors": len(os.sched_getaffinity(0)),
+        "storage directory": directory.current(),
+    }
+    try:
+        st = os.statvfs(path)
+        mount, kind = _mount_of(os.path.realpath(path))
+        total, free = st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize
+        facts |= {"mount": mount, "file system": kind, "size": size(total), "free": size(free)}
+        if kind not in ("tmpfs", "ramfs"):
+            problems.append(f"{path} lies on {kind}, a disk: mount a tmpfs there or set COPYLESS_DIR to one")
+        if total < 256 << 20:
+            problems.append(
+                f"{mount} has only {size(total)}: mount -o remount,size=50% {mount}, or docker run --shm-size=2g, "
+                "or in Kubernetes an emptyDir with medium: Memory"
+            )
+        elif free < total // 20:
+            problems.append(f"{mount} is nearly full ({size(free)} free): 'copyless reap', and see what else lies there")
+    except OSError as error:
+        problems.append(f"{path}: {error.strerror}: mount a tmpfs there or set COPYLESS_DIR to one")
+    limit = _memory_max()
+    facts["memory"] = f"{size(psutil.virtual_memory().total)}, {size(psutil.virtual_memory().available)} available"
+    facts["memory.max"] = "none" if limit is None else size(limit)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    facts["open files"] = f"{soft} (at most {hard})"
+    if soft < 256:
+        problems.append(f"only {soft} open files are allowed: ulimit -n 1024")
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY:
+        facts["address space"] = size(space)
+        if space < 4 << 30:
+            problems.append(f"address space is limited to {size(space)}; mapping large arrays will fail: ulimit -v unlimited")
+    try:
+        with open("/proc/sys/vm/max_map_count") as f:
+            facts["mappings a process"] = int(f.read())
+    except OSError:
+        pass
+    for other in directory.refused():
+        problems.append(f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it")
+    try:
+        from copyless.core import _native
+        from copyless.storage.store import need
+
+        need()
+        _native.audit()
+        facts["registry"] = "sound"
+        statistics = _native.statistics()
+        facts["in shared memory"] = f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
+        facts["deaths cleaned up after"] = statistics["deaths"]
+    except CopylessError as error:
+        facts["registry"] = "damaged"
+        problems.append(str(error))
+    except OSError as error:
+        facts["registry"] = "not reachable"
+        problems.append(str(error))
+    return {
+        "facts": facts,
+        "settings": settings.describe(),
+        "leftovers": _leftovers(),
+        "problems": problems,
+        "ok": not problems,
+        "executable": sys.executable,
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    table = Table(show_header=False)
+    for key, value in report["facts"].items():
+        table.add_row(key, str(value))
+    console.print(table)
+    values = Table("setting", "present value", title="settings", title_justify="left")
+    for key, value in report["settings"].items():
+        values.add_row(key, str(value))
+    console.print(values)
+    if report["leftovers"]:
+        left = Table("file in /dev/shm", "bytes", "age", title="of the standard library, perhaps left behind", title_justify="left")
+        for entry in report["leftovers"]:
+            left.add_row(entry["name"], size(entry["bytes"]), f"{entry['age_s']} s")
+        console.print(left)
+    for problem in report["problems"]:
+        console.print(f"[red]change:[/] {problem}")
+    if report["ok"]:
+        console.print("[green]nothing to change[/]")

@@ -1,0 +1,154 @@
+"""What `ls`, `inspect` and `reap` find, and how they show it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from copyless.core import _native
+from copyless.storage import directory
+from copyless.storage.store import need
+
+
+def size(n: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError
+
+
+def age(ns: int) -> str:
+    seconds = max(0, time.time() - ns / 1e9)
+    for limit, unit, per in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / per:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def listing() -> dict[str, Any]:
+    """Segments, blocks, owners and holds, each block with its names, its holders and whether it is alive."""
+    need()
+    found = _native.snapshot()
+    pids = {owner["slot"]: owner["pid"] for owner in found["owners"]}
+    names: dict[int, str] = {entry["block"]: entry["name"] for entry in found["names"]}
+    for block in found["blocks"]:
+        holds = [hold for hold in found["holds"] if hold["block"] == block["number"]]
+        block["name"] = names.get(block["number"])
+        block["pids"] = sorted({pids.get(h["owner"], 0) for h in holds if h["kind"] == "owner"})
+        block["messages"] = sum(h["kind"] in ("message", "family") for h in holds)
+        block["persistent"] = any(h["kind"] == "persist" for h in holds)
+        block["state"] = "alive" if block["pids"] else "persistent" if block["persistent"] else "orphaned"
+        deadlines = [h["deadline_ns"] for h in holds if h["kind"] == "message"]
+        left = min(deadlines, default=0) - time.monotonic_ns()
+        block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
+    statistics = _native.statistics()
+    return {
+        "directory": directory.current(),
+        "total_bytes": statistics["total_bytes"],
+        "warm_bytes": statistics["warm_bytes"],
+        **{key: found[key] for key in ("owners", "segments", "blocks")},
+    }
+
+
+def show_listing(report: dict[str, Any], console: Console) -> None:
+    blocks = Table(title="blocks", title_justify="left")
+    for column, justify in (
+        ("block", "right"), ("name", "left"), ("bytes", "right"), ("age", "right"), ("state", "left"), ("held by", "left"),
+    ):  # fmt: skip
+        blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for block in report["blocks"]:
+        holders = [str(pid) for pid in block["pids"]] + ["persist"] * block["persistent"]
+        if block["messages"]:
+            left = block["message_seconds_left"]
+            holders.append(f"{block['messages']} message(s)" + (f", {left:.0f} s left" if left is not None else ""))
+        kind = " (POSIX)" if block["external"] else ""
+        blocks.add_row(
+            str(block["number"]), (block["name"] or "") + kind, size(block["bytes"]), age(block["created_ns"]),
+            block["state"], ", ".join(holders),
+        )  # fmt: skip
+    owners = Table(title="processes", title_justify="left")
+    for column in ("pid", "command", "since", "blocks"):
+        owners.add_column(column, justify="left" if column == "command" else "right")
+    for owner in report["owners"]:
+        held = sum(owner["pid"] in block["pids"] for block in report["blocks"])
+        owners.add_row(str(owner["pid"]), owner["command"] + (" (this command)" if owner["self"] else ""), age(owner["since_ns"]), str(held))
+    segments = [s for s in report["segments"] if not s["external"]]
+    console.print(f"[bold]{report['directory']}[/]: {len(segments)} segments, {size(report['total_bytes'])}, of which "
+                  f"{size(report['warm_bytes'])} free and warm")  # fmt: skip
+    console.print(blocks if report["blocks"] else "no blocks in use")
+    console.print(owners)
+
+
+def named(name: str) -> dict[str, Any]:
+    """One named array."""
+    import numpy as np
+
+    from copyless import arrays
+
+    array = arrays.open(name, readonly=True)
+    block = next(b for b in listing()["blocks"] if b["name"] == name and not b["external"])
+    with np.printoptions(threshold=20, edgeitems=2):
+        values = str(array.view(np.ndarray))
+    return {
+        "name": name, "shape": list(array.shape), "dtype": str(array.dtype), "strides": list(array.strides),
+        "bytes": array.nbytes, "segment": block["segment"], "block": block["number"], "generation": block["generation"],
+        "age": age(block["created_ns"]), "creator": block["creator_pid"], "persistent": block["persistent"],
+        "held_by": [pid for pid in block["pids"] if pid != os.getpid()], "values": values,
+    }  # fmt: skip
+
+
+def show_named(report: dict[str, Any], console: Console) -> None:
+    table = Table(show_header=False)
+    for key, value in report.items():
+        if key != "values":
+            table.add_row(key.replace("_", " "), size(value) if key == "bytes" else str(value))
+    console.print(table)
+    console.print(report["values"], highlight=False)
+
+
+def show_counts(report: dict[str, Any], console: Console) -> None:
+    table = Table(show_header=False)
+    for key, value in report.items():
+        table.add_row(key.replace("_", " "), size(value) if key.startswith("bytes") else str(value))
+    console.print(table)
+
+
+def _lock_holders(path: str) -> list[int]:
+    """Owner slots whose processes live, by the liveness locks alone: the registry itself may be damaged."""
+    slots = []
+    for name in os.listdir(path):
+        if not name.startswith("live."):
+            continue
+        fd = os.open(os.path.join(path, name), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            at = 0
+            while at < 4096:
+                asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 4096 - at, 0)
+                kind, _, start, length, _ = struct.unpack("hhqqi4x", fcntl.fcntl(fd, getattr(fcntl, "F_OFD_GETLK", 36), asked))
+                if kind == fcntl.F_UNLCK:
+                    break
+                slots.append(start)
+                at = start + max(length, 1)
+        finally:
+            os.close(fd)
+    return slots
+
+
+def remove_damaged() -> dict[str, Any]:
+    """Remove the storage directory, unless a live process uses it."""
+    path = directory.current()
+    in_use = _lock_holders(path) if os.path.isdir(path) else []
+    files = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    given_back = sum(os.lstat(os.path.join(path, name)).st_blocks * 512 for name in files)
+    if not in_use:
+        shutil.rmtree(path, ignore_errors=True)
+    return {"directory": path, "in_use": in_use, "files": len(files), "bytes_given_back": given_back}
