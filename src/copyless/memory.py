@@ -71,7 +71,7 @@ def Free_mem(mem: Memory) -> None:
 
 
 def Get_address(location: Any) -> int:
-    """Address of the first byte of a buffer-like object in this process.
+    """Address of the first byte of a buffer-like object in this process; 0 for None (MPI's BOTTOM).
 
     Examples
     --------
@@ -80,4 +80,4 @@ def Get_address(location: Any) -> int:
     >>> Get_address(data) == Memory(data).address
     True
     """
-    return Memory(location).address
+    return 0 if location is None else Memory(location).address

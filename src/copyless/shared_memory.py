@@ -299,7 +299,7 @@ class SharedMemory:
         """
         mapping = self._mapping
         self._buf = self._mapping = None
-        if mapping is not None and mapping.nbytes <= _RECENT_BYTES:
+        if mapping is not None and mapping.nbytes <= _RECENT_BYTES and mapping in _mappings.values():
             _recent.append(mapping)
 
     def unlink(self) -> None:
@@ -336,8 +336,8 @@ _RECENT_BYTES = 1 << 20
 
 def _forget(identity: tuple[int, int]) -> None:
     """A block was unlinked: keep nothing of it that no instance uses."""
-    gone = [mapping for key, mapping in list(_mappings.items()) if key[:2] == identity]
-    for mapping in gone:
+    for key in [key for key in list(_mappings) if key[:2] == identity]:
+        mapping = _mappings.pop(key, None)
         while mapping in _recent:
             _recent.remove(mapping)
 

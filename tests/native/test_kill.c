@@ -67,6 +67,14 @@ static void leave(cl_store *s)
     CHECK(cl_store_leave(s) == 0);
 }
 
+static void leave_empty_handed(cl_store *s)
+{
+    cl_block_ref r;
+    CHECK(cl_alloc(s, 300, CL_MAY_WAIT, &r) == CL_OK);
+    release(s, &r);
+    CHECK(cl_store_leave(s) == 0);
+}
+
 static void nothing(cl_store *s)
 {
     (void)s; /* joining alone */
@@ -219,6 +227,7 @@ int main(void)
     kill_everywhere("names", name_things, -1);
     kill_everywhere("posix objects", posix_things, -1);
     kill_everywhere("leave", leave, -1);
+    kill_everywhere("leave empty-handed", leave_empty_handed, -1);
     kill_everywhere("reap", reap_another, -1);
     kill_everywhere("fork, parent dies", NULL, 0);
     kill_everywhere("fork, child dies", NULL, 1);

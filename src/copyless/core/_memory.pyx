@@ -75,9 +75,7 @@ cdef class Memory:
 
     def __cinit__(self, *args):
         self.base, self.length, self.is_readonly = NULL, 0, False
-        if len(args) > 1:
-            raise TypeError(f"Memory() takes at most 1 argument ({len(args)} given)")
-        if args:
+        if args:  # like mpi4py's, further arguments are taken and not used
             self.take(args[0], export(args[0], False), False)
 
     cdef void take(self, object owner, _Export kept, bint readonly):

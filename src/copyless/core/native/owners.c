@@ -44,9 +44,9 @@ cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
     if (slot >= CL_MAX_OWNERS - 1 || slot >= store->control->owners_high) {
         return CL_NOBODY;
     }
+    /* The incarnation alone tells: an owner that leaves frees its slot while it still holds the registry's lock. */
     const cl_owner *o = &store->owners[slot];
-    uint32_t state = *(const volatile uint32_t *)&o->state;
-    if (state == CL_OWNER_FREE || state > CL_OWNER_LIVE ||
+    if (*(const volatile uint32_t *)&o->state > CL_OWNER_LIVE ||
         ((*(const volatile uint32_t *)&o->incarnation ^ incarnation) & 0x7ffffu) != 0) {
         return CL_NOBODY;
     }
