@@ -23,11 +23,13 @@ def ours_in_shm() -> set[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_left_in_shm() -> Iterator[None]:
+def nothing_left_in_shm(request: pytest.FixtureRequest) -> Iterator[None]:
     import copyless
 
     before = ours_in_shm()
     yield
+    if request.session.testsfailed:
+        return  # a failed test's traceback holds what the test held
     _forget_recent()
     gc.collect()
     copyless.reap()
@@ -48,6 +50,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     for child in multiprocessing.active_children():
         child.join(10)
         assert not child.is_alive(), f"{child} still runs"
+    if request.session.testsfailed:
+        return  # a failed test's traceback holds what the test held
     gc.collect()
     until(lambda: not _blocks(listing), lambda: f"left behind: {_blocks(listing)}")
 

@@ -60,6 +60,12 @@ int main(void)
     CHECK(cl_alloc(&store, (uint64_t)1 << 50, CL_MAY_WAIT, &a) == CL_FULL && count_files("seg.") == 0);
     audit(&store);
 
+    store.settings.warm_limit = 1 << 20; /* freeing beyond the limit gives back at once */
+    CHECK(cl_alloc(&store, 3 << 20, CL_MAY_WAIT, &a) == CL_OK);
+    release(&store, &a);
+    CHECK(store.control->warm_bytes <= 1 << 20 && count_files("seg.") == 0);
+    store.settings.warm_limit = (uint64_t)256 << 20;
+
     pthread_t threads[4];
     for (uintptr_t i = 0; i < 4; i++) {
         CHECK(pthread_create(&threads[i], NULL, churn, (void *)(i + 1)) == 0);

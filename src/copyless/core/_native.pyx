@@ -512,7 +512,11 @@ def unpublish(bytes name):
 
 
 def names_seq():
-    return (<uint32_t *>&STORE.control.names_seq)[0]
+    cdef uint32_t seq
+    enter_listing()
+    seq = (<uint32_t *>&STORE.control.names_seq)[0]
+    cl_leave(&STORE)
+    return seq
 
 
 def wait_for_name(uint32_t seen, double seconds):

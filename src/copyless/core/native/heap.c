@@ -447,6 +447,14 @@ static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref
                 store->going[store->ngoing++] = slot;
             }
         } else if (rc == CL_OK) {
+            rc = cl_segment_agrees(store, map);
+            if (rc == CL_OK && map->block_size < nbytes) {
+                rc = cl_fail(CL_CORRUPT, 0, "registry: a block of %llu bytes on the list for %llu",
+                             (unsigned long long)map->block_size, (unsigned long long)nbytes);
+            }
+            if (rc != CL_OK) {
+                return rc;
+            }
             rc = occupy_listed(store, found - 1, nbytes, &hold);
             if (rc == CL_OK) {
                 stand_on(store, map, (found - 1) % CL_BLOCKS, hold, out);
@@ -539,6 +547,7 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
         cl_reap(store, CL_MAY_WAIT, NULL);
         cl_trim(store, 0, CL_MAY_WAIT, &freed);
         rc = alloc_fresh(store, k, nbytes, 1, out);
+        cl_last_error()->asked = nbytes; /* what the caller asked for, not what it would have taken */
     }
     return rc;
 }
@@ -560,11 +569,11 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
             cl_hold_drop(store, local->fork_hold - 1);
         }
         local->hold = local->fork_hold = 0;
-        if (store->control->warm_bytes > store->settings.warm_limit) {
-            cl_trim_locked(store, store->settings.warm_limit, 0, NULL);
-        }
         if (map->base == NULL && map->in_use == 0) {
             cl_map_drop(store, map);
+        }
+        if (store->control->warm_bytes > store->settings.warm_limit) {
+            cl_trim_locked(store, store->settings.warm_limit, 0, NULL); /* may drop the map, too */
         }
     }
     cl_leave(store);

@@ -289,9 +289,8 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
             rc = cl_fail(CL_CORRUPT, 0, "segment %016llx: its file was removed", (unsigned long long)a->segment_id);
         }
     }
-    if (rc == CL_OK && (map->nblocks != segment->nblocks || map->block_size != segment->block_size ||
-                        map->size != segment->file_size)) {
-        rc = cl_fail(CL_CORRUPT, 0, "%s: its header and the registry disagree", map->file);
+    if (rc == CL_OK) {
+        rc = cl_segment_agrees(store, map);
     }
     if (rc == CL_OK) {
         rc = hold_for_load(store, a, map, block);

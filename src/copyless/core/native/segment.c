@@ -220,6 +220,16 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     return CL_OK;
 }
 
+int cl_segment_agrees(cl_store *store, const cl_map *map)
+{
+    const cl_segment *s = &store->segments[map->slot];
+    if (s->id != map->id || s->nblocks != map->nblocks || s->block_size != map->block_size ||
+        s->file_size != map->size || s->inode != map->inode) {
+        return cl_fail(CL_CORRUPT, 0, "%s: the file and the registry disagree about it", map->file);
+    }
+    return CL_OK;
+}
+
 /* ---- the process's table of mappings, by slot and by address */
 
 int cl_map_add(cl_store *store, cl_map *map)

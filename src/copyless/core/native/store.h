@@ -128,6 +128,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
                       uint32_t nblocks);
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
 int cl_segment_check(cl_store *store, const cl_map *map); /* the file is still the one that we mapped */
+int cl_segment_agrees(cl_store *store, const cl_map *map); /* ... and the registry says the same of it */
 void cl_segment_file(char *out, uint64_t id);
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
 int cl_map_add(cl_store *store, cl_map *map);
