@@ -25,7 +25,7 @@ cdef extern from "wait.h" nogil:
 cdef extern from "store.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
     enum: CL_MAY_WAIT, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS
-    enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
+    enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
     enum: CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     int64_t CL_FOREVER
     ctypedef int cl_life
@@ -113,6 +113,7 @@ cdef extern from "store.h" nogil:
     int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
     int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
     int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+    int cl_hold_drop(cl_store *store, uint32_t index)
     int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out)
     int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
@@ -458,6 +459,17 @@ def unsend(bytes handle):
             rc = cl_unsend(&STORE, w.hold, w.nonce, CL_MAY_WAIT)
 
 
+def drop_message(uint32_t index):
+    """End a message's hold, as the end of its family or of its time does; other holds are left alone."""
+    cdef int rc
+    enter_listing()
+    rc = CL_STALE
+    if index < STORE.control.holds_high and STORE.holds[index].kind == CL_HOLD_MESSAGE:
+        rc = cl_hold_drop(&STORE, index)
+    cl_leave(&STORE)
+    return rc == CL_OK
+
+
 # ---- names
 
 def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length, bint persist):
@@ -773,7 +785,7 @@ cdef dict take_snapshot():
         h = &STORE.holds[i]
         if h.kind != CL_HOLD_FREE:
             holds.append({"kind": ("", "owner", "message", "family", "persist")[h.kind if h.kind < 5 else 0],
-                          "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
+                          "index": i, "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
     for i in range(STORE.control.names_high):
         n = &STORE.names[i]
         if n.kind != CL_NAME_FREE:

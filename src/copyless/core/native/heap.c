@@ -239,7 +239,7 @@ void cl_finish_going(cl_store *store, int keep_locked)
         CL_KILL_POINT();
     }
     while (!locked) {
-        int rc = cl_lock_registry(store, cl_monotonic_ns() + CL_SLICE_NS);
+        int rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
         if (rc != CL_OK && rc != CL_AGAIN) {
             return; /* damaged meanwhile: whoever meets it next will say so */
         }

@@ -324,19 +324,22 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
     return cl_owner_life(context, slot, incarnation);
 }
 
-int cl_lock_registry(cl_store *store, int64_t deadline_ns)
+int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
 {
     int rc = store->open ? check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
     if (rc != CL_OK) {
         return rc;
     }
-    const cl_owner *me = &store->owners[store->slot];
+    cl_owner *me = &store->owners[store->slot];
+    /* relaxed: read by others only after our death */
+    atomic_store_explicit(&me->op, op, memory_order_relaxed);
     rc = cl_lock(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), deadline_ns, &store->spin,
                  life_of, store);
     if (rc == CL_OWNER_DIED) {
         store->control->recoveries++;
         rc = cl_replay(store->base);
     } else if (rc != CL_OK) {
+        atomic_store_explicit(&me->op, CL_OP_NONE, memory_order_relaxed);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
     if (rc == CL_OK && (me->state == CL_OWNER_FREE || me->incarnation != store->incarnation)) {
@@ -385,10 +388,8 @@ int cl_enter(cl_store *store, enum cl_op op, unsigned flags)
     if (rc != CL_OK) {
         return rc;
     }
-    rc = cl_lock_registry(store, flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0);
+    rc = cl_lock_registry(store, op, flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0);
     if (rc == CL_OK) {
-        /* relaxed: read by others only after our death */
-        atomic_store_explicit(&store->owners[store->slot].op, op, memory_order_relaxed);
         CL_KILL_POINT();
         return CL_OK;
     }

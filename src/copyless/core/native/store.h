@@ -101,7 +101,7 @@ int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both loc
 void cl_leave(cl_store *store);
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
-int cl_lock_registry(cl_store *store, int64_t deadline_ns); /* the second lock alone; checks the registry first */
+int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns); /* the second lock alone; checks the registry first */
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
 
 /* ---- owners.c: who lives, who died, fork */
