@@ -90,7 +90,9 @@ def context(request: pytest.FixtureRequest) -> Any:
     return multiprocessing.get_context(request.param)
 
 
-def python(code: str, *args: str, check: bool = True, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *args: str, check: bool = True, timeout: float = 60, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run a program in a process that shares nothing with this one."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *args],

@@ -73,7 +73,9 @@ def test_reap():
 def test_reap_force_leaves_a_directory_in_use_alone(tmp_path):
     place = f"/dev/shm/t-force-{os.getpid()}"
     os.mkdir(place)
-    user = start_python("import copyless; a = copyless.zeros(10); print('up'); input(); print(a.sum())", COPYLESS_DIR=place)
+    user = start_python(
+        "import copyless; a = copyless.zeros(10); print('up'); input(); print(a.sum())", COPYLESS_DIR=place
+    )
     user.stdout.readline()
     with open(f"{place}/copyless-{os.geteuid()}/registry.1", "r+b") as f:
         f.seek(4096)

@@ -103,7 +103,9 @@ def test_a_foreign_file_in_the_registrys_place_is_refused(place):
     with open(f"{place}/copyless-{os.geteuid()}/registry.1", "wb") as f:
         f.write(b"something else entirely")
     code = "import copyless\ntry: copyless.zeros(3)\nexcept copyless.CorruptSegmentError as e: print('refused', 'reap --force' in str(e))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place}
+    )
     assert done.stdout.split() == ["refused", "True"], done.stderr
     done = subprocess.run([sys.executable, "-m", "copyless", "reap", "--force", "--json"], capture_output=True, text=True,
                           env={**os.environ, "COPYLESS_DIR": place})  # fmt: skip
@@ -137,5 +139,7 @@ def test_a_squatted_directory_is_passed_by(place):
     os.mkdir(base + ".1", 0o777)
     os.chmod(base + ".1", 0o777)
     code = "import copyless; from copyless.storage import directory; a = copyless.zeros(3); print(directory.current()); print(directory.refused())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place}
+    )
     assert done.stdout.splitlines() == [base + ".2", str([base, base + ".1"])], done.stderr

@@ -27,7 +27,6 @@ DEVIATIONS = {
 }
 
 
-
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_shared_memory(start, tmp_path):
     report = str(tmp_path / "report.json")

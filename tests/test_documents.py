@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "examples")
 MODULES = ["copyless.arrays", "copyless.memory", "copyless.core._memory", "copyless.shared_memory", "copyless.sharing",
            "copyless.storage.settings", "copyless.storage.store"]  # fmt: skip
@@ -34,7 +33,11 @@ def test_docstrings(module):
     for test in finder.find(loaded, module.rpartition(".")[2]):
         if int(np.__version__.split(".")[0]) < 2:
             for example in test.examples:  # NumPy 1 prints scalars without their type
-                example.want = example.want.replace("np.int64(10)", "10").replace("np.float64(3.0)", "3.0").replace("np.int64(30)", "30")
+                example.want = (
+                    example.want.replace("np.int64(10)", "10")
+                    .replace("np.float64(3.0)", "3.0")
+                    .replace("np.int64(30)", "30")
+                )
         found += len(test.examples)
         runner.run(test)
         test.globs.clear()
@@ -80,5 +83,3 @@ def test_producer_and_consumer_as_unrelated_programs_and_a_producer_killed():
     second.kill()
     second.communicate()
     assert rest.endswith("done\n")
-
-

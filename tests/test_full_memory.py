@@ -61,7 +61,7 @@ BODY = """
 
 
 def run(mount: str, *args: str) -> str:
-    script = f"mkdir -p {mount} && mount -t tmpfs -o size=4m tmpfs {mount} && exec {sys.executable} -c \"$1\" {mount} {' '.join(args)}"
+    script = f'mkdir -p {mount} && mount -t tmpfs -o size=4m tmpfs {mount} && exec {sys.executable} -c "$1" {mount} {" ".join(args)}'
     command = ["unshare", "-rm", "env", f"COPYLESS_DIR={mount}", "sh", "-c", script, "sh", textwrap.dedent(BODY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
@@ -80,7 +80,9 @@ def test_the_drop_in_on_a_4_mib_dev_shm():
 def test_more_than_the_machine_has_is_refused_before_it_is_reserved(size):
     from tests.conftest import python
 
-    done = python(f"import copyless\ntry: copyless.empty({size}, 'u1')\nexcept copyless.OutOfSharedMemory as e: print('refused', e.asked)")
+    done = python(
+        f"import copyless\ntry: copyless.empty({size}, 'u1')\nexcept copyless.OutOfSharedMemory as e: print('refused', e.asked)"
+    )
     assert done.stdout.split()[0] == "refused"
 
 

@@ -32,7 +32,7 @@ B(np.arange(3.0)).nbytes; B(np.arange(3.0)).format; B(mb).obj is mb; B(mb).tobyt
 MPI.Get_address(ba) == mb.address; MPI.Get_address(None); MPI.Alloc_mem(8).nbytes; MPI.Alloc_mem(0).nbytes
 MPI.Free_mem(MPI.Alloc_mem(8)); m.release(); m.release(); m.address; m.nbytes; m[0]; m.tobytes(); m.obj; m.readonly; len(m)
 """
-ASK = '''
+ASK = """
 import sys, numpy as np
 expressions = [e.strip() for e in open(sys.argv[1]).read().replace("\\n", ";").split(";") if e.strip()]
 if sys.argv[2] == "mpi4py":
@@ -49,7 +49,7 @@ for e in expressions:
         print(e, "->", type(r).__name__ if isinstance(r, B) else repr(r).replace("Memory", "buffer"))
     except Exception as error:
         print(e, "-> raises", type(error).__name__)
-'''
+"""
 
 
 def test_every_operation_agrees_with_mpi4py(tmp_path):
@@ -90,7 +90,9 @@ def test_between_two_ranks_of_mpiexec(tmp_path):
         "if c.rank == 0:\n    m[:] = bytes(1000 * [7]); c.Send(m, 1)\nelse:\n    c.Recv(m, 0); print(sum(m), flush=True)\n"
     )
     mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")
-    done = subprocess.run([mpiexec, "-n", "2", sys.executable, str(program)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [mpiexec, "-n", "2", sys.executable, str(program)], capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["7000"]
 

@@ -199,7 +199,14 @@ def test_a11_a12_any_file_name_is_taken(name):
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("nul\0tail", ValueError), ("", ValueError), ("a/b", ValueError), ("..", ValueError), ("x" * 256, OSError), (5, TypeError)],
+    [
+        ("nul\0tail", ValueError),
+        ("", ValueError),
+        ("a/b", ValueError),
+        ("..", ValueError),
+        ("x" * 256, OSError),
+        (5, TypeError),
+    ],
 )
 def test_a13_a_bad_name_is_refused_before_anything_is_made(name, error):
     before = set(os.listdir("/dev/shm"))
@@ -316,7 +323,9 @@ def test_a21_no_helper_process_is_started():
 
 
 def test_track_false_stays_until_unlink():
-    name = python("from copyless import SharedMemory as S; print(S(create=True, size=9, track=False).name)").stdout.strip()
+    name = python(
+        "from copyless import SharedMemory as S; print(S(create=True, size=9, track=False).name)"
+    ).stdout.strip()
     import copyless
 
     copyless.reap()
@@ -326,7 +335,9 @@ def test_track_false_stays_until_unlink():
 
 
 def test_track_true_is_the_standard_librarys_tracker():
-    name = python("from copyless import SharedMemory as S; print(S(create=True, size=9, track=True).name)").stdout.strip()
+    name = python(
+        "from copyless import SharedMemory as S; print(S(create=True, size=9, track=True).name)"
+    ).stdout.strip()
     until(lambda: not exists(name), "the tracker did not unlink it")
 
 
@@ -365,7 +376,9 @@ def test_both_modules_share_by_name(maker):
 
 def test_a_block_of_the_standard_library_is_never_unlinked_by_us():
     block = stdlib.SharedMemory(create=True, size=64)
-    done = python("import sys; from copyless import SharedMemory as S, reap; s = S(sys.argv[1]); del s; reap()", block.name)
+    done = python(
+        "import sys; from copyless import SharedMemory as S, reap; s = S(sys.argv[1]); del s; reap()", block.name
+    )
     assert done.stderr == ""
     assert exists(block.name)
     block.close()

@@ -22,7 +22,12 @@ def touch(shared):
     assert shared["view"].shape == (3, 3)
     shared["array"][0, 0] += 100
     shared["memory"][0] += 1
-    return float(shared["plain"][0, 0]), float(shared["view"][0, 0]), int(shared["frame"]["x"].sum()), "".join(shared["frame"]["s"])
+    return (
+        float(shared["plain"][0, 0]),
+        float(shared["view"][0, 0]),
+        int(shared["frame"]["x"].sum()),
+        "".join(shared["frame"]["s"]),
+    )
 
 
 def check(shared, answer, start):

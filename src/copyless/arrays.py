@@ -7,9 +7,7 @@ arrive as the same memory, through the standard library's own `Process`, `Pool`,
 from __future__ import annotations
 
 import os
-import threading
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -20,7 +18,7 @@ from copyless import pickling
 from copyless.core import _native
 from copyless.core._memory import Memory
 from copyless.errors import CorruptSegmentError, StaleHandleError
-from copyless.storage import handles
+from copyless.storage import files, handles
 from copyless.storage.blocks import allocate
 from copyless.storage.handles import Handle
 from copyless.storage.store import need
@@ -116,11 +114,14 @@ def _all_basic(index: Any) -> bool:
     return type(index) is tuple and all(isinstance(i, _BASIC) and not isinstance(i, bool) for i in index)
 
 
-def _over(block: Any, shape: tuple[int, ...], dtype: Any, offset: int, strides: tuple[int, ...] | None, order: str = "C") -> Any:
+def _over(
+    block: Any, shape: tuple[int, ...], dtype: Any, offset: int, strides: tuple[int, ...] | None, order: Any = "C"
+) -> Any:
     return _ndarray_new(SharedArray, shape, dtype, block, offset, strides, order)
 
 
 # ---- making
+
 
 def _layout(shape: Shape, dtype: DTypeLike, order: str) -> tuple[tuple[int, ...], Any, int]:
     """Checked (shape, dtype, bytes)."""
@@ -188,14 +189,29 @@ def _name(name: str) -> bytes:
 class _Unpublished:
     """A named array, filled before anybody can find it."""
 
-    def __init__(self, block: Any, shape: Any, dtype: Any, order: str, text: bytes, at: int, length: int, persist: bool, name: str):
+    def __init__(
+        self,
+        block: Any,
+        shape: Any,
+        dtype: Any,
+        order: str,
+        text: bytes,
+        at: int,
+        length: int,
+        persist: bool,
+        name: str,
+    ):
         self.array = _over(block, shape, dtype, 0, None, order)
         self._publish = (block, text, at, length, persist)
         self._name = name
 
     def publish(self) -> Any:
         if not _native.publish(*self._publish):
-            raise FileExistsError(17, f"an array of this name exists: open it with copyless.open({self._name!r}), or unlink it", self._name)
+            raise FileExistsError(
+                17,
+                f"an array of this name exists: open it with copyless.open({self._name!r}), or unlink it",
+                self._name,
+            )
         return self.array
 
 
@@ -346,7 +362,11 @@ def asarray(object: ArrayLike, dtype: DTypeLike | None = None, order: str = "K")
     >>> copyless.asarray(a) is a
     True
     """
-    if isinstance(object, np.ndarray) and (dtype is None or object.dtype == np.dtype(dtype)) and shared_memory_of(object):
+    if (
+        isinstance(object, np.ndarray)
+        and (dtype is None or object.dtype == np.dtype(dtype))
+        and shared_memory_of(object)
+    ):
         fits = order in ("K", "A") or (object.flags.c_contiguous if order == "C" else object.flags.f_contiguous)
         if fits:
             return object if isinstance(object, SharedArray) else object.view(SharedArray)
@@ -370,7 +390,8 @@ def empty_like(
     >>> copyless.empty_like(np.ones((2, 3), "f4")).dtype
     dtype('float32')
     """
-    return _like(prototype, dtype, order, shape, name, persist, clear=False)
+    made: SharedArray = _like(prototype, dtype, order, shape, name, persist, clear=False)
+    return made
 
 
 def zeros_like(
@@ -390,7 +411,8 @@ def zeros_like(
     >>> copyless.zeros_like([[1, 2, 3]])
     SharedArray([[0, 0, 0]])
     """
-    return _like(prototype, dtype, order, shape, name, persist, clear=True)
+    made: SharedArray = _like(prototype, dtype, order, shape, name, persist, clear=True)
+    return made
 
 
 def _like(prototype: Any, dtype: Any, order: str, shape: Any, name: Any, persist: bool, clear: bool) -> Any:
@@ -401,6 +423,7 @@ def _like(prototype: Any, dtype: Any, order: str, shape: Any, name: Any, persist
 
 
 # ---- names
+
 
 def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> SharedArray:
     """The array of a name, made by any program of this user; shape and dtype come with it.
@@ -490,6 +513,7 @@ def unlink(name: str) -> None:
 
 # ---- handles
 
+
 def _encode(array: Any, message: bool) -> bytes | None:
     """The handle of an array that lies wholly in shared memory, or None."""
     if array.size == 0 or array.dtype.hasobject:
@@ -501,7 +525,7 @@ def _encode(array: Any, message: bool) -> bytes | None:
     wire = _native.handle_of(first - before, before + after, _native.KIND_ARRAY, message)
     if wire is not None:
         return wire + spec
-    mapped = _mapped_file(first - before, before + after)
+    mapped = files.mapped_at(first - before, before + after)
     if mapped is None:
         return None
     file, at = mapped
@@ -513,7 +537,7 @@ def decode(handle: bytes, block: Any, offset: int, nbytes: int) -> Any:
     if block is None:
         path, device, inode, spec = handles.decode_file(handle)
         dtype, shape, strides, start, flags = handles.decode_spec(spec)
-        block = _map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
+        block = files.map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
         offset -= block.offset
     else:
         dtype, shape, strides, start, flags = handles.decode_spec(handle[_native.WIRE_SIZE :])
@@ -533,7 +557,10 @@ def shared_memory_of(array: Any) -> bool:
         return isinstance(array, SharedArray)
     first = array.__array_interface__["data"][0]
     before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
-    return _native.find(first - before, before + after) is not None or _mapped_file(first - before, before + after) is not None
+    return (
+        _native.find(first - before, before + after) is not None
+        or files.mapped_at(first - before, before + after) is not None
+    )
 
 
 def handle(obj: Any) -> Handle:
@@ -611,62 +638,13 @@ def frombuffer(buffer: Any, dtype: DTypeLike = float, count: int = -1, offset: i
     plain = np.frombuffer(buffer, dtype, count, offset)
     need()
     if plain.size and not shared_memory_of(plain):
-        raise ValueError("the buffer does not lie in shared memory; copyless.array(numpy.frombuffer(...)) copies it there")
+        raise ValueError(
+            "the buffer does not lie in shared memory; copyless.array(numpy.frombuffer(...)) copies it there"
+        )
     return plain.view(SharedArray)
 
 
 # ---- files
-
-class _FileMapping(_native.Mapping):
-    path: str
-    device: int
-    inode: int
-    offset: int
-
-
-_files: weakref.WeakSet[_FileMapping] = weakref.WeakSet()
-_files_lock = threading.Lock()
-
-
-def _map_file(path: str, fd: int, offset: int, nbytes: int, readonly: bool) -> _FileMapping:
-    st = os.fstat(fd)
-    page = offset % os.sysconf("SC_PAGE_SIZE")
-    mapping = _FileMapping(fd, nbytes + page, readonly, offset - page)
-    mapping.path, mapping.device, mapping.inode, mapping.offset = path, st.st_dev, st.st_ino, offset - page
-    with _files_lock:
-        _files.add(mapping)
-    return mapping
-
-
-def _mapped_file(address: int, nbytes: int) -> tuple[_FileMapping, int] | None:
-    if not _files:
-        return None
-    with _files_lock:
-        for mapping in _files:
-            if mapping.address <= address and address + nbytes <= mapping.address + mapping.nbytes:
-                return mapping, address - mapping.address
-    return None
-
-
-def _map_again(path: str, device: int, inode: int, offset: int, nbytes: int, writeable: bool) -> _FileMapping:
-    with _files_lock:
-        for mapping in _files:
-            if (mapping.device, mapping.inode) == (device, inode) and mapping.readonly <= (not writeable):
-                if mapping.offset <= offset and offset + nbytes <= mapping.offset + mapping.nbytes:
-                    return mapping
-    try:
-        fd = os.open(path, (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise StaleHandleError(f"the file behind the array is gone: {path}") from None
-    try:
-        st = os.fstat(fd)
-        if (st.st_dev, st.st_ino) != (device, inode):
-            raise StaleHandleError(f"the file behind the array was replaced: {path}")
-        if st.st_size < offset + nbytes:
-            raise CorruptSegmentError(f"the file behind the array was cut to {st.st_size:,} bytes, it needs {offset + nbytes:,}: {path}")
-        return _map_file(path, fd, offset, nbytes, not writeable)
-    finally:
-        os.close(fd)
 
 
 def memmap(
@@ -724,7 +702,9 @@ def memmap(
         kind = np.dtype(dtype)
         if shape is None:
             if (size - offset) % kind.itemsize or size <= offset:
-                raise ValueError(f"{size - offset} bytes after the offset are no whole number of elements of {kind.itemsize}")
+                raise ValueError(
+                    f"{size - offset} bytes after the offset are no whole number of elements of {kind.itemsize}"
+                )
             shape = ((size - offset) // kind.itemsize,)
         sizes, kind, nbytes = _layout(shape, kind, order)
         if nbytes == 0:
@@ -733,7 +713,7 @@ def memmap(
             if mode == "r":
                 raise ValueError(f"shape {sizes} of {kind} needs {offset + nbytes:,} bytes, the file has {size:,}")
             os.posix_fallocate(fd, 0, offset + nbytes)
-        mapping = _map_file(path, fd, offset, nbytes, mode == "r")
+        mapping = files.map_file(path, fd, offset, nbytes, mode == "r")
     finally:
         os.close(fd)
     made: SharedArray = _over(mapping, sizes, kind, offset - mapping.offset, None, order)
@@ -742,8 +722,9 @@ def memmap(
 
 # ---- how arrays cross
 
+
 def _reduce(array: Any) -> Any:
-    message = _encode(array, message=True) if _native.is_open() or _files else None
+    message = _encode(array, message=True) if _native.is_open() or files.any_mapped() else None
     if message is not None:
         return pickling.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:

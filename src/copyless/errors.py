@@ -63,13 +63,17 @@ def out_of_shared_memory(code: int, what: str, asked: int, directory: str) -> Ou
         mount = f"{directory}: {st.f_blocks * st.f_frsize:,} bytes in all, {st.f_bavail * st.f_frsize:,} free"
     except OSError:
         mount = directory
-    remedy = "free arrays, call copyless.trim(), or give it more room (mount -o remount,size=...; Docker --shm-size=...)"
+    remedy = (
+        "free arrays, call copyless.trim(), or give it more room (mount -o remount,size=...; Docker --shm-size=...)"
+    )
     if "memory.max" in what or "available" in what:
         remedy = "free memory, or raise the limit"
     text = f"out of shared memory: {what}"
     if asked:
         text += f"; asked for {asked:,} bytes"
-    error = OutOfSharedMemory(code or errno.ENOSPC, f"{text} ({mount}). Remedy: {remedy}, or set COPYLESS_DIR", directory)
+    error = OutOfSharedMemory(
+        code or errno.ENOSPC, f"{text} ({mount}). Remedy: {remedy}, or set COPYLESS_DIR", directory
+    )
     error.asked = asked
     error.directory = directory
     return error

@@ -64,6 +64,8 @@ def _reduce(array: Any) -> Any:
             parts.append(None if buffer is None else b"")
             continue
         handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, True)
+        if handle is None:
+            raise ValueError("the array was let go while it was pickled")
         parts.append(_Message(pickling.note(handle + b"r")))
     return _rebuild, (array.type, len(array), parts, array.null_count, array.offset)
 
@@ -79,7 +81,8 @@ class _Message:
 
 
 def _every(kind: type) -> list[type]:
-    return [kind, *(below for child in kind.__subclasses__() for below in _every(child))]
+    children: list[type] = kind.__subclasses__()
+    return [kind, *(below for child in children for below in _every(child))]
 
 
 # ---- pandas: its Arrow columns join all chunks into a copy when they are pickled, so their state is taken as it is

@@ -190,8 +190,12 @@ class SharedMemory:
         except BaseException as error:
             os.close(fd)
             if isinstance(error, MemoryError):
-                raise out_of_shared_memory(errno.ENOSPC, str(error.args[1]).split(";")[0].removeprefix("out of shared memory: "), size, _PLACE) from None
-            if isinstance(error, OverflowError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)):
+                raise out_of_shared_memory(
+                    errno.ENOSPC, str(error.args[1]).split(";")[0].removeprefix("out of shared memory: "), size, _PLACE
+                ) from None
+            if isinstance(error, OverflowError) or (
+                isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)
+            ):
                 raise out_of_shared_memory(errno.ENOSPC, "the mount has no room", size, _PLACE) from None
             raise
         return fd
@@ -200,15 +204,17 @@ class SharedMemory:
         text = _file_name(name)
         path = _PLACE_PREFIX + text
         there = _native.file_identity(path)
-        mapping = there and _mappings.get((*there, self._readonly, self._track is None))
-        if mapping is not None:
+        mapping = None if there is None else _mappings.get((*there, self._readonly, self._track is None))
+        if there is not None and mapping is not None:
             self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
             return
         flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
         deadline = None
         while True:
             try:
-                mapping, *identity = _native.posix_open(path, text, flags, self._mode, self._readonly, self._track is None)
+                mapping, *identity = _native.posix_open(
+                    path, text, flags, self._mode, self._readonly, self._track is None
+                )
             except OSError as error:
                 raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
             if mapping is not None:
@@ -218,7 +224,9 @@ class SharedMemory:
             if flags & os.O_CREAT and size:
                 os.truncate(path, size)
             elif time.monotonic() > deadline:
-                raise ValueError(f"cannot map an empty file: {name!r} exists and has no size; its creator may have died")
+                raise ValueError(
+                    f"cannot map an empty file: {name!r} exists and has no size; its creator may have died"
+                )
             else:
                 time.sleep(0.0005)
         self._name, self._mapping = name, mapping
@@ -228,8 +236,9 @@ class SharedMemory:
     def _remember(self) -> None:
         """Let further instances of this process share the mapping."""
         mapping, identity = self._mapping, self._identity
-        assert mapping is not None and identity is not None
-        _mappings[(*identity, mapping.nbytes, self._readonly, self._track is None)] = mapping
+        if mapping is not None and identity is not None:
+            key = (*identity, mapping.nbytes, self._readonly, self._track is None)
+            _mappings[key] = mapping
 
     def _tell_tracker(self, verb: str) -> None:
         from multiprocessing import resource_tracker
@@ -329,7 +338,9 @@ class SharedMemory:
 # Mappings of this process by device, inode, size, read-only, tracked: a second instance of a block costs one system call.
 # The last few small ones closed stay mapped, because workers attach and close the same block for every task; a block
 # unlinked meanwhile by another process stays in memory until they are pushed out: 4 MiB at most.
-_mappings: weakref.WeakValueDictionary[tuple[int, int, int, bool, bool], _native.Mapping] = weakref.WeakValueDictionary()
+_mappings: weakref.WeakValueDictionary[tuple[int, int, int, bool, bool], _native.Mapping] = (
+    weakref.WeakValueDictionary()
+)
 _recent: collections.deque[_native.Mapping] = collections.deque(maxlen=4)
 _RECENT_BYTES = 1 << 20
 
@@ -338,7 +349,7 @@ def _forget(identity: tuple[int, int]) -> None:
     """A block was unlinked: keep nothing of it that no instance uses."""
     for key in [key for key in list(_mappings) if key[:2] == identity]:
         mapping = _mappings.pop(key, None)
-        while mapping in _recent:
+        while mapping is not None and mapping in _recent:
             _recent.remove(mapping)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from copyless import arrays
 from copyless.core import _native
 from copyless.core._memory import Memory
-from copyless.storage.blocks import allocate
 from copyless.storage.store import need
 
 __all__ = ["is_shared", "share"]
@@ -34,6 +33,7 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> int | None:
         there: bool
+        move: Any
         if type(obj) in (np.ndarray, arrays.SharedArray) and not obj.dtype.hasobject and obj.size:
             # A plain array stays plain: pandas and others look at the very type.
             there, move = arrays.shared_memory_of(obj), lambda a: arrays.array(a).view(type(a))
@@ -138,7 +138,8 @@ def share(obj: T) -> T:
     (True, 'cat')
     """
     need()
-    return _share(obj, {})
+    moved: T = _share(obj, {})
+    return moved
 
 
 def _share(obj: Any, done: dict[int, Any]) -> Any:
@@ -194,9 +195,13 @@ def is_shared(obj: Any) -> bool:
     if isinstance(obj, Memory):
         return _native.find(obj.address, obj.nbytes) is not None
     if isinstance(obj, (list, tuple, dict)) or dataclasses.is_dataclass(obj):
-        inside = list(obj.values()) if isinstance(obj, dict) else list(obj) if isinstance(obj, (list, tuple)) else [
-            getattr(obj, field.name) for field in dataclasses.fields(obj)
-        ]
+        inside = (
+            list(obj.values())
+            if isinstance(obj, dict)
+            else list(obj)
+            if isinstance(obj, (list, tuple))
+            else [getattr(obj, field.name) for field in dataclasses.fields(obj)]
+        )
         found = [is_shared(item) for item in inside if _has_memory(item)]
         return bool(found) and all(found)
     return all(shared := _buffers_of(obj)) and bool(shared)

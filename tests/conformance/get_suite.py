@@ -18,7 +18,7 @@ def has_suite(path: str | None = None) -> bool:
 
 
 def main(target: str) -> None:
-    version = "%d.%d" % sys.version_info[:2]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if has_suite() or has_suite(target):
         return
     os.makedirs(target, exist_ok=True)
@@ -30,7 +30,11 @@ def main(target: str) -> None:
         os.unlink(os.path.join(target, "test"))
     package = f"libpython{version}-testsuite"
     with tempfile.TemporaryDirectory() as scratch:
-        for command in (["apt-get", "download", package], ["apt-get", "update", "-q"], ["apt-get", "download", package]):
+        for command in (
+            ["apt-get", "download", package],
+            ["apt-get", "update", "-q"],
+            ["apt-get", "download", package],
+        ):
             done = subprocess.run(command, cwd=scratch, capture_output=True)
             if command[1] == "download" and done.returncode == 0:
                 break

@@ -40,9 +40,8 @@ def victim(pipe, kept, seed):
             del d
         if n % 3 == 0:
             copyless.trim()  # so that segments are made and given back all the time
-        if n % 50 == 0:
-            if not pipe.poll(0):
-                pipe.send(copyless.full(1000, 7, "i4"))  # sent, never loaded, or loaded by the survivor
+        if n % 50 == 0 and not pipe.poll(0):
+            pipe.send(copyless.full(1000, 7, "i4"))  # sent, never loaded, or loaded by the survivor
         del c
 
 
@@ -107,7 +106,9 @@ def test_a_thousand_kills():
     after = _native.statistics()
     deaths = after["deaths"] - before["deaths"]
     inside = after["deaths_in_operation"] - before["deaths_in_operation"]
-    print(f"{deaths} deaths, {inside} inside an operation, {after['recoveries'] - before['recoveries']} taken-over locks")
+    print(
+        f"{deaths} deaths, {inside} inside an operation, {after['recoveries'] - before['recoveries']} taken-over locks"
+    )
     assert deaths >= KILLS * 0.9  # some are killed before they have begun, as forks that never told their name
     assert inside >= deaths / 5
     # Undelivered messages of this very family are all that may be left; they go with it, or with their time.
@@ -144,7 +145,9 @@ def test_parent_and_child_of_a_fork_killed_at_random():
         pid = int(os.read(read, 20).split()[0])
         time.sleep(random.random() * 0.01)
         if i % 2:
-            for text in open(f"/proc/{pid}/task/{pid}/children").read().split():
+            with open(f"/proc/{pid}/task/{pid}/children") as f:
+                children = f.read().split()
+            for text in children:
                 try:
                     os.kill(int(text), signal.SIGKILL)
                 except ProcessLookupError:
@@ -160,7 +163,10 @@ def test_parent_and_child_of_a_fork_killed_at_random():
 def test_killed_all_at_once_everything_is_free_after_the_next_use():
     from tests.conftest import start_python
 
-    group = [start_python("import copyless; a = [copyless.full(100_000, 1.0) for _ in range(5)]; print('up'); input()") for _ in range(4)]
+    group = [
+        start_python("import copyless; a = [copyless.full(100_000, 1.0) for _ in range(5)]; print('up'); input()")
+        for _ in range(4)
+    ]
     for process in group:
         process.stdout.readline()
     for process in group:

@@ -16,12 +16,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                                                             \
-    do {                                                                                                             \
-        if (!(condition)) {                                                                                          \
-            fprintf(stderr, "%s:%d: %s [%s]\n", __FILE__, __LINE__, #condition, cl_last_error()->what);              \
-            abort();                                                                                                 \
-        }                                                                                                            \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s [%s]\n", __FILE__, __LINE__, #condition, cl_last_error()->what);                \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 static char check_path[64];
@@ -61,8 +61,12 @@ static inline void remove_directory(void)
 
 static inline void open_store(cl_store *store, uint64_t family)
 {
-    cl_identity who = {.host = 11, .boot = 22, .family = family, .pid = (uint32_t)getpid(),
-                       .start = cl_process_start((uint32_t)getpid()), .command = "check"};
+    cl_identity who = {.host = 11,
+                       .boot = 22,
+                       .family = family,
+                       .pid = (uint32_t)getpid(),
+                       .start = cl_process_start((uint32_t)getpid()),
+                       .command = "check"};
     cl_settings settings = {.warm_limit = (uint64_t)256 << 20, .idle_ns = 0, .message_ttl_ns = 600000000000};
     CHECK(cl_store_open(store, open_directory(), &who, &settings) == CL_OK);
 }

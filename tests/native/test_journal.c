@@ -5,7 +5,8 @@
 
 int main(void)
 {
-    uint8_t *base = mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *base =
+        mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     CHECK(base != MAP_FAILED);
     cl_control *c = (cl_control *)(void *)(base + CL_OFF_CONTROL);
     for (long n = 1;; n++) {

@@ -3,8 +3,8 @@
 #include "check.h"
 
 static cl_store survivor;
-static cl_block_ref kept;     /* the survivor's own block: nothing may ever touch it */
-static cl_address to_load;    /* a message for the victim */
+static cl_block_ref kept; /* the survivor's own block: nothing may ever touch it */
+static cl_address to_load; /* a message for the victim */
 
 static void alloc_small(cl_store *s)
 {

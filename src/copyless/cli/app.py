@@ -53,7 +53,9 @@ def ls(as_json: Json = False) -> None:
 
 
 @app.command()
-def inspect(name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' shows it.")], as_json: Json = False) -> None:
+def inspect(
+    name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' shows it.")], as_json: Json = False
+) -> None:
     """Show one named array: shape, dtype, who holds it, and its values in short."""
     try:
         _say(look.named(name), as_json, look.show_named)
@@ -63,7 +65,9 @@ def inspect(name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' s
 
 @app.command()
 def reap(
-    force: Annotated[bool, typer.Option("--force", help="Remove a damaged storage directory that nobody uses.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Remove a damaged storage directory that nobody uses.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Take back what dead processes held, and give free memory back to the system."""

@@ -41,11 +41,14 @@ def photograph(scale: int) -> Any:
 
     path = os.path.join(os.path.dirname(skimage.__file__), "data", "retina.jpg")
     with Image.open(path) as picture:
-        bigger = picture.convert("RGB").resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+        bigger = picture.convert("RGB").resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC
+        )
     return np.asarray(bigger)
 
 
 # ---- the work itself, the same for every way
+
 
 def sharpen(padded: Any, top: int, left: int, height: int, width: int) -> Any:
     """The sharpened inner part of a tile that came with its surroundings."""
@@ -59,7 +62,10 @@ def tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice, slice, slice]]
     """Rows and columns of each tile, and the same with the surroundings the filter needs."""
     for y, x in itertools.product(range(0, shape[0], TILE), range(0, shape[1], TILE)):
         bottom, right = min(y + TILE, shape[0]), min(x + TILE, shape[1])
-        outer = slice(max(y - HALO, 0), min(bottom + HALO, shape[0])), slice(max(x - HALO, 0), min(right + HALO, shape[1]))
+        outer = (
+            slice(max(y - HALO, 0), min(bottom + HALO, shape[0])),
+            slice(max(x - HALO, 0), min(right + HALO, shape[1])),
+        )
         yield slice(y, bottom), slice(x, right), *outer
 
 
@@ -81,6 +87,7 @@ def columns() -> list[tuple[slice, slice]]:
 
 # ---- (a) by pickling: tiles go out and come back as bytes
 
+
 def _pickle_tile(job: Any) -> Any:
     padded, top, left, height, width = job
     return sharpen(padded, top, left, height, width)
@@ -98,19 +105,20 @@ def by_pickle(path: str, series: Any, pool: Any, raster_pool: Any, tick: Any, do
         (image[oy, ox], y.start - oy.start, x.start - ox.start, y.stop - y.start, x.stop - x.start)
         for y, x, oy, ox in places
     )
-    for (y, x, _, _), tile in zip(places, pool.imap(_pickle_tile, jobs)):
+    for (y, x, _, _), tile in zip(places, pool.imap(_pickle_tile, jobs), strict=True):
         output[y, x] = tile
         tick()
     third = np.empty(RASTER)
     where = columns()
     parts = raster_pool.imap(_pickle_column, ((series[0][:, y, x], series[1][:, y, x]) for y, x in where))
-    for (y, x), part in zip(where, parts):
+    for (y, x), part in zip(where, parts, strict=True):
         third[:, y, x] = part
     done()
     return output, third
 
 
 # ---- (b) by the standard library: names, shapes and dtypes by hand
+
 
 def _stdlib_open(name: str, shape: Any, dtype: str) -> tuple[Any, Any]:
     block = shared_memory.SharedMemory(name)
@@ -129,7 +137,7 @@ def _stdlib_tile(job: Any) -> None:
 
 def _stdlib_column(job: Any) -> None:
     names, y, x = job
-    blocks, arrays = zip(*(_stdlib_open(name, RASTER, "f8") for name in names))
+    blocks, arrays = zip(*(_stdlib_open(name, RASTER, "f8") for name in names), strict=True)
     arrays[2][:, y, x] = combine(arrays[0][:, y, x], arrays[1][:, y, x])
     del arrays
     for block in blocks:
@@ -141,7 +149,7 @@ def by_shared_memory(path: str, series: Any, pool: Any, raster_pool: Any, tick: 
     blocks = [shared_memory.SharedMemory(create=True, size=a.nbytes) for a in (image, image, *series, series[0])]
     try:
         np.ndarray(image.shape, "u1", buffer=blocks[0].buf)[:] = image
-        for block, values in zip(blocks[2:4], series):
+        for block, values in zip(blocks[2:4], series, strict=True):
             np.ndarray(RASTER, "f8", buffer=block.buf)[:] = values
         jobs = ((blocks[0].name, blocks[1].name, image.shape, place) for place in tiles(image.shape))
         for _ in pool.imap_unordered(_stdlib_tile, jobs):
@@ -159,6 +167,7 @@ def by_shared_memory(path: str, series: Any, pool: Any, raster_pool: Any, tick: 
 
 
 # ---- (c) by copyless: arrays are arguments
+
 
 def _copyless_tile(job: Any) -> None:
     image, output, place = job
@@ -184,6 +193,7 @@ def by_copyless(path: str, series: Any, pool: Any, raster_pool: Any, tick: Any, 
 
 
 # ---- measuring
+
 
 def _family() -> list[int]:
     me = os.getpid()
@@ -242,7 +252,11 @@ class Meter(threading.Thread):
         self._done.set()
         self.join()
         peak = max(self._peak, memory_in_use()) - self._before
-        self.measured |= {"seconds": seconds, "pipe_bytes": bytes_through_pipes() - self._pipes, "peak_bytes": max(0, peak)}
+        self.measured |= {
+            "seconds": seconds,
+            "pipe_bytes": bytes_through_pipes() - self._pipes,
+            "peak_bytes": max(0, peak),
+        }
 
 
 def _ready(_: int) -> int:
@@ -256,7 +270,7 @@ def run(workers: int, scale: int, output: Path, start: str, quiet: bool) -> dict
     context = mp.get_context(start)
     rng = np.random.default_rng(365)
     series = rng.gamma(0.7, 6.0, RASTER), rng.normal(12, 9, RASTER)
-    ways = dict(zip(WAYS, (by_pickle, by_shared_memory, by_copyless)))
+    ways = dict(zip(WAYS, (by_pickle, by_shared_memory, by_copyless), strict=True))
     results: dict[str, tuple[Any, Any]] = {}
     measured: dict[str, dict[str, float]] = {}
     progress = Progress(
@@ -307,6 +321,7 @@ def _blocks_left() -> list[str]:
 
 # ---- showing
 
+
 def show(report: dict[str, Any], console: Console) -> None:
     pixels = report["photograph"]
     picture_bytes = pixels[0] * pixels[1] * pixels[2]
@@ -325,7 +340,9 @@ def show(report: dict[str, Any], console: Console) -> None:
     console.print(table)
     verdict = "[green]all three results are equal[/]" if report["equal"] else "[red]the results differ[/]"
     left = report["left_behind"]
-    console.print(f"{verdict}; picture in {report['picture']}; left in /dev/shm: {', '.join(left) if left else 'nothing'}")
+    console.print(
+        f"{verdict}; picture in {report['picture']}; left in /dev/shm: {', '.join(left) if left else 'nothing'}"
+    )
 
 
 def draw(image: Any, result: Any, measured: dict[str, dict[str, float]], path: Path) -> None:

@@ -88,7 +88,9 @@ def examine() -> dict[str, Any]:
                 "or in Kubernetes an emptyDir with medium: Memory"
             )
         elif free < total // 20:
-            problems.append(f"{mount} is nearly full ({size(free)} free): 'copyless reap', and see what else lies there")
+            problems.append(
+                f"{mount} is nearly full ({size(free)} free): 'copyless reap', and see what else lies there"
+            )
     except OSError as error:
         problems.append(f"{path}: {error.strerror}: mount a tmpfs there or set COPYLESS_DIR to one")
     limit = _memory_max()
@@ -102,14 +104,18 @@ def examine() -> dict[str, Any]:
     if space != resource.RLIM_INFINITY:
         facts["address space"] = size(space)
         if space < 4 << 30:
-            problems.append(f"address space is limited to {size(space)}; mapping large arrays will fail: ulimit -v unlimited")
+            problems.append(
+                f"address space is limited to {size(space)}; mapping large arrays will fail: ulimit -v unlimited"
+            )
     try:
         with open("/proc/sys/vm/max_map_count") as f:
             facts["mappings a process"] = int(f.read())
     except OSError:
         pass
     for other in directory.refused():
-        problems.append(f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it")
+        problems.append(
+            f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it"
+        )
     try:
         from copyless.core import _native
         from copyless.storage.store import need
@@ -118,7 +124,9 @@ def examine() -> dict[str, Any]:
         _native.audit()
         facts["registry"] = "sound"
         statistics = _native.statistics()
-        facts["in shared memory"] = f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
+        facts["in shared memory"] = (
+            f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
+        )
         facts["deaths cleaned up after"] = statistics["deaths"]
     except CopylessError as error:
         facts["registry"] = "damaged"
@@ -146,7 +154,13 @@ def show(report: dict[str, Any], console: Console) -> None:
         values.add_row(key, str(value))
     console.print(values)
     if report["leftovers"]:
-        left = Table("file in /dev/shm", "bytes", "age", title="of the standard library, perhaps left behind", title_justify="left")
+        left = Table(
+            "file in /dev/shm",
+            "bytes",
+            "age",
+            title="of the standard library, perhaps left behind",
+            title_justify="left",
+        )
         for entry in report["leftovers"]:
             left.add_row(entry["name"], size(entry["bytes"]), f"{entry['age_s']} s")
         console.print(left)

@@ -80,7 +80,12 @@ def show_listing(report: dict[str, Any], console: Console) -> None:
         owners.add_column(column, justify="left" if column == "command" else "right")
     for owner in report["owners"]:
         held = sum(owner["pid"] in block["pids"] for block in report["blocks"])
-        owners.add_row(str(owner["pid"]), owner["command"] + (" (this command)" if owner["self"] else ""), age(owner["since_ns"]), str(held))
+        owners.add_row(
+            str(owner["pid"]),
+            owner["command"] + (" (this command)" if owner["self"] else ""),
+            age(owner["since_ns"]),
+            str(held),
+        )
     segments = [s for s in report["segments"] if not s["external"]]
     console.print(f"[bold]{report['directory']}[/]: {len(segments)} segments, {size(report['total_bytes'])}, of which "
                   f"{size(report['warm_bytes'])} free and warm")  # fmt: skip
@@ -133,7 +138,9 @@ def _lock_holders(path: str) -> list[int]:
             at = 0
             while at < 4096:
                 asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 4096 - at, 0)
-                kind, _, start, length, _ = struct.unpack("hhqqi4x", fcntl.fcntl(fd, getattr(fcntl, "F_OFD_GETLK", 36), asked))
+                kind, _, start, length, _ = struct.unpack(
+                    "hhqqi4x", fcntl.fcntl(fd, getattr(fcntl, "F_OFD_GETLK", 36), asked)
+                )
                 if kind == fcntl.F_UNLCK:
                     break
                 slots.append(start)

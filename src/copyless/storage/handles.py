@@ -72,13 +72,20 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
 
 # ---- dtypes
 
+
 def dtype_to_bytes(dtype: Any) -> bytes:
     """A dtype as text that needs no pickle to read back."""
     if dtype.hasobject:
-        raise TypeError(f"dtype {dtype} holds Python objects, which are addresses of one process: they cannot be shared")
-    if dtype.kind == "V" and dtype.type.__module__ == "ml_dtypes" or dtype.type.__module__ == "ml_dtypes":
-        return b"ml:" + dtype.name.encode()
-    if dtype.names is None and dtype.subdtype is None and (dtype.isbuiltin or dtype.kind in "SUVMm" or not dtype.isnative):
+        raise TypeError(
+            f"dtype {dtype} holds Python objects, which are addresses of one process: they cannot be shared"
+        )
+    if dtype.type.__module__ == "ml_dtypes":
+        return f"ml:{dtype.name}".encode()
+    if (
+        dtype.names is None
+        and dtype.subdtype is None
+        and (dtype.isbuiltin or dtype.kind in "SUVMm" or not dtype.isnative)
+    ):
         text: str = dtype.str
         if dtype.kind not in "V" or dtype.type.__name__ == "void":
             return text.encode()
@@ -105,12 +112,15 @@ def dtype_from_bytes(text: bytes) -> Any:
 
 # ---- array descriptions
 
+
 def encode_spec(array: Any, start: int, flags: int) -> bytes:
     """dtype, shape, strides of an array whose first element lies `start` bytes into the handle's range."""
     kind = array.dtype
     dtype = kind.str.encode() if kind.isbuiltin == 1 else dtype_to_bytes(kind)
     ndim = array.ndim
-    return _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
+    return (
+        _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
+    )
 
 
 _specs: dict[bytes, tuple[Any, tuple[int, ...], tuple[int, ...], int, int]] = {}
@@ -139,7 +149,7 @@ def decode_spec(spec: bytes) -> tuple[Any, tuple[int, ...], tuple[int, ...], int
 def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
     """Bytes before and after the first element's address that an array reaches: it lies in [-before, after)."""
     before, after = 0, itemsize
-    for n, stride in zip(shape, strides):
+    for n, stride in zip(shape, strides, strict=True):
         if n == 0:
             return 0, 0
         if stride < 0:
@@ -151,8 +161,13 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
 
 # ---- files
 
+
 def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) -> bytes:
-    return _native.file_wire(offset, nbytes) + struct.pack("<QQH", device, inode, len(os.fsencode(path))) + os.fsencode(path)
+    return (
+        _native.file_wire(offset, nbytes)
+        + struct.pack("<QQH", device, inode, len(os.fsencode(path)))
+        + os.fsencode(path)
+    )
 
 
 def decode_file(handle: bytes) -> tuple[str, int, int, bytes]:

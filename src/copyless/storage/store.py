@@ -95,7 +95,9 @@ def _open() -> None:
                     _family(),
                     os.stat("/proc/self/ns/pid").st_ino,
                     *_parent(),
-                    os.path.basename(sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable).encode(),
+                    os.path.basename(
+                        sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
+                    ).encode(),
                     *_limits(path),
                 )
             except BaseException as error:

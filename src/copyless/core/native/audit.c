@@ -11,11 +11,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define EXPECT(condition, ...)                                                                                       \
-    do {                                                                                                             \
-        if (!(condition)) {                                                                                          \
-            return cl_fail(CL_CORRUPT, 0, __VA_ARGS__);                                                              \
-        }                                                                                                            \
+#define EXPECT(condition, ...)                                                                                         \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            return cl_fail(CL_CORRUPT, 0, __VA_ARGS__);                                                                \
+        }                                                                                                              \
     } while (0)
 
 /* counts[b]: holds that name block b. */
@@ -31,8 +31,8 @@ static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
             continue;
         }
         EXPECT(h->block != 0 && h->block <= blocks, "hold %u names block %u", i, h->block);
-        EXPECT(h->kind != CL_HOLD_OWNER || (h->owner != 0 && h->owner <= c->owners_high &&
-                                            store->owners[h->owner - 1].state == CL_OWNER_LIVE),
+        EXPECT(h->kind != CL_HOLD_OWNER ||
+                   (h->owner != 0 && h->owner <= c->owners_high && store->owners[h->owner - 1].state == CL_OWNER_LIVE),
                "hold %u belongs to owner %u, who is none", i, h->owner);
         counts[h->block - 1]++;
         messages += h->kind == CL_HOLD_MESSAGE || h->kind == CL_HOLD_FAMILY;
@@ -43,8 +43,8 @@ static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
                "free list of holds leads to %u", at);
     }
     EXPECT(listed == unused, "%u of %u free holds are listed", listed, unused);
-    EXPECT(messages == c->messages && persistent == c->persistent, "%u messages and %u persistent holds, counted %u and %u",
-           c->messages, c->persistent, messages, persistent);
+    EXPECT(messages == c->messages && persistent == c->persistent,
+           "%u messages and %u persistent holds, counted %u and %u", c->messages, c->persistent, messages, persistent);
     return CL_OK;
 }
 
@@ -67,12 +67,13 @@ static int audit_segments(cl_store *store, const uint32_t *counts)
             const cl_block *block = &s->blocks[b];
             used += block->state == CL_BLOCK_USED;
             free_blocks[s->class_index] += block->state == CL_BLOCK_FREE;
-            EXPECT(block->state == CL_BLOCK_USED || block->state == CL_BLOCK_FREE, "block %u of segment %u is in state %u",
-                   b, i, block->state);
+            EXPECT(block->state == CL_BLOCK_USED || block->state == CL_BLOCK_FREE,
+                   "block %u of segment %u is in state %u", b, i, block->state);
             EXPECT(counts[i * CL_BLOCKS + b] == (block->state == CL_BLOCK_USED ? block->holds : 0),
                    "block %u of segment %u, state %u, says %u holds, has %u", b, i, block->state, block->holds,
                    counts[i * CL_BLOCKS + b]);
-            EXPECT(block->state != CL_BLOCK_USED || block->holds != 0, "block %u of segment %u is held by nobody", b, i);
+            EXPECT(block->state != CL_BLOCK_USED || block->holds != 0, "block %u of segment %u is held by nobody", b,
+                   i);
         }
         if (s->state == CL_SEGMENT_READY) {
             char file[24];
@@ -80,7 +81,8 @@ static int audit_segments(cl_store *store, const uint32_t *counts)
             cl_segment_file(file, s->id);
             EXPECT(used == s->used, "segment %u says %u blocks in use, has %u", i, s->used, used);
             EXPECT(fstatat(store->directory, file, &st, AT_SYMLINK_NOFOLLOW) == 0, "%s is missing", file);
-            EXPECT((uint64_t)st.st_size == s->file_size && st.st_ino == s->inode, "%s is not the file that was made", file);
+            EXPECT((uint64_t)st.st_size == s->file_size && st.st_ino == s->inode, "%s is not the file that was made",
+                   file);
             total += s->file_size;
             warm += used == 0 ? s->file_size : 0;
         }

@@ -14,25 +14,25 @@ _Static_assert(sizeof(cl_au32) == 4, "a futex word is 32 bits");
 /* Result of every fallible call; the detail is in cl_last_error(). */
 enum cl_result {
     CL_OK = 0,
-    CL_AGAIN = -1,       /* would have to wait: call again with CL_MAY_WAIT, without the GIL */
-    CL_TIMEOUT = -2,     /* the deadline passed */
-    CL_OWNER_DIED = -3,  /* the lock came from a dead owner: repair, then go on */
-    CL_CORRUPT = -4,     /* a shared field or file is not what it must be */
-    CL_STALE = -5,       /* the block a handle names is gone */
-    CL_FULL = -6,        /* the mount (or the cgroup) has no room */
-    CL_TABLE_FULL = -7,  /* a table of the registry has no free entry */
-    CL_EXISTS = -8,      /* the name is taken */
-    CL_MISSING = -9,     /* no such name */
-    CL_SYSTEM = -10,     /* a system call failed: errno is in the detail */
-    CL_RETRY = -11,      /* the registry was removed while we opened it: open again */
-    CL_CLOSED = -12,     /* the store is not open */
+    CL_AGAIN = -1, /* would have to wait: call again with CL_MAY_WAIT, without the GIL */
+    CL_TIMEOUT = -2, /* the deadline passed */
+    CL_OWNER_DIED = -3, /* the lock came from a dead owner: repair, then go on */
+    CL_CORRUPT = -4, /* a shared field or file is not what it must be */
+    CL_STALE = -5, /* the block a handle names is gone */
+    CL_FULL = -6, /* the mount (or the cgroup) has no room */
+    CL_TABLE_FULL = -7, /* a table of the registry has no free entry */
+    CL_EXISTS = -8, /* the name is taken */
+    CL_MISSING = -9, /* no such name */
+    CL_SYSTEM = -10, /* a system call failed: errno is in the detail */
+    CL_RETRY = -11, /* the registry was removed while we opened it: open again */
+    CL_CLOSED = -12, /* the store is not open */
 };
 
 typedef struct cl_error {
-    int code;           /* enum cl_result */
-    int sys;            /* errno, or 0 */
-    uint64_t asked;     /* bytes asked for, where that matters */
-    char what[160];     /* what was found, for people */
+    int code; /* enum cl_result */
+    int sys; /* errno, or 0 */
+    uint64_t asked; /* bytes asked for, where that matters */
+    char what[160]; /* what was found, for people */
 } cl_error;
 
 cl_error *cl_last_error(void); /* this thread's */
@@ -46,7 +46,7 @@ uint64_t cl_hash64(const void *data, size_t n); /* FNV-1a with a final mix: a ch
 /* Kill points. A build with -DCL_KILL_POINTS dies by SIGKILL at the cl_kill_at-th point it passes;
  * every other build holds no trace of them. */
 #ifdef CL_KILL_POINTS
-extern _Atomic long cl_kill_at;     /* 0: never */
+extern _Atomic long cl_kill_at; /* 0: never */
 extern _Atomic long cl_kill_passed; /* points passed so far */
 void cl_kill_point(void);
 #define CL_KILL_POINT() cl_kill_point()

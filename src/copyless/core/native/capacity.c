@@ -112,8 +112,9 @@ int cl_capacity_check(int fd, uint64_t size)
     if (size >= CL_CAPACITY_LARGE) {
         uint64_t limit = UINT64_MAX, machine = machine_room(), group = groups_room(&limit);
         if (size > machine || size > group) {
-            cl_fail(CL_FULL, ENOMEM, group < machine ? "the control group's memory.max leaves %llu bytes"
-                                                 : "the machine has %llu bytes of memory available",
+            cl_fail(CL_FULL, ENOMEM,
+                    group < machine ? "the control group's memory.max leaves %llu bytes"
+                                    : "the machine has %llu bytes of memory available",
                     (unsigned long long)(group < machine ? group : machine));
             cl_last_error()->asked = size;
             return CL_FULL;

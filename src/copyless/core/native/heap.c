@@ -418,9 +418,13 @@ static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold
             local->fork_hold = twin + 1;
         }
     }
-    *out = (cl_block_ref){.segment_id = map->id, .generation = local->generation, .capacity = map->block_size,
+    *out = (cl_block_ref){.segment_id = map->id,
+                          .generation = local->generation,
+                          .capacity = map->block_size,
                           .offset = CL_PAGE + index * map->block_size,
-                          .data = map->base + CL_PAGE + index * map->block_size, .segment = map->slot, .index = index,
+                          .data = map->base + CL_PAGE + index * map->block_size,
+                          .segment = map->slot,
+                          .index = index,
                           .recycled = 1};
 }
 
@@ -603,10 +607,14 @@ static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_blo
     if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0) {
         return 0;
     }
-    *out = (cl_block_ref){.segment_id = map->id, .generation = map->blocks[index].generation,
-                          .capacity = map->block_size, .offset = CL_PAGE + index * map->block_size,
-                          .data = map->base + CL_PAGE + index * map->block_size, .segment = map->slot,
-                          .index = (uint32_t)index, .recycled = 1};
+    *out = (cl_block_ref){.segment_id = map->id,
+                          .generation = map->blocks[index].generation,
+                          .capacity = map->block_size,
+                          .offset = CL_PAGE + index * map->block_size,
+                          .data = map->base + CL_PAGE + index * map->block_size,
+                          .segment = map->slot,
+                          .index = (uint32_t)index,
+                          .recycled = 1};
     return 1;
 }
 

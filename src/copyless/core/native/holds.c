@@ -23,10 +23,12 @@ int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
 {
     uint32_t slot = number / CL_BLOCKS, index = number % CL_BLOCKS;
     if (slot >= store->control->segments_high || slot >= CL_MAX_SEGMENTS) {
-        return cl_fail(CL_CORRUPT, 0, "registry: block %u lies beyond %u segments", number, store->control->segments_high);
+        return cl_fail(CL_CORRUPT, 0, "registry: block %u lies beyond %u segments", number,
+                       store->control->segments_high);
     }
     cl_segment *s = &store->segments[slot];
-    if (s->nblocks > CL_BLOCKS || index >= s->nblocks || s->state > CL_SEGMENT_EXTERNAL || s->class_index >= CL_CLASSES) {
+    if (s->nblocks > CL_BLOCKS || index >= s->nblocks || s->state > CL_SEGMENT_EXTERNAL ||
+        s->class_index >= CL_CLASSES) {
         return cl_fail(CL_CORRUPT, 0, "registry: segment slot %u is overwritten", slot);
     }
     *block = &s->blocks[index];
@@ -194,8 +196,12 @@ int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, c
         rc = cl_hold_take(store, &txn, CL_HOLD_MESSAGE, store->slot + 1, segment * CL_BLOCKS + index, &hold);
         if (rc == CL_OK) {
             cl_commit(&txn);
-            *out = (cl_address){.segment_id = map->id, .generation = map->blocks[index].generation, .segment = segment,
-                                .index = index, .hold = hold, .nonce = store->holds[hold].nonce};
+            *out = (cl_address){.segment_id = map->id,
+                                .generation = map->blocks[index].generation,
+                                .segment = segment,
+                                .index = index,
+                                .hold = hold,
+                                .nonce = store->holds[hold].nonce};
         }
     }
     cl_leave(store);
@@ -298,10 +304,14 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
     if (rc == CL_OK) {
         map->in_use += map->blocks[a->index].references == 0;
         map->blocks[a->index].references++;
-        *out = (cl_block_ref){.segment_id = map->id, .generation = a->generation, .segment = a->segment,
-                              .index = a->index, .capacity = map->block_size,
+        *out = (cl_block_ref){.segment_id = map->id,
+                              .generation = a->generation,
+                              .segment = a->segment,
+                              .index = a->index,
+                              .capacity = map->block_size,
                               .offset = CL_PAGE + a->index * map->block_size,
-                              .data = map->base + CL_PAGE + a->index * map->block_size, .recycled = 1};
+                              .data = map->base + CL_PAGE + a->index * map->block_size,
+                              .recycled = 1};
     }
     cl_error kept = *cl_last_error();
     cl_leave(store);

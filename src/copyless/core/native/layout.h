@@ -43,7 +43,7 @@
 #define CL_NAME_MAX 255u
 
 #define CL_SMALL_MAX 65536u /* larger blocks have a segment of their own */
-#define CL_CLASSES 20u      /* 19 small sizes and the large class */
+#define CL_CLASSES 20u /* 19 small sizes and the large class */
 #define CL_LARGE 19u
 
 typedef struct cl_header {
@@ -61,7 +61,7 @@ typedef struct cl_header {
     uint64_t live_device; /* registry: which file holds the liveness locks */
     uint64_t live_inode;
     uint64_t block_size; /* data */
-    uint32_t nblocks;    /* data */
+    uint32_t nblocks; /* data */
     uint32_t reserved;
     uint64_t checksum; /* of all before it */
 } cl_header;
@@ -83,7 +83,7 @@ typedef struct cl_control {
     uint64_t guard; /* CL_GUARD here and at the end: noise over the control is seen at once */
     cl_au32 lock;
     cl_au32 names_seq; /* a futex: changes with every published name */
-    uint32_t removed;  /* 1: the last owner has taken the files away; open anew */
+    uint32_t removed; /* 1: the last owner has taken the files away; open anew */
     uint32_t owners_high; /* entries below have pages reserved; likewise for the next three */
     uint32_t segments_high;
     uint32_t holds_high;
@@ -94,12 +94,12 @@ typedef struct cl_control {
     uint32_t messages; /* holds of kind message or family: whether a scan need look at holds */
     uint32_t persistent; /* holds of kind persist */
     uint64_t total_bytes; /* of data segments */
-    uint64_t warm_bytes;  /* of whole free segments among them */
-    uint64_t scanned_ns;  /* monotonic: last search for dead owners; a hint */
+    uint64_t warm_bytes; /* of whole free segments among them */
+    uint64_t scanned_ns; /* monotonic: last search for dead owners; a hint */
     uint64_t scan_cost_ns;
-    uint64_t deaths;       /* owners found dead */
+    uint64_t deaths; /* owners found dead */
     uint64_t deaths_in_op; /* ... inside a core operation */
-    uint64_t recoveries;   /* times the lock came from a dead holder */
+    uint64_t recoveries; /* times the lock came from a dead holder */
     uint32_t first[CL_CLASSES]; /* free blocks of each class, last freed first; block number + 1 */
     uint32_t last[CL_CLASSES];
     cl_journal journal;
@@ -114,9 +114,9 @@ enum { CL_OWNER_FREE, CL_OWNER_JOINING, CL_OWNER_LIVE };
 typedef struct cl_owner {
     uint32_t state;
     uint32_t incarnation; /* grows with every use of the slot */
-    cl_au32 op;           /* enum cl_op: what it is inside of; read after its death */
-    uint32_t pid;         /* for display and a second opinion; 0: a fork that has not told yet */
-    uint64_t start;       /* clock ticks after boot, of /proc */
+    cl_au32 op; /* enum cl_op: what it is inside of; read after its death */
+    uint32_t pid; /* for display and a second opinion; 0: a fork that has not told yet */
+    uint64_t start; /* clock ticks after boot, of /proc */
     uint64_t pid_namespace;
     uint64_t family;
     uint64_t parent_start;
@@ -128,8 +128,18 @@ typedef struct cl_owner {
 } cl_owner;
 _Static_assert(sizeof(cl_owner) == 128, "owner slot");
 
-enum cl_op { CL_OP_NONE, CL_OP_JOIN, CL_OP_ALLOC, CL_OP_FREE, CL_OP_LOAD, CL_OP_SEND, CL_OP_NAME, CL_OP_REAP,
-             CL_OP_FORK, CL_OP_LIST };
+enum cl_op {
+    CL_OP_NONE,
+    CL_OP_JOIN,
+    CL_OP_ALLOC,
+    CL_OP_FREE,
+    CL_OP_LOAD,
+    CL_OP_SEND,
+    CL_OP_NAME,
+    CL_OP_REAP,
+    CL_OP_FORK,
+    CL_OP_LIST
+};
 
 /* Hold: a reason why a block lives. A block with none is freed in the transaction that takes the last one away. */
 enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST };
@@ -137,7 +147,7 @@ typedef struct cl_hold {
     uint32_t kind;
     uint32_t owner; /* slot + 1 of whom it belongs to, or who sent the message */
     uint32_t block; /* block number + 1 */
-    uint32_t next;  /* free list */
+    uint32_t next; /* free list */
     uint64_t nonce; /* message: must match to be taken over */
     int64_t deadline_ns; /* message: monotonic */
     uint64_t family;
@@ -157,7 +167,7 @@ typedef struct cl_block {
     uint32_t state;
     uint32_t holds;
     uint32_t next, prev; /* free list; block number + 1 */
-    uint32_t name;       /* name entry + 1 */
+    uint32_t name; /* name entry + 1 */
     uint32_t creator_pid;
     uint64_t created_ns;
 } cl_block;
@@ -189,7 +199,7 @@ _Static_assert(sizeof(cl_segment) == 64 + 48 * CL_BLOCKS, "segment");
 enum { CL_NAME_FREE, CL_NAME_ARRAY, CL_NAME_POSIX };
 typedef struct cl_name {
     uint32_t kind;
-    uint32_t next;  /* bucket chain or free list; index + 1 */
+    uint32_t next; /* bucket chain or free list; index + 1 */
     uint32_t block; /* block number + 1 */
     uint32_t length;
     uint64_t hash;
@@ -197,7 +207,7 @@ typedef struct cl_name {
     uint64_t spec_offset; /* array: where in the block the description begins */
     uint64_t spec_length;
     uint64_t device, inode; /* posix */
-    uint32_t hold;          /* index + 1 of the persist or family hold that goes with the name */
+    uint32_t hold; /* index + 1 of the persist or family hold that goes with the name */
     uint32_t pad;
     char name[CL_NAME_MAX + 1];
     uint64_t spare[23];

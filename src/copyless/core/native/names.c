@@ -221,9 +221,13 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
         if (n->spec_length > size || n->spec_offset > size - n->spec_length || block->nbytes > size) {
             rc = cl_fail(CL_CORRUPT, 0, "registry: the description of a name lies outside its block");
         } else {
-            *out = (cl_named){.address = {.segment_id = store->segments[slot].id, .generation = block->generation,
-                                          .segment = slot, .index = (n->block - 1) % CL_BLOCKS},
-                              .spec_offset = n->spec_offset, .spec_length = n->spec_length, .nbytes = block->nbytes};
+            *out = (cl_named){.address = {.segment_id = store->segments[slot].id,
+                                          .generation = block->generation,
+                                          .segment = slot,
+                                          .index = (n->block - 1) % CL_BLOCKS},
+                              .spec_offset = n->spec_offset,
+                              .spec_length = n->spec_length,
+                              .nbytes = block->nbytes};
         }
     }
     cl_leave(store);
@@ -295,8 +299,8 @@ static int stand_on_external(cl_store *store, uint32_t slot, uint32_t hold)
     return CL_OK;
 }
 
-int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, uint64_t nbytes,
-                    int family, unsigned flags, uint64_t *id, uint32_t *slot)
+int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                    uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot)
 {
     int rc = cl_name_check(name, length);
     if (rc == CL_OK) {

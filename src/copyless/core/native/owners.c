@@ -101,7 +101,8 @@ static void widen(cl_store *store)
         spare += store->owners[i].state == CL_OWNER_FREE;
     }
     if (spare < 32 && c->owners_high + 256 <= CL_MAX_OWNERS &&
-        cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), 256 * sizeof(cl_owner)) == CL_OK) {
+        cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), 256 * sizeof(cl_owner)) ==
+            CL_OK) {
         cl_txn txn = cl_begin(store->base);
         cl_set32(&txn, &c->owners_high, c->owners_high + 256);
         cl_commit(&txn);

@@ -78,8 +78,14 @@ static int fill_new(int fd, const cl_header *header)
             return rc;
         }
     }
-    cl_control control = {.guard = CL_GUARD, .guard_end = CL_GUARD, .owners_high = 256, .names_high = 32,
-                          .holds_high = 256, .segments_high = 8, .holds_free = 1, .names_free = 1,
+    cl_control control = {.guard = CL_GUARD,
+                          .guard_end = CL_GUARD,
+                          .owners_high = 256,
+                          .names_high = 32,
+                          .holds_high = 256,
+                          .segments_high = 8,
+                          .holds_free = 1,
+                          .names_free = 1,
                           .segments_free = 1};
     if (pwrite(fd, &control, sizeof control, CL_OFF_CONTROL) != (ssize_t)sizeof control ||
         pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header) {
@@ -95,9 +101,15 @@ static int fill_new(int fd, const cl_header *header)
 
 static int make_registry(int directory, const cl_identity *identity)
 {
-    cl_header header = {.magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .kind = CL_KIND_REGISTRY, .id = cl_random64(),
-                        .file_size = CL_REGISTRY_SIZE, .host = identity->host, .boot = identity->boot,
-                        .created_ns = cl_realtime_ns(), .creator_pid = identity->pid,
+    cl_header header = {.magic = CL_MAGIC,
+                        .layout = CL_LAYOUT_VERSION,
+                        .kind = CL_KIND_REGISTRY,
+                        .id = cl_random64(),
+                        .file_size = CL_REGISTRY_SIZE,
+                        .host = identity->host,
+                        .boot = identity->boot,
+                        .created_ns = cl_realtime_ns(),
+                        .creator_pid = identity->pid,
                         .creator_start = identity->start};
     char live[32], temporary[32] = "";
     live_file(live, sizeof live, header.id);
@@ -118,7 +130,8 @@ static int make_registry(int directory, const cl_identity *identity)
         fd = openat(directory, temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }
     if (fd < 0) {
-        rc = errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating the registry");
+        rc =
+            errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating the registry");
         goto out;
     }
     rc = fill_new(fd, &header);
@@ -442,7 +455,8 @@ int cl_store_leave(cl_store *store)
         cl_scan(store, CL_SCAN_FORCE, NULL);
         others = others_live(store, &leaving);
         if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
-            int mine = 0; /* arrays still in use: given up by the end of the process only, since a thread may write to them */
+            int mine =
+                0; /* arrays still in use: given up by the end of the process only, since a thread may write to them */
             for (uint32_t i = 0; i < store->nmaps; i++) {
                 mine += store->by_address[i]->in_use != 0;
             }

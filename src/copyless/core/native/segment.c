@@ -81,10 +81,18 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
                       uint32_t nblocks)
 {
     uint64_t size = (CL_PAGE + block_size * nblocks + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
-    cl_header header = {.magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .kind = CL_KIND_DATA, .id = id,
-                        .file_size = size, .host = store->identity.host, .boot = store->identity.boot,
-                        .created_ns = cl_realtime_ns(), .creator_start = store->identity.start,
-                        .creator_pid = store->identity.pid, .class_index = class_index, .block_size = block_size,
+    cl_header header = {.magic = CL_MAGIC,
+                        .layout = CL_LAYOUT_VERSION,
+                        .kind = CL_KIND_DATA,
+                        .id = id,
+                        .file_size = size,
+                        .host = store->identity.host,
+                        .boot = store->identity.boot,
+                        .created_ns = cl_realtime_ns(),
+                        .creator_start = store->identity.start,
+                        .creator_pid = store->identity.pid,
+                        .class_index = class_index,
+                        .block_size = block_size,
                         .nblocks = nblocks};
     header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
     memset(map, 0, sizeof *map);
@@ -131,7 +139,8 @@ static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, con
         return cl_fail(CL_CORRUPT, 0, "%s: header checksum does not match", file);
     }
     if (h->id != id) {
-        return cl_fail(CL_CORRUPT, 0, "%s: holds segment %016llx, swapped for another", file, (unsigned long long)h->id);
+        return cl_fail(CL_CORRUPT, 0, "%s: holds segment %016llx, swapped for another", file,
+                       (unsigned long long)h->id);
     }
     if (h->file_size != file_size) {
         return cl_fail(CL_CORRUPT, 0, "%s: %llu bytes, header says %llu", file, (unsigned long long)file_size,
@@ -153,8 +162,9 @@ int cl_segment_check(cl_store *store, const cl_map *map)
                                : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
     }
     if (st.st_ino != map->inode || (uint64_t)st.st_size != map->size) {
-        return cl_fail(CL_CORRUPT, 0, "%s: %lld bytes, inode %llu; mapped were %llu and %llu: truncated, grown or swapped",
-                       map->file, (long long)st.st_size, (unsigned long long)st.st_ino, (unsigned long long)map->size,
+        return cl_fail(CL_CORRUPT, 0,
+                       "%s: %lld bytes, inode %llu; mapped were %llu and %llu: truncated, grown or swapped", map->file,
+                       (long long)st.st_size, (unsigned long long)st.st_ino, (unsigned long long)map->size,
                        (unsigned long long)map->inode);
     }
     cl_header header = *(const cl_header *)(const void *)map->base;
@@ -182,7 +192,8 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         rc = cl_fail(CL_SYSTEM, errno, "reading %s", file);
     } else if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
                pread(fd, &header, sizeof header, 0) != (ssize_t)sizeof header) {
-        rc = cl_fail(CL_CORRUPT, 0, "%s: no regular file of ours, or too short (%lld bytes)", file, (long long)st.st_size);
+        rc = cl_fail(CL_CORRUPT, 0, "%s: no regular file of ours, or too short (%lld bytes)", file,
+                     (long long)st.st_size);
     } else {
         rc = check_header(&header, id, (uint64_t)st.st_size, file);
     }

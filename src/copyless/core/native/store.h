@@ -22,8 +22,8 @@
 typedef struct cl_local_block {
     uint64_t generation;
     uint32_t references; /* objects of this process that stand on it */
-    uint32_t hold;       /* index + 1 of our hold; 0: none */
-    uint32_t fork_hold;  /* the forked child's, between prepare and fork */
+    uint32_t hold; /* index + 1 of our hold; 0: none */
+    uint32_t fork_hold; /* the forked child's, between prepare and fork */
 } cl_local_block;
 
 typedef struct cl_map {
@@ -48,7 +48,7 @@ typedef struct cl_identity {
 
 typedef struct cl_settings {
     uint64_t warm_limit; /* bytes of free blocks kept warm */
-    int64_t idle_ns;     /* free segments older than this go back */
+    int64_t idle_ns; /* free segments older than this go back */
     int64_t message_ttl_ns;
 } cl_settings;
 
@@ -70,7 +70,7 @@ typedef struct cl_store {
     cl_name *names;
     cl_hold *holds;
     cl_segment *segments;
-    cl_map **maps;      /* by segment slot */
+    cl_map **maps; /* by segment slot */
     cl_map **by_address; /* mapped ones, by base */
     uint32_t nmaps, maps_room;
     uint64_t nonce;
@@ -101,7 +101,8 @@ int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both loc
 void cl_leave(cl_store *store);
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
-int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns); /* the second lock alone; checks the registry first */
+int cl_lock_registry(cl_store *store, enum cl_op op,
+                     int64_t deadline_ns); /* the second lock alone; checks the registry first */
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
 
 /* ---- owners.c: who lives, who died, fork */
@@ -133,7 +134,7 @@ void cl_segment_file(char *out, uint64_t id);
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
 int cl_map_add(cl_store *store, cl_map *map);
 void cl_map_drop(cl_store *store, cl_map *map);
-void cl_map_discard(cl_map *map);  /* one that is in no table */
+void cl_map_discard(cl_map *map); /* one that is in no table */
 void cl_map_prune(cl_store *store); /* unmap what no longer exists */
 
 /* ---- heap.c: blocks */
@@ -148,7 +149,8 @@ void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* onto its f
 int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
 void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
 void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */
-int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot); /* a slot in `making` or `external` */
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id,
+                    uint32_t *slot); /* a slot in `making` or `external` */
 
 /* ---- holds.c: why blocks live */
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
@@ -159,9 +161,9 @@ typedef struct cl_address { /* what a handle says of a block */
     uint64_t segment_id, generation, nonce;
     uint32_t segment, index, hold;
 } cl_address;
-int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out);     /* (wait) */
-int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags);                       /* (wait) */
-int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out);          /* (wait) */
+int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
+int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
+int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out); /* (wait) */
 
 /* ---- names.c: arrays and POSIX objects by name */
 typedef struct cl_named {
@@ -175,8 +177,8 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
 int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags); /* (wait) */
 void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
 /* POSIX objects: recorded before they appear under their name, forgotten when unlinked. */
-int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, uint64_t nbytes,
-                    int family, unsigned flags, uint64_t *id, uint32_t *slot); /* (wait) */
+int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                    uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot); /* (wait) */
 int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, unsigned flags,
                     uint64_t *id, uint32_t *slot); /* (wait) */
 int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,

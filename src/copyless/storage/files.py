@@ -1,0 +1,70 @@
+"""User files mapped as they are: kept by their views, found again by address and by identity."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from copyless.core import _native
+from copyless.errors import CorruptSegmentError, StaleHandleError
+
+__all__ = ["FileMapping", "any_mapped", "map_again", "map_file", "mapped_at"]
+
+
+class FileMapping(_native.Mapping):
+    path: str
+    device: int
+    inode: int
+    offset: int
+
+
+_files: weakref.WeakSet[FileMapping] = weakref.WeakSet()
+_files_lock = threading.Lock()
+
+
+def map_file(path: str, fd: int, offset: int, nbytes: int, readonly: bool) -> FileMapping:
+    st = os.fstat(fd)
+    page = offset % os.sysconf("SC_PAGE_SIZE")
+    mapping = FileMapping(fd, nbytes + page, readonly, offset - page)
+    mapping.path, mapping.device, mapping.inode, mapping.offset = path, st.st_dev, st.st_ino, offset - page
+    with _files_lock:
+        _files.add(mapping)
+    return mapping
+
+
+def mapped_at(address: int, nbytes: int) -> tuple[FileMapping, int] | None:
+    if not _files:
+        return None
+    with _files_lock:
+        for mapping in _files:
+            if mapping.address <= address and address + nbytes <= mapping.address + mapping.nbytes:
+                return mapping, address - mapping.address
+    return None
+
+
+def map_again(path: str, device: int, inode: int, offset: int, nbytes: int, writeable: bool) -> FileMapping:
+    with _files_lock:
+        for mapping in _files:
+            same = (mapping.device, mapping.inode) == (device, inode) and not (mapping.readonly and writeable)
+            if same and mapping.offset <= offset and offset + nbytes <= mapping.offset + mapping.nbytes:
+                return mapping
+    try:
+        fd = os.open(path, (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StaleHandleError(f"the file behind the array is gone: {path}") from None
+    try:
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != (device, inode):
+            raise StaleHandleError(f"the file behind the array was replaced: {path}")
+        if st.st_size < offset + nbytes:
+            raise CorruptSegmentError(
+                f"the file behind the array was cut to {st.st_size:,} bytes, it needs {offset + nbytes:,}: {path}"
+            )
+        return map_file(path, fd, offset, nbytes, not writeable)
+    finally:
+        os.close(fd)
+
+
+def any_mapped() -> bool:
+    return bool(_files)
