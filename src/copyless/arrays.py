@@ -44,6 +44,7 @@ __all__ = [
 Shape = SupportsIndex | Sequence[SupportsIndex]
 _BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
 _ndarray_new = np.ndarray.__new__
+_WIRE_SIZE = _native.WIRE_SIZE
 
 
 class SharedArray(np.ndarray[Any, Any]):
@@ -481,11 +482,10 @@ def _open_found(wire: bytes, at: int, length: int) -> SharedArray:
     if at + length > len(view):
         raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
     try:
-        dtype, shape, strides, start, _ = handles.decode_spec(bytes(view[at : at + length]))
+        dtype, shape, strides, start, _, end = handles.decode_spec(bytes(view[at : at + length]))
     except ValueError as error:
         raise CorruptSegmentError(f"the description of a named array is damaged: {error}") from None
-    before, after = handles.extent(shape, strides, dtype.itemsize)
-    if start < before or start + after > len(view):
+    if end > len(view):
         raise CorruptSegmentError(f"a named array of shape {shape} does not fit its block of {len(view)} bytes")
     array: SharedArray = _over(block, shape, dtype, start, strides)
     return array
@@ -516,19 +516,20 @@ def unlink(name: str) -> None:
 
 def _encode(array: Any, message: bool) -> bytes | None:
     """The handle of an array that lies wholly in shared memory, or None."""
-    if array.size == 0 or array.dtype.hasobject:
+    dtype = array.dtype
+    if dtype.hasobject:
         return None
+    flags = handles.WRITEABLE * array.flags.writeable | handles.SHARED_ARRAY * (type(array) is SharedArray)
+    made = _native.array_handle(array, handles.remembered_dtype(dtype), flags, message)
+    if made is not None or not files.any_mapped() or array.size == 0:
+        return made
     first = array.__array_interface__["data"][0]
-    before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
-    flags = handles.WRITEABLE * bool(array.flags.writeable) | handles.SHARED_ARRAY * (type(array) is SharedArray)
-    spec = handles.encode_spec(array, before, flags)
-    wire = _native.handle_of(first - before, before + after, _native.KIND_ARRAY, message)
-    if wire is not None:
-        return wire + spec
+    before, after = handles.extent(array.shape, array.strides, dtype.itemsize)
     mapped = files.mapped_at(first - before, before + after)
     if mapped is None:
         return None
     file, at = mapped
+    spec = handles.encode_spec(array, before, flags)
     return handles.encode_file(file.path, file.device, file.inode, file.offset + at, before + after) + spec
 
 
@@ -536,17 +537,16 @@ def decode(handle: bytes, block: Any, offset: int, nbytes: int) -> Any:
     """The array that a resolved handle describes; `block` is None for a file."""
     if block is None:
         path, device, inode, spec = handles.decode_file(handle)
-        dtype, shape, strides, start, flags = handles.decode_spec(spec)
+    else:
+        spec = handle[_WIRE_SIZE:]
+    dtype, shape, strides, start, flags, end = handles.decode_spec(spec)
+    if end > nbytes:
+        raise ValueError(f"the handle describes an array of shape {shape} in {nbytes} bytes: it is damaged")
+    if block is None:
         block = files.map_again(path, device, inode, offset, nbytes, bool(flags & handles.WRITEABLE))
         offset -= block.offset
-    else:
-        dtype, shape, strides, start, flags = handles.decode_spec(handle[_native.WIRE_SIZE :])
-    before, after = handles.extent(shape, strides, dtype.itemsize)
-    if start < before or start + after > nbytes:
-        raise ValueError(f"the handle describes an array of shape {shape} in {nbytes} bytes: it is damaged")
-    kind = SharedArray if flags & handles.SHARED_ARRAY else np.ndarray
-    made = _ndarray_new(kind, shape, dtype, block, offset + start, strides)
-    if not flags & handles.WRITEABLE:
+    made = _ndarray_new(SharedArray if flags & 2 else np.ndarray, shape, dtype, block, offset + start, strides)
+    if not flags & 1:
         made.flags.writeable = False
     return made
 
@@ -614,9 +614,11 @@ def attach(handle: bytes) -> Any:
     -----
     Costs two to four microseconds when this process has the segment mapped, else an open and a mapping.
     """
-    if not isinstance(handle, (bytes, bytearray, memoryview)):
-        raise TypeError(f"a handle is bytes, not {type(handle).__name__!r}")
-    return pickling.load(bytes(handle))
+    if type(handle) is not bytes:
+        if not isinstance(handle, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a handle is bytes, not {type(handle).__name__!r}")
+        handle = bytes(handle)
+    return pickling.load(handle)
 
 
 def frombuffer(buffer: Any, dtype: DTypeLike = float, count: int = -1, offset: int = 0) -> SharedArray:
@@ -732,5 +734,10 @@ def _reduce(array: Any) -> Any:
     return array.view(np.ndarray).__reduce_ex__(4)
 
 
+def _load_array(handle: bytes) -> Any:
+    return _native.load_array(handle, handles.specs, _ndarray_new, SharedArray, np.ndarray)
+
+
+pickling._load_array = _load_array
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)

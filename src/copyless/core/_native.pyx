@@ -7,11 +7,13 @@ go and wait in slices, serving signals between them.
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from libc.stdlib cimport atexit
 
 import gc
+import struct
 
 from copyless.errors import native_error
 
@@ -160,6 +162,7 @@ cdef extern from "sys/stat.h" nogil:
     int c_stat_path "lstat"(const char *path, c_stat *st)
 
 cdef cl_store STORE
+SPEC_HEAD = struct.Struct("<BBHq").pack  # of an array's description: flags, dimensions, length of the dtype, start
 cdef char DIRECTORY_PATH[4096]
 cdef bint LEAVES_AT_EXIT = False
 
@@ -357,6 +360,46 @@ cdef bytes wire(uint8_t kind, const cl_address *address, uint64_t offset, uint64
     return PyBytes_FromStringAndSize(<char *>&w, sizeof(w))
 
 
+cdef struct ArrayInterface:  # NumPy's __array_struct__
+    int two
+    int nd
+    char typekind
+    int itemsize
+    int flags
+    Py_ssize_t *shape
+    Py_ssize_t *strides
+    void *data
+
+
+def array_handle(array, bytes dtype, uint8_t flags, bint message):
+    """The whole handle of an array whose elements lie in a block held here, or None.
+
+    Costs one find, and for a message one hold; `dtype` and `flags` stand in it as they are given.
+    """
+    cdef ArrayInterface *a
+    cdef int64_t before = 0, after, numbers[2 * 64]
+    cdef int i, nd
+    if not STORE.open:
+        return None
+    capsule = array.__array_struct__
+    a = <ArrayInterface *>PyCapsule_GetPointer(capsule, NULL)
+    nd, after = a.nd, a.itemsize
+    if nd > 64:
+        return None
+    for i in range(nd):
+        if a.shape[i] == 0:
+            return None
+        if a.strides[i] < 0:
+            before -= (a.shape[i] - 1) * a.strides[i]
+        else:
+            after += (a.shape[i] - 1) * a.strides[i]
+        numbers[i], numbers[nd + i] = a.shape[i], a.strides[i]
+    head = handle_of(<uintptr_t>a.data - before, before + after, ARRAY, message)
+    if head is None:
+        return None
+    return head + SPEC_HEAD(flags, nd, len(dtype), before) + dtype + PyBytes_FromStringAndSize(<char *>numbers, 16 * nd)
+
+
 def find(uintptr_t address, uint64_t nbytes):
     """(block number, offset in it) of memory that lies wholly in one block held here, or None."""
     cdef cl_block_ref ref
@@ -410,18 +453,16 @@ def wire_fields(bytes handle):
     return w.kind, w.offset, w.nbytes, w.segment * CL_BLOCKS + w.index, w.generation
 
 
-def resolve(bytes handle):
-    """(kind, block, offset, bytes) of a handle; a message's hold becomes this process's. For a file the block is None.
-
-    What is wrong with a handle that is not for us is told by one word: 'form', 'host', 'boot' or 'registry'.
-    """
-    cdef Wire w
+cdef object load_block(bytes handle, Wire *w):
+    """Fill in what a handle says; the block it names, None for a file, or what is wrong in one word."""
     cdef cl_address a
     cdef cl_block_ref ref
     cdef int rc
+    if not STORE.open:
+        return "closed"
     if len(handle) < <Py_ssize_t>sizeof(Wire):
         return "form"
-    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    memcpy(w, PyBytes_AS_STRING(handle), sizeof(Wire))
     if w.magic[0] != 67 or w.magic[1] != 76 or w.version != 1 or not 1 <= w.kind <= 3:
         return "form"
     if w.host != STORE.identity.host:
@@ -429,7 +470,7 @@ def resolve(bytes handle):
     if w.boot != STORE.identity.boot:
         return "boot"
     if w.kind == FILE:
-        return w.kind, None, w.offset, w.nbytes
+        return None
     if w.registry != STORE.registry_id:
         return "registry"
     a.segment_id, a.generation, a.nonce = w.segment_id, w.generation, w.nonce
@@ -445,7 +486,43 @@ def resolve(bytes handle):
     block = stand(&ref, ref.capacity)
     if w.nbytes > ref.capacity or w.offset > ref.capacity - w.nbytes:
         raise ValueError(f"the handle names {w.nbytes} bytes at {w.offset} in a block of {ref.capacity}: it is damaged")
+    return block
+
+
+def resolve(bytes handle):
+    """(kind, block, offset, bytes) of a handle; a message's hold becomes this process's. For a file the block is None.
+
+    What is wrong with a handle that is not for us is told by one word: 'closed', 'form', 'host', 'boot' or 'registry'.
+    """
+    cdef Wire w
+    block = load_block(handle, &w)
+    if type(block) is str:
+        return block
     return w.kind, block, w.offset, w.nbytes
+
+
+def load_array(bytes handle, dict specs, make, shared, plain):
+    """The array of a handle whose description is in `specs`, or None: then go the long way.
+
+    The same as `resolve` and `copyless.arrays.decode` together, in one call: it is what every message costs.
+    """
+    cdef Wire w
+    cdef tuple spec
+    if len(handle) <= <Py_ssize_t>sizeof(Wire) or PyBytes_AS_STRING(handle)[3] != ARRAY:
+        return None
+    spec = specs.get(PyBytes_FromStringAndSize(PyBytes_AS_STRING(handle) + sizeof(Wire), len(handle) - sizeof(Wire)))
+    if spec is None:
+        return None
+    block = load_block(handle, &w)
+    if type(block) is not Block:
+        return None
+    if <uint64_t>spec[5] > w.nbytes:
+        raise ValueError(f"the handle describes an array of shape {spec[1]} in {w.nbytes} bytes: it is damaged")
+    flags = <int>spec[4]
+    array = make(shared if flags & 2 else plain, spec[1], spec[0], block, w.offset + <uint64_t>spec[3], spec[2])
+    if not flags & 1:
+        array.flags.writeable = False
+    return array
 
 
 def unsend(bytes handle):

@@ -18,7 +18,7 @@ from copyless.storage.store import need
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 
 _HEAD = struct.Struct("<BBHq")
-WRITEABLE, SHARED_ARRAY = 1, 2
+WRITEABLE, SHARED_ARRAY = 1, 2  # the binding's load_array knows them too
 MAX_NDIM = 64
 
 
@@ -54,10 +54,12 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     StaleHandleError
         When what it names is gone, or it was made before this host's last boot.
     """
-    need()
     found = _native.resolve(handle)
     if type(found) is tuple:
         return found
+    if found == "closed":
+        need()
+        return resolve(handle)
     if found == "form":
         raise ValueError(f"no handle of this version of copyless: {handle[:16]!r}... ({len(handle)} bytes)")
     if found == "host":
@@ -113,22 +115,38 @@ def dtype_from_bytes(text: bytes) -> Any:
 # ---- array descriptions
 
 
+_dtypes: dict[Any, bytes] = {}
+
+
+def remembered_dtype(dtype: Any) -> bytes:
+    """As `dtype_to_bytes`, remembered: messages repeat."""
+    text = _dtypes.get(dtype)
+    if text is None:
+        if len(_dtypes) > 1024:
+            _dtypes.clear()
+        text = _dtypes[dtype] = dtype_to_bytes(dtype)
+    return text
+
+
 def encode_spec(array: Any, start: int, flags: int) -> bytes:
     """dtype, shape, strides of an array whose first element lies `start` bytes into the handle's range."""
-    kind = array.dtype
-    dtype = kind.str.encode() if kind.isbuiltin == 1 else dtype_to_bytes(kind)
+    dtype = remembered_dtype(array.dtype)
     ndim = array.ndim
     return (
         _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
     )
 
 
-_specs: dict[bytes, tuple[Any, tuple[int, ...], tuple[int, ...], int, int]] = {}
+Spec = tuple[Any, tuple[int, ...], tuple[int, ...], int, int, int]
+specs: dict[bytes, Spec] = {}
 
 
-def decode_spec(spec: bytes) -> tuple[Any, tuple[int, ...], tuple[int, ...], int, int]:
-    """(dtype, shape, strides, start, flags), checked for form; remembered, since messages repeat."""
-    known = _specs.get(spec)
+def decode_spec(spec: bytes) -> Spec:
+    """(dtype, shape, strides, start, flags, end), checked; remembered, since messages repeat.
+
+    The array reaches from the beginning of the handle's range, or later, to byte `end` of it.
+    """
+    known = specs.get(spec)
     if known is not None:
         return known
     try:
@@ -138,11 +156,14 @@ def decode_spec(spec: bytes) -> tuple[Any, tuple[int, ...], tuple[int, ...], int
         shape, strides = numbers[:ndim], numbers[ndim:]
         if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject:
             raise ValueError
+        before, after = extent(shape, strides, dtype.itemsize)
+        if start < before:
+            raise ValueError
     except (struct.error, ValueError, TypeError, SyntaxError, AttributeError, UnicodeDecodeError):
         raise ValueError("the handle's description of the array is damaged") from None
-    if len(_specs) > 4096:
-        _specs.clear()
-    _specs[spec] = result = dtype, shape, strides, start, flags
+    if len(specs) > 4096:
+        specs.clear()
+    specs[spec] = result = dtype, shape, strides, start, flags, start + after
     return result
 
 

@@ -418,14 +418,7 @@ static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold
             local->fork_hold = twin + 1;
         }
     }
-    *out = (cl_block_ref){.segment_id = map->id,
-                          .generation = local->generation,
-                          .capacity = map->block_size,
-                          .offset = CL_PAGE + index * map->block_size,
-                          .data = map->base + CL_PAGE + index * map->block_size,
-                          .segment = map->slot,
-                          .index = index,
-                          .recycled = 1};
+    cl_refer(map, index, local->generation, out);
 }
 
 /* A recycled block, if there is one. Under both locks. CL_OK with out->data NULL: none. */
@@ -556,8 +549,26 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
     return rc;
 }
 
+/* One object less over a block that others of this process still use: no business of the registry. 1: done. */
+static int release_one_of_several(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index)
+{
+    if (segment >= CL_MAX_SEGMENTS || cl_enter_tables(store, 0) != CL_OK) {
+        return 0;
+    }
+    cl_map *map = store->open && store->maps != NULL ? store->maps[segment] : NULL;
+    int several = map != NULL && map->id == segment_id && index < map->nblocks && map->blocks[index].references > 1;
+    if (several) {
+        map->blocks[index].references--;
+    }
+    cl_leave_tables(store);
+    return several;
+}
+
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
 {
+    if (release_one_of_several(store, segment_id, segment, index)) {
+        return CL_OK;
+    }
     int rc = cl_enter(store, CL_OP_FREE, flags);
     if (rc != CL_OK) {
         return rc;
@@ -607,14 +618,7 @@ static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_blo
     if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0) {
         return 0;
     }
-    *out = (cl_block_ref){.segment_id = map->id,
-                          .generation = map->blocks[index].generation,
-                          .capacity = map->block_size,
-                          .offset = CL_PAGE + index * map->block_size,
-                          .data = map->base + CL_PAGE + index * map->block_size,
-                          .segment = map->slot,
-                          .index = (uint32_t)index,
-                          .recycled = 1};
+    cl_refer(map, (uint32_t)index, map->blocks[index].generation, out);
     return 1;
 }
 

@@ -176,6 +176,18 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     return CL_OK;
 }
 
+void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out)
+{
+    *out = (cl_block_ref){.segment_id = map->id,
+                          .generation = generation,
+                          .capacity = map->block_size,
+                          .offset = CL_PAGE + index * map->block_size,
+                          .data = map->base + CL_PAGE + index * map->block_size,
+                          .segment = map->slot,
+                          .index = index,
+                          .recycled = 1};
+}
+
 /* ---- messages */
 
 int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
@@ -269,9 +281,47 @@ static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, cons
     return rc;
 }
 
+/* Whether the registry looks sound without its lock; with the lock taken it cannot be told so cheaply. */
+static int looks_sound(cl_store *store)
+{
+    const cl_owner *me = &store->owners[store->slot];
+    return cl_check_registry(store) == CL_OK && atomic_load(&store->control->lock) == 0 &&
+           me->incarnation == store->incarnation && me->state == CL_OWNER_LIVE;
+}
+
+/* Another object over a block that this process holds already: its own tables tell, the registry is only looked at.
+ * CL_AGAIN: go the long way, which also says what is wrong. */
+static int load_held(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+{
+    if (a->nonce != 0 || a->segment >= CL_MAX_SEGMENTS || a->index >= CL_BLOCKS ||
+        cl_enter_tables(store, flags) != CL_OK) {
+        return CL_AGAIN;
+    }
+    int rc = CL_AGAIN;
+    cl_map *map = store->open && store->maps != NULL ? store->maps[a->segment] : NULL;
+    if (map != NULL && map->id == a->segment_id && map->base != NULL && a->index < map->nblocks) {
+        cl_local_block *local = &map->blocks[a->index];
+        if (local->references != 0 && local->hold != 0 && local->generation == a->generation && looks_sound(store) &&
+            !atomic_load_explicit(&store->forking,
+                                  memory_order_relaxed)) { /* our own thread's, or excluded by the mutex */
+            rc = cl_segment_check(store, map);
+            if (rc == CL_OK) {
+                local->references++;
+                cl_refer(map, a->index, local->generation, out);
+            }
+        }
+    }
+    cl_leave_tables(store);
+    return rc;
+}
+
 int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
 {
-    int rc = cl_enter(store, CL_OP_LOAD, flags);
+    int rc = load_held(store, a, flags, out);
+    if (rc != CL_AGAIN) {
+        return rc;
+    }
+    rc = cl_enter(store, CL_OP_LOAD, flags);
     if (rc != CL_OK) {
         return rc;
     }
@@ -304,14 +354,7 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
     if (rc == CL_OK) {
         map->in_use += map->blocks[a->index].references == 0;
         map->blocks[a->index].references++;
-        *out = (cl_block_ref){.segment_id = map->id,
-                              .generation = a->generation,
-                              .segment = a->segment,
-                              .index = a->index,
-                              .capacity = map->block_size,
-                              .offset = CL_PAGE + a->index * map->block_size,
-                              .data = map->base + CL_PAGE + a->index * map->block_size,
-                              .recycled = 1};
+        cl_refer(map, a->index, a->generation, out);
     }
     cl_error kept = *cl_last_error();
     cl_leave(store);

@@ -312,7 +312,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
 
 /* ---- entering */
 
-static int check_registry(cl_store *store)
+int cl_check_registry(cl_store *store)
 {
     struct stat st;
     if (fstat(store->registry_fd, &st) != 0) {
@@ -339,7 +339,7 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
 
 int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
 {
-    int rc = store->open ? check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
+    int rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
     if (rc != CL_OK) {
         return rc;
     }

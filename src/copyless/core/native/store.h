@@ -36,6 +36,9 @@ typedef struct cl_map {
     uint32_t nblocks;
     uint32_t in_use; /* blocks with references */
     char file[24];
+    cl_header header; /* as it was validated */
+    int fd; /* to look at the file by one cheap call; -1 when there are many mappings */
+    int64_t ctime_ns; /* of the file when its name was last checked: any rename, link or cut moves it on */
     cl_local_block blocks[CL_BLOCKS];
 } cl_map;
 
@@ -99,6 +102,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
 int cl_store_leave(cl_store *store);
 int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
 void cl_leave(cl_store *store);
+int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
 int cl_lock_registry(cl_store *store, enum cl_op op,
@@ -128,7 +132,7 @@ int cl_audit(cl_store *store);
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
                       uint32_t nblocks);
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
-int cl_segment_check(cl_store *store, const cl_map *map); /* the file is still the one that we mapped */
+int cl_segment_check(cl_store *store, cl_map *map); /* the file is still the one that we mapped */
 int cl_segment_agrees(cl_store *store, const cl_map *map); /* ... and the registry says the same of it */
 void cl_segment_file(char *out, uint64_t id);
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
@@ -156,6 +160,8 @@ int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id,
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
 int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
+
+void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out); /* describe a block */
 
 typedef struct cl_address { /* what a handle says of a block */
     uint64_t segment_id, generation, nonce;
