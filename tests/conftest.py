@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +17,17 @@ from typing import Any
 import pytest
 
 METHODS = ("spawn", "fork", "forkserver")
+
+# A storage directory of this run's own, so that other programs of this user do not count as leaks.
+if "COPYLESS_DIR" not in os.environ:
+    os.environ["COPYLESS_DIR"] = f"/dev/shm/copyless-tests-{os.getpid()}"
+    os.mkdir(os.environ["COPYLESS_DIR"], 0o700)
+    _made_by = os.getpid()
+
+    @atexit.register
+    def _remove_directory() -> None:
+        if os.getpid() == _made_by:
+            shutil.rmtree(os.environ["COPYLESS_DIR"])
 
 
 def ours_in_shm() -> set[str]:

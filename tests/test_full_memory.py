@@ -25,7 +25,8 @@ BODY = """
               lambda: copyless.full(n, 1, 'u1'), lambda: copyless.array(private), lambda: copyless.asarray(private),
               lambda: copyless.empty_like(private), lambda: copyless.zeros_like(private), lambda: copyless.SharedArray(n, 'u1'),
               lambda: copyless.zeros(n, 'u1', name='big'), lambda: copyless.share([private[:1 << 20], private]),
-              lambda: Memory.allocate(n), lambda: copyless.Alloc_mem(n)]
+              lambda: Memory.allocate(n), lambda: copyless.Alloc_mem(n),
+              lambda: copyless.memmap(place + '/file.bin', 'u1', 'w+', shape=n)]
     if len(sys.argv) > 2:
         makers = [lambda: SharedMemory(create=True, size=n), lambda: SharedMemory('t-full', create=True, size=n)]
     for make in makers:
@@ -106,6 +107,5 @@ def test_too_many_open_files():
         b = copyless.attach(h); b[0] = 1; print(a[0])           # mapped already: needs no descriptor
         try: copyless.zeros(10_000_000)
         except OSError as e: print(e.errno)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft + 10, soft + 10)) if False else None
     """)
     assert done.stdout.split() == ["1.0", "24"]

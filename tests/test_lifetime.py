@@ -201,3 +201,32 @@ def test_a_sender_in_another_pid_namespace_is_seen_to_live(tmp_path):
     assert a.sum() == 4000
     other.communicate("\n", timeout=20)
     assert a.sum() == 4000
+
+
+def test_ctrl_c_ends_a_wait_for_a_name_and_everything_is_sound_after():
+    import signal
+
+    waiter = start_python("""
+        import copyless
+        a = copyless.full(10, 2.0)
+        print('waiting')
+        try: copyless.open('t-never-comes', timeout=None)
+        except KeyboardInterrupt: print(a.sum(), copyless.zeros(3).sum())
+    """)
+    assert waiter.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    waiter.send_signal(signal.SIGINT)
+    assert waiter.communicate(timeout=10)[0] == "20.0 0.0\n"
+
+
+def test_a_stopped_process_holds_nobody_up_outside_an_operation():
+    import signal
+
+    stopped = start_python("import copyless; a = copyless.ones(10, name='t-stopped'); print('up'); input()")
+    stopped.stdout.readline()
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        assert copyless.open("t-stopped").sum() == 10
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+    stopped.communicate("\n")

@@ -6,6 +6,7 @@ arrive as the same memory, through the standard library's own `Process`, `Pool`,
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from copyless import pickling
 from copyless.core import _native
 from copyless.core._memory import Memory
-from copyless.errors import CorruptSegmentError, StaleHandleError
+from copyless.errors import CorruptSegmentError, StaleHandleError, out_of_shared_memory
 from copyless.storage import files, handles
 from copyless.storage.blocks import allocate
 from copyless.storage.handles import Handle
@@ -678,8 +679,8 @@ def memmap(
         As for opening the file.
     ValueError
         For mode ``'c'`` (a private copy cannot be shared), or a shape that does not fit.
-    OSError
-        When the disk has no room: space is reserved when the file grows.
+    OutOfSharedMemory
+        When its disk has no room: space is reserved when the file grows, and a file that was made for this is removed.
 
     Examples
     --------
@@ -698,6 +699,7 @@ def memmap(
     if offset < 0:
         raise ValueError(f"offset must be 0 or more bytes, not {offset}")
     flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC}[mode]
+    made_here = mode == "w+" and not os.path.lexists(path)
     fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(fd).st_size
@@ -714,7 +716,16 @@ def memmap(
         if offset + nbytes > size:
             if mode == "r":
                 raise ValueError(f"shape {sizes} of {kind} needs {offset + nbytes:,} bytes, the file has {size:,}")
-            os.posix_fallocate(fd, 0, offset + nbytes)
+            try:
+                os.posix_fallocate(fd, 0, offset + nbytes)
+            except OSError as error:
+                os.ftruncate(fd, size)
+                if made_here:
+                    os.unlink(path)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    directory = os.path.dirname(path)
+                    raise out_of_shared_memory(error.errno, "no room for the file", nbytes, directory) from None
+                raise
         mapping = files.map_file(path, fd, offset, nbytes, mode == "r")
     finally:
         os.close(fd)
