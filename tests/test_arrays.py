@@ -291,7 +291,7 @@ def test_share_moves_all_arrays_inside():
 def test_share_a_dataframe_keeps_its_type_and_its_message_small():
     n = 200_000
     frame = pd.DataFrame({"a": np.arange(n), "b": np.random.default_rng(1).random(n), "when": pd.date_range("2020", periods=n, freq="s"),
-                          "text": [f"row {i}" for i in range(n)]}, index=np.arange(n) * 2)  # fmt: skip
+                          "text": pd.array([f"row {i}" for i in range(n)], dtype="string[pyarrow]")}, index=np.arange(n) * 2)  # fmt: skip
     shared = copyless.share(frame)
     assert type(shared) is pd.DataFrame
     pd.testing.assert_frame_equal(shared, frame)
