@@ -98,11 +98,14 @@ def recycled_zeros(nbytes: int, rounds: int) -> dict[str, float]:
 
 ATTACH = """
 import sys, time, statistics, importlib
-S = importlib.import_module(sys.argv[1]).SharedMemory
+module = importlib.import_module(sys.argv[1])
+S, recent = module.SharedMemory, getattr(module, "_recent", None)
 name = sys.argv[2]
 def run(n=200):
     began = time.perf_counter()
-    for _ in range(n): S(name).close()
+    for _ in range(n):
+        S(name).close()
+        if len(sys.argv) > 4: recent.clear()
     return (time.perf_counter() - began) / n
 run(); times = [run() for _ in range(int(sys.argv[3]))]
 print(statistics.median(times))
@@ -111,7 +114,7 @@ print(statistics.median(times))
 
 def attach(rounds: int) -> dict[str, float]:
     """Attach and close by name, in a process that did not create the block; and loading a handle."""
-    figures: dict[str, list[float]] = {"copyless": [], "stdlib": []}
+    figures: dict[str, list[float]] = {"copyless": [], "copyless, mapped anew": [], "stdlib": []}
     modules = {"copyless": "copyless.shared_memory", "stdlib": "multiprocessing.shared_memory"}
     for i in range(3):
         for key, module in modules.items():
@@ -127,6 +130,8 @@ def attach(rounds: int) -> dict[str, float]:
             done = subprocess.run(command, capture_output=True, text=True)
             figures[key].append(float(done.stdout))
             if key == "copyless":
+                done = subprocess.run([*command, "mapped anew"], capture_output=True, text=True)
+                figures["copyless, mapped anew"].append(float(done.stdout))
                 ours.close()
                 ours.unlink()
             elif os.path.exists(path):

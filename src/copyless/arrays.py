@@ -619,7 +619,8 @@ def attach(handle: bytes) -> Any:
         if not isinstance(handle, (bytes, bytearray, memoryview)):
             raise TypeError(f"a handle is bytes, not {type(handle).__name__!r}")
         handle = bytes(handle)
-    return pickling.load(handle)
+    found = _native.load_array(handle)
+    return pickling.load(handle) if found is None else found
 
 
 def frombuffer(buffer: Any, dtype: DTypeLike = float, count: int = -1, offset: int = 0) -> SharedArray:
@@ -745,10 +746,6 @@ def _reduce(array: Any) -> Any:
     return array.view(np.ndarray).__reduce_ex__(4)
 
 
-def _load_array(handle: bytes) -> Any:
-    return _native.load_array(handle, handles.specs, _ndarray_new, SharedArray, np.ndarray)
-
-
-pickling._load_array = _load_array
+_native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)

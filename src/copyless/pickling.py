@@ -49,17 +49,15 @@ def note(handle: bytes) -> bytes:
     return handle
 
 
-_load_array: Any = None  # set by copyless.arrays: the short way for descriptions met before
 _decode: Any = None  # copyless.arrays.decode, which imports NumPy, once an array comes
 
 
 def load(handle: bytes) -> Any:
     """What a message's handle names. Named in pickles: keep its name and place."""
     global _decode
-    if _load_array is not None:
-        found = _load_array(handle)
-        if found is not None:
-            return found
+    found = _native.load_array(handle)  # the short way, for descriptions met before
+    if found is not None:
+        return found
     kind, block, offset, nbytes = handles.resolve(handle)
     if kind == _native.KIND_MEMORY:
         return _memory._from_block(block, offset, nbytes, handle[_native.WIRE_SIZE :] == b"r")

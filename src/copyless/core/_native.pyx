@@ -501,16 +501,26 @@ def resolve(bytes handle):
     return w.kind, block, w.offset, w.nbytes
 
 
-def load_array(bytes handle, dict specs, make, shared, plain):
-    """The array of a handle whose description is in `specs`, or None: then go the long way.
+cdef dict SPECS = None
+cdef object MAKE_ARRAY = None, SHARED_TYPE = None, PLAIN_TYPE = None
+
+
+def know_arrays(dict specs, make, shared, plain):
+    """What `load_array` needs: descriptions met before, `ndarray.__new__`, and the two types. Called once, with NumPy there."""
+    global SPECS, MAKE_ARRAY, SHARED_TYPE, PLAIN_TYPE
+    SPECS, MAKE_ARRAY, SHARED_TYPE, PLAIN_TYPE = specs, make, shared, plain
+
+
+def load_array(bytes handle):
+    """The array of a handle whose description was met before, or None: then go the long way.
 
     The same as `resolve` and `copyless.arrays.decode` together, in one call: it is what every message costs.
     """
     cdef Wire w
     cdef tuple spec
-    if len(handle) <= <Py_ssize_t>sizeof(Wire) or PyBytes_AS_STRING(handle)[3] != ARRAY:
+    if SPECS is None or len(handle) <= <Py_ssize_t>sizeof(Wire) or PyBytes_AS_STRING(handle)[3] != ARRAY:
         return None
-    spec = specs.get(PyBytes_FromStringAndSize(PyBytes_AS_STRING(handle) + sizeof(Wire), len(handle) - sizeof(Wire)))
+    spec = SPECS.get(PyBytes_FromStringAndSize(PyBytes_AS_STRING(handle) + sizeof(Wire), len(handle) - sizeof(Wire)))
     if spec is None:
         return None
     block = load_block(handle, &w)
@@ -519,7 +529,8 @@ def load_array(bytes handle, dict specs, make, shared, plain):
     if <uint64_t>spec[5] > w.nbytes:
         raise ValueError(f"the handle describes an array of shape {spec[1]} in {w.nbytes} bytes: it is damaged")
     flags = <int>spec[4]
-    array = make(shared if flags & 2 else plain, spec[1], spec[0], block, w.offset + <uint64_t>spec[3], spec[2])
+    array = MAKE_ARRAY(SHARED_TYPE if flags & 2 else PLAIN_TYPE, spec[1], spec[0], block, w.offset + <uint64_t>spec[3],
+                       spec[2])
     if not flags & 1:
         array.flags.writeable = False
     return array
