@@ -14,6 +14,7 @@ from libc.stdlib cimport atexit
 
 import gc
 import struct
+import warnings
 
 from copyless.errors import native_error
 
@@ -273,7 +274,10 @@ def fork_child():
         STORE.open = 0  # the registry was damaged before the fork: the child opens anew, and is told then
         return
     parent = <uint32_t>getppid()
-    cl_fork_child(&STORE, <uint32_t>getpid(), cl_process_start(<uint32_t>getpid()), parent, cl_process_start(parent))
+    if cl_fork_child(&STORE, <uint32_t>getpid(), cl_process_start(<uint32_t>getpid()), parent,
+                     cl_process_start(parent)) != CL_OK:
+        warnings.warn("copyless: this forked child could not be registered (too many open files or processes): shared "
+                      "arrays it inherited may be freed when its parent lets them go", RuntimeWarning, stacklevel=2)
 
 
 # ---- blocks
