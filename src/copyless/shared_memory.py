@@ -204,8 +204,8 @@ class SharedMemory:
         text = _file_name(name)
         path = _PLACE_PREFIX + text
         there = _native.file_identity(path)
-        mapping = None if there is None else _mappings.get((*there, self._readonly, self._track is None))
-        if there is not None and mapping is not None:
+        mapping = None if there is None else _mappings.get(self._key(there[:2]))
+        if there is not None and mapping is not None and mapping.nbytes == there[2]:
             self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
             return
         flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
@@ -237,8 +237,10 @@ class SharedMemory:
         """Let further instances of this process share the mapping."""
         mapping, identity = self._mapping, self._identity
         if mapping is not None and identity is not None:
-            key = (*identity, mapping.nbytes, self._readonly, self._track is None)
-            _mappings[key] = mapping
+            _mappings[self._key(identity)] = mapping
+
+    def _key(self, identity: tuple[int, int]) -> _Key:
+        return (*identity, self._readonly, self._track is None)
 
     def _tell_tracker(self, verb: str) -> None:
         from multiprocessing import resource_tracker
@@ -306,10 +308,12 @@ class SharedMemory:
 
         The memory is unmapped when the last view made from it is gone, at once if there is none.
         """
-        mapping = self._mapping
+        mapping, identity = self._mapping, self._identity
         self._buf = self._mapping = None
-        if mapping is not None and mapping.nbytes <= _RECENT_BYTES and mapping in _mappings.values():
-            _recent.append(mapping)
+        if mapping is None or identity is None or mapping.nbytes > _RECENT_BYTES:
+            return
+        if _mappings.get(self._key(identity)) is mapping:
+            _recent.append((identity, mapping))
 
     def unlink(self) -> None:
         """Take the name away; the memory goes when the last process has closed it.
@@ -335,22 +339,23 @@ class SharedMemory:
             self._tell_tracker("unregister")
 
 
-# Mappings of this process by device, inode, size, read-only, tracked: a second instance of a block costs one system call.
+# Mappings of this process by device, inode, read-only, tracked: a second instance of a block costs one system call.
 # The last few small ones closed stay mapped, because workers attach and close the same block for every task; a block
 # unlinked meanwhile by another process stays in memory until they are pushed out: 4 MiB at most.
-_mappings: weakref.WeakValueDictionary[tuple[int, int, int, bool, bool], _native.Mapping] = (
-    weakref.WeakValueDictionary()
-)
-_recent: collections.deque[_native.Mapping] = collections.deque(maxlen=4)
+_Key = tuple[int, int, bool, bool]
+_mappings: weakref.WeakValueDictionary[_Key, _native.Mapping] = weakref.WeakValueDictionary()
+_recent: collections.deque[tuple[tuple[int, int], _native.Mapping]] = collections.deque(maxlen=4)
 _RECENT_BYTES = 1 << 20
 
 
 def _forget(identity: tuple[int, int]) -> None:
     """A block was unlinked: keep nothing of it that no instance uses."""
-    for key in [key for key in list(_mappings) if key[:2] == identity]:
-        mapping = _mappings.pop(key, None)
-        while mapping is not None and mapping in _recent:
-            _recent.remove(mapping)
+    for readonly in (False, True):
+        for tracked in (False, True):
+            _mappings.pop((*identity, readonly, tracked), None)
+    kept = [entry for entry in _recent if entry[0] != identity]
+    _recent.clear()
+    _recent.extend(kept)
 
 
 def _str(name: object) -> str:

@@ -75,6 +75,14 @@ int main(void)
     }
     audit(&store);
     CHECK(store.control->total_bytes == store.control->warm_bytes);
+    cl_block_ref many[150]; /* more segments than are given back at a time: the last one out leaves none of them */
+    for (int i = 0; i < 150; i++) {
+        CHECK(cl_alloc(&store, 100000, CL_MAY_WAIT, &many[i]) == CL_OK);
+    }
+    for (int i = 0; i < 150; i++) {
+        release(&store, &many[i]);
+    }
+    CHECK(count_files("seg.") >= 150);
     CHECK(cl_store_leave(&store) == 1 && count_files("") == 0);
     remove_directory();
     puts("heap: ok");

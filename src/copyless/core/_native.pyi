@@ -1,8 +1,10 @@
 """The binding of the native floor; what each name does stands in the .pyx beside this file."""
 
+from struct import Struct
 from typing import Any
 
 WIRE_SIZE: int
+SPEC_HEAD: Struct
 KIND_ARRAY: int
 KIND_MEMORY: int
 KIND_FILE: int

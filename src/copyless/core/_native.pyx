@@ -163,7 +163,7 @@ cdef extern from "sys/stat.h" nogil:
     int c_stat_path "lstat"(const char *path, c_stat *st)
 
 cdef cl_store STORE
-SPEC_HEAD = struct.Struct("<BBHq").pack  # of an array's description: flags, dimensions, length of the dtype, start
+SPEC_HEAD = struct.Struct("<BBHq")  # of an array's description: flags, dimensions, length of the dtype, start
 cdef char DIRECTORY_PATH[4096]
 cdef bint LEAVES_AT_EXIT = False
 
@@ -401,7 +401,7 @@ def array_handle(array, bytes dtype, uint8_t flags, bint message):
     head = handle_of(<uintptr_t>a.data - before, before + after, ARRAY, message)
     if head is None:
         return None
-    return head + SPEC_HEAD(flags, nd, len(dtype), before) + dtype + PyBytes_FromStringAndSize(<char *>numbers, 16 * nd)
+    return head + SPEC_HEAD.pack(flags, nd, len(dtype), before) + dtype + PyBytes_FromStringAndSize(<char *>numbers, 16 * nd)
 
 
 def find(uintptr_t address, uint64_t nbytes):

@@ -17,7 +17,7 @@ from copyless.storage.store import need
 
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 
-_HEAD = struct.Struct("<BBHq")
+_HEAD = _native.SPEC_HEAD
 WRITEABLE, SHARED_ARRAY = 1, 2  # the binding's load_array knows them too
 MAX_NDIM = 64
 

@@ -493,6 +493,8 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     if (rc != CL_OK) {
         if (made == CL_OK) {
             cl_map_discard(map);
+        } else {
+            free(map);
         }
         return rc;
     }

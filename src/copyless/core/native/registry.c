@@ -254,7 +254,6 @@ static int open_once(cl_store *store)
         return CL_RETRY;
     }
     store->registry_id = header.id;
-    store->device = st.st_dev;
     char live[32];
     live_file(live, sizeof live, header.id);
     store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
@@ -455,8 +454,8 @@ int cl_store_leave(cl_store *store)
         cl_scan(store, CL_SCAN_FORCE, NULL);
         others = others_live(store, &leaving);
         if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
-            int mine =
-                0; /* arrays still in use: given up by the end of the process only, since a thread may write to them */
+            /* Arrays still in use: given up by the end of the process only, since a thread may write to them. */
+            int mine = 0;
             for (uint32_t i = 0; i < store->nmaps; i++) {
                 mine += store->by_address[i]->in_use != 0;
             }
@@ -468,8 +467,12 @@ int cl_store_leave(cl_store *store)
                     }
                 }
                 cl_scan(store, CL_SCAN_FORCE, NULL);
-                cl_trim_locked(store, 0, INT64_MAX, NULL);
-                cl_finish_going(store, 0);
+                uint32_t given;
+                do { /* so many at a time; the lock is kept, or somebody could join what we are about to remove */
+                    cl_trim_locked(store, 0, INT64_MAX, NULL);
+                    given = store->ngoing;
+                    cl_finish_going(store, 1);
+                } while (given != 0);
                 if (store->control->total_bytes == 0 && store->control->messages == 0) {
                     store->control->removed = 1;
                     CL_KILL_POINT();

@@ -114,6 +114,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
                         .nblocks = nblocks};
     header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
     memset(map, 0, sizeof *map);
+    map->fd = -1;
     cl_segment_file(map->file, id);
     int fd = openat(store->directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0) {

@@ -16,7 +16,6 @@
 #include <sys/types.h>
 
 #define CL_MAY_WAIT 1u
-#define CL_READONLY 2u
 
 /* What this process knows of one segment: its mapping, and its own hold on each block. Kept while mapped. */
 typedef struct cl_local_block {
@@ -65,7 +64,6 @@ typedef struct cl_store {
     uint32_t slot, incarnation;
     uint32_t fork_slot; /* slot + 1 of the child to be */
     uint64_t registry_id;
-    dev_t device;
     uint8_t *base; /* of the mapped registry */
     cl_control *control;
     cl_owner *owners;
