@@ -62,6 +62,11 @@ def Free_mem(mem: Memory) -> None:
         When `mem` is no `Memory`.
     ValueError
         When `Alloc_mem` did not give it, or it is freed already.
+
+    Examples
+    --------
+    >>> from copyless.memory import Alloc_mem, Free_mem
+    >>> Free_mem(Alloc_mem(8))
     """
     if not isinstance(mem, Memory):
         raise TypeError(f"Free_mem takes what Alloc_mem gave, not {type(mem).__name__!r}")
