@@ -83,16 +83,10 @@ static int64_t ctime_of(const struct stat *st)
     return (int64_t)st->st_ctim.tv_sec * 1000000000 + st->st_ctim.tv_nsec;
 }
 
-/* Keep the descriptor, unless there are many already: then the file is looked at by its name. */
-static void keep_descriptor(cl_store *store, cl_map *map, int fd, const struct stat *st)
+static void keep_descriptor(cl_map *map, int fd, const struct stat *st)
 {
-    if (store->nmaps < KEPT_DESCRIPTORS) {
-        map->fd = fd;
-        map->ctime_ns = ctime_of(st);
-    } else {
-        map->fd = -1;
-        close(fd);
-    }
+    map->fd = fd;
+    map->ctime_ns = ctime_of(st);
 }
 
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
@@ -146,7 +140,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
     }
     CL_KILL_POINT();
     if (rc == CL_OK && fstat(fd, &st) == 0) {
-        keep_descriptor(store, map, fd, &st);
+        keep_descriptor(map, fd, &st);
     } else {
         close(fd);
     }
@@ -270,7 +264,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     map->size = header.file_size;
     map->block_size = header.block_size;
     map->nblocks = header.nblocks;
-    keep_descriptor(store, map, fd, &st);
+    keep_descriptor(map, fd, &st);
     rc = cl_map_add(store, map);
     if (rc != CL_OK) {
         cl_map_discard(map);
@@ -318,6 +312,10 @@ int cl_map_add(cl_store *store, cl_map *map)
     }
     store->by_address[at] = map;
     store->nmaps++;
+    if (map->base != NULL && map->fd >= 0 && store->nmaps > KEPT_DESCRIPTORS) {
+        close(map->fd); /* many already: this file is looked at by its name */
+        map->fd = -1;
+    }
     store->maps[map->slot] = map;
     return CL_OK;
 }
