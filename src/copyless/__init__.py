@@ -18,6 +18,9 @@ _HOMES = {
     "copyless.sharing": ("is_shared", "share"),
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
     "copyless.shared_memory": ("SharedMemory",),
+    "copyless.synchronize": (
+        "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
+    ),
     "copyless.storage.handles": ("Handle",),
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
@@ -30,16 +33,24 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Alloc_mem",
+    "Barrier",
+    "BoundedSemaphore",
     "ClosedError",
+    "Condition",
     "CopylessError",
     "CorruptSegmentError",
+    "Event",
     "ForeignHostError",
     "Free_mem",
     "Get_address",
     "Handle",
+    "Lock",
     "Memory",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "RLock",
+    "RWLock",
+    "Semaphore",
     "SharedArray",
     "SharedMemory",
     "StaleHandleError",
@@ -98,6 +109,7 @@ if TYPE_CHECKING:
     from copyless.storage.handles import Handle
     from copyless.storage.settings import configure
     from copyless.storage.store import reap, trim
+    from copyless.synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, RWLock, Semaphore
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from copyless.errors import CorruptSegmentError, StaleHandleError, out_of_shared
 from copyless.storage import files, handles
 from copyless.storage.blocks import allocate
 from copyless.storage.handles import Handle
+from copyless.storage.objects import check_name
 from copyless.storage.store import need
 
 __all__ = [
@@ -155,7 +156,7 @@ def _make(shape: Shape, dtype: DTypeLike, order: str, name: str | None, persist:
         if clear and block.recycled:
             block.clear()
         return _over(block, sizes, kind, 0, None, order)
-    text = _name(name)
+    text = check_name(name)
     template = np.lib.stride_tricks.as_strided(np.empty(0, kind), sizes, _strides(sizes, kind.itemsize, order))
     spec = handles.encode_spec(template, 0, handles.WRITEABLE | handles.SHARED_ARRAY)
     at = (nbytes + 63) // 64 * 64
@@ -172,20 +173,6 @@ def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ..
         strides.append(step)
         step *= max(n, 1)
     return tuple(strides if order == "F" else reversed(strides))
-
-
-def _name(name: str) -> bytes:
-    """A checked name as bytes."""
-    if not isinstance(name, str):
-        raise TypeError(f"a name is a str, not {type(name).__name__!r}")
-    text = os.fsencode(name)
-    if not text:
-        raise ValueError("a name must not be empty")
-    if len(text) > 255:
-        raise ValueError(f"a name has at most 255 bytes of UTF-8, this one {len(text)}: {name[:40]!r}...")
-    if "/" in name or not name.isprintable():
-        raise ValueError(f"a name must not hold '/', NUL, newlines or other control characters: {name!r}")
-    return text
 
 
 class _Unpublished:
@@ -427,8 +414,8 @@ def _like(prototype: Any, dtype: Any, order: str, shape: Any, name: Any, persist
 # ---- names
 
 
-def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> SharedArray:
-    """The array of a name, made by any program of this user; shape and dtype come with it.
+def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any:
+    """The array (or lock, queue, ring) of a name, made by any program of this user; shape and dtype come with it.
 
     Parameters
     ----------
@@ -455,7 +442,7 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Sha
     >>> copyless.open("open-doc")
     SharedArray([1.5, 1.5, 1.5])
     """
-    text = _name(name)
+    text = check_name(name)
     deadline = None if timeout is None else time.monotonic() + timeout
     need()
     while True:
@@ -464,7 +451,7 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Sha
         if found is not None:
             try:
                 opened = _open_found(*found)
-                if readonly:
+                if readonly and isinstance(opened, np.ndarray):
                     opened.flags.writeable = False
                 return opened
             except StaleHandleError:
@@ -477,8 +464,12 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Sha
         _native.wait_for_name(seen, min(left, 0.2))
 
 
-def _open_found(wire: bytes, at: int, length: int) -> SharedArray:
+def _open_found(wire: bytes, at: int, length: int) -> Any:
     block = handles.resolve(wire)[1]
+    if length == 0 and _native.object_kind(block):
+        from copyless.storage import objects
+
+        return objects.stand(block)
     view = memoryview(block)
     if at + length > len(view):
         raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
@@ -506,7 +497,7 @@ def unlink(name: str) -> None:
     >>> a = copyless.zeros(3, name="unlink-doc", persist=True)
     >>> copyless.unlink("unlink-doc")
     """
-    text = _name(name)
+    text = check_name(name)
     need()
     if not _native.unpublish(text):
         raise FileNotFoundError(2, "no array of this name: 'copyless ls' lists those there are", name)
@@ -515,7 +506,7 @@ def unlink(name: str) -> None:
 # ---- handles
 
 
-def _encode(array: Any, message: bool) -> bytes | None:
+def _encode(array: Any, message: int) -> bytes | None:
     """The handle of an array that lies wholly in shared memory, or None."""
     dtype = array.dtype
     if dtype.hasobject:
@@ -565,7 +556,7 @@ def shared_memory_of(array: Any) -> bool:
 
 
 def handle(obj: Any) -> Handle:
-    """The handle of an array or a `Memory`: where it lies, as bytes that any channel can carry on this host.
+    """The handle of an array, a `Memory`, a lock, queue or ring: where it lies, as bytes that any channel can carry on this host.
 
     Takes no hold: keep the object until the other side has attached. (Objects sent through multiprocessing need no
     handle: they cross as one by themselves, with a hold.)
@@ -587,11 +578,13 @@ def handle(obj: Any) -> Handle:
     """
     need()
     if isinstance(obj, Memory):
-        made = pickling.memory_handle(obj, message=False)
+        made = pickling.memory_handle(obj, 0)
     elif isinstance(obj, np.ndarray):
-        made = _encode(obj, message=False)
+        made = _encode(obj, 0)
+    elif isinstance(obj, _native.Object):
+        made = pickling.object_handle(obj, 0)
     else:
-        raise TypeError(f"handle() takes an array or a Memory, not {type(obj).__name__!r}")
+        raise TypeError(f"handle() takes an array, a Memory, a lock, queue or ring, not {type(obj).__name__!r}")
     if made is None:
         raise ValueError(f"this {type(obj).__name__} does not lie in shared memory: copyless.share() moves it there")
     return Handle(made)
@@ -745,7 +738,7 @@ def memmap(
 
 
 def _reduce(array: Any) -> Any:
-    message = _encode(array, message=True) if _native.is_open() or files.any_mapped() else None
+    message = _encode(array, pickling.message_kind()) if _native.is_open() or files.any_mapped() else None
     if message is not None:
         return pickling.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:

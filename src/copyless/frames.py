@@ -63,7 +63,7 @@ def _reduce(array: Any) -> Any:
         if buffer is None or not buffer.size:
             parts.append(None if buffer is None else b"")
             continue
-        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, True)
+        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, pickling.message_kind())
         if handle is None:
             raise ValueError("the array was let go while it was pickled")
         parts.append(_Message(pickling.note(handle + b"r")))

@@ -14,7 +14,7 @@ from typing import Any
 
 from copyless.core import _memory, _native
 from copyless.core._memory import Memory
-from copyless.storage import handles
+from copyless.storage import handles, objects
 
 __all__ = ["register"]
 
@@ -23,6 +23,7 @@ class _Batch(threading.local):
     """Handles made since the innermost `dump` of this thread began."""
 
     handles: list[bytes] | None = None
+    draft: bool = False  # for one of our own queues, which will hold what the handles name
 
 
 _batch = _Batch()
@@ -40,6 +41,11 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
         raise
     finally:
         _batch.handles = outer
+
+
+def message_kind() -> int:
+    """What hold the handles made now carry: 1 a message's of its own, 2 one to be given to a queue."""
+    return 2 if _batch.draft else 1
 
 
 def note(handle: bytes) -> bytes:
@@ -61,19 +67,34 @@ def load(handle: bytes) -> Any:
     kind, block, offset, nbytes = handles.resolve(handle)
     if kind == _native.KIND_MEMORY:
         return _memory._from_block(block, offset, nbytes, handle[_native.WIRE_SIZE :] == b"r")
+    if kind == _native.KIND_OBJECT:
+        return objects.stand(block)
     if _decode is None:
         from copyless.arrays import decode as _decode
     return _decode(handle, block, offset, nbytes)
 
 
-def memory_handle(memory: Memory, message: bool) -> bytes | None:
+def memory_handle(memory: Memory, message: int) -> bytes | None:
     wire = _native.handle_of(memory.address, memory.nbytes, _native.KIND_MEMORY, message)
     return None if wire is None else wire + (b"r" if memory.readonly else b"")
 
 
 def _reduce_memory(memory: Memory) -> Any:
-    handle = memory_handle(memory, message=True) if memory.nbytes else None
+    handle = memory_handle(memory, message_kind()) if memory.nbytes else None
     return memory.__reduce__() if handle is None else (load, (note(handle),))
+
+
+def object_handle(obj: _native.Object, message: int) -> bytes:
+    """The handle of a lock, queue or ring."""
+    address, nbytes = obj._address
+    handle = _native.handle_of(address, nbytes, _native.KIND_OBJECT, message)
+    assert handle is not None
+    return handle
+
+
+def reduce_object(obj: _native.Object) -> Any:
+    """How a lock, queue or ring is pickled: as its address, whatever the pickler."""
+    return load, (note(object_handle(obj, message_kind())),)
 
 
 def register(kind: type, reduction: Any) -> None:

@@ -1,4 +1,4 @@
-# cython: language_level=3, freethreading_compatible=True
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
 """The binding: the C store as Python objects, and nothing else. Policy, names and documents are in `copyless.storage`.
 
 Fast calls keep the GIL and try the locks once; only when one is taken, or a segment must be made, do they let the GIL
@@ -16,119 +16,7 @@ import gc
 import struct
 import warnings
 
-from copyless.errors import native_error
-
-cdef extern from "wait.h" nogil:
-    ctypedef struct cl_spin:
-        pass
-    ctypedef struct cl_au32:
-        pass
-    int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
-
-cdef extern from "store.h" nogil:
-    enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
-    enum: CL_MAY_WAIT, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS
-    enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
-    enum: CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
-    int64_t CL_FOREVER
-    ctypedef int cl_life
-    enum: CL_ALIVE
-    ctypedef struct cl_error:
-        int code
-        int sys
-        uint64_t asked
-        char what[160]
-    ctypedef struct cl_identity:
-        uint64_t host, boot, family, start, parent_start, pid_namespace
-        uint32_t pid, parent_pid
-        char command[32]
-    ctypedef struct cl_settings:
-        uint64_t warm_limit
-        int64_t idle_ns
-        int64_t message_ttl_ns
-    ctypedef struct cl_owner:
-        uint32_t state, incarnation, pid, parent_pid, leaving
-        uint64_t start, pid_namespace, family, since_ns
-        char command[32]
-    ctypedef struct cl_hold:
-        uint32_t kind, owner, block
-        int64_t deadline_ns
-        uint64_t family
-    ctypedef struct cl_block:
-        uint64_t generation, nbytes, created_ns
-        uint32_t state, holds, name, creator_pid
-    ctypedef struct cl_segment:
-        uint64_t id, file_size, block_size
-        int64_t idle_since_ns
-        uint32_t state, owner, nblocks, used, class_index
-        cl_block blocks[64]
-    ctypedef struct cl_name:
-        uint32_t kind, block, length
-        uint64_t spec_offset, spec_length
-        char name[256]
-    ctypedef struct cl_control:
-        cl_au32 names_seq
-        uint32_t owners_high, segments_high, holds_high, names_high, messages, persistent
-        uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries
-    ctypedef struct cl_store:
-        int open
-        int forking
-        int directory
-        uint32_t slot
-        uint64_t registry_id
-        cl_control *control
-        cl_owner *owners
-        cl_name *names
-        cl_hold *holds
-        cl_segment *segments
-        cl_identity identity
-        cl_settings settings
-    ctypedef struct cl_block_ref:
-        uint64_t segment_id, generation, capacity, offset
-        uint8_t *data
-        uint32_t segment, index
-        int recycled
-    ctypedef struct cl_address:
-        uint64_t segment_id, generation, nonce
-        uint32_t segment, index, hold
-    ctypedef struct cl_named:
-        cl_address address
-        uint64_t spec_offset, spec_length, nbytes
-    ctypedef struct cl_reaped:
-        uint32_t owners, blocks, segments, messages
-    cl_error *cl_last_error()
-    int64_t cl_monotonic_ns()
-    uint64_t cl_process_start(uint32_t pid)
-    int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
-    int cl_store_leave(cl_store *store)
-    int cl_enter(cl_store *store, int op, unsigned flags)
-    void cl_leave(cl_store *store)
-    cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
-    int cl_fork_prepare(cl_store *store, unsigned flags)
-    void cl_fork_parent(cl_store *store)
-    int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
-    int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
-    int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
-    enum: CL_SCAN_FORCE
-    int cl_audit(cl_store *store)
-    int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
-    int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
-    int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
-    int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
-    int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
-    int cl_hold_drop(cl_store *store, uint32_t index)
-    int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
-    int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out)
-    int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
-                   uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags)
-    int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out)
-    int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
-    int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
-                        uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot)
-    int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
-                        unsigned flags, uint64_t *id, uint32_t *slot)
-    int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
-                        unsigned flags)
+from copyless.errors import ClosedError, CorruptSegmentError, native_error
 
 cdef extern from "capacity.h" nogil:
     int cl_capacity_check(int fd, uint64_t size)
@@ -188,11 +76,13 @@ cdef enum:
     ARRAY = 1
     MEMORY = 2
     FILE = 3
+    OBJECT = 4
 
 WIRE_SIZE = sizeof(Wire)
 KIND_ARRAY = ARRAY
 KIND_MEMORY = MEMORY
 KIND_FILE = FILE
+KIND_OBJECT = OBJECT
 
 
 cdef int fail(int rc) except -1:
@@ -287,10 +177,6 @@ cdef class Block:
 
     Arrays and memoryviews made over it keep it, and with it the process's hold, until the last of them is gone.
     """
-    cdef cl_block_ref ref
-    cdef readonly uint64_t nbytes
-    cdef object __weakref__
-
     def __cinit__(self):
         self.ref.data = NULL
 
@@ -332,11 +218,105 @@ cdef class Block:
         return f"<block {self.number} of {self.nbytes} bytes at {self.address:#x}>"
 
 
+cdef cl_store *the_store() noexcept nogil:
+    return &STORE
+
+
 cdef Block stand(const cl_block_ref *ref, uint64_t nbytes):
     cdef Block block = Block.__new__(Block)
     block.ref = ref[0]
     block.nbytes = nbytes
     return block
+
+
+cdef class Object:
+    """Something with a life of its own in a block: a lock, a queue, a ring. Base of the bindings' classes."""
+
+    KIND = 0
+
+    def __cinit__(self, *args, **kwargs):
+        self.head = NULL
+
+    def _stand(self, Block block):
+        """Stand on a block, which must hold an object of this kind."""
+        cdef cl_head *head = <cl_head *>block.ref.data
+        if block.ref.capacity < sizeof(cl_head) or head.magic != CL_OBJECT_MAGIC or head.kind != self.KIND:
+            raise CorruptSegmentError(f"block {block.number} holds no {type(self).__name__} (kind {head.kind}, expected {self.KIND})")
+        self.block = block
+        self.head = head
+
+    def _close(self):
+        self.head = NULL
+        self.block = None
+
+    @property
+    def _address(self):
+        """(handle's address, bytes) of the object's block."""
+        if self.block is None:
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return <uintptr_t>self.block.ref.data, self.block.ref.capacity
+
+    @property
+    def _flags(self):
+        return self._need().flags
+
+    @property
+    def _number(self):
+        return self._need().number
+
+    cdef cl_head *_need(self) except NULL:
+        if self.head == NULL:
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return self.head
+
+
+def object_kind(Block block):
+    """Which kind of object a block holds; 0: none."""
+    cdef cl_head *head = <cl_head *>block.ref.data
+    if block.ref.capacity < sizeof(cl_head) or head.magic != CL_OBJECT_MAGIC:
+        return 0
+    return head.kind
+
+
+def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags):
+    """A block of zeros with the head of an object."""
+    cdef Block block = alloc(nbytes)
+    cdef cl_head *head = <cl_head *>block.ref.data
+    memset(head, 0, nbytes)
+    head.kind, head.number, head.room, head.flags = kind, number, room, flags
+    head.magic = CL_OBJECT_MAGIC
+    return block
+
+
+def wait_many(list words, double seconds):
+    """Wait until one of [(address, expected)...] differs, at most `seconds`: its index, or -1. Lets the GIL go."""
+    cdef cl_au32 *addresses[127]
+    cdef uint32_t expected[127]
+    cdef int rc, n = len(words)
+    cdef int64_t deadline = cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+    for i in range(n):
+        addresses[i] = <cl_au32 *><uintptr_t>words[i][0]
+        expected[i] = words[i][1]
+    with nogil:
+        rc = cl_wait_many(addresses, expected, n, deadline)
+    return rc if rc >= 0 else -1
+
+
+cdef class Bell:
+    """A word of this process's own, to wake whoever waits for it among other words."""
+    cdef uint32_t word
+
+    @property
+    def address(self):
+        return <uintptr_t>&self.word
+
+    @property
+    def value(self):
+        return self.word
+
+    def ring(self):
+        self.word += 1
+        cl_wake(<cl_au32 *>&self.word, 1)
 
 
 def alloc(uint64_t nbytes):
@@ -375,7 +355,7 @@ cdef struct ArrayInterface:  # NumPy's __array_struct__
     void *data
 
 
-def array_handle(array, bytes dtype, uint8_t flags, bint message):
+def array_handle(array, bytes dtype, uint8_t flags, int message):
     """The whole handle of an array whose elements lie in a block held here, or None.
 
     Costs one find, and for a message one hold; `dtype` and `flags` stand in it as they are given.
@@ -419,10 +399,17 @@ def find(uintptr_t address, uint64_t nbytes):
     return ref.segment * CL_BLOCKS + ref.index, address - <uintptr_t>ref.data
 
 
-def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, bint message):
+cdef int post(uint32_t segment, uint32_t index, bint draft, unsigned flags, cl_address *out) noexcept nogil:
+    if draft:
+        return cl_draft(&STORE, segment, index, flags, out)
+    return cl_send(&STORE, segment, index, flags, out)
+
+
+def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
     """The first part of the handle of memory that lies in a block held here, or None.
 
-    With `message` the handle carries a hold of its own, which ends when it is loaded.
+    With `message` 1 the handle carries a hold of its own, which ends when it is loaded; with 2 one that is still this
+    process's, to be given to a queue.
     """
     cdef cl_block_ref ref
     cdef cl_address out
@@ -436,10 +423,10 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, bint message):
     if rc != 1:
         return None
     if message:
-        rc = cl_send(&STORE, ref.segment, ref.index, 0, &out)
+        rc = post(ref.segment, ref.index, message == 2, 0, &out)
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_send(&STORE, ref.segment, ref.index, CL_MAY_WAIT, &out)
+                rc = post(ref.segment, ref.index, message == 2, CL_MAY_WAIT, &out)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
         if rc != CL_OK:
@@ -467,7 +454,7 @@ cdef object load_block(bytes handle, Wire *w):
     if len(handle) < <Py_ssize_t>sizeof(Wire):
         return "form"
     memcpy(w, PyBytes_AS_STRING(handle), sizeof(Wire))
-    if w.magic[0] != 67 or w.magic[1] != 76 or w.version != 1 or not 1 <= w.kind <= 3:
+    if w.magic[0] != 67 or w.magic[1] != 76 or w.version != 1 or not 1 <= w.kind <= 4:
         return "form"
     if w.host != STORE.identity.host:
         return "host"

@@ -18,14 +18,14 @@
         }                                                                                                              \
     } while (0)
 
-/* counts[b]: holds that name block b. */
-static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
+/* counts[b]: holds that name block b; children[b]: holds that belong to it. */
+static int count_holds(cl_store *store, uint32_t *counts, uint32_t *children, uint32_t blocks)
 {
     const cl_control *c = store->control;
     uint32_t messages = 0, persistent = 0, unused = 0, listed = 0;
     for (uint32_t i = 0; i < c->holds_high; i++) {
         const cl_hold *h = &store->holds[i];
-        EXPECT(h->kind <= CL_HOLD_PERSIST, "hold %u is of kind %u", i, h->kind);
+        EXPECT(h->kind <= CL_HOLD_CHANNEL, "hold %u is of kind %u", i, h->kind);
         if (h->kind == CL_HOLD_FREE) {
             unused++;
             continue;
@@ -34,7 +34,12 @@ static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
         EXPECT(h->kind != CL_HOLD_OWNER ||
                    (h->owner != 0 && h->owner <= c->owners_high && store->owners[h->owner - 1].state == CL_OWNER_LIVE),
                "hold %u belongs to owner %u, who is none", i, h->owner);
+        EXPECT(h->kind != CL_HOLD_CHANNEL || (h->channel != 0 && h->channel <= blocks),
+               "hold %u belongs to channel %u, which is none", i, h->channel);
         counts[h->block - 1]++;
+        if (h->kind == CL_HOLD_CHANNEL) {
+            children[h->channel - 1]++;
+        }
         messages += h->kind == CL_HOLD_MESSAGE || h->kind == CL_HOLD_FAMILY;
         persistent += h->kind == CL_HOLD_PERSIST;
     }
@@ -48,7 +53,7 @@ static int count_holds(cl_store *store, uint32_t *counts, uint32_t blocks)
     return CL_OK;
 }
 
-static int audit_segments(cl_store *store, const uint32_t *counts)
+static int audit_segments(cl_store *store, const uint32_t *counts, const uint32_t *children)
 {
     const cl_control *c = store->control;
     uint64_t total = 0, warm = 0;
@@ -72,6 +77,9 @@ static int audit_segments(cl_store *store, const uint32_t *counts)
             EXPECT(counts[i * CL_BLOCKS + b] == (block->state == CL_BLOCK_USED ? block->holds : 0),
                    "block %u of segment %u, state %u, says %u holds, has %u", b, i, block->state, block->holds,
                    counts[i * CL_BLOCKS + b]);
+            EXPECT(children[i * CL_BLOCKS + b] == (block->state == CL_BLOCK_USED ? block->children : 0),
+                   "block %u of segment %u says %u holds belong to it, found %u", b, i, block->children,
+                   children[i * CL_BLOCKS + b]);
             EXPECT(block->state != CL_BLOCK_USED || block->holds != 0, "block %u of segment %u is held by nobody", b,
                    i);
         }
@@ -147,13 +155,13 @@ int cl_audit(cl_store *store)
            "tables of %u owners, %u segments, %u holds, %u names", c->owners_high, c->segments_high, c->holds_high,
            c->names_high);
     uint32_t blocks = c->segments_high * CL_BLOCKS;
-    uint32_t *counts = calloc(blocks + 1, sizeof *counts);
+    uint32_t *counts = calloc(2 * (size_t)blocks + 1, sizeof *counts), *children = counts + blocks;
     if (counts == NULL) {
         return cl_fail(CL_SYSTEM, ENOMEM, "counting holds");
     }
-    int rc = count_holds(store, counts, blocks);
+    int rc = count_holds(store, counts, children, blocks);
     if (rc == CL_OK) {
-        rc = audit_segments(store, counts);
+        rc = audit_segments(store, counts, children);
     }
     free(counts);
     return rc == CL_OK ? audit_names(store) : rc;

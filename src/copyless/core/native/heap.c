@@ -327,6 +327,7 @@ static int occupy(cl_store *store, cl_txn *txn, uint32_t number, uint64_t nbytes
     cl_set32(txn, &b->state, CL_BLOCK_USED);
     cl_set32(txn, &b->holds, 1);
     cl_set32(txn, &b->name, 0);
+    cl_set32(txn, &b->children, 0);
     return CL_OK;
 }
 

@@ -7,6 +7,8 @@
  *   free --(owner allocates, loads, forks)--> owner's --(last object gone, or death reaped)--> free
  *   free --(send)--> message --(load with the right nonce)--> owner's
  *                            --(failed pickling, end of the family, time)--> free
+ *   owner's --(draft, give: put into a queue)--> channel's --(take)--> owner's
+ *                            --(the queue's own block is freed)--> free
  *   free --(posix object created)--> family --(end of the family)--> free
  *   free --(name with persist)--> persist --(unlink)--> free
  *
@@ -58,6 +60,11 @@ static int grow(cl_store *store)
     return CL_OK;
 }
 
+static uint64_t new_nonce(cl_store *store)
+{
+    return ++store->nonce * 0x9e3779b97f4a7c15u | 1u;
+}
+
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index)
 {
     cl_control *c = store->control;
@@ -86,7 +93,7 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
     if (kind == CL_HOLD_MESSAGE || kind == CL_HOLD_FAMILY) {
         const cl_identity *me = &store->identity;
         /* Read by a scan only while the hold is in use, so they may be written ahead of the transaction. */
-        h->nonce = ++store->nonce * 0x9e3779b97f4a7c15u | 1u;
+        h->nonce = new_nonce(store);
         h->deadline_ns = kind == CL_HOLD_FAMILY || store->settings.message_ttl_ns == 0
                              ? INT64_MAX
                              : cl_monotonic_ns() + store->settings.message_ttl_ns;
@@ -97,6 +104,8 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
         cl_set32(txn, &c->messages, c->messages + 1);
     } else if (kind == CL_HOLD_PERSIST) {
         cl_set32(txn, &c->persistent, c->persistent + 1);
+    } else {
+        h->nonce = 0;
     }
     *index = i;
     return CL_OK;
@@ -112,9 +121,41 @@ static void put_back(cl_store *store, cl_txn *txn, uint32_t index)
     } else if (h->kind == CL_HOLD_PERSIST) {
         cl_set32(txn, &c->persistent, c->persistent - (c->persistent != 0));
     }
+    if (h->kind == CL_HOLD_CHANNEL) {
+        cl_block *channel;
+        if (h->channel != 0 && cl_block_checked(store, h->channel - 1, &channel) == CL_OK) {
+            cl_set32(txn, &channel->children, channel->children - (channel->children != 0));
+        }
+    }
     cl_set32(txn, &h->kind, CL_HOLD_FREE);
     cl_set32(txn, &h->next, c->holds_free);
     cl_set32(txn, &c->holds_free, index + 1);
+}
+
+/* A queue that lies in itself must not live for that: holds on a block that belong to it. */
+static uint32_t own_holds(cl_store *store, uint32_t number)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
+        const cl_hold *h = &store->holds[i];
+        n += h->kind == CL_HOLD_CHANNEL && h->channel == number + 1 && h->block == number + 1;
+    }
+    return n;
+}
+
+/* What lies in a channel goes before the channel itself does, one transaction each; killed between, the channel's last
+ * hold still stands and whoever drops it goes on. */
+static int drop_children(cl_store *store, uint32_t number)
+{
+    for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
+        if (store->holds[i].kind == CL_HOLD_CHANNEL && store->holds[i].channel == number + 1) {
+            int rc = cl_hold_drop(store, i);
+            if (rc != CL_OK) {
+                return rc;
+            }
+        }
+    }
+    return CL_OK;
 }
 
 /* A POSIX object goes with its last hold, if it is still the one that we made. */
@@ -147,6 +188,13 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     if (block->state != CL_BLOCK_USED || block->holds == 0) {
         return cl_fail(CL_CORRUPT, 0, "registry: held block %u is in state %u with %u holds", number, block->state,
                        block->holds);
+    }
+    if (block->children != 0 && !(h->kind == CL_HOLD_CHANNEL && h->channel == number + 1) &&
+        (block->holds == 1 || block->holds - 1 == own_holds(store, number))) {
+        rc = drop_children(store, number);
+        if (rc != CL_OK) {
+            return rc;
+        }
     }
     cl_segment *segment = &store->segments[number / CL_BLOCKS];
     int external = segment->state == CL_SEGMENT_EXTERNAL;
@@ -190,7 +238,7 @@ void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_r
 
 /* ---- messages */
 
-int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, unsigned flags, cl_address *out)
 {
     int rc = cl_enter(store, CL_OP_SEND, flags);
     if (rc != CL_OK) {
@@ -205,8 +253,12 @@ int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, c
     if (rc == CL_OK) {
         uint32_t hold;
         cl_txn txn = cl_begin(store->base);
-        rc = cl_hold_take(store, &txn, CL_HOLD_MESSAGE, store->slot + 1, segment * CL_BLOCKS + index, &hold);
+        rc = cl_hold_take(store, &txn, draft ? CL_HOLD_OWNER : CL_HOLD_MESSAGE, store->slot + 1,
+                          segment * CL_BLOCKS + index, &hold);
         if (rc == CL_OK) {
+            if (draft) {
+                store->holds[hold].nonce = new_nonce(store); /* a free hold's: nobody reads it yet */
+            }
             cl_commit(&txn);
             *out = (cl_address){.segment_id = map->id,
                                 .generation = map->blocks[index].generation,
@@ -220,13 +272,25 @@ int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, c
     return rc;
 }
 
+int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+{
+    return send(store, segment, index, 0, flags, out);
+}
+
+int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+{
+    return send(store, segment, index, 1, flags, out);
+}
+
+/* A hold that travels with bytes: a message's, or our own on its way into or out of a channel. */
 static int is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
 {
     if (nonce == 0 || hold >= store->control->holds_high) {
         return 0;
     }
     const cl_hold *h = &store->holds[hold];
-    return h->kind == CL_HOLD_MESSAGE && h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
+    return (h->kind == CL_HOLD_MESSAGE || (h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1)) &&
+           h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
 }
 
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
@@ -257,7 +321,9 @@ static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, cons
         cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
         cl_set32(&txn, &h->owner, store->slot + 1);
         cl_set64(&txn, &h->nonce, 0);
-        cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        if (h->kind == CL_HOLD_MESSAGE) {
+            cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        }
         cl_commit(&txn);
         local->hold = a->hold + 1;
     } else {
@@ -315,30 +381,19 @@ static int load_held(cl_store *store, const cl_address *a, unsigned flags, cl_bl
     return rc;
 }
 
-int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+static int load_entered(cl_store *store, const cl_address *a, cl_block_ref *out)
 {
-    int rc = load_held(store, a, flags, out);
-    if (rc != CL_AGAIN) {
-        return rc;
-    }
-    rc = cl_enter(store, CL_OP_LOAD, flags);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    if (cl_monotonic_ns() - (int64_t)store->control->scanned_ns > 1000000000) {
-        cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
-    }
+    int rc;
     cl_block *block = NULL;
     cl_map *map = NULL;
     cl_segment *segment = &store->segments[a->segment < CL_MAX_SEGMENTS ? a->segment : 0];
     if (a->segment >= store->control->segments_high || a->index >= CL_BLOCKS || segment->id != a->segment_id ||
         segment->state != CL_SEGMENT_READY || segment->blocks[a->index].generation != a->generation ||
         segment->blocks[a->index].state != CL_BLOCK_USED) {
-        rc = cl_fail(CL_STALE, 0, "the block is gone (segment %016llx, generation %llu)",
-                     (unsigned long long)a->segment_id, (unsigned long long)a->generation);
-    } else {
-        rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
+        return cl_fail(CL_STALE, 0, "the block is gone (segment %016llx, generation %llu)",
+                       (unsigned long long)a->segment_id, (unsigned long long)a->generation);
     }
+    rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
     if (rc == CL_OK) {
         rc = cl_segment_map(store, a->segment_id, a->segment, &map);
         if (rc == CL_STALE) {
@@ -356,8 +411,132 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
         map->blocks[a->index].references++;
         cl_refer(map, a->index, a->generation, out);
     }
+    return rc;
+}
+
+static void leave_keeping_error(cl_store *store)
+{
     cl_error kept = *cl_last_error();
     cl_leave(store);
     *cl_last_error() = kept;
+}
+
+int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+{
+    int rc = load_held(store, a, flags, out);
+    if (rc != CL_AGAIN) {
+        return rc;
+    }
+    rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (cl_monotonic_ns() - (int64_t)store->control->scanned_ns > 1000000000) {
+        cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
+    }
+    rc = load_entered(store, a, out);
+    leave_keeping_error(store);
+    return rc;
+}
+
+/* ---- channels: what lies in a queue is held by the queue's own block */
+
+static int is_channels(cl_store *store, uint32_t channel, const cl_token *t)
+{
+    if (t->nonce == 0 || t->hold >= store->control->holds_high) {
+        return 0;
+    }
+    const cl_hold *h = &store->holds[t->hold];
+    return h->kind == CL_HOLD_CHANNEL && h->channel == channel + 1 && h->nonce == t->nonce;
+}
+
+static int give(cl_store *store, uint32_t channel, uint64_t sequence, uint32_t hold)
+{
+    cl_block *block;
+    int rc = cl_block_checked(store, channel, &block);
+    if (rc == CL_OK) {
+        cl_hold *h = &store->holds[hold];
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &h->kind, CL_HOLD_CHANNEL);
+        cl_set32(&txn, &h->owner, 0);
+        cl_set32(&txn, &h->channel, channel + 1);
+        cl_set64(&txn, &h->sequence, sequence);
+        cl_set32(&txn, &block->children, block->children + 1);
+        cl_commit(&txn);
+    }
+    return rc;
+}
+
+int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token *tokens, uint32_t n,
+            const cl_block_ref *payload, unsigned flags, cl_token *payload_token)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
+        rc = is_message(store, tokens[i].hold, tokens[i].nonce, UINT32_MAX)
+                 ? give(store, channel, sequence, tokens[i].hold)
+                 : cl_fail(CL_STALE, 0, "what was to be sent is gone");
+    }
+    if (rc == CL_OK && payload != NULL) {
+        cl_map *map = store->maps[payload->segment];
+        cl_local_block *local = &map->blocks[payload->index];
+        uint32_t hold = local->hold - 1;
+        store->holds[hold].nonce = new_nonce(store); /* ours alone until it is given */
+        *payload_token = (cl_token){.hold = hold, .nonce = store->holds[hold].nonce};
+        rc = give(store, channel, sequence, hold);
+        if (rc == CL_OK) {
+            local->hold = 0;
+            local->references = 0;
+            map->in_use--;
+        }
+    }
+    leave_keeping_error(store);
+    return rc;
+}
+
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_address *payload,
+            unsigned flags, cl_block_ref *out)
+{
+    int rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_block *block;
+    rc = cl_block_checked(store, channel, &block);
+    for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
+        if (!is_channels(store, channel, &tokens[i])) {
+            rc = cl_fail(CL_STALE, 0, "what the queue held is gone");
+            break;
+        }
+        cl_hold *h = &store->holds[tokens[i].hold];
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
+        cl_set32(&txn, &h->owner, store->slot + 1);
+        cl_set32(&txn, &block->children, block->children - (block->children != 0));
+        cl_commit(&txn);
+    }
+    if (rc == CL_OK && payload != NULL) {
+        rc = load_entered(store, payload, out);
+    }
+    leave_keeping_error(store);
+    return rc;
+}
+
+int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
+             void *context, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_REAP, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = 0; rc == CL_OK && i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
+        const cl_hold *h = &store->holds[i];
+        if (h->kind == CL_HOLD_CHANNEL && h->channel == channel + 1 && !keep(context, h->sequence, h->nonce)) {
+            rc = cl_hold_drop(store, i);
+        }
+    }
+    leave_keeping_error(store);
     return rc;
 }

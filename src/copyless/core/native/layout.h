@@ -2,7 +2,7 @@
  *
  * A user's directory holds one registry and any number of data segments:
  *
- *   registry.1   (sparse; pages are reserved before they are first used)
+ *   registry.2   (sparse; pages are reserved before they are first used)
  *   +--------+---------+--------+----------+---------+-------+-----------------------------+
  *   | header | control | owners | buckets  | names   | holds | segments, each with the     |
  *   | 4 KiB  | 8 KiB   |        | of names |         |       | records of its up to 64     |
@@ -28,7 +28,7 @@
 
 #include "base.h"
 
-#define CL_LAYOUT_VERSION 1u
+#define CL_LAYOUT_VERSION 2u
 #define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
 #define CL_PAGE 4096u
 #define CL_KIND_REGISTRY 1u
@@ -141,19 +141,23 @@ enum cl_op {
     CL_OP_LIST
 };
 
-/* Hold: a reason why a block lives. A block with none is freed in the transaction that takes the last one away. */
-enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST };
+/* Hold: a reason why a block lives. A block with none is freed in the transaction that takes the last one away.
+ * A channel's hold keeps what lies in a queue; it belongs to the queue's own block and ends with it. */
+enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST, CL_HOLD_CHANNEL };
 typedef struct cl_hold {
     uint32_t kind;
     uint32_t owner; /* slot + 1 of whom it belongs to, or who sent the message */
     uint32_t block; /* block number + 1 */
     uint32_t next; /* free list */
-    uint64_t nonce; /* message: must match to be taken over */
-    int64_t deadline_ns; /* message: monotonic */
+    uint64_t nonce; /* message, channel, and an owner's that is under way to or from one: must match to be taken over */
+    union {
+        int64_t deadline_ns; /* message: monotonic */
+        uint64_t sequence; /* channel: which of its items */
+    };
     uint64_t family;
     uint64_t parent_start; /* message, family: the sender's parent, which may not use us yet */
     uint32_t parent_pid;
-    uint32_t pad;
+    uint32_t channel; /* channel: block number + 1 of the queue */
     uint64_t pid_namespace;
 } cl_hold;
 _Static_assert(sizeof(cl_hold) == 64, "hold");
@@ -170,8 +174,10 @@ typedef struct cl_block {
     uint32_t name; /* name entry + 1 */
     uint32_t creator_pid;
     uint64_t created_ns;
+    uint32_t children; /* holds that belong to this block: it is a channel */
+    uint32_t pad;
 } cl_block;
-_Static_assert(sizeof(cl_block) == 48, "block");
+_Static_assert(sizeof(cl_block) == 56, "block");
 
 /* Segment:
  *   free --(slot taken)--> making --(file whole, transaction)--> ready --(given back)--> going --(file gone)--> free
@@ -192,7 +198,32 @@ typedef struct cl_segment {
     uint32_t next; /* free list */
     cl_block blocks[CL_BLOCKS];
 } cl_segment;
-_Static_assert(sizeof(cl_segment) == 64 + 48 * CL_BLOCKS, "segment");
+_Static_assert(sizeof(cl_segment) == 64 + 56 * CL_BLOCKS, "segment");
+
+/* An object (a lock, a queue, a ring) lies in a block of its own and begins with this; constant after it is made. */
+enum cl_kind {
+    CL_KIND_LOCK = 1,
+    CL_KIND_RLOCK,
+    CL_KIND_RWLOCK,
+    CL_KIND_SEMAPHORE,
+    CL_KIND_ROBUST_SEMAPHORE,
+    CL_KIND_CONDITION,
+    CL_KIND_EVENT,
+    CL_KIND_BARRIER,
+    CL_KIND_QUEUE,
+    CL_KIND_RING,
+};
+
+#define CL_OBJECT_MAGIC 0x636c6f62u
+typedef struct cl_head {
+    uint32_t magic;
+    uint32_t kind;
+    uint32_t number; /* semaphore: highest value, or 0; barrier: parties; condition, barrier: */
+    uint32_t room; /* how many entries follow */
+    uint64_t flags; /* what the object's own class keeps */
+    uint64_t spare[5];
+} cl_head;
+_Static_assert(sizeof(cl_head) == 64, "one cache line");
 
 /* A name of an array (kind array), or of a POSIX object we created (kind posix). The description of a named array (its
  * dtype and shape) lies in the block itself, after the data. */

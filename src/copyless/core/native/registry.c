@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const REGISTRY = "registry.1"; /* carries CL_LAYOUT_VERSION: two layouts live side by side */
+static const char *const REGISTRY = "registry.2"; /* carries CL_LAYOUT_VERSION: two layouts live side by side */
 
 static void live_file(char *out, size_t room, uint64_t id)
 {

@@ -169,6 +169,22 @@ int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, c
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out); /* (wait) */
 
+/* Channels. A token names a hold by index and nonce. An item's holds are drafted (still ours, gone with us), given to
+ * the queue's own block before the item is published in it, and taken by its receiver. */
+typedef struct cl_token {
+    uint64_t nonce;
+    uint32_t hold;
+    uint32_t pad;
+} cl_token;
+int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
+int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token *tokens, uint32_t n,
+            const cl_block_ref *payload, unsigned flags, cl_token *payload_token); /* (wait) */
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_address *payload,
+            unsigned flags, cl_block_ref *out); /* (wait); the payload is loaded as cl_load does */
+/* Drop the holds of a channel that no item of it names. */
+int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
+             void *context, unsigned flags); /* (wait) */
+
 /* ---- names.c: arrays and POSIX objects by name */
 typedef struct cl_named {
     cl_address address;

@@ -85,6 +85,51 @@ int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin
     return errno == EINTR ? CL_AGAIN : CL_OK; /* EAGAIN: it changed before we slept */
 }
 
+static int first_changed(cl_au32 *const *words, const uint32_t *expected, int n)
+{
+    for (int i = 0; i < n; i++) {
+        if (atomic_load_explicit(words[i], memory_order_acquire) != expected[i]) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+int cl_wait_many(cl_au32 *const *words, const uint32_t *expected, int n, int64_t deadline_ns)
+{
+    struct {
+        uint64_t value, address;
+        uint32_t flags, reserved;
+    } each[CL_WAIT_MANY];
+    int changed = first_changed(words, expected, n);
+    if (changed >= 0) {
+        return changed;
+    }
+    int64_t now = cl_monotonic_ns();
+    if (now >= deadline_ns) {
+        return CL_TIMEOUT;
+    }
+    int last = deadline_ns - now <= CL_SLICE_NS;
+    int64_t until = last ? deadline_ns : now + CL_SLICE_NS;
+    for (int i = 0; i < n; i++) {
+        each[i].value = expected[i];
+        each[i].address = (uint64_t)(uintptr_t)words[i];
+        each[i].flags = 2; /* FUTEX_32, shared between processes */
+        each[i].reserved = 0;
+    }
+    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+    long rc = syscall(449 /* futex_waitv, Linux 5.16 */, each, n, 0, &t, CLOCK_MONOTONIC);
+    if (rc >= 0) {
+        return (int)rc;
+    }
+    if (errno == ENOSYS) {
+        struct timespec nap = {.tv_nsec = 2000000};
+        nanosleep(&nap, NULL);
+    }
+    changed = first_changed(words, expected, n);
+    return changed >= 0 ? changed : cl_monotonic_ns() >= deadline_ns ? CL_TIMEOUT : CL_AGAIN;
+}
+
 void cl_wake(cl_au32 *word, int n)
 {
     syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);

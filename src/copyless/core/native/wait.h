@@ -28,6 +28,11 @@ int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin
 /* Only the spin: 1 when the word changed within the learnt budget. */
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin);
 
+/* Wait until one of n words differs from what is expected of it: its index, or a cl_result as cl_wait. At most
+ * CL_WAIT_MANY; for loops of events, which have many things to wait for and one thread. */
+#define CL_WAIT_MANY 127
+int cl_wait_many(cl_au32 *const *words, const uint32_t *expected, int n, int64_t deadline_ns);
+
 /* Wake up to n waiters. One system call: call it only when somebody is known to sleep. */
 void cl_wake(cl_au32 *word, int n);
 

@@ -1,0 +1,177 @@
+"""Waiting in an event loop: any number of tasks wait for shared words with one thread of this process.
+
+A task never sleeps on a word itself. It tries; when it must wait it queues up behind the tasks of this process that
+wait for the same thing, and only the first of them has its word watched. A watcher thread sleeps on all watched words in
+one system call and wakes the first waiter of whichever changed, who tries again and, when it got what it wanted, wakes
+the next. Nothing is handed to a waiter that is not there any more: a future carries no item, it only says *look again*,
+so a cancelled task loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from copyless.core import _native
+
+__all__ = ["until"]
+
+_WORDS = 120  # one system call takes at most 127
+_LOOK_AGAIN = 0.1  # seconds after which a waiter looks by itself: whoever should have woken it may be dead
+
+Watch = tuple[int, int] | None
+
+
+class _Waiter:
+    __slots__ = ("future", "loop")
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future = self.loop.create_future()
+
+    def wake(self) -> None:
+        """From any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._done)
+        except RuntimeError:
+            pass  # its loop was closed meanwhile
+
+    def _done(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class _Watcher:
+    """One thread and the words it sleeps on."""
+
+    def __init__(self) -> None:
+        self.bell = _native.Bell()
+        self.watched: dict[_Waiter, tuple[int, int]] = {}
+        self.lock = threading.Lock()
+        self.busy = threading.Event()
+        threading.Thread(target=self._run, name="copyless-watcher", daemon=True).start()
+
+    def add(self, waiter: _Waiter, word: tuple[int, int]) -> bool:
+        with self.lock:
+            if len(self.watched) >= _WORDS:
+                return False
+            self.watched[waiter] = word
+            self.busy.set()
+            self.bell.ring()
+        return True
+
+    def discard(self, waiter: _Waiter) -> None:
+        with self.lock:
+            if self.watched.pop(waiter, None) is not None:
+                self.bell.ring()  # the word's memory may go: nobody may sleep on it any more
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while True:
+            with self.lock:
+                waiters = list(self.watched)
+                words = [(self.bell.address, self.bell.value), *self.watched.values()]
+                if not waiters:
+                    self.busy.clear()
+            if not waiters:
+                self.busy.wait()
+                looked = time.monotonic()
+                continue
+            index = _native.wait_many(words, _LOOK_AGAIN)
+            due = waiters[index - 1 : index] if index > 0 else []
+            if time.monotonic() - looked >= _LOOK_AGAIN:
+                due, looked = waiters, time.monotonic()
+            with self.lock:
+                due = [waiter for waiter in due if self.watched.pop(waiter, None) is not None]
+            for waiter in due:
+                waiter.wake()
+
+
+_lock = threading.Lock()
+_watchers: list[_Watcher] = []
+_lines: dict[Hashable, collections.deque[_Waiter]] = {}  # those of this process that wait for one thing, first first
+
+
+def _forget_all() -> None:
+    """In a forked child: the watchers' threads are the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    _watchers.clear()
+    _lines.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _watch(waiter: _Waiter, word: tuple[int, int]) -> _Watcher:
+    with _lock:
+        for watcher in _watchers:
+            if watcher.add(waiter, word):
+                return watcher
+        watcher = _Watcher()
+        _watchers.append(watcher)
+        watcher.add(waiter, word)
+        return watcher
+
+
+def _wake_first(line: collections.deque[_Waiter]) -> None:
+    with _lock:
+        first = line[0] if line else None
+    if first is not None:
+        first.wake()
+
+
+async def until(
+    key: Hashable, attempt: Callable[[], Any], watch: Callable[[], Watch], timeout: float | None, failed: Any = None
+) -> Any:
+    """The first result of `attempt` that is not `failed`, or `failed` when `timeout` seconds have passed.
+
+    `watch` gives the (address, value) of the word that changes when trying again makes sense, or None when it makes
+    sense at once. Waiters of one process with equal `key` wait in line.
+    """
+    result = attempt()
+    if result is not failed or (timeout is not None and timeout <= 0):
+        return result
+    deadline = None if timeout is None else time.monotonic() + timeout
+    waiter = _Waiter()
+    with _lock:
+        line = _lines.setdefault(key, collections.deque())
+        line.append(waiter)
+    try:
+        while True:
+            waiter.future = waiter.loop.create_future()
+            with _lock:
+                first = line[0] is waiter
+            watcher = None
+            if first:
+                word = watch()
+                result = attempt()  # what happened before the watch began nobody will tell us
+                if result is not failed:
+                    return result
+                if word is None:
+                    await asyncio.sleep(0)
+                    continue
+                watcher = _watch(waiter, word)
+            try:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is None:
+                    await waiter.future
+                elif left > 0:
+                    await asyncio.wait([waiter.future], timeout=left)
+            finally:
+                if watcher is not None:
+                    watcher.discard(waiter)
+            result = attempt()
+            if result is not failed or (deadline is not None and time.monotonic() >= deadline):
+                return result
+    finally:
+        with _lock:
+            line.remove(waiter)
+            if not line and _lines.get(key) is line:
+                del _lines[key]
+        _wake_first(line)

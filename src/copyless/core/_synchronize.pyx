@@ -1,0 +1,548 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""The binding of sync.h: each operation tries once with the GIL held, and waits without it, serving signals.
+
+What the classes mean to their users, names and documents, is in `copyless.synchronize`.
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
+
+from copyless.core._native cimport (
+    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_TIMEOUT, Object, cl_au32,
+    cl_error, cl_head, cl_last_error, cl_monotonic_ns, cl_spin, cl_store, the_store,
+)
+
+from copyless.core._native import object_kind
+from copyless.errors import CorruptSegmentError, OwnerDiedError, native_error
+
+cdef extern from "sync.h" nogil:
+    ctypedef struct cl_mutex:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_semaphore:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_entry:
+        cl_au32 owner
+    ctypedef struct cl_robust:
+        cl_head head
+    ctypedef struct cl_rwlock:
+        cl_head head
+        cl_au32 writer
+        cl_entry readers[1]
+    ctypedef struct cl_event:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_condition:
+        cl_head head
+    ctypedef struct cl_barrier:
+        cl_head head
+        cl_au32 broken
+    enum: CL_LOCK_SLEEP, CL_SEM_SLEEP
+    enum: CL_KIND_LOCK, CL_KIND_RLOCK, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_KIND_ROBUST_SEMAPHORE, CL_KIND_CONDITION
+    enum: CL_KIND_EVENT, CL_KIND_BARRIER
+    uint32_t cl_self(const cl_store *store)
+    int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
+    void cl_unlock(cl_au32 *word)
+    int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
+    int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
+    void cl_runlock(cl_mutex *m)
+    int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
+    int cl_sem_release(cl_semaphore *s, uint32_t n)
+    int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin)
+    int cl_robust_release(cl_store *store, cl_robust *s)
+    uint32_t cl_robust_value(cl_store *store, cl_robust *s)
+    int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
+    int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
+    void cl_rw_forget(cl_store *store, cl_rwlock *l)
+    int cl_rw_release(cl_store *store, cl_rwlock *l, int write)
+    void cl_event_set(cl_event *e)
+    void cl_event_clear(cl_event *e)
+    int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spin)
+    int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry)
+    int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin)
+    int cl_condition_end(cl_condition *c, uint32_t entry)
+    uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n)
+    int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
+    int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns)
+    int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry)
+    int cl_barrier_break(cl_store *store, cl_barrier *b, int reset)
+    uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b)
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+HEAD_BYTES = sizeof(cl_head)
+MUTEX_BYTES = sizeof(cl_mutex)
+SEMAPHORE_BYTES = sizeof(cl_semaphore)
+EVENT_BYTES = sizeof(cl_event)
+ENTRY_BYTES = sizeof(cl_entry)
+ROBUST_BYTES = sizeof(cl_robust)
+RWLOCK_BYTES = sizeof(cl_rwlock)
+CONDITION_BYTES = sizeof(cl_condition)
+BARRIER_BYTES = sizeof(cl_barrier)
+
+
+cdef int fail(int rc) except -1:
+    cdef cl_error *e = cl_last_error()
+    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
+
+
+cdef int64_t deadline_of(timeout) except -1:
+    """The monotonic time at which a wait of `timeout` seconds (None: for ever) ends."""
+    cdef double seconds
+    if timeout is None:
+        return CL_FOREVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout is not a number")
+    if seconds <= 0:
+        return 0
+    if seconds > 9e9:
+        return CL_FOREVER
+    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+
+
+cdef uint32_t pid_of(uint32_t word) noexcept:
+    """The process number of a lock word's owner, for display."""
+    return the_store().owners[(word & 0xfff) - 1].pid if word & 0xfff else 0
+
+
+cdef class _Lock(Object):
+    KIND = CL_KIND_LOCK
+    cdef cl_spin spin
+    cdef public bint silent
+    cdef readonly bint recovered
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.spin, 0, sizeof(self.spin))
+
+    cdef cl_mutex *mutex(self) except NULL:
+        return <cl_mutex *>self._need()
+
+    cdef int once(self, int64_t deadline) noexcept nogil:
+        return cl_mutex_lock(the_store(), &(<cl_mutex *>self.head).word, deadline, &self.spin)
+
+    cdef void let_go(self) noexcept:
+        cl_unlock(&(<cl_mutex *>self.head).word)
+
+    cdef bint get(self, int64_t deadline, bint keep) except -1:
+        cdef int rc
+        self.mutex()
+        rc = self.once(0)
+        if rc == CL_AGAIN and deadline != 0:
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = self.once(deadline)
+                if rc == CL_AGAIN:
+                    PyErr_CheckSignals()
+        if rc == CL_OK:
+            self.recovered = False
+            return True
+        if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            return False
+        if rc != CL_OWNER_DIED:
+            fail(rc)
+        self.recovered = True
+        if not self.silent:
+            if not keep:
+                self.let_go()
+            raise OwnerDiedError(f"the process that held this {type(self).__name__} has died, so what it guards may be half "
+                                 "changed. Put that right: the lock is free, the next acquire succeeds (recover='silent': it "
+                                 "simply acquires)")
+        return True
+
+    def acquire(self, block=True, timeout=None):
+        return self.get(deadline_of(timeout) if block else 0, False)
+
+    def release(self):
+        if (<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP == 0:
+            raise ValueError("semaphore or lock released too many times")
+        self.let_go()
+
+    def locked(self):
+        return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) != 0
+
+    def __enter__(self):
+        return self.get(CL_FOREVER, False)
+
+    def __exit__(self, *exc):
+        self.release()
+
+    # What a condition asks of its lock.
+    def _is_mine(self):
+        return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) == cl_self(the_store())
+
+    def _release_save(self):
+        self.let_go()
+        return 1
+
+    def _acquire_restore(self, depth):
+        self.get(CL_FOREVER, True)
+
+    @property
+    def _owner_pid(self):
+        """0: free; else the holder's process number."""
+        return pid_of((<uint32_t *>&self.mutex().word)[0])
+
+    # What an event loop asks: one try that knows whether it slept, and the word to sleep on.
+    def _try(self, bint slept):
+        return self.get(0, False)
+
+    def _watch(self):
+        cdef uint32_t *word = <uint32_t *>&self.mutex().word
+        cdef uint32_t seen = word[0]
+        if seen & ~<uint32_t>CL_LOCK_SLEEP == 0:
+            return None
+        if not seen & <uint32_t>CL_LOCK_SLEEP and not mark(word, seen, seen | <uint32_t>CL_LOCK_SLEEP):
+            return None
+        return <uintptr_t>word, seen | <uint32_t>CL_LOCK_SLEEP
+
+
+cdef extern from *:
+    """
+    static int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted)
+    {
+        return __atomic_compare_exchange_n(word, &seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+    """
+    int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted) nogil
+
+
+cdef bint mark(uint32_t *word, uint32_t seen, uint32_t wanted) noexcept:
+    return cl_mark(word, seen, wanted)
+
+
+cdef class _RLock(_Lock):
+    KIND = CL_KIND_RLOCK
+
+    def _stand_in(self, _Condition condition):
+        """Stand on the lock that a condition keeps behind its waiters."""
+        cdef uint64_t at = sizeof(cl_condition) + <uint64_t>condition.head.room * sizeof(cl_entry)
+        if at + sizeof(cl_mutex) > condition.block.ref.capacity:
+            raise CorruptSegmentError("the condition keeps no lock of its own")
+        self.block = condition.block
+        self.head = <cl_head *>(condition.block.ref.data + at)
+
+    cdef int once(self, int64_t deadline) noexcept nogil:
+        return cl_rlock(the_store(), <cl_mutex *>self.head, PyThread_get_thread_ident(), deadline, &self.spin)
+
+    cdef void let_go(self) noexcept:
+        cl_runlock(<cl_mutex *>self.head)
+
+    def release(self):
+        if not self._is_mine():
+            raise AssertionError("attempt to release recursive lock not owned by thread")
+        self.let_go()
+
+    def _is_mine(self):
+        return cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()) != 0
+
+    def _release_save(self):
+        cdef int depth = 0
+        while self._is_mine():
+            self.let_go()
+            depth += 1
+        return depth
+
+    def _acquire_restore(self, depth):
+        try:
+            self.get(CL_FOREVER, True)
+        finally:
+            for _ in range(depth - 1):
+                self.get(CL_FOREVER, True)
+
+
+cdef class _Semaphore(Object):
+    KIND = CL_KIND_SEMAPHORE
+    cdef cl_spin spin
+    cdef public bint silent
+    cdef readonly bint recovered
+    cdef bint robust
+
+    def _stand(self, Block block):
+        self.robust = object_kind(block) == CL_KIND_ROBUST_SEMAPHORE
+        if self.robust:
+            self.block, self.head = block, <cl_head *>block.ref.data
+        else:
+            Object._stand(self, block)
+
+    cdef int once(self, int64_t deadline) noexcept nogil:
+        if self.robust:
+            return cl_robust_acquire(the_store(), <cl_robust *>self.head, deadline, &self.spin)
+        return cl_sem_acquire(<cl_semaphore *>self.head, deadline, &self.spin)
+
+    cdef bint get(self, int64_t deadline) except -1:
+        cdef int rc
+        self._need()
+        rc = self.once(0)
+        while rc == CL_AGAIN and deadline != 0:
+            with nogil:
+                rc = self.once(deadline)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_OK:
+            self.recovered = False
+            return True
+        if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            return False
+        if rc != CL_OWNER_DIED:
+            fail(rc)
+        self.recovered = True
+        if not self.silent:
+            cl_robust_release(the_store(), <cl_robust *>self.head)
+            raise OwnerDiedError("a process that held a permit of this semaphore has died, so what it guards may be half changed. "
+                                 "Put that right: the permit is back, the next acquire succeeds")
+        return True
+
+    def acquire(self, block=True, timeout=None):
+        return self.get(deadline_of(timeout) if block else 0)
+
+    def release(self, n=1):
+        cdef int rc = CL_OK
+        self._need()
+        if n < 1 or n > 0x7fffffff:
+            raise ValueError(f"n must be one or more, not {n}")
+        if self.robust:
+            for _ in range(n):
+                rc = cl_robust_release(the_store(), <cl_robust *>self.head)
+                if rc == CL_MISSING:
+                    raise ValueError("semaphore or lock released too many times (by this process: its permits are attributed)")
+        else:
+            rc = cl_sem_release(<cl_semaphore *>self.head, n)
+        if rc == CL_FULL:
+            raise ValueError("semaphore or lock released too many times")
+        if rc != CL_OK:
+            fail(rc)
+
+    def get_value(self):
+        self._need()
+        if self.robust:
+            return cl_robust_value(the_store(), <cl_robust *>self.head)
+        return (<uint32_t *>&(<cl_semaphore *>self.head).word)[0] & ~<uint32_t>CL_SEM_SLEEP
+
+    def _begin(self, uint32_t value):
+        (<uint32_t *>&(<cl_semaphore *>self.head).word)[0] = value
+
+    def __enter__(self):
+        return self.get(CL_FOREVER)
+
+    def __exit__(self, *exc):
+        self.release()
+
+    def _try(self, bint slept):
+        return self.get(0)
+
+    def _watch(self):
+        cdef uint32_t *word = <uint32_t *>&(<cl_semaphore *>self.head).word
+        cdef uint32_t seen = word[0]
+        if self.robust:
+            word = <uint32_t *>self.head + 17  # the monitor's change, and its sleeping
+            seen = word[0]
+            word[1] = 1
+            return <uintptr_t>word, seen
+        if seen & ~<uint32_t>CL_SEM_SLEEP != 0:
+            return None
+        if not seen & <uint32_t>CL_SEM_SLEEP and not mark(word, seen, seen | <uint32_t>CL_SEM_SLEEP):
+            return None
+        return <uintptr_t>word, seen | <uint32_t>CL_SEM_SLEEP
+
+
+cdef class _Event(Object):
+    KIND = CL_KIND_EVENT
+    cdef cl_spin spin
+
+    def is_set(self):
+        return ((<uint32_t *>&(<cl_event *>self._need()).word)[0] & 1) != 0
+
+    def set(self):
+        cl_event_set(<cl_event *>self._need())
+
+    def clear(self):
+        cl_event_clear(<cl_event *>self._need())
+
+    def wait(self, timeout=None):
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef uint32_t seen = 0
+        cdef int rc
+        self._need()
+        rc = cl_event_wait(<cl_event *>self.head, &seen, 0, &self.spin)
+        while rc == CL_AGAIN and deadline != 0:
+            with nogil:
+                rc = cl_event_wait(<cl_event *>self.head, &seen, deadline, &self.spin)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        return rc == CL_OK
+
+    def _try(self, bint slept):
+        return self.is_set()
+
+    def _watch(self):
+        cdef uint32_t *word = <uint32_t *>&(<cl_event *>self._need()).word
+        cdef uint32_t seen = word[0]
+        if seen & 1:
+            return None
+        if not seen & 2 and not mark(word, seen, seen | 2):
+            return None
+        return <uintptr_t>word, seen | 2
+
+    def _sets(self):
+        return (<uint32_t *>&(<cl_event *>self._need()).word)[0] >> 2
+
+
+cdef class _Condition(Object):
+    KIND = CL_KIND_CONDITION
+    cdef cl_spin spin
+
+    def _wait(self, lock, timeout):
+        """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef uint32_t entry = 0
+        cdef int rc = cl_condition_begin(the_store(), <cl_condition *>self.head, &entry)
+        cdef bint notified = False
+        if rc != CL_OK:
+            fail(rc)
+        depth = lock._release_save()
+        try:
+            rc = CL_AGAIN
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_condition_wait(the_store(), <cl_condition *>self.head, entry, deadline, &self.spin)
+                if rc == CL_AGAIN:
+                    PyErr_CheckSignals()
+        finally:
+            notified = cl_condition_end(<cl_condition *>self.head, entry)
+            lock._acquire_restore(depth)
+        return notified
+
+    def _notify(self, uint32_t n):
+        return cl_condition_notify(the_store(), <cl_condition *>self.head, n)
+
+
+cdef class _RWLock(Object):
+    KIND = CL_KIND_RWLOCK
+    cdef cl_spin spin
+    cdef public bint silent
+    cdef readonly bint recovered
+
+    def _get(self, bint write, timeout):
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef int rc
+        self._need()
+        rc = self.once(write, -1 if timeout is not None and timeout < 0 else 0)
+        try:
+            while rc == CL_AGAIN and deadline != 0:
+                with nogil:
+                    rc = self.once(write, deadline)
+                if rc == CL_AGAIN:
+                    PyErr_CheckSignals()
+        except BaseException:
+            if write:
+                cl_rw_forget(the_store(), <cl_rwlock *>self.head)
+            raise
+        if rc == CL_OK:
+            self.recovered = False
+            return True
+        if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            return False
+        if rc != CL_OWNER_DIED:
+            fail(rc)
+        self.recovered = True
+        if not self.silent:
+            self._let_go(write)
+            raise OwnerDiedError("the process that held this RWLock for writing has died, so what it guards may be half changed. "
+                                 "Put that right: the lock is free, the next acquire succeeds")
+        return True
+
+    cdef int once(self, bint write, int64_t deadline) noexcept nogil:
+        if write:
+            return cl_rw_write(the_store(), <cl_rwlock *>self.head, deadline, &self.spin)
+        return cl_rw_read(the_store(), <cl_rwlock *>self.head, deadline, &self.spin)
+
+    # For an event loop: the word that moves on when something changes.
+    def _watch(self):
+        cdef uint32_t *word = <uint32_t *>self.head + 17  # the monitor's change, and its sleeping
+        cdef uint32_t seen = word[0]
+        word[1] = 1
+        return <uintptr_t>word, seen
+
+    @property
+    def _users(self):
+        """(the writer's process number or 0, how many processes read)."""
+        cdef cl_rwlock *l = <cl_rwlock *>self._need()
+        return pid_of((<uint32_t *>&l.writer)[0]), sum((<uint32_t *>&l.readers[i].owner)[0] != 0 for i in range(self.head.room))
+
+    def _forget_writing(self):
+        cl_rw_forget(the_store(), <cl_rwlock *>self._need())
+
+    def _let_go(self, bint write):
+        cdef int rc
+        self._need()
+        with nogil:
+            rc = cl_rw_release(the_store(), <cl_rwlock *>self.head, write)
+        if rc == CL_MISSING:
+            raise ValueError(f"this process does not hold the lock for {'writing' if write else 'reading'}")
+        if rc != CL_OK:
+            fail(rc)
+
+
+cdef class _Barrier(Object):
+    KIND = CL_KIND_BARRIER
+
+    def _arrive(self, timeout):
+        """(entry, index), None when it is broken, or False when the time is over."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef uint32_t entry = 0, index = 0
+        cdef int rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_barrier_arrive(the_store(), <cl_barrier *>self.head, &entry, &index, deadline)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_OK:
+            return entry, index
+        if rc == CL_CLOSED:
+            return None
+        if rc == CL_TIMEOUT:
+            return False
+        fail(rc)
+
+    def _wait(self, uint32_t entry, timeout):
+        """Whether it was passed; False: it broke."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef int rc = CL_AGAIN
+        try:
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_barrier_wait(the_store(), <cl_barrier *>self.head, entry, deadline)
+                if rc == CL_AGAIN:
+                    PyErr_CheckSignals()
+        except BaseException:
+            self._break(False)
+            cl_barrier_wait(the_store(), <cl_barrier *>self.head, entry, 0)
+            raise
+        if rc == CL_OK:
+            return True
+        if rc == CL_CLOSED:
+            return False
+        fail(rc)
+
+    def _release(self, uint32_t entry):
+        with nogil:
+            cl_barrier_release(the_store(), <cl_barrier *>self.head, entry)
+
+    def _break(self, bint reset):
+        with nogil:
+            cl_barrier_break(the_store(), <cl_barrier *>self.head, reset)
+
+    @property
+    def parties(self):
+        return self.head.number
+
+    @property
+    def n_waiting(self):
+        return cl_barrier_waiting(the_store(), <cl_barrier *>self.head)
+
+    @property
+    def broken(self):
+        return (<uint32_t *>&(<cl_barrier *>self.head).broken)[0] != 0

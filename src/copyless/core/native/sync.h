@@ -1,0 +1,122 @@
+/* Synchronisation objects in shared memory: lock, recursive lock, readers-writer lock, semaphore, condition, event,
+ * barrier. Each lies in a block of its own and is all zeros but for its head when it begins.
+ *
+ * Promise: any thread of any process that maps the block may call; nothing is busy for long; an operation that need not
+ * wait makes no system call. No party's death makes another wait for ever:
+ *
+ *   holder of a lock, a recursive lock, a writer     the next acquirer gets CL_OWNER_DIED, with the lock
+ *   reader                                           no longer counts
+ *   holder of a robust semaphore's permit            the next acquirer gets CL_OWNER_DIED, with the permit
+ *   holder of a plain semaphore's permit             unknown, as in POSIX: the permit is gone
+ *   waiter on a condition, not yet notified          is passed over; notified, not yet back: its notice passes on
+ *   party that had arrived at a barrier              the barrier breaks
+ *   whoever was inside one of the operations         every change is one store; the small mutex that some have is robust
+ *
+ * A waiter that sleeps looks again every CL_SLICE_NS, so a wake that a dead process swallowed costs that much at most. */
+#ifndef CL_SYNC_H
+#define CL_SYNC_H
+
+#include "store.h"
+
+/* ---- lock: see lock.h; the owner is a process. Recursive: `thread` and `depth` belong to the holder. */
+typedef struct cl_mutex {
+    cl_head head;
+    cl_au32 word;
+    cl_au32 depth;
+    _Atomic uint64_t thread;
+} cl_mutex;
+
+uint32_t cl_self(const cl_store *store);
+int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin);
+/* Recursive: CL_OK also when this thread has it already. */
+int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin);
+int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread);
+void cl_runlock(cl_mutex *m); /* by its holder */
+
+/* ---- semaphore: | sleep (1) | value (31) | */
+typedef struct cl_semaphore {
+    cl_head head;
+    cl_au32 word;
+} cl_semaphore;
+#define CL_SEM_SLEEP 0x80000000u
+int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin);
+int cl_sem_release(cl_semaphore *s, uint32_t n); /* CL_FULL: beyond the highest value */
+
+/* ---- what the following share: a small robust mutex, a word that moves on when sleepers should look, who sleeps */
+typedef struct cl_monitor {
+    cl_au32 mutex;
+    cl_au32 change;
+    cl_au32 sleeping;
+    cl_au32 pad;
+} cl_monitor;
+
+typedef struct cl_entry {
+    cl_au32 owner; /* lock word of a process; 0: nobody */
+    cl_au32 state;
+} cl_entry;
+
+/* ---- semaphore whose permits are attributed: an entry a permit */
+typedef struct cl_robust {
+    cl_head head;
+    cl_monitor monitor;
+    cl_entry entries[];
+} cl_robust;
+int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin);
+int cl_robust_release(cl_store *store, cl_robust *s); /* CL_MISSING: this process holds none */
+uint32_t cl_robust_value(cl_store *store, cl_robust *s);
+
+/* ---- readers and a writer; a waiting writer keeps new readers out. Entries: readers, state = how many */
+typedef struct cl_rwlock {
+    cl_head head;
+    cl_monitor monitor;
+    cl_au32 writer;
+    cl_au32 writer_waiting;
+    cl_entry readers[];
+} cl_rwlock;
+int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin); /* CL_TABLE_FULL: too many readers */
+/* A deadline below 0: as 0, but new readers are kept out until the next try, or until it is forgotten. */
+int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin);
+void cl_rw_forget(cl_store *store, cl_rwlock *l); /* a writer no longer waits */
+int cl_rw_release(cl_store *store, cl_rwlock *l, int write); /* CL_MISSING: not held by this process */
+
+/* ---- event: | sets (30) | sleep | set |. No owner and no lock, so a signal handler may set it. */
+typedef struct cl_event {
+    cl_head head;
+    cl_au32 word;
+} cl_event;
+void cl_event_set(cl_event *e);
+void cl_event_clear(cl_event *e);
+/* *seen is 0 at the first call of a wait: a set that was cleared again before we looked still counts. */
+int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spin);
+
+/* ---- condition: entries of waiters. state = ticket << 2 | one of these */
+enum { CL_WAITER_NONE, CL_WAITER_WAITING, CL_WAITER_NOTIFIED };
+typedef struct cl_condition {
+    cl_head head;
+    cl_au32 ticket;
+    cl_au32 pad;
+    cl_entry waiters[];
+} cl_condition;
+/* The caller holds the condition's lock for begin and notify. */
+int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry); /* CL_TABLE_FULL */
+int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin);
+int cl_condition_end(cl_condition *c, uint32_t entry); /* 1: it was notified */
+uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n);
+
+/* ---- barrier: entries of parties */
+enum { CL_PARTY_NONE, CL_PARTY_ARRIVED, CL_PARTY_RELEASED, CL_PARTY_BROKEN };
+typedef struct cl_barrier {
+    cl_head head;
+    cl_monitor monitor;
+    cl_au32 broken;
+    cl_au32 pad;
+    cl_entry parties[];
+} cl_barrier;
+/* CL_OK: arrived as *index in entry *entry. CL_CLOSED: it is broken. CL_AGAIN, CL_TIMEOUT: not arrived. */
+int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns);
+int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns); /* CL_CLOSED: it broke */
+int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry); /* by the last to arrive */
+int cl_barrier_break(cl_store *store, cl_barrier *b, int reset); /* reset: those who wait leave, it is whole again */
+uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b);
+
+#endif

@@ -1,0 +1,349 @@
+/* Synchronisation objects: a stress by threads (also under TSan), and the death of a party at every step of each. */
+#include "check.h"
+#include "sync.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#define ROOM 16
+static cl_store store;
+static struct objects {
+    cl_mutex lock, recursive;
+    cl_semaphore seats;
+    cl_event event;
+    char robust[sizeof(cl_robust) + ROOM * sizeof(cl_entry)];
+    char rw[sizeof(cl_rwlock) + ROOM * sizeof(cl_entry)];
+    char condition[sizeof(cl_condition) + ROOM * sizeof(cl_entry)];
+    char barrier[sizeof(cl_barrier) + ROOM * sizeof(cl_entry)];
+    uint64_t pad;
+} *o;
+
+#define ROBUST ((cl_robust *)o->robust)
+#define RW ((cl_rwlock *)o->rw)
+#define CONDITION ((cl_condition *)o->condition)
+#define BARRIER ((cl_barrier *)o->barrier)
+
+static int64_t soon(void)
+{
+    return cl_monotonic_ns() + 5000000000;
+}
+
+/* Call until it is decided; a hang is a failure. */
+#define DECIDED(rc, call)                                                                                              \
+    do {                                                                                                               \
+        int64_t deadline = soon();                                                                                     \
+        while (((rc) = (call)) == CL_AGAIN) {                                                                          \
+            CHECK(cl_monotonic_ns() < deadline);                                                                       \
+        }                                                                                                              \
+        CHECK((rc) != CL_TIMEOUT);                                                                                     \
+    } while (0)
+
+static void begin(void)
+{
+    memset(o, 0, sizeof *o);
+    atomic_store(&o->seats.word, 2);
+    ROBUST->head.room = 2;
+    RW->head.room = CONDITION->head.room = ROOM;
+    BARRIER->head.room = BARRIER->head.number = 2;
+}
+
+static int lock(cl_au32 *word)
+{
+    static cl_spin spin;
+    int rc;
+    DECIDED(rc, cl_mutex_lock(&store, word, deadline, &spin));
+    return rc;
+}
+
+/* ---- threads */
+
+static long counter, reads;
+static cl_au32 inside;
+
+static void *work(void *arg)
+{
+    static cl_spin spin; /* shared on purpose */
+    uint64_t me = (uintptr_t)arg;
+    int rc;
+    for (int i = 0; i < 300; i++) {
+        CHECK(lock(&o->lock.word) == CL_OK);
+        counter++;
+        cl_unlock(&o->lock.word);
+        DECIDED(rc, cl_rlock(&store, &o->recursive, me, deadline, &spin));
+        CHECK(rc == CL_OK && cl_rlock(&store, &o->recursive, me, 0, &spin) == CL_OK);
+        reads++;
+        cl_runlock(&o->recursive);
+        CHECK(cl_rlock_is_mine(&store, &o->recursive, me));
+        cl_runlock(&o->recursive);
+        DECIDED(rc, cl_sem_acquire(&o->seats, deadline, &spin));
+        CHECK(rc == CL_OK && atomic_fetch_add(&inside, 1) < 2);
+        atomic_fetch_sub(&inside, 1);
+        CHECK(cl_sem_release(&o->seats, 1) == CL_OK);
+        DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
+        CHECK(rc == CL_OK && cl_robust_release(&store, ROBUST) == CL_OK);
+        int write = i % 8 == 0;
+        DECIDED(rc, write ? cl_rw_write(&store, RW, deadline, &spin) : cl_rw_read(&store, RW, deadline, &spin));
+        CHECK(rc == CL_OK);
+        if (write) {
+            counter++;
+            counter--;
+        }
+        CHECK(cl_rw_release(&store, RW, write) == CL_OK);
+    }
+    return NULL;
+}
+
+static int turns;
+static void *take_turns(void *arg)
+{
+    int me = (int)(uintptr_t)arg;
+    for (int i = 0; i < 200; i++) {
+        CHECK(lock(&o->lock.word) == CL_OK);
+        while (turns % 2 != me) {
+            uint32_t entry;
+            int rc;
+            CHECK(cl_condition_begin(&store, CONDITION, &entry) == CL_OK);
+            cl_unlock(&o->lock.word);
+            DECIDED(rc, cl_condition_wait(&store, CONDITION, entry, deadline, NULL));
+            CHECK(rc == CL_OK && cl_condition_end(CONDITION, entry) == 1);
+            CHECK(lock(&o->lock.word) == CL_OK);
+        }
+        turns++;
+        cl_condition_notify(&store, CONDITION, 1);
+        cl_unlock(&o->lock.word);
+    }
+    return NULL;
+}
+
+static cl_au32 rounds;
+static void *meet(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 200; i++) {
+        uint32_t entry, index;
+        int rc;
+        DECIDED(rc, cl_barrier_arrive(&store, BARRIER, &entry, &index, deadline));
+        CHECK(rc == CL_OK && index < 2);
+        if (index == 1) {
+            atomic_fetch_add(&rounds, 1);
+            CHECK(cl_barrier_release(&store, BARRIER, entry) == CL_OK);
+        }
+        DECIDED(rc, cl_barrier_wait(&store, BARRIER, entry, deadline));
+        CHECK(rc == CL_OK && atomic_load(&rounds) >= (uint32_t)i + 1);
+    }
+    return NULL;
+}
+
+static void *wait_for_it(void *arg)
+{
+    (void)arg;
+    uint32_t seen = 0;
+    int rc;
+    cl_spin spin = {0};
+    DECIDED(rc, cl_event_wait(&o->event, &seen, deadline, &spin));
+    CHECK(rc == CL_OK);
+    return NULL;
+}
+
+static void both(void *(*what)(void *))
+{
+    pthread_t threads[4];
+    uintptr_t n = what == work || what == wait_for_it ? 4 : 2;
+    for (uintptr_t i = 0; i < n; i++) {
+        CHECK(pthread_create(&threads[i], NULL, what, (void *)(what == work ? i + 1 : i)) == 0);
+    }
+    if (what == wait_for_it) {
+        cl_event_set(&o->event);
+        cl_event_clear(&o->event);
+        cl_event_set(&o->event);
+    }
+    for (uintptr_t i = 0; i < n; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
+
+/* ---- kills: the victim does one round of everything, whatever state it finds; then the survivor must be able to */
+
+#ifndef __SANITIZE_THREAD__
+static void settle_lock(cl_au32 *word)
+{
+    int rc = lock(word);
+    CHECK(rc == CL_OK || rc == CL_OWNER_DIED);
+    cl_unlock(word);
+}
+
+static void victim(int which)
+{
+    static cl_spin spin;
+    uint32_t entry = 0, index = 0, seen = 0;
+    int rc;
+    switch (which) {
+    case 0:
+        lock(&o->lock.word);
+        CL_KILL_POINT();
+        cl_unlock(&o->lock.word);
+        DECIDED(rc, cl_rlock(&store, &o->recursive, 5, deadline, &spin));
+        CL_KILL_POINT();
+        cl_runlock(&o->recursive);
+        break;
+    case 1:
+        DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
+        CL_KILL_POINT();
+        cl_robust_release(&store, ROBUST);
+        break;
+    case 2:
+        DECIDED(rc, cl_rw_read(&store, RW, deadline, &spin));
+        CL_KILL_POINT();
+        cl_rw_release(&store, RW, 0);
+        DECIDED(rc, cl_rw_write(&store, RW, deadline, &spin));
+        CL_KILL_POINT();
+        cl_rw_release(&store, RW, 1);
+        CHECK(cl_rw_write(&store, RW, -1, &spin) == CL_OK);
+        CL_KILL_POINT();
+        cl_rw_release(&store, RW, 1);
+        break;
+    case 3:
+        lock(&o->lock.word);
+        CHECK(cl_condition_begin(&store, CONDITION, &entry) == CL_OK);
+        cl_unlock(&o->lock.word);
+        CL_KILL_POINT();
+        CHECK(cl_condition_wait(&store, CONDITION, entry, 1, NULL) == CL_TIMEOUT);
+        lock(&o->lock.word);
+        cl_condition_notify(&store, CONDITION, 1);
+        cl_condition_end(CONDITION, entry);
+        cl_condition_notify(&store, CONDITION, 5);
+        cl_unlock(&o->lock.word);
+        break;
+    case 4:
+        rc = cl_barrier_arrive(&store, BARRIER, &entry, &index, 1);
+        CHECK(rc == CL_OK);
+        CL_KILL_POINT();
+        if (index == 1) {
+            cl_barrier_release(&store, BARRIER, entry);
+        }
+        DECIDED(rc, cl_barrier_wait(&store, BARRIER, entry, deadline));
+        break;
+    default:
+        cl_event_set(&o->event);
+        cl_event_clear(&o->event);
+        cl_event_wait(&o->event, &seen, 0, &spin);
+        DECIDED(rc, cl_sem_acquire(&o->seats, deadline, &spin));
+        cl_sem_release(&o->seats, 1);
+    }
+}
+
+static void survive(int which, int arrived, uint32_t entry)
+{
+    static cl_spin spin;
+    int rc;
+    settle_lock(&o->lock.word);
+    switch (which) {
+    case 0:
+        DECIDED(rc, cl_rlock(&store, &o->recursive, 1, deadline, &spin));
+        CHECK(rc == CL_OK || rc == CL_OWNER_DIED);
+        CHECK(cl_rlock_is_mine(&store, &o->recursive, 1) && atomic_load(&o->recursive.depth) == 1);
+        cl_runlock(&o->recursive);
+        CHECK((atomic_load(&o->recursive.word) & ~CL_LOCK_SLEEP) == 0);
+        break;
+    case 1:
+        CHECK(cl_robust_value(&store, ROBUST) == 2);
+        for (int i = 0; i < 2; i++) {
+            DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
+            CHECK(rc == CL_OK || rc == CL_OWNER_DIED);
+        }
+        CHECK(cl_robust_acquire(&store, ROBUST, 0, &spin) == CL_AGAIN);
+        break;
+    case 2:
+        DECIDED(rc, cl_rw_write(&store, RW, deadline, &spin));
+        CHECK(rc == CL_OK || rc == CL_OWNER_DIED);
+        CHECK(cl_rw_release(&store, RW, 1) == CL_OK);
+        DECIDED(rc, cl_rw_read(&store, RW, deadline, &spin));
+        CHECK(rc == CL_OK && cl_rw_release(&store, RW, 0) == CL_OK);
+        break;
+    case 3: {
+        /* a notice reaches the one who lives, whoever died on the way */
+        uint32_t mine;
+        lock(&o->lock.word);
+        CHECK(cl_condition_begin(&store, CONDITION, &mine) == CL_OK);
+        cl_condition_notify(&store, CONDITION, 1);
+        cl_unlock(&o->lock.word);
+        DECIDED(rc, cl_condition_wait(&store, CONDITION, mine, deadline, NULL));
+        CHECK(rc == CL_OK && cl_condition_end(CONDITION, mine) == 1);
+        break;
+    }
+    case 4: /* we had arrived: passed, or broken by the death, or still waiting because the victim never came */
+        if (arrived) {
+            rc = CL_AGAIN;
+            for (int i = 0; i < 6 && rc == CL_AGAIN; i++) {
+                rc = cl_barrier_wait(&store, BARRIER, entry, soon());
+            }
+            CHECK(rc == CL_OK || rc == CL_CLOSED || (rc == CL_AGAIN && cl_barrier_waiting(&store, BARRIER) == 1));
+            CHECK(cl_barrier_break(&store, BARRIER, 1) == CL_OK);
+            if (rc == CL_AGAIN) {
+                CHECK(cl_barrier_wait(&store, BARRIER, entry, 1) == CL_CLOSED);
+            }
+        }
+        break;
+    default:
+        cl_event_set(&o->event);
+        CHECK(cl_event_wait(&o->event, &(uint32_t){0}, 0, &spin) == CL_OK);
+    }
+}
+
+static void kill_everywhere(int which)
+{
+    int n = 1;
+    for (;; n++) {
+        begin();
+        uint32_t entry = 0, index = 0;
+        int arrived = which == 4 && cl_barrier_arrive(&store, BARRIER, &entry, &index, 1) == CL_OK;
+        pid_t child = fork();
+        if (child == 0) {
+            memset(&store, 0, sizeof store);
+            open_store(&store, 5);
+            cl_kill_at = cl_kill_passed + n;
+            victim(which);
+            _exit(0);
+        }
+        int well = ended(child);
+        survive(which, arrived, entry);
+        if (well) {
+            break;
+        }
+    }
+    CHECK(n > 2);
+}
+#endif
+
+int main(void)
+{
+    o = mmap(NULL, sizeof *o, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(o != MAP_FAILED);
+    open_store(&store, 1);
+    begin();
+    both(work);
+    CHECK(counter == 1200 && reads == 1200);
+    both(take_turns);
+    CHECK(turns == 400);
+    both(meet);
+    CHECK(atomic_load(&rounds) == 200);
+    both(wait_for_it);
+
+    begin();
+    o->seats.head.number = 2;
+    CHECK(cl_sem_release(&o->seats, 1) == CL_FULL);
+    for (uint32_t i = 0, entry; i < ROOM + 1; i++) {
+        CHECK(cl_condition_begin(&store, CONDITION, &entry) == (i < ROOM ? CL_OK : CL_TABLE_FULL));
+    }
+    CHECK(cl_rw_release(&store, RW, 0) == CL_MISSING && cl_rw_release(&store, RW, 1) == CL_MISSING);
+    CHECK(cl_robust_release(&store, ROBUST) == CL_MISSING);
+#ifndef __SANITIZE_THREAD__
+    for (int which = 0; which < 6; which++) {
+        kill_everywhere(which);
+    }
+#endif
+    CHECK(cl_store_leave(&store) >= 0);
+    remove_directory();
+    puts("sync: ok");
+    return 0;
+}
