@@ -18,6 +18,7 @@ _HOMES = {
     "copyless.sharing": ("is_shared", "share"),
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
     "copyless.shared_memory": ("SharedMemory",),
+    "copyless.queues": ("JoinableQueue", "Queue", "ShutDown", "SimpleQueue"),
     "copyless.synchronize": (
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
@@ -25,7 +26,7 @@ _HOMES = {
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
     "copyless.errors": (
-        "ClosedError", "CopylessError", "CorruptSegmentError", "ForeignHostError", "OutOfSharedMemory", "OwnerDiedError",
+        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "OutOfSharedMemory", "OwnerDiedError",
         "StaleHandleError",
     ),
 }  # fmt: skip
@@ -39,20 +40,25 @@ __all__ = [
     "Condition",
     "CopylessError",
     "CorruptSegmentError",
+    "EndOfQueueError",
     "Event",
     "ForeignHostError",
     "Free_mem",
     "Get_address",
     "Handle",
+    "JoinableQueue",
     "Lock",
     "Memory",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "Queue",
     "RLock",
     "RWLock",
     "Semaphore",
     "SharedArray",
     "SharedMemory",
+    "ShutDown",
+    "SimpleQueue",
     "StaleHandleError",
     "array",
     "asarray",
@@ -98,12 +104,14 @@ if TYPE_CHECKING:
         ClosedError,
         CopylessError,
         CorruptSegmentError,
+        EndOfQueueError,
         ForeignHostError,
         OutOfSharedMemory,
         OwnerDiedError,
         StaleHandleError,
     )
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
+    from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
     from copyless.shared_memory import SharedMemory
     from copyless.sharing import is_shared, share
     from copyless.storage.handles import Handle

@@ -743,7 +743,12 @@ def _reduce(array: Any) -> Any:
         return pickling.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:
         return empty, (array.shape, array.dtype)
-    return array.view(np.ndarray).__reduce_ex__(4)
+    plain = array.view(np.ndarray)
+    if pickling.protocol() == 5 and array.nbytes >= pickling.BESIDE and not array.dtype.hasobject:
+        flags = array.flags
+        if not flags.c_contiguous and not flags.f_contiguous:
+            plain = np.ascontiguousarray(plain)  # else it would be copied into the pickle first
+    return plain.__reduce_ex__(pickling.protocol())
 
 
 _native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)

@@ -9,6 +9,7 @@ __all__ = [
     "ClosedError",
     "CopylessError",
     "CorruptSegmentError",
+    "EndOfQueueError",
     "ForeignHostError",
     "OutOfSharedMemory",
     "OwnerDiedError",
@@ -51,6 +52,10 @@ class OwnerDiedError(CopylessError, RuntimeError):
 
 class ClosedError(CopylessError, ValueError):
     """The object was closed."""
+
+
+class EndOfQueueError(ClosedError, EOFError):
+    """Nothing more will come: every process that put into the queue has ended or closed it, and no other has it."""
 
 
 _AGAIN, _CORRUPT, _STALE, _FULL, _TABLE_FULL, _SYSTEM, _CLOSED = -1, -4, -5, -6, -7, -10, -12

@@ -57,7 +57,7 @@ def move(array: Any) -> Any:
 
 def _reduce(array: Any) -> Any:
     if not _native.is_open() or not is_flat(array) or not buffers_of(array) or not is_shared(array):
-        return array.__reduce_ex__(4)
+        return array.__reduce_ex__(pickling.protocol())
     parts: list[Any] = []
     for buffer in array.buffers():
         if buffer is None or not buffer.size:

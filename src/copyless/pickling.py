@@ -7,6 +7,8 @@ the sender lets it go, until the message is loaded, or its process family has en
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
 import threading
 from multiprocessing.reduction import ForkingPickler
@@ -17,6 +19,8 @@ from copyless.core._memory import Memory
 from copyless.storage import handles, objects
 
 __all__ = ["register"]
+
+BESIDE = 4096  # bytes from which a buffer goes beside its pickle
 
 
 class _Batch(threading.local):
@@ -41,6 +45,41 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
         raise
     finally:
         _batch.handles = outer
+
+
+def pack(obj: Any) -> tuple[bytes, list[Any], list[bytes]]:
+    """(pickle, large buffers beside it, handles in it) of an object on its way into one of our queues.
+
+    The handles' holds are this process's own until the queue takes them; when pickling fails they are taken back.
+    """
+    outer, made = (_batch.handles, _batch.draft), []  # type: tuple[list[bytes] | None, bool], list[bytes]
+    buffers: list[Any] = []
+    stream = io.BytesIO()
+
+    def beside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < BESIDE:
+            return True
+        buffers.append(raw)
+        return False
+
+    pickler = pickle.Pickler(stream, 5, buffer_callback=beside)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **ForkingPickler._extra_reducers}  # type: ignore[attr-defined]
+    _batch.handles, _batch.draft = made, True
+    try:
+        pickler.dump(obj)
+    except BaseException:
+        for handle in made:
+            _native.unsend(handle)
+        raise
+    finally:
+        _batch.handles, _batch.draft = outer
+    return stream.getvalue(), buffers, made
+
+
+def protocol() -> int:
+    """Which pickle protocol a value's own reduction is for: 5 where buffers may go beside the pickle."""
+    return 5 if _batch.draft else 4
 
 
 def message_kind() -> int:

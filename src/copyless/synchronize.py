@@ -22,15 +22,14 @@ from collections.abc import Callable
 from threading import BrokenBarrierError
 from typing import Any, TypeVar
 
-from copyless import aio, pickling
+from copyless import aio
 from copyless.core import _native, _synchronize
-from copyless.errors import ClosedError
-from copyless.storage.objects import obtain
+from copyless.objects import SILENT, Shared
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
 
 SEM_VALUE_MAX = 0x7FFFFFFF
-_SILENT, _BOUNDED, _OWN_LOCK = 1, 2, 4  # flags of an object's head
+_BOUNDED, _OWN_LOCK = 2, 4  # flags of an object's head, beside SILENT
 _WAITERS = 512  # threads and processes that may wait on one condition, or read under one RWLock
 _LOCK, _RLOCK, _RWLOCK, _SEMAPHORE, _ROBUST, _CONDITION, _EVENT, _BARRIER = range(1, 9)
 
@@ -40,62 +39,10 @@ T = TypeVar("T")
 def _flag_of(recover: str | None) -> int:
     if recover not in (None, "raise", "silent"):
         raise ValueError(f"recover is 'raise' or 'silent', not {recover!r}")
-    return _SILENT if recover == "silent" else 0
+    return SILENT if recover == "silent" else 0
 
 
-class _Shared:
-    """What all have in common: how they are made, found by name, pickled and shown."""
-
-    name: str | None = None
-
-    @classmethod
-    def _from_block(cls, block: _native.Block) -> Any:
-        obj = cls.__new__(cls)
-        obj._stand(block)  # type: ignore[attr-defined]
-        obj._stood()
-        return obj
-
-    def _stood(self) -> None:
-        """The object stands on its block: take over what its head says."""
-        if hasattr(self, "silent"):
-            self.silent = bool(self._flags & _SILENT)  # type: ignore[attr-defined]
-
-    def _obtain(
-        self,
-        name: str | None,
-        persist: bool,
-        make: Callable[[], _native.Block],
-        kinds: tuple[int, ...],
-        recover: str | None,
-    ) -> bool:
-        block, new = obtain(name, persist, make, kinds)
-        self._stand(block)  # type: ignore[attr-defined]
-        self.name = name
-        self._stood()
-        if recover is not None and not new:
-            self.silent = recover == "silent"
-        return new
-
-    @property
-    def _key(self) -> int:
-        return self.block.number  # type: ignore[attr-defined,no-any-return]
-
-    def __reduce__(self) -> Any:
-        return pickling.reduce_object(self)  # type: ignore[arg-type]
-
-    def __repr__(self) -> str:
-        name = "" if self.name is None else f" {self.name!r}"
-        try:
-            state = self._state()
-        except ClosedError:
-            state = "closed"
-        return f"<{type(self).__name__}{name} {state}>"
-
-    def _state(self) -> str:
-        raise NotImplementedError
-
-
-class _AsyncAcquire(_Shared):
+class _AsyncAcquire(Shared):
     """`async with` and `aacquire` for what has `_try` and `_watch`."""
 
     async def aacquire(self, timeout: float | None = None) -> bool:
@@ -153,7 +100,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
         return f"held by process {pid}" if pid else "held" if self.locked() else "free"
 
 
-class RLock(_synchronize._RLock, _Shared):
+class RLock(_synchronize._RLock, Shared):
     """RLock(*, name=None, persist=False, recover=None, ctx=None)
 
     A recursive lock: the thread that holds it may acquire it again, and only that thread may release it (AssertionError
@@ -263,7 +210,7 @@ class BoundedSemaphore(Semaphore):
     _bounded = True
 
 
-class Event(_synchronize._Event, _Shared):
+class Event(_synchronize._Event, Shared):
     """Event(*, name=None, persist=False, ctx=None)
 
     A flag that processes wait for. Mirrors `multiprocessing.Event`. It is one word and has no lock and no owner, so it may
@@ -293,7 +240,7 @@ class Event(_synchronize._Event, _Shared):
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
 
-class Condition(_synchronize._Condition, _Shared):
+class Condition(_synchronize._Condition, Shared):
     """Condition(lock=None, *, name=None, persist=False, ctx=None)
 
     A condition variable. Mirrors `multiprocessing.Condition`.
@@ -398,7 +345,7 @@ class Condition(_synchronize._Condition, _Shared):
         return f"over {self._lock!r}"
 
 
-class _Inside(_synchronize._RLock, _Shared):
+class _Inside(_synchronize._RLock, Shared):
     """The lock that lies in a condition's own block."""
 
     _state = Lock._state
@@ -407,7 +354,7 @@ class _Inside(_synchronize._RLock, _Shared):
         raise TypeError("this lock is a part of its condition: send the condition")
 
 
-class Barrier(_synchronize._Barrier, _Shared):
+class Barrier(_synchronize._Barrier, Shared):
     """Barrier(parties, action=None, timeout=None, *, name=None, persist=False, ctx=None)
 
     A meeting point of `parties` threads or processes. Mirrors `multiprocessing.Barrier`.
@@ -510,7 +457,7 @@ _holding: dict[tuple[int, Any], list[int]] = {}
 os.register_at_fork(after_in_child=_holding.clear)
 
 
-class RWLock(_synchronize._RWLock, _Shared):
+class RWLock(_synchronize._RWLock, Shared):
     """RWLock(*, name=None, persist=False, recover=None, ctx=None)
 
     Many readers or one writer. A waiting writer keeps new readers out, so readers cannot starve it. A reader that dies no

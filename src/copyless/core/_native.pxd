@@ -14,7 +14,7 @@ cdef extern from "wait.h" nogil:
 
 cdef extern from "store.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_TABLE_FULL, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
-    enum: CL_MAY_WAIT, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS
+    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS
     enum: CL_OWNER_FREE, CL_OWNER_LIVE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY, CL_SEGMENT_FREE
     enum: CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     int64_t CL_FOREVER
@@ -33,6 +33,7 @@ cdef extern from "store.h" nogil:
         uint64_t warm_limit
         int64_t idle_ns
         int64_t message_ttl_ns
+        char spill[256]
     ctypedef struct cl_owner:
         uint32_t state, incarnation, pid, parent_pid, leaving
         uint64_t start, pid_namespace, family, since_ns
@@ -75,6 +76,7 @@ cdef extern from "store.h" nogil:
         uint8_t *data
         uint32_t segment, index
         int recycled
+        int spilled
     ctypedef struct cl_address:
         uint64_t segment_id, generation, nonce
         uint32_t segment, index, hold
@@ -106,6 +108,10 @@ cdef extern from "store.h" nogil:
     int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
     int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
     int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+    void cl_mark_private(cl_store *store, const cl_block_ref *ref)
+    int cl_home(cl_store *store, uint32_t class_index, int make)
+    void cl_segment_file(char *out, uint64_t id)
+    enum: CL_SPILLED, CL_LARGE
     int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
     int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
     int cl_hold_drop(cl_store *store, uint32_t index)

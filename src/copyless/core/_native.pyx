@@ -24,7 +24,7 @@ cdef extern from "capacity.h" nogil:
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
     int munmap(void *address, size_t length)
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE
     void *MAP_FAILED
 
 cdef extern from "unistd.h" nogil:
@@ -38,6 +38,8 @@ cdef extern from "errno.h" nogil:
 
 cdef extern from "fcntl.h" nogil:
     int c_open "open"(const char *path, int flags, ...)
+    int c_openat "openat"(int directory, const char *path, int flags, ...)
+    enum: O_RDWR, O_CLOEXEC
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
@@ -100,13 +102,17 @@ cdef void leave_at_exit() noexcept nogil:
 
 def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t family, uint64_t pid_namespace,
                uint32_t parent_pid, uint64_t parent_start, bytes command, uint64_t warm_limit, int64_t idle_ns,
-               int64_t message_ttl_ns):
+               int64_t message_ttl_ns, bytes spill):
     """Open the registry in an open directory, joining as an owner. One store a process."""
     global LEAVES_AT_EXIT
     cdef cl_identity who
     cdef cl_settings settings
     cdef int rc
     memset(&who, 0, sizeof(who))
+    memset(&settings, 0, sizeof(settings))
+    if len(spill) >= sizeof(settings.spill):
+        raise ValueError(f"the path of the directory for spilled items is too long: {spill!r}")
+    memcpy(settings.spill, PyBytes_AS_STRING(spill), len(spill))
     who.host, who.boot, who.family, who.pid_namespace = host, boot, family, pid_namespace
     who.pid = <uint32_t>getpid()
     who.start = cl_process_start(who.pid)
@@ -635,6 +641,7 @@ cdef class Mapping:
     cdef readonly bint readonly
     cdef uint64_t hold_id
     cdef uint32_t hold_slot
+    cdef object behind
     cdef object __weakref__
 
     def __init__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
@@ -697,6 +704,32 @@ cdef class Mapping:
             self.hold_id = 0
             if rc != CL_MISSING:
                 fail(rc)
+
+
+def private_view(Block block):
+    """The bytes of a block as they are, in memory of this process's own: written to, the block stays as it is.
+
+    Copied when small, mapped copy-on-write when large. Keeps the block's memory alive, where it is mapped.
+    """
+    cdef Mapping mapping
+    cdef char file[24]
+    cdef int fd
+    cdef void *p
+    if block.ref.spilled or block.nbytes < 65536:
+        return bytearray(block)
+    cl_segment_file(file, block.ref.segment_id)
+    fd = c_openat(STORE.directory, file, O_RDWR | O_CLOEXEC)
+    if fd < 0:
+        return bytearray(block)
+    p = mmap(NULL, block.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, <int64_t>block.ref.offset)
+    c_close(fd)
+    if p == MAP_FAILED:
+        raise OSError(errno, f"mapping {block.nbytes} bytes")
+    mapping = Mapping.__new__(Mapping)
+    mapping.base = <uint8_t *>p
+    mapping.nbytes = block.nbytes
+    mapping.behind = block
+    return mapping
 
 
 def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint tracked):
@@ -863,7 +896,7 @@ cdef dict take_snapshot():
     for i in range(STORE.control.holds_high):
         h = &STORE.holds[i]
         if h.kind != CL_HOLD_FREE:
-            holds.append({"kind": ("", "owner", "message", "family", "persist")[h.kind if h.kind < 5 else 0],
+            holds.append({"kind": ("", "owner", "message", "family", "persist", "channel")[h.kind if h.kind < 6 else 0],
                           "index": i, "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
     for i in range(STORE.control.names_high):
         n = &STORE.names[i]

@@ -35,6 +35,9 @@ class Settings:
         family ends. ``COPYLESS_MESSAGE_TTL``.
     host : str
         Overrides the identity of this host, so that several can be tested on one machine. ``COPYLESS_HOST``.
+    spill : str
+        Where on disk the items of a queue go when shared memory is full; empty: nowhere, `put` raises
+        `OutOfSharedMemory`. ``COPYLESS_SPILL``.
     """
 
     dir: str = "/dev/shm"
@@ -42,9 +45,17 @@ class Settings:
     idle: float = 30.0
     message_ttl: float = 600.0
     host: str = ""
+    spill: str = "/var/tmp"
 
 
-_PARSERS: dict[str, Any] = {"warm_limit": _bytes, "idle": float, "message_ttl": float, "dir": str, "host": str}
+_PARSERS: dict[str, Any] = {
+    "warm_limit": _bytes,
+    "idle": float,
+    "message_ttl": float,
+    "dir": str,
+    "host": str,
+    "spill": str,
+}
 
 
 def _from_environment() -> Settings:
@@ -52,7 +63,7 @@ def _from_environment() -> Settings:
     for field in fields(Settings):
         variable = f"COPYLESS_{field.name.upper()}"
         text = os.environ.get(variable)
-        if text:
+        if text or (text is not None and field.name == "spill"):
             try:
                 setattr(settings, field.name, _PARSERS[field.name](text))
             except ValueError:
@@ -75,15 +86,15 @@ def configure(**changes: Any) -> Settings:
 
     Parameters
     ----------
-    warm_limit, idle, message_ttl, dir, host
-        See `Settings`. `dir` and `host` cannot change once storage is in use.
+    warm_limit, idle, message_ttl, dir, host, spill
+        See `Settings`. `dir`, `host` and `spill` cannot change once storage is in use.
 
     Raises
     ------
     TypeError
         For a name that is no setting.
     RuntimeError
-        For `dir` or `host` when this process uses shared memory already.
+        For `dir`, `host` or `spill` when this process uses shared memory already.
 
     Examples
     --------
@@ -99,7 +110,7 @@ def configure(**changes: Any) -> Settings:
     for name, value in changes.items():
         if name not in _PARSERS:
             raise TypeError(f"no setting is called {name!r}; there are {', '.join(_PARSERS)}")
-        if name in ("dir", "host") and value != getattr(settings, name) and store.is_open():
+        if name in ("dir", "host", "spill") and value != getattr(settings, name) and store.is_open():
             raise RuntimeError(f"{name} is fixed once shared memory is in use: set COPYLESS_{name.upper()} before")
         if name in ("idle", "message_ttl") and not value >= 0:
             raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")

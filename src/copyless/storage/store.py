@@ -64,6 +64,12 @@ def _limits(path: str) -> tuple[int, int, int]:
     return warm, int(values.idle * 1e9), int(values.message_ttl * 1e9)
 
 
+def _spill(path: str) -> bytes:
+    """The directory on disk that goes with a storage directory."""
+    base = settings().spill
+    return os.fsencode(os.path.join(base, f"copyless-{os.geteuid()}-{_hash(os.fsencode(path)):016x}")) if base else b""
+
+
 def is_open() -> bool:
     return _native.is_open()
 
@@ -99,6 +105,7 @@ def _open() -> None:
                         sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
                     ).encode(),
                     *_limits(path),
+                    _spill(path),
                 )
             except BaseException as error:
                 os.close(fd)

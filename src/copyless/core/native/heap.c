@@ -5,6 +5,7 @@
  *
  *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
  *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
+ *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
  *
  * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another
  * allocation would otherwise fail; and all that lie idle longer than settings.idle_ns.
@@ -256,8 +257,11 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
     for (uint32_t round = 0; round < CL_MAX_SEGMENTS && store->ngoing < 64; round++) {
         uint32_t victim = UINT32_MAX;
         int over = c->warm_bytes > keep_bytes;
+        if (c->first[CL_SPILLED] != 0) {
+            victim = (c->first[CL_SPILLED] - 1) / CL_BLOCKS;
+        }
         /* Large ones first, the longest unused of them: the tail of their list. */
-        if (c->last[CL_LARGE] != 0) {
+        if (victim == UINT32_MAX && c->last[CL_LARGE] != 0) {
             cl_block *b;
             uint32_t slot = (c->last[CL_LARGE] - 1) / CL_BLOCKS;
             int rc = cl_block_checked(store, c->last[CL_LARGE] - 1, &b);
@@ -547,6 +551,9 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
         cl_reap(store, CL_MAY_WAIT, NULL);
         cl_trim(store, 0, CL_MAY_WAIT, &freed);
         rc = alloc_fresh(store, k, nbytes, 1, out);
+        if (rc == CL_FULL && (flags & CL_MAY_SPILL) && cl_home(store, CL_SPILLED, 1) >= 0) {
+            rc = alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
+        }
         cl_last_error()->asked = nbytes; /* what the caller asked for, not what it would have taken */
     }
     return rc;
@@ -587,10 +594,11 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
             cl_hold_drop(store, local->fork_hold - 1);
         }
         local->hold = local->fork_hold = 0;
+        local->private = 0;
         if (map->base == NULL && map->in_use == 0) {
             cl_map_drop(store, map);
         }
-        if (store->control->warm_bytes > store->settings.warm_limit) {
+        if (store->control->warm_bytes > store->settings.warm_limit || store->control->first[CL_SPILLED] != 0) {
             cl_trim_locked(store, store->settings.warm_limit, 0, NULL); /* may drop the map, too */
         }
     }
@@ -618,11 +626,24 @@ static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_blo
         return 0;
     }
     uint64_t index = (at - CL_PAGE) / map->block_size, inside = (at - CL_PAGE) % map->block_size;
-    if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0) {
+    if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0 ||
+        map->blocks[index].private) {
         return 0;
     }
     cl_refer(map, (uint32_t)index, map->blocks[index].generation, out);
     return 1;
+}
+
+void cl_mark_private(cl_store *store, const cl_block_ref *ref)
+{
+    int rc;
+    while ((rc = cl_enter_tables(store, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    cl_map *map = store->maps != NULL ? store->maps[ref->segment] : NULL;
+    if (map != NULL && map->id == ref->segment_id) {
+        map->blocks[ref->index].private = 1;
+    }
+    cl_leave_tables(store);
 }
 
 int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)

@@ -233,7 +233,8 @@ void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_r
                           .data = map->base + CL_PAGE + index * map->block_size,
                           .segment = map->slot,
                           .index = index,
-                          .recycled = 1};
+                          .recycled = 1,
+                          .spilled = map->header.class_index == CL_SPILLED};
 }
 
 /* ---- messages */
@@ -496,8 +497,7 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
     return rc;
 }
 
-int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_address *payload,
-            unsigned flags, cl_block_ref *out)
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop, unsigned flags)
 {
     int rc = cl_enter(store, CL_OP_LOAD, flags);
     if (rc != CL_OK) {
@@ -506,19 +506,17 @@ int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t 
     cl_block *block;
     rc = cl_block_checked(store, channel, &block);
     for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
-        if (!is_channels(store, channel, &tokens[i])) {
-            rc = cl_fail(CL_STALE, 0, "what the queue held is gone");
-            break;
+        if (is_channels(store, channel, &tokens[i])) { /* else it is gone, and loading it will say so */
+            cl_hold *h = &store->holds[tokens[i].hold];
+            cl_txn txn = cl_begin(store->base);
+            cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
+            cl_set32(&txn, &h->owner, store->slot + 1);
+            cl_set32(&txn, &block->children, block->children - (block->children != 0));
+            cl_commit(&txn);
         }
-        cl_hold *h = &store->holds[tokens[i].hold];
-        cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
-        cl_set32(&txn, &h->owner, store->slot + 1);
-        cl_set32(&txn, &block->children, block->children - (block->children != 0));
-        cl_commit(&txn);
     }
-    if (rc == CL_OK && payload != NULL) {
-        rc = load_entered(store, payload, out);
+    if (rc == CL_OK && drop != NULL && is_channels(store, channel, drop)) {
+        rc = cl_hold_drop(store, drop->hold);
     }
     leave_keeping_error(store);
     return rc;

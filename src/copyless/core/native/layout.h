@@ -43,8 +43,9 @@
 #define CL_NAME_MAX 255u
 
 #define CL_SMALL_MAX 65536u /* larger blocks have a segment of their own */
-#define CL_CLASSES 20u /* 19 small sizes and the large class */
+#define CL_CLASSES 21u /* 19 small sizes, the large class, and files on disk */
 #define CL_LARGE 19u
+#define CL_SPILLED 20u
 
 typedef struct cl_header {
     uint64_t magic;

@@ -48,7 +48,7 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
                                                      memory_order_relaxed)) { /* only marks: nothing is published */
             continue;
         }
-        int waited = cl_wait(word, seen | CL_LOCK_SLEEP, deadline_ns, NULL);
+        int waited = cl_sleep(word, seen | CL_LOCK_SLEEP, deadline_ns, spin);
         mine = self | CL_LOCK_SLEEP; /* others may sleep too: whoever slept wakes one more when it unlocks */
         if (waited == CL_TIMEOUT || waited == CL_AGAIN) {
             /* A free word with sleepers is left by a holder killed before its wake: one look more before we go. */

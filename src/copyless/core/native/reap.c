@@ -175,9 +175,9 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 }
 
 /* Files that no registry knows: left by a process killed while it made a registry, or by one that was removed by hand. */
-static void sweep(cl_store *store)
+static void sweep(cl_store *store, int directory)
 {
-    int fd = openat(store->directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (d == NULL) {
         if (fd >= 0) {
@@ -218,7 +218,10 @@ int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
         return rc;
     }
     rc = cl_scan(store, CL_SCAN_FORCE, &counted);
-    sweep(store);
+    sweep(store, store->directory);
+    if (cl_home(store, CL_SPILLED, 0) >= 0) {
+        sweep(store, cl_home(store, CL_SPILLED, 0));
+    }
     cl_leave(store);
     if (reaped != NULL) {
         *reaped = counted;

@@ -477,6 +477,9 @@ int cl_store_leave(cl_store *store)
                     store->control->removed = 1;
                     CL_KILL_POINT();
                     discard(store, store->registry_id);
+                    if (store->settings.spill[0] != 0) {
+                        rmdir(store->settings.spill); /* empty by now, if it was ever made */
+                    }
                     removed = 1;
                 }
             }

@@ -20,6 +20,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #define KEPT_DESCRIPTORS 128
+#define HEADROOM ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
 #define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
 
 void cl_segment_file(char *out, uint64_t id)
@@ -32,12 +33,37 @@ void cl_segment_file(char *out, uint64_t id)
     out[20] = 0;
 }
 
+int cl_home(cl_store *store, uint32_t class_index, int make)
+{
+    if (class_index != CL_SPILLED) {
+        return store->directory;
+    }
+    if (store->spill_fd == 0 && store->settings.spill[0] != 0) {
+        struct stat st;
+        if (make) {
+            mkdir(store->settings.spill, 0700);
+        }
+        int fd = open(store->settings.spill, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd >= 0 && (fstat(fd, &st) != 0 || st.st_uid != geteuid() || (st.st_mode & 077) != 0)) {
+            close(fd);
+            fd = -1;
+        }
+        store->spill_fd = fd > 0 ? fd : 0;
+    }
+    return store->spill_fd > 0 ? store->spill_fd : -1;
+}
+
 void cl_segment_destroy(cl_store *store, uint64_t id)
 {
     char file[24];
     cl_segment_file(file, id);
-    int fd = openat(store->directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
-    unlinkat(store->directory, file, 0);
+    int directory = store->directory;
+    int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT && cl_home(store, CL_SPILLED, 0) >= 0) {
+        directory = cl_home(store, CL_SPILLED, 0);
+        fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    }
+    unlinkat(directory, file, 0);
     if (fd >= 0) {
         /* Other processes may still have it mapped, though nobody may use it: the memory goes back now. */
         if (ftruncate(fd, 0) != 0) {
@@ -110,12 +136,19 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
     memset(map, 0, sizeof *map);
     map->fd = -1;
     cl_segment_file(map->file, id);
-    int fd = openat(store->directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int directory = cl_home(store, class_index, 1);
+    int fd = openat(directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0 && errno == ENOENT && class_index == CL_SPILLED) { /* its last user took it away meanwhile */
+        close(directory);
+        store->spill_fd = 0;
+        fd =
+            openat(cl_home(store, class_index, 1), map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    }
     if (fd < 0) {
         return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", map->file);
     }
     CL_KILL_POINT();
-    int rc = cl_capacity_check(fd, size);
+    int rc = class_index == CL_SPILLED ? CL_OK : cl_capacity_check(fd, size + HEADROOM);
     if (rc == CL_OK) {
         rc = reserve(fd, size);
     }
@@ -175,7 +208,7 @@ static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, con
 static int check_name(cl_store *store, const cl_map *map)
 {
     struct stat st;
-    if (fstatat(store->directory, map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+    if (fstatat(cl_home(store, map->header.class_index, 0), map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
         return errno == ENOENT ? cl_fail(CL_CORRUPT, 0, "%s: the file was removed", map->file)
                                : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
     }
@@ -221,7 +254,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     }
     char file[24];
     cl_segment_file(file, id);
-    int fd = openat(store->directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    int fd = openat(cl_home(store, store->segments[slot].class_index, 0), file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
         return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment %s no longer exists", file)
                                : cl_fail(CL_SYSTEM, errno, "opening %s", file);

@@ -16,6 +16,7 @@
 #include <sys/types.h>
 
 #define CL_MAY_WAIT 1u
+#define CL_MAY_SPILL 2u /* an allocation: on disk when shared memory is full */
 
 /* What this process knows of one segment: its mapping, and its own hold on each block. Kept while mapped. */
 typedef struct cl_local_block {
@@ -23,6 +24,7 @@ typedef struct cl_local_block {
     uint32_t references; /* objects of this process that stand on it */
     uint32_t hold; /* index + 1 of our hold; 0: none */
     uint32_t fork_hold; /* the forked child's, between prepare and fork */
+    int private; /* a value that came by a queue: this process's own, so never sent on by its address */
 } cl_local_block;
 
 typedef struct cl_map {
@@ -52,6 +54,7 @@ typedef struct cl_settings {
     uint64_t warm_limit; /* bytes of free blocks kept warm */
     int64_t idle_ns; /* free segments older than this go back */
     int64_t message_ttl_ns;
+    char spill[256]; /* a directory on disk for what must go through although shared memory is full; empty: none */
 } cl_settings;
 
 typedef struct cl_store {
@@ -61,6 +64,7 @@ typedef struct cl_store {
     int open;
     int directory, registry_fd, live_fd;
     int fork_live_fd;
+    int spill_fd; /* 0: not opened yet */
     uint32_t slot, incarnation;
     uint32_t fork_slot; /* slot + 1 of the child to be */
     uint64_t registry_id;
@@ -92,6 +96,7 @@ typedef struct cl_block_ref {
     uint32_t segment;
     uint32_t index;
     int recycled; /* the memory was used before: not zero */
+    int spilled; /* it is a file on disk */
 } cl_block_ref;
 
 /* ---- registry.c: opening, entering */
@@ -132,6 +137,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
 int cl_segment_check(cl_store *store, cl_map *map); /* the file is still the one that we mapped */
 int cl_segment_agrees(cl_store *store, const cl_map *map); /* ... and the registry says the same of it */
+int cl_home(cl_store *store, uint32_t class_index, int make); /* the directory of such segments, or -1 */
 void cl_segment_file(char *out, uint64_t id);
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
 int cl_map_add(cl_store *store, cl_map *map);
@@ -144,6 +150,7 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags); /* (wait) */
 int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
             cl_block_ref *out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours */
+void cl_mark_private(cl_store *store, const cl_block_ref *ref); /* cl_find no longer finds it */
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
 uint64_t cl_capacity_for(uint64_t nbytes);
 int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
@@ -179,8 +186,9 @@ typedef struct cl_token {
 int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
 int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token *tokens, uint32_t n,
             const cl_block_ref *payload, unsigned flags, cl_token *payload_token); /* (wait) */
-int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_address *payload,
-            unsigned flags, cl_block_ref *out); /* (wait); the payload is loaded as cl_load does */
+/* The holds of `tokens` become ours, as drafted ones; that of `drop` (or NULL) ends. */
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop,
+            unsigned flags); /* (wait) */
 /* Drop the holds of a channel that no item of it names. */
 int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
              void *context, unsigned flags); /* (wait) */

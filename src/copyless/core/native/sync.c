@@ -90,7 +90,7 @@ int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
         if (!(v & CL_SEM_SLEEP) && !atomic_compare_exchange_strong(&s->word, &v, v | CL_SEM_SLEEP)) {
             continue;
         }
-        int rc = cl_wait(&s->word, v | CL_SEM_SLEEP, deadline_ns, NULL);
+        int rc = cl_sleep(&s->word, v | CL_SEM_SLEEP, deadline_ns, spin);
         slept = CL_SEM_SLEEP; /* others may sleep too */
         if (rc == CL_TIMEOUT || rc == CL_AGAIN) {
             v = atomic_load_explicit(&s->word, memory_order_relaxed);
@@ -423,7 +423,7 @@ int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spi
         if (!(v & 2u) && !atomic_compare_exchange_strong(&e->word, &v, v | 2u)) {
             continue;
         }
-        int rc = cl_wait(&e->word, v | 2u, deadline_ns, NULL);
+        int rc = cl_sleep(&e->word, v | 2u, deadline_ns, spin);
         if (rc != CL_OK) {
             v = atomic_load(&e->word);
             return (v & 1u) || (v >> 2) + 1 != *seen ? CL_OK : rc;

@@ -64,19 +64,40 @@ int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin
     if (atomic_load_explicit(word, memory_order_acquire) != expected) {
         return CL_OK;
     }
-    int64_t now = cl_monotonic_ns();
-    if (now >= deadline_ns) {
+    if (cl_monotonic_ns() >= deadline_ns) {
         return CL_TIMEOUT;
     }
     if (spin != NULL && cl_spin_wait(word, expected, spin)) {
         return CL_OK;
     }
-    now = cl_monotonic_ns();
+    return cl_sleep(word, expected, deadline_ns, spin);
+}
+
+/* A sleep that was over sooner than a wake takes would have been spared by a longer spin. */
+static void learn(cl_spin *spin, int64_t slept)
+{
+    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed);
+    if (slept < CL_WAKE_NS) {
+        budget = budget * 4 + 2 * CL_SPIN_MIN_NS; /* the failed spin has halved it */
+        atomic_store_explicit(&spin->budget_ns, budget < CL_SPIN_MAX_NS ? budget : CL_SPIN_MAX_NS,
+                              memory_order_relaxed);
+    }
+}
+
+int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
+{
+    int64_t now = cl_monotonic_ns();
+    if (now >= deadline_ns) {
+        return atomic_load_explicit(word, memory_order_acquire) != expected ? CL_OK : CL_TIMEOUT;
+    }
     int last = deadline_ns - now <= CL_SLICE_NS;
     int64_t until = last ? deadline_ns : now + CL_SLICE_NS;
     struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
     /* The bitset form takes an absolute monotonic time: a spurious return cannot stretch the wait. */
     if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0) {
+        if (spin != NULL) {
+            learn(spin, cl_monotonic_ns() - now);
+        }
         return CL_OK;
     }
     if (errno == ETIMEDOUT) {

@@ -13,6 +13,7 @@
 
 #define CL_SPIN_MAX_NS 50000
 #define CL_SPIN_MIN_NS 1000
+#define CL_WAKE_NS 200000 /* what waking a sleeper may take, on a busy machine */
 #define CL_SLICE_NS 50000000
 #define CL_FOREVER INT64_MAX
 
@@ -24,6 +25,9 @@ typedef struct cl_spin {
 /* Wait while *word == expected. CL_OK: it changed (or may have: look again). CL_TIMEOUT: the absolute monotonic
  * deadline passed. CL_AGAIN: a slice ended or a signal came: serve signals, then call again. */
 int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin); /* spin NULL: sleep at once */
+
+/* Only the sleep, after a spin of one's own that failed; learns from it how long the next spin should be. */
+int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin);
 
 /* Only the spin: 1 when the word changed within the learnt budget. */
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin);

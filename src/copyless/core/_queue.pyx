@@ -1,0 +1,728 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""The binding of queue.h: bytes in and out of a queue, first without waiting and with the GIL, then in slices without it.
+
+What the classes mean to their users, names and documents, is in `copyless.queues`; how an object becomes bytes and
+buffers, in `copyless.pickling`.
+
+An item's bytes are its tokens (16 each, of the holds on what it names), then a pickle; or, when large buffers go beside
+it, 67 as 32 bits, their number, the length of the pickle, their lengths, the pickle, and the buffers at multiples of 64.
+"""
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from copyless.core._native cimport (
+    Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
+    CL_SLICE_NS, CL_STALE, CL_TIMEOUT, Object, cl_alloc, cl_block_ref, cl_error, cl_head, cl_last_error, cl_mark_private,
+    cl_monotonic_ns, cl_release, cl_spin, cl_store, cl_token, cl_unsend, stand, the_store,
+)
+
+import pickle
+import queue as _stdlib
+
+from copyless.core._native import private_view
+from copyless.errors import ClosedError, EndOfQueueError, native_error
+
+cdef extern from "queue.h" nogil:
+    enum: CL_KIND_QUEUE, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_USERS, CL_LEASES
+    enum: CL_QUEUE_OPEN, CL_QUEUE_SHUT_NOW
+    uint64_t CL_INLINE_MAX
+    ctypedef struct cl_end:
+        uint64_t commit
+        uint32_t sleeping
+    ctypedef struct cl_lease:
+        uint32_t owner
+    ctypedef struct cl_queue_head:
+        cl_head head
+        uint32_t state
+        uint64_t dropped, spilled
+        cl_end put, get
+        cl_lease leases[1]
+    ctypedef struct cl_queue:
+        cl_queue_head *head
+        uint32_t self
+    ctypedef struct cl_item:
+        const void *body
+        uint64_t nbytes
+        const cl_token *tokens
+        uint32_t ntokens
+        const cl_block_ref *payload
+    ctypedef struct cl_got:
+        const uint8_t *body
+        uint64_t nbytes
+        uint32_t ntokens
+        uint64_t sequence
+        cl_block_ref payload
+    int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number)
+    void cl_queue_detach(cl_queue *q)
+    int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
+    int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+    int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
+    int cl_queue_needs_registry(const cl_queue *q)
+    void cl_queue_commit(cl_queue *q)
+    void cl_queue_abort(cl_queue *q)
+    uint64_t cl_queue_size(const cl_queue_head *h)
+    uint64_t cl_queue_bytes(const cl_queue_head *h)
+    uint64_t cl_queue_unfinished(cl_queue *q)
+    int cl_queue_done(cl_queue *q, uint64_t sequence)
+    int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
+    int cl_queue_shut(cl_queue *q, int now)
+    void cl_queue_role(cl_queue *q, uint32_t role, int on)
+    int cl_queue_deserted(cl_queue *q)
+
+HEAD_BYTES = sizeof(cl_queue_head)
+LEASE_BYTES = sizeof(cl_lease)
+LEASES = CL_LEASES
+JOINABLE = CL_QUEUE_JOINABLE
+REDELIVER = CL_QUEUE_REDELIVER
+
+cdef enum:
+    COMPOSITE = 67
+    DESERTED_SLICES = 20  # a second in which somebody may start another producer
+
+cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
+cdef object dumps = pickle.dumps, loads = pickle.loads
+cdef object PACK = None, SHUT_DOWN = None, TELL = None, NOTHING = object()
+
+
+def know(pack, shut_down, tell):
+    """What `put` needs of the floors above: pickling for objects that are not plain, the error of a queue shut down, and
+    what to say, once, when the first item goes by a file on disk."""
+    global PACK, SHUT_DOWN, TELL
+    PACK, SHUT_DOWN, TELL = pack, shut_down, tell
+
+
+cdef int tell() except -1:
+    global TELL
+    if TELL is not None:
+        once, TELL = TELL, None
+        once()
+    return 0
+
+
+cdef int fail(int rc) except -1:
+    cdef cl_error *e = cl_last_error()
+    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
+
+
+cdef int64_t deadline_of(timeout) except -1:
+    cdef double seconds
+    if timeout is None:
+        return CL_FOREVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout is not a number")
+    if seconds <= 0:
+        return 0
+    if seconds > 9e9:
+        return CL_FOREVER
+    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+
+
+cdef bint is_plain(obj, int depth):
+    """Whether the plain pickler does: small built-in values, of exactly these types, that name nothing shared."""
+    cdef object kind
+    if obj is None or obj is True or obj is False:
+        return True
+    kind = type(obj)
+    if kind is int or kind is float or kind is str:
+        return True
+    if kind is bytes:
+        return len(<bytes>obj) <= 4096
+    if depth == 0:
+        return False
+    if kind is tuple:
+        if len(<tuple>obj) > 64:
+            return False
+        for item in <tuple>obj:
+            if not is_plain(item, depth - 1):
+                return False
+        return True
+    if kind is list:
+        if len(<list>obj) > 64:
+            return False
+        for item in <list>obj:
+            if not is_plain(item, depth - 1):
+                return False
+        return True
+    if kind is dict:
+        if len(<dict>obj) > 64:
+            return False
+        for key, item in (<dict>obj).items():
+            if not is_plain(key, 1) or not is_plain(item, depth - 1):
+                return False
+        return True
+    return False
+
+
+cdef class Packed:
+    """An object as a queue takes it. Holds what it names until a queue does; let go, it takes that back."""
+    cdef bytes body
+    cdef Block block
+    cdef uint64_t nbytes
+    cdef cl_token *tokens
+    cdef uint32_t ntokens
+    cdef bint given
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.tokens != NULL:
+            if not self.given:
+                unsend(self.tokens, self.ntokens)
+            free(self.tokens)
+
+    cdef void describe(self, cl_item *item) noexcept:
+        item.body = NULL if self.body is None else <const void *>PyBytes_AS_STRING(self.body)
+        item.nbytes = self.nbytes
+        item.tokens = self.tokens
+        item.ntokens = self.ntokens
+        item.payload = NULL if self.block is None else &self.block.ref
+
+    cdef void was_given(self) noexcept:
+        self.given = True
+        if self.block is not None:
+            self.block.ref.data = NULL  # its hold is the queue's now
+
+
+cdef void unsend(const cl_token *tokens, uint32_t n) noexcept:
+    cdef uint32_t i
+    cdef int rc
+    for i in range(n):
+        rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, 0)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
+
+
+cdef Block allocate(uint64_t nbytes):
+    cdef cl_block_ref ref
+    cdef int rc = cl_alloc(the_store(), nbytes, 0, &ref)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_alloc(the_store(), nbytes, CL_MAY_WAIT | CL_MAY_SPILL, &ref)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc != CL_OK:
+        fail(rc)
+    return stand(&ref, nbytes)
+
+
+cdef Packed pack(obj, bint in_block):
+    cdef Packed packed = Packed.__new__(Packed)
+    cdef bytes data
+    cdef list buffers = [], handles
+    cdef uint64_t at, total, n, start
+    cdef uint64_t *lengths
+    cdef uint8_t *out
+    cdef Py_buffer view
+    cdef const void *source
+    if not in_block and is_plain(obj, 4):
+        data = dumps(obj, 5)
+        if <uint64_t>len(data) <= CL_INLINE_MAX:
+            packed.body = data
+            packed.nbytes = len(data)
+            return packed
+        handles = []
+    else:
+        data, buffers, handles = PACK(obj)
+        handles = [handle for handle in handles if (<uint64_t *>(PyBytes_AS_STRING(<bytes>handle) + 48))[0] != 0]  # else a file's
+    n = len(handles)
+    if n != 0:
+        packed.tokens = <cl_token *>malloc(n * sizeof(cl_token))
+        if packed.tokens == NULL:
+            raise MemoryError
+        memset(packed.tokens, 0, n * sizeof(cl_token))
+        for i in range(<Py_ssize_t>n):  # where a handle says them: _native's Wire
+            memcpy(&packed.tokens[i].hold, PyBytes_AS_STRING(<bytes>handles[i]) + 4, 4)
+            memcpy(&packed.tokens[i].nonce, PyBytes_AS_STRING(<bytes>handles[i]) + 48, 8)
+        packed.ntokens = <uint32_t>n
+    start = n * sizeof(cl_token)
+    total = start + len(data)
+    if buffers:
+        total += 16 + 8 * len(buffers)
+        for buffer in buffers:
+            total = (total + 63) // 64 * 64 + buffer.nbytes
+    packed.nbytes = total
+    if not buffers and total <= CL_INLINE_MAX and not in_block:
+        packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, start) + data if n else data
+        return packed
+    packed.block = allocate(total)
+    out = packed.block.ref.data
+    if n != 0:
+        memcpy(out, packed.tokens, start)
+    at = start
+    if buffers:
+        (<uint32_t *>(out + at))[0] = COMPOSITE
+        (<uint32_t *>(out + at))[1] = len(buffers)
+        (<uint64_t *>(out + at))[1] = len(data)
+        lengths = <uint64_t *>(out + at + 16)
+        for i, buffer in enumerate(buffers):
+            lengths[i] = buffer.nbytes
+        at += 16 + 8 * len(buffers)
+    n = len(data)
+    source = PyBytes_AS_STRING(data)
+    with nogil:
+        memcpy(out + at, source, n)
+    at += n
+    for buffer in buffers:
+        at = (at + 63) // 64 * 64
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        with nogil:
+            memcpy(out + at, view.buf, view.len)
+        at += view.len
+        PyBuffer_Release(&view)
+    return packed
+
+
+cdef object unpack(body, uint32_t ntokens):
+    """The object in the bytes of an item, over these very bytes; buffers in it are writable if they are."""
+    cdef Py_buffer view
+    cdef const uint8_t *p
+    cdef uint64_t at = ntokens * sizeof(cl_token), length, total, n, i, size
+    cdef cl_token *tokens = NULL
+    if ntokens == 0 and type(body) is bytes:
+        return loads(body)
+    whole = memoryview(body)
+    total = len(whole)
+    PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
+    p = <const uint8_t *>view.buf
+    buffers = []
+    try:
+        if at > total:
+            raise ValueError("an item of the queue is damaged")
+        if ntokens != 0:
+            tokens = <cl_token *>malloc(at)
+            if tokens == NULL:
+                raise MemoryError
+            memcpy(tokens, p, at)
+        if total - at >= 16 and (<uint32_t *>(p + at))[0] == COMPOSITE:
+            n = (<uint32_t *>(p + at))[1]
+            length = (<uint64_t *>(p + at))[1]
+            if n > (total - at - 16) // 8 or length > total - at - 16 - 8 * n:
+                raise ValueError("an item of the queue is damaged")
+            start = at + 16 + 8 * n
+            at2 = start + length
+            for i in range(n):
+                size = (<uint64_t *>(p + at + 16))[i]
+                at2 = (at2 + 63) // 64 * 64
+                if at2 + size > total:
+                    raise ValueError("an item of the queue is damaged")
+                buffers.append(whole[at2:at2 + size])
+                at2 += size
+            return loads(whole[start:start + length], buffers=buffers)
+        return loads(whole[at:])
+    finally:
+        PyBuffer_Release(&view)
+        if tokens != NULL:
+            unsend(tokens, ntokens)  # what loading did not take
+            free(tokens)
+
+
+cdef class _Queue(Object):
+    KIND = CL_KIND_QUEUE
+    cdef cl_queue q
+    cdef readonly bint redelivers
+    cdef uint32_t roles_of  # the lock word of the process that wrote its roles down
+    cdef uint32_t roles
+    cdef public bint closed
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.q, 0, sizeof(self.q))
+
+    def __dealloc__(self):
+        if self.q.head != NULL:
+            with nogil:
+                cl_queue_detach(&self.q)
+
+    def _stand(self, Block block):
+        cdef int rc
+        Object._stand(self, block)
+        rc = cl_queue_attach(&self.q, the_store(), <cl_queue_head *>self.head, block.ref.capacity, block.number)
+        if rc != CL_OK:
+            fail(rc)
+        self.redelivers = (self.head.flags & CL_QUEUE_REDELIVER) != 0
+
+    cdef int use(self, uint32_t role) except -1:
+        if self.closed or self.head == NULL:
+            raise ClosedError(f"{type(self).__name__} {self!r} is closed")
+        if self.q.self != self.roles_of:
+            self.roles = 0
+        if not self.roles & role:
+            cl_queue_role(&self.q, role, True)
+            cl_queue_role(&self.q, CL_ROLE_CLOSED, False)
+            self.roles_of = self.q.self
+            self.roles |= role
+        return 0
+
+    def _close_role(self):
+        """This process neither puts nor gets any more by this object."""
+        self.closed = True
+        self.roles = 0
+        if self.head != NULL:
+            cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
+
+    # ---- put
+
+    cdef int insert(self, cl_item *items, uint32_t n, uint32_t *done, int64_t deadline) except -100:
+        """CL_OK or CL_TIMEOUT."""
+        cdef int rc
+        self.use(CL_ROLE_PUTS)
+        rc = cl_queue_put(&self.q, items, n, done, 0, 0)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_put(&self.q, items, n, done, deadline, CL_MAY_WAIT)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+                self.use(CL_ROLE_PUTS)
+        if self.q.head.spilled != 0:
+            tell()
+        return rc
+
+    cdef int refuse(self, int rc) except -1:
+        if rc == CL_CLOSED:
+            raise SHUT_DOWN(f"{type(self).__name__} {self!r} is shut down")
+        fail(rc)
+
+    def put(self, obj, block=True, timeout=None):
+        """put(obj, block=True, timeout=None)
+
+        Put an object in. When this returns, the object is in shared memory: a snapshot that outlives this process.
+
+        Waits for room (`maxsize`, `maxbytes`), at most `timeout` seconds; not at all unless `block`.
+
+        Raises
+        ------
+        queue.Full
+            When there is no room in that time.
+        ShutDown
+            When the queue was shut down.
+        ClosedError
+            When this object is closed.
+
+        What its pickling raises, it raises; the queue is then as it was. Cost: plain small values one pickling and one copy,
+        no system call unless somebody sleeps; each buffer of 4 KiB or more one copy; shared arrays none.
+        """
+        cdef Packed packed
+        cdef cl_item item
+        cdef uint32_t done = 0
+        cdef int rc
+        if self.closed or self.head == NULL:
+            self.use(CL_ROLE_PUTS)
+        cdef int64_t deadline = self.deadline(block, timeout)
+        cdef bytes data
+        if not self.redelivers and is_plain(obj, 4):
+            data = dumps(obj, 5)
+            if <uint64_t>len(data) <= CL_INLINE_MAX:
+                memset(&item, 0, sizeof(item))
+                item.body = PyBytes_AS_STRING(data)
+                item.nbytes = len(data)
+                rc = self.insert(&item, 1, &done, deadline)
+                if rc == CL_TIMEOUT:
+                    raise Full
+                if rc != CL_OK:
+                    self.refuse(rc)
+                return
+        packed = pack(obj, self.redelivers)
+        packed.describe(&item)
+        rc = self.insert(&item, 1, &done, deadline)
+        if done:
+            packed.was_given()
+        if rc == CL_TIMEOUT:
+            raise Full
+        if rc != CL_OK:
+            self.refuse(rc)
+
+    cdef int64_t deadline(self, block, timeout) except -1:
+        if not block:
+            return 0
+        if timeout is None:
+            return CL_FOREVER
+        return deadline_of(timeout)
+
+    def put_many(self, objects, block=True, timeout=None):
+        """How many were put; Full only when none was."""
+        cdef list all_packed = []
+        cdef Packed packed
+        cdef cl_item *items
+        cdef uint32_t done = 0, i = 0
+        cdef int rc = CL_OK
+        cdef int64_t deadline = self.deadline(block, timeout)
+        self.use(CL_ROLE_PUTS)
+        for obj in objects:
+            all_packed.append(pack(obj, self.redelivers))
+        if not all_packed:
+            return 0
+        items = <cl_item *>malloc(len(all_packed) * sizeof(cl_item))
+        if items == NULL:
+            raise MemoryError
+        try:
+            for packed in all_packed:
+                packed.describe(&items[i])
+                i += 1
+            rc = self.insert(items, i, &done, deadline)
+        finally:
+            free(items)
+            for i in range(done):
+                (<Packed>all_packed[i]).was_given()
+        if rc == CL_TIMEOUT and done == 0:
+            raise Full
+        if rc != CL_OK and rc != CL_TIMEOUT:
+            self.refuse(rc)
+        return done
+
+    def _pack(self, obj):
+        self.use(CL_ROLE_PUTS)
+        return pack(obj, self.redelivers)
+
+    def _try_put(self, Packed packed):
+        """Whether there was room; for an event loop."""
+        cdef cl_item item
+        cdef uint32_t done = 0
+        cdef int rc
+        packed.describe(&item)
+        rc = self.insert(&item, 1, &done, 0)
+        if done:
+            packed.was_given()
+        if rc == CL_TIMEOUT:
+            return False
+        if rc != CL_OK:
+            self.refuse(rc)
+        return True
+
+    # ---- get
+
+    cdef int begin(self, int64_t deadline, cl_got *got) except -100:
+        """CL_OK: `got` is what is taken, under the lock; CL_TIMEOUT: there is nothing."""
+        cdef int rc, slices = 0, deserted = 0
+        self.use(CL_ROLE_GETS)
+        rc = cl_queue_begin(&self.q, 0, 0)
+        if rc == CL_OK:
+            rc = cl_queue_next(&self.q, got, 0)
+            if rc == CL_OK:
+                return rc
+            cl_queue_abort(&self.q)
+        elif rc == CL_CLOSED:
+            self.refuse(rc)
+        while True:
+            with nogil:
+                rc = cl_queue_begin(&self.q, deadline, CL_MAY_WAIT)
+                if rc == CL_OK:
+                    rc = cl_queue_next(&self.q, got, CL_MAY_WAIT)
+                    if rc == CL_MISSING:  # a lease that needed no one any more
+                        cl_queue_abort(&self.q)
+                        rc = CL_AGAIN
+                    elif rc == CL_STALE or rc == CL_CORRUPT:
+                        cl_queue_commit(&self.q)  # nobody can ever have this one: the queue goes on
+                    elif rc != CL_OK:
+                        cl_queue_abort(&self.q)
+            if rc == CL_OK or rc == CL_TIMEOUT:
+                return rc
+            if rc != CL_AGAIN:
+                self.refuse(rc)
+            PyErr_CheckSignals()
+            self.use(CL_ROLE_GETS)
+            slices += 1
+            if deadline == CL_FOREVER and slices % 4 == 0:
+                deserted = deserted + 4 if cl_queue_deserted(&self.q) else 0
+                if deserted >= DESERTED_SLICES:
+                    raise EndOfQueueError(f"nobody is left who could put into {self!r}: every process that did has ended or "
+                                          "closed it, and no other has it")
+
+    cdef object end(self, cl_got *got):
+        """Commit what was taken, and make an object of it."""
+        cdef bytes body = None
+        cdef Block block
+        if got.body != NULL:
+            try:
+                body = PyBytes_FromStringAndSize(<const char *>got.body, <Py_ssize_t>got.nbytes)
+            except BaseException:
+                cl_queue_abort(&self.q)
+                raise
+            self.commit()
+            return unpack(body, got.ntokens)
+        self.commit()
+        block = stand(&got.payload, got.nbytes)
+        if self.redelivers:
+            return unpack(private_view(block), got.ntokens)
+        cl_mark_private(the_store(), &got.payload)
+        return unpack(block, got.ntokens)
+
+    cdef void commit(self) noexcept:
+        if cl_queue_needs_registry(&self.q):
+            with nogil:
+                cl_queue_commit(&self.q)
+        else:
+            cl_queue_commit(&self.q)
+
+    def get(self, block=True, timeout=None):
+        """get(block=True, timeout=None)
+
+        Take the first object, waiting for one at most `timeout` seconds; not at all unless `block`.
+
+        Raises
+        ------
+        queue.Empty
+            When there is nothing in that time; never early.
+        ShutDown
+            When the queue is empty and was shut down.
+        EndOfQueueError
+            Without a timeout: when nobody is left who could put.
+        ClosedError
+            When this object is closed.
+
+        Large buffers are not copied: the object stands on the memory that they lie in, which is this process's own.
+        """
+        cdef cl_got got
+        cdef int64_t deadline = self.deadline(block, timeout)
+        if self.begin(deadline, &got) == CL_TIMEOUT:
+            raise Empty
+        if self.redelivers:
+            return self._leased(got.sequence, self.end(&got))
+        return self.end(&got)
+
+    def _leased(self, sequence, obj):
+        return obj
+
+    def _try_get(self):
+        """The next item, or `NOTHING`; for an event loop."""
+        cdef cl_got got
+        if self.begin(0, &got) == CL_TIMEOUT:
+            return NOTHING
+        if self.redelivers:
+            return self._leased(got.sequence, self.end(&got))
+        return self.end(&got)
+
+    def get_many(self, max_items=None, block=True, timeout=None):
+        """A list of what is there: at least one, at most `max_items`."""
+        cdef cl_got got
+        cdef uint64_t most = 0xffffffff if max_items is None else max_items
+        cdef int rc
+        cdef list bodies = [], items = []
+        if max_items is not None and max_items < 1:
+            raise ValueError(f"max_items must be 1 or more, not {max_items}")
+        if self.begin(self.deadline(block, timeout), &got) == CL_TIMEOUT:
+            raise Empty
+        if got.body == NULL or got.ntokens:
+            return [self._leased(got.sequence, self.end(&got)) if self.redelivers else self.end(&got)]
+        try:
+            rc = CL_OK
+            while rc == CL_OK:
+                bodies.append(PyBytes_FromStringAndSize(<const char *>got.body, <Py_ssize_t>got.nbytes))
+                if <uint64_t>len(bodies) >= most:
+                    break
+                rc = cl_queue_next(&self.q, &got, 0)
+        finally:
+            self.commit()
+        for body in bodies:
+            items.append(loads(body))
+        return items
+
+    # ---- looking
+
+    def qsize(self):
+        return cl_queue_size(<cl_queue_head *>self._need())
+
+    def empty(self):
+        return cl_queue_size(<cl_queue_head *>self._need()) == 0
+
+    def full(self):
+        return self._need().number != 0 and cl_queue_size(<cl_queue_head *>self.head) >= self.head.number
+
+    def _numbers(self):
+        """(put, taken, bytes that lie in it, spilled, dropped, leases) so far."""
+        cdef cl_queue_head *h = <cl_queue_head *>self._need()
+        return (h.put.commit >> 1, h.get.commit >> 1, cl_queue_bytes(h), h.spilled, h.dropped,
+                cl_queue_unfinished(&self.q) - cl_queue_size(h) if self.redelivers else 0)
+
+    @property
+    def _ended(self):
+        return (<cl_queue_head *>self._need()).state
+
+    @property
+    def _maxbytes(self):
+        return self._need().spare[0]
+
+    def _begin_with(self, uint64_t maxbytes):
+        self._need().spare[0] = maxbytes
+
+    # ---- acknowledging, the end
+
+    def _done(self, uint64_t sequence):
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_done(&self.q, sequence)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_MISSING:
+            return False
+        if rc != CL_OK:
+            fail(rc)
+        return True
+
+    def _unfinished(self):
+        self._need()
+        return cl_queue_unfinished(&self.q)
+
+    def _join(self, timeout):
+        """0: all is acknowledged; n: that many died with their consumers; -1: the time is over."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef uint64_t lost = 0
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_join(&self.q, deadline, &lost)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_OK:
+            return 0
+        if rc == CL_OWNER_DIED:
+            return lost
+        if rc == CL_TIMEOUT:
+            return -1
+        fail(rc)
+
+    def _shut(self, bint now):
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_shut(&self.q, now)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc != CL_OK:
+            fail(rc)
+
+    # ---- what an event loop sleeps on
+
+    def _watch_items(self):
+        return watch(&(<cl_queue_head *>self._need()).put)
+
+    def _watch_room(self):
+        return watch(&(<cl_queue_head *>self._need()).get)
+
+
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    static unsigned long long cl_watch_end(void *commit, void *sleeping)
+    {
+        unsigned long long seen = atomic_load((_Atomic unsigned long long *)commit);
+        atomic_store((_Atomic unsigned *)sleeping, 1);
+        return seen;
+    }
+    """
+    uint64_t cl_watch_end(void *commit, void *sleeping) nogil
+
+
+cdef tuple watch(cl_end *end):
+    cdef uint64_t seen = cl_watch_end(&end.commit, &end.sleeping)
+    return <uintptr_t>&end.commit, <uint32_t>seen
+
+
+NOTHING_HERE = NOTHING

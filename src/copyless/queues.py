@@ -1,0 +1,404 @@
+"""Queues between processes whose items lie in shared memory.
+
+Mirrors `multiprocessing.queues`: same names, signatures and error types. What is different:
+
+* `put` is synchronous. When it returns, the item is in shared memory and outlives its producer; it is a snapshot, what
+  cannot be pickled raises there, and the next `get_nowait`, by whomever, finds it. There is no feeder thread.
+* Large buffers (arrays, frames) are copied once, into shared memory; the receiver's object stands on that memory,
+  writable and its own. Shared arrays, locks and queues cross by handle, whatever their size.
+* A process killed anywhere costs the others nothing: no lock stays locked, no item is lost or comes twice.
+* When shared memory is full, items go by a file on disk (`COPYLESS_SPILL`), with one warning; `stats` counts them.
+* Added: ``name=`` and ``persist=``, ``maxbytes=``, `put_many` and `get_many`, `aput` and `aget` for event loops, `shutdown`
+  as `queue.Queue` has it since Python 3.13, iteration, `stats`, and for `JoinableQueue` ``redeliver=True``.
+
+Small items of plain values cost well under a microsecond on each side and no system call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import warnings
+from collections.abc import AsyncIterator, Iterable, Iterator
+from queue import Empty, Full
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from copyless import aio, pickling
+from copyless.core import _native, _queue
+from copyless.errors import ClosedError, OwnerDiedError
+from copyless.objects import Shared
+
+__all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
+
+T = TypeVar("T")
+_QUEUE = 9
+_SIMPLE, _PLAIN, _JOINABLE = 0, 4, 8  # which class, in the flags of the head
+_NOTHING = _queue.NOTHING_HERE
+_base: type[Exception] = getattr(queue, "ShutDown", Exception)
+
+
+class ShutDown(ClosedError, _base):  # type: ignore[misc,valid-type]
+    """The queue was shut down. Also a `queue.ShutDown`, where Python has it (3.13)."""
+
+
+def _tell_of_spilling() -> None:
+    warnings.warn(
+        "shared memory is full: items of queues go by files on disk, more slowly (stats() counts them). Give /dev/shm more "
+        "room (Docker: --shm-size), or set COPYLESS_DIR; COPYLESS_SPILL='' turns this off",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+_queue.know(pickling.pack, ShutDown, _tell_of_spilling)
+
+
+class QueueStats(NamedTuple):
+    """Counts since the queue was made.
+
+    Attributes
+    ----------
+    put, taken : int
+        Items.
+    size, bytes : int
+        Items that lie in it now, and the bytes of their contents.
+    spilled : int
+        Items that went by a file on disk, because shared memory was full.
+    leased : int
+        Items taken and not yet acknowledged (only with ``redeliver=True``).
+    lost : int
+        Items that died with their consumers or were shut away (only joinable queues).
+    """
+
+    put: int
+    taken: int
+    size: int
+    bytes: int
+    spilled: int
+    leased: int
+    lost: int
+
+
+class _Base(_queue._Queue, Shared, Generic[T]):
+    _flags_of_class = _SIMPLE
+
+    def _make(
+        self, maxsize: int, maxbytes: int, name: str | None, persist: bool, flags: int = 0, leases: int = 0
+    ) -> None:
+        if maxsize > 0x7FFFFFFF:
+            raise ValueError(f"maxsize is at most {0x7FFFFFFF:,}, not {maxsize:,}")
+        if maxbytes < 0:
+            raise ValueError(f"maxbytes must be 0 (unlimited) or more bytes, not {maxbytes}")
+        flags |= self._flags_of_class
+
+        def make() -> _native.Block:
+            nbytes = _queue.HEAD_BYTES + leases * _queue.LEASE_BYTES
+            block = _native.new_object(nbytes, _QUEUE, max(maxsize, 0), leases, flags)
+            begin = _queue._Queue()
+            begin._stand(block)
+            begin._begin_with(maxbytes)
+            return block
+
+        self._obtain(name, persist, make, (_QUEUE,), None)
+        if self._flags != flags:
+            raise FileExistsError(
+                17, f"the queue of that name is a {_class_of(self._flags).__name__} of another kind", name
+            )
+
+    @classmethod
+    def _from_block(cls, block: _native.Block) -> Any:
+        obj: Any = _Base.__new__(SimpleQueue)
+        obj._stand(block)
+        kind: Any = _class_of(obj._flags)
+        if kind is SimpleQueue:
+            return obj
+        obj = kind.__new__(kind)
+        obj._stand(block)
+        obj._stood()
+        return obj
+
+    def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
+        """Put several objects at once: how many were put, which with a limit of time may be fewer.
+
+        They become visible together as far as there is room for them together. Raises Full when none found room.
+        """
+        return super().put_many(objects, block, timeout)
+
+    def get_many(self, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Take what is there, waiting for the first: a list of at least one and at most `max_items` objects.
+
+        An object with large buffers or shared arrays ends the list. Raises Empty as `get` does.
+        """
+        return super().get_many(max_items, block, timeout)
+
+    async def aput(self, obj: T, timeout: float | None = None) -> None:
+        """As `put`, in an event loop. Raises Full after `timeout` seconds. Cancelled, it has put nothing."""
+        packed = self._pack(obj)
+        key = (self._key, "room")
+        if not await aio.until(key, lambda: self._try_put(packed), self._watch_room, timeout, False):
+            raise Full
+
+    async def aget(self, timeout: float | None = None) -> T:
+        """As `get`, in an event loop: any number of tasks wait with one thread. Cancelled, it loses nothing."""
+        item = await aio.until((self._key, "items"), self._try_get, self._watch_items, timeout, _NOTHING)
+        if item is _NOTHING:
+            raise Empty
+        return item  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[T]:
+        """Take items until the queue is shut down, or nobody is left who could put."""
+        while True:
+            try:
+                item = self.get()
+            except ClosedError:
+                return
+            yield item
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while True:
+            try:
+                item = await self.aget()
+            except ClosedError:
+                return
+            yield item
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """End the queue for everyone. Mirrors `queue.Queue.shutdown` of Python 3.13.
+
+        From now on `put` raises `ShutDown`, and so does `get` once the queue is empty; with `immediate` at once, and what
+        lies in it is dropped and counts as acknowledged.
+        """
+        self._shut(immediate)
+
+    def close(self) -> None:
+        """This process is done with the queue: using this object raises `ClosedError`, a ValueError.
+
+        Others go on; what was put stays. When every process that ever put has closed the queue or ended, a `get` without
+        timeout raises `EndOfQueueError`, and iterating ends. To end the queue for everyone, `shutdown` it.
+        """
+        if not self.closed:
+            self._close_role()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def stats(self) -> QueueStats:
+        """What went through, and what lies in it."""
+        put, taken, nbytes, spilled, lost, leased = self._numbers()
+        return QueueStats(put, taken, put - taken, nbytes, spilled, leased, lost)
+
+    def _state_text(self) -> str:
+        put, taken, nbytes, *_ = self._numbers()
+        most = f" of {self._number}" if self._number else ""
+        ended = ", shut down" if self._ended else ""
+        return f"{put - taken}{most} items, {nbytes:,} bytes{ended}"
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        return f"<{type(self).__name__}{name} {self._state_text()}>"
+
+
+class SimpleQueue(_Base[T]):
+    """SimpleQueue(*, name=None, persist=False, ctx=None)
+
+    A queue without limit: `put`, `get`, `empty`, `close`, and what all queues here have. Mirrors
+    `multiprocessing.SimpleQueue`, whose `put` waits for ever when a pipe is full; this one never waits.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> with copyless.SimpleQueue() as q:
+    ...     q.put({"a": 1})
+    ...     q.get()
+    {'a': 1}
+    """
+
+    def __init__(self, *, name: str | None = None, persist: bool = False, ctx: object = None) -> None:
+        self._make(0, 0, name, persist)
+
+    def put(self, obj: T) -> None:  # type: ignore[override]
+        """Put an object in; see the module."""
+        super().put(obj)
+
+    def get(self) -> T:  # type: ignore[override]
+        """Take the first object, waiting for one."""
+        return super().get()  # type: ignore[no-any-return]
+
+
+class Queue(_Base[T]):
+    """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, ctx=None)
+
+    A queue of many producers and many consumers, first in first out. Mirrors `multiprocessing.Queue`.
+
+    Parameters
+    ----------
+    maxsize
+        Most items; 0: no limit.
+    maxbytes
+        Most bytes of items' contents that lie in it; 0: no limit. An item larger than that goes when the queue is empty.
+        What was received does not count any more.
+    name, persist, ctx
+        As for `copyless.Lock`. Who comes first decides the limits.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> q = copyless.Queue(maxsize=2)
+    >>> q.put("one"); q.put([2]); q.full(), q.qsize()
+    (True, 2)
+    >>> q.get(), q.get_nowait(), q.empty()
+    ('one', [2], True)
+    """
+
+    _flags_of_class = _PLAIN
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        maxbytes: int = 0,
+        name: str | None = None,
+        persist: bool = False,
+        ctx: object = None,
+    ) -> None:
+        self._make(maxsize, maxbytes, name, persist)
+
+    def put_nowait(self, obj: T) -> None:
+        """`put` without waiting: Full when there is no room."""
+        self.put(obj, False)
+
+    def get_nowait(self) -> T:
+        """`get` without waiting: Empty when there is nothing."""
+        return self.get(False)  # type: ignore[no-any-return]
+
+    def join_thread(self) -> None:
+        """Nothing to wait for: there is no thread. As in the standard library, only after `close`."""
+        assert self.closed, f"Queue {self!r} not closed"
+
+    def cancel_join_thread(self) -> None:
+        """Nothing to cancel: what was put is in shared memory already."""
+
+
+class JoinableQueue(Queue[T]):
+    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, name=None, persist=False, ctx=None)
+
+    A queue that knows what was taken and not yet acknowledged. Mirrors `multiprocessing.JoinableQueue`.
+
+    Parameters
+    ----------
+    maxsize, maxbytes, name, persist, ctx
+        As for `Queue`.
+    redeliver
+        At least once instead of at most once: what a consumer that died had taken and not acknowledged is handed out
+        again, byte for byte as it was put. Acknowledge with ``with q.lease() as item:`` or ``q.task_done(item)``. Items
+        arrive in memory of the consumer's own (copy-on-write when large). At most 1,024 items may be taken and not
+        acknowledged at a time.
+
+    Without `redeliver`, an item dies with the consumer that took it; `join` then raises `OwnerDiedError` with the count
+    instead of waiting for ever.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> q = copyless.JoinableQueue(redeliver=True)
+    >>> q.put("job")
+    >>> with q.lease() as job:
+    ...     print(job, q.stats().leased)
+    job 1
+    >>> q.join()
+    """
+
+    _flags_of_class = _JOINABLE
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        maxbytes: int = 0,
+        redeliver: bool = False,
+        name: str | None = None,
+        persist: bool = False,
+        ctx: object = None,
+    ) -> None:
+        flags = _queue.JOINABLE | (_queue.REDELIVER if redeliver else 0)
+        self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0)
+        self._stood()
+
+    def _stood(self) -> None:
+        self._taken: dict[int, list[tuple[Any, int]]] = {}  # by id: objects taken here, with their numbers
+        self._taken_by = os.getpid()
+        self._taking = threading.Lock()
+
+    def _leased(self, sequence: int, obj: Any) -> Any:
+        with self._taking:
+            if self._taken_by != os.getpid():
+                self._taken.clear()  # a forked child has taken nothing yet
+                self._taken_by = os.getpid()
+            self._taken.setdefault(id(obj), []).append((obj, sequence))
+        return obj
+
+    def task_done(self, item: Any = _NOTHING) -> None:
+        """Acknowledge an item: with `redeliver` the one given (the object that `get` returned), else any one.
+
+        Raises
+        ------
+        ValueError
+            When called more often than there were items, or for an object that this process did not take.
+        """
+        if not self.redelivers:
+            if not self._done(0):
+                raise ValueError("task_done() called too many times")
+            return
+        with self._taking:
+            if item is _NOTHING and self._taken:
+                item = next(iter(self._taken.values()))[0][0]  # the one taken first
+            entries = self._taken.get(id(item), [])
+            if not entries:
+                raise ValueError(
+                    "task_done() called too many times"
+                    if item is _NOTHING
+                    else "task_done(item) is for the very object that get() returned in this process, once"
+                )
+            _, sequence = entries.pop(0)
+            if not entries:
+                del self._taken[id(item)]
+        self._done(sequence)
+
+    @contextlib.contextmanager
+    def lease(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
+        """``with q.lease() as item:`` takes an item and acknowledges it at the end.
+
+        When the block raises, the item is not acknowledged: with `redeliver` it is handed out again once this process
+        has ended, or by `task_done` given up.
+        """
+        item = self.get(block, timeout)
+        yield item
+        self.task_done(item) if self.redelivers else self.task_done()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until every item put has been acknowledged.
+
+        Raises
+        ------
+        OwnerDiedError
+            When all that is missing was taken by processes that have died; it says how many. They then count as done.
+        TimeoutError
+            After `timeout` seconds.
+        """
+        left = self._join(timeout)
+        if left > 0:
+            raise OwnerDiedError(
+                f"{left} items were taken by processes that died before they called task_done(). They are lost, and now "
+                "count as done (redeliver=True hands such items out again)"
+            )
+        if left < 0:
+            raise TimeoutError(f"{self._unfinished()} items are not acknowledged after {timeout} seconds")
+
+
+def _class_of(flags: int) -> type[Any]:
+    return JoinableQueue if flags & _JOINABLE else Queue if flags & _PLAIN else SimpleQueue

@@ -1,0 +1,428 @@
+/* The queue: order and wholeness under many threads (also under TSan), bounds, and death at every step of put and get:
+ * nothing that put returned for is lost, nothing comes twice, no hold and no block is left. */
+#include "check.h"
+#include "queue.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+static cl_store store;
+static cl_block_ref place; /* the queue's own block */
+
+static cl_queue_head *make(uint32_t most, uint64_t flags, uint32_t leases)
+{
+    uint64_t n = sizeof(cl_queue_head) + leases * sizeof(cl_lease);
+    CHECK(cl_alloc(&store, n, CL_MAY_WAIT, &place) == CL_OK);
+    cl_queue_head *h = (cl_queue_head *)(void *)place.data;
+    memset(h, 0, n);
+    h->head.magic = CL_OBJECT_MAGIC;
+    h->head.kind = CL_KIND_QUEUE;
+    h->head.number = most;
+    h->head.room = leases;
+    h->head.flags = flags;
+    return h;
+}
+
+static void attach(cl_queue *q, cl_store *s, cl_queue_head *h)
+{
+    CHECK(cl_queue_attach(q, s, h, place.capacity, place.segment * CL_BLOCKS + place.index) == CL_OK);
+}
+
+static int put(cl_queue *q, uint64_t number, uint64_t nbytes, int64_t deadline)
+{
+    static _Thread_local uint8_t body[CL_INLINE_MAX];
+    uint32_t done = 0;
+    int rc;
+    memset(body, (int)(number & 0xff), nbytes);
+    memcpy(body, &number, 8);
+    cl_item item = {.body = body, .nbytes = nbytes};
+    while ((rc = cl_queue_put(q, &item, 1, &done, deadline, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    CHECK((rc == CL_OK) == (done == 1));
+    return rc;
+}
+
+/* An item in a block of its own that names another block, by a drafted hold. */
+static int put_far(cl_queue *q, uint64_t number, uint64_t nbytes)
+{
+    cl_block_ref payload, other;
+    cl_address draft;
+    uint32_t done = 0;
+    int rc;
+    CHECK(cl_alloc(q->store, nbytes, CL_MAY_WAIT, &payload) == CL_OK);
+    CHECK(cl_alloc(q->store, 300, CL_MAY_WAIT, &other) == CL_OK);
+    other.data[0] = (uint8_t)number;
+    CHECK(cl_draft(q->store, other.segment, other.index, CL_MAY_WAIT, &draft) == CL_OK);
+    cl_token token = {.hold = draft.hold, .nonce = draft.nonce};
+    memset(payload.data, (int)(number & 0xff), nbytes);
+    memcpy(payload.data, &token, sizeof token);
+    memcpy(payload.data + 16, &number, 8);
+    memcpy(payload.data + 24, &draft, sizeof draft);
+    cl_item item = {.nbytes = nbytes, .tokens = &token, .ntokens = 1, .payload = &payload};
+    while ((rc = cl_queue_put(q, &item, 1, &done, CL_FOREVER, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    release(q->store, &other);
+    CHECK(rc == CL_OK && done == 1);
+    return rc;
+}
+
+/* Take one: its number; 0 with *rc set when there is none. */
+static uint64_t get(cl_queue *q, int64_t deadline, int *result, uint64_t *sequence)
+{
+    cl_got got;
+    uint64_t number = 0;
+    int rc;
+    while ((rc = cl_queue_begin(q, deadline, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    *result = rc;
+    if (rc != CL_OK) {
+        return 0;
+    }
+    rc = cl_queue_next(q, &got, CL_MAY_WAIT);
+    if (rc == CL_MISSING || (rc != CL_OK && rc != CL_STALE)) {
+        CHECK(rc == CL_MISSING);
+        cl_queue_abort(q);
+        return get(q, deadline, result, sequence);
+    }
+    CHECK(rc == CL_OK);
+    const uint8_t *body = got.body;
+    if (body != NULL) {
+        memcpy(&number, body, 8);
+        for (uint64_t i = 8; i < got.nbytes; i++) {
+            CHECK(body[i] == (uint8_t)number);
+        }
+    }
+    cl_queue_commit(q);
+    if (sequence != NULL) {
+        *sequence = got.sequence;
+    }
+    if (body == NULL) {
+        body = got.payload.data;
+        cl_address draft;
+        cl_block_ref other;
+        memcpy(&number, body + 16, 8);
+        memcpy(&draft, body + 24, sizeof draft);
+        for (uint64_t i = 24 + sizeof draft; i < got.nbytes; i++) {
+            CHECK(body[i] == (uint8_t)number);
+        }
+        CHECK(got.ntokens == 1 && cl_load(q->store, &draft, CL_MAY_WAIT, &other) == CL_OK);
+        CHECK(other.data[0] == (uint8_t)number);
+        release(q->store, &other);
+        release(q->store, &got.payload);
+        if (q->head->head.room == 0) {
+            CHECK(cl_unsend(q->store, draft.hold, draft.nonce, CL_MAY_WAIT) == CL_OK);
+        }
+    }
+    return number;
+}
+
+static uint32_t channel_holds(void)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < store.control->holds_high; i++) {
+        n += store.holds[i].kind == CL_HOLD_CHANNEL;
+    }
+    return n;
+}
+
+static uint32_t used_blocks(void)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < store.control->segments_high; i++) {
+        n += store.segments[i].state == CL_SEGMENT_READY ? store.segments[i].used : 0;
+    }
+    return n;
+}
+
+static void in_one_thread(void)
+{
+    cl_queue q;
+    int rc;
+    cl_queue_head *h = make(0, 0, 0);
+    attach(&q, &store, h);
+    CHECK(get(&q, 0, &rc, NULL) == 0 && rc == CL_TIMEOUT);
+    uint64_t in = 0, out = 0;
+    for (int round = 0; round < 40; round++) {
+        for (int i = 0; i < 100; i++) {
+            in++;
+            CHECK((in % 7 == 0 ? put_far(&q, in, 200 + in * 10)
+                               : put(&q, in, 8 + in * 37 % (CL_INLINE_MAX - 8), CL_FOREVER)) == CL_OK);
+        }
+        for (int i = 0; i < (round < 20 ? 60 : 140); i++) {
+            out++;
+            CHECK(get(&q, 0, &rc, NULL) == out && rc == CL_OK);
+        }
+        CHECK(cl_queue_size(h) == in - out);
+        audit(&store);
+    }
+    CHECK(in == out && cl_queue_bytes(h) == 0 && channel_holds() == 1);
+    /* several at once, and a take of several */
+    cl_item items[50];
+    uint64_t numbers[50];
+    uint32_t done = 0;
+    for (uint64_t i = 0; i < 50; i++) {
+        numbers[i] = i + 1;
+        items[i] = (cl_item){.body = &numbers[i], .nbytes = 8};
+    }
+    CHECK(cl_queue_put(&q, items, 50, &done, 0, CL_MAY_WAIT) == CL_OK && done == 50);
+    cl_got got;
+    CHECK(cl_queue_begin(&q, 0, 0) == CL_OK);
+    for (int i = 0; i < 20; i++) {
+        CHECK(cl_queue_next(&q, &got, 0) == CL_OK && got.sequence == in + (uint64_t)i);
+    }
+    cl_queue_abort(&q);
+    CHECK(cl_queue_size(h) == 50 && cl_queue_begin(&q, 0, 0) == CL_OK);
+    for (int i = 0; i < 50; i++) {
+        CHECK(cl_queue_next(&q, &got, 0) == CL_OK);
+    }
+    CHECK(cl_queue_next(&q, &got, 0) == CL_MISSING);
+    cl_queue_commit(&q);
+    CHECK(cl_queue_size(h) == 0);
+    for (int i = 0; i < 30; i++) {
+        put_far(&q, 5, 5000);
+    }
+    CHECK(cl_queue_shut(&q, 1) == CL_OK && cl_queue_size(h) == 0 && channel_holds() == 1);
+    CHECK(put(&q, 1, 8, 0) == CL_CLOSED && get(&q, 0, &rc, NULL) == 0 && rc == CL_CLOSED);
+    cl_queue_detach(&q);
+    release(&store, &place);
+    CHECK(used_blocks() == 0 && channel_holds() == 0);
+}
+
+static void bounds(void)
+{
+    cl_queue q;
+    int rc;
+    cl_queue_head *h = make(2, 0, 0);
+    attach(&q, &store, h);
+    CHECK(put(&q, 1, 8, 0) == CL_OK && put(&q, 2, 8, 0) == CL_OK && put(&q, 3, 8, 0) == CL_TIMEOUT);
+    int64_t deadline = cl_monotonic_ns() + 60000000;
+    CHECK(put(&q, 3, 8, deadline) == CL_TIMEOUT && cl_monotonic_ns() >= deadline);
+    CHECK(get(&q, 0, &rc, NULL) == 1 && put(&q, 3, 8, 0) == CL_OK);
+    h->head.number = 0;
+    h->head.spare[0] = 100;
+    CHECK(put(&q, 4, 90, 0) == CL_TIMEOUT && put(&q, 4, 80, 0) == CL_OK && put(&q, 5, 8, 0) == CL_TIMEOUT);
+    for (uint64_t i = 2; i < 5; i++) {
+        CHECK(get(&q, 0, &rc, NULL) == i);
+    }
+    CHECK(put(&q, 6, 5000, 0) == CL_OK && put(&q, 7, 8, 0) == CL_TIMEOUT && get(&q, 0, &rc, NULL) == 6);
+    cl_queue_detach(&q);
+    release(&store, &place);
+}
+
+/* ---- threads */
+
+#define EACH 20000u
+static cl_queue shared;
+static cl_au32 finished_producers;
+static uint8_t seen[2][EACH + 1];
+
+static void *produce(void *arg)
+{
+    uint64_t me = (uintptr_t)arg;
+    for (uint64_t i = 1; i <= EACH; i++) {
+        CHECK((i % 500 == 0 ? put_far(&shared, me << 32 | i, 400)
+                            : put(&shared, me << 32 | i, 8 + i % 60, CL_FOREVER)) == CL_OK);
+    }
+    atomic_fetch_add(&finished_producers, 1);
+    return NULL;
+}
+
+static void *consume(void *arg)
+{
+    uint64_t last[2] = {0, 0};
+    int rc;
+    (void)arg;
+    for (;;) {
+        uint64_t number = get(&shared, CL_FOREVER, &rc, NULL);
+        if (rc == CL_CLOSED) {
+            return NULL;
+        }
+        CHECK(rc == CL_OK && number >> 32 < 2);
+        uint64_t i = number & UINT32_MAX;
+        CHECK(i > last[number >> 32]); /* first in, first out of each producer */
+        last[number >> 32] = i;
+        CHECK(seen[number >> 32][i]++ == 0); /* each is some one thread's: no race unless it came twice */
+    }
+}
+
+static void in_threads(uint32_t most)
+{
+    pthread_t threads[4];
+    memset(seen, 0, sizeof seen);
+    cl_queue_head *h = make(most, 0, 0);
+    attach(&shared, &store, h);
+    for (uintptr_t i = 0; i < 4; i++) {
+        CHECK(pthread_create(&threads[i], NULL, i < 2 ? produce : consume, (void *)i) == 0);
+    }
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    CHECK(cl_queue_shut(&shared, 0) == CL_OK);
+    pthread_join(threads[2], NULL);
+    pthread_join(threads[3], NULL);
+    for (uint32_t i = 1; i <= EACH; i++) {
+        CHECK(seen[0][i] == 1 && seen[1][i] == 1);
+    }
+    cl_queue_detach(&shared);
+    release(&store, &place);
+    audit(&store);
+    CHECK(used_blocks() == 0 && channel_holds() == 0);
+}
+
+/* ---- kills */
+
+#ifndef __SANITIZE_THREAD__
+static struct notes { /* what the victim was told, outside the queue */
+    uint64_t put, putting, got, getting, acknowledged;
+    cl_address queue;
+} *notes;
+
+enum { PUTS, PUTS_FAR, GETS, LEASES, SHUTS, KINDS };
+
+static void victim(cl_queue *q, int kind)
+{
+    int rc;
+    uint64_t sequence;
+    switch (kind) {
+    case PUTS:
+    case PUTS_FAR:
+        for (uint64_t i = 1001; i < 1012; i++) { /* far enough for a chunk or two */
+            notes->putting = i;
+            CHECK((kind == PUTS ? put(q, i, CL_INLINE_MAX, CL_FOREVER) : put_far(q, i, 5000)) == CL_OK);
+            notes->put = i;
+        }
+        break;
+    case GETS:
+        for (uint64_t i = 1; i < 21; i++) {
+            notes->getting = i;
+            CHECK(get(q, 0, &rc, NULL) == i && rc == CL_OK);
+            notes->got = i;
+            CHECK(cl_queue_done(q, 0) == CL_OK);
+        }
+        break;
+    case LEASES:
+        for (uint64_t i = 1; i < 5; i++) {
+            notes->getting = i;
+            CHECK(get(q, 0, &rc, &sequence) == i && rc == CL_OK);
+            notes->got = i;
+            CHECK(cl_queue_done(q, sequence) == CL_OK);
+            notes->acknowledged = i;
+        }
+        break;
+    default:
+        CHECK(cl_queue_shut(q, 1) == CL_OK);
+    }
+}
+
+static void kill_everywhere(int kind)
+{
+    long n = 1;
+    for (;; n++) {
+        int leases = kind == LEASES;
+        cl_queue_head *h =
+            make(0, leases ? CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER : CL_QUEUE_JOINABLE, leases ? 16 : 0);
+        cl_queue q;
+        int rc;
+        attach(&q, &store, h);
+        uint64_t before = kind == LEASES ? 6 : 24;
+        for (uint64_t i = 1; i <= before; i++) {
+            CHECK((i % 2 || leases ? put_far(&q, i, 700) : put(&q, i, CL_INLINE_MAX, 0)) == CL_OK);
+        }
+        memset(notes, 0, sizeof *notes);
+        notes->queue = (cl_address){.segment_id = place.segment_id,
+                                    .generation = place.generation,
+                                    .segment = place.segment,
+                                    .index = place.index};
+        pid_t child = fork();
+        if (child == 0) {
+            static cl_store own;
+            cl_block_ref there;
+            cl_queue theirs;
+            open_store(&own, 5);
+            CHECK(cl_load(&own, &notes->queue, CL_MAY_WAIT, &there) == CL_OK);
+            attach(&theirs, &own, (cl_queue_head *)(void *)there.data);
+            cl_kill_at = cl_kill_passed + n;
+            victim(&theirs, kind);
+            cl_kill_at = 0;
+            _exit(0);
+        }
+        int well = ended(child);
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+        audit(&store);
+        /* The survivor puts and takes; what comes out is the whole truth. */
+        if (kind != SHUTS) {
+            CHECK((leases ? put_far(&q, 5000, 700) : put(&q, 5000, 50, CL_FOREVER)) == CL_OK);
+        }
+        uint64_t expect = 1, number, sequence, times[7] = {0};
+        while ((number = get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence)) != 0) {
+            if (leases) {
+                CHECK(number == 5000 || (number > notes->acknowledged && number <= before && times[number]++ == 0));
+                CHECK(cl_queue_done(&q, sequence) == CL_OK);
+                continue;
+            }
+            CHECK(cl_queue_done(&q, 0) == CL_OK);
+            if (kind == GETS && expect == 1) { /* what the victim was told it has is gone; one more may be */
+                CHECK(number == notes->got + 1 || (number == notes->got + 2 && notes->getting == notes->got + 1));
+                expect = number;
+            }
+            if (expect == before + 1 && number != 5000) {
+                expect = 1001;
+            }
+            if (number == 5000) {
+                CHECK(expect == notes->put + 1 || expect == notes->putting + 1 || notes->putting == 0 ||
+                      (notes->put == 0 && expect == before + 1));
+                expect = 0;
+            } else {
+                CHECK(number == expect);
+                expect++;
+            }
+        }
+        CHECK(rc == CL_TIMEOUT || (kind == SHUTS && rc == CL_CLOSED));
+        if (kind == SHUTS) {
+            CHECK(cl_queue_shut(&q, 1) == CL_OK && cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
+        }
+        if (leases) {
+            for (uint64_t i = notes->acknowledged + 1; i <= before; i++) {
+                CHECK(times[i] == 1 || i == notes->getting); /* it may have acknowledged that one, unheard */
+            }
+            CHECK(cl_queue_unfinished(&q) == 0);
+        } else if (kind != SHUTS) {
+            uint64_t lost = 0;
+            rc = cl_queue_join(&q, cl_monotonic_ns() + 1000000000, &lost);
+            CHECK(rc == CL_OK || (rc == CL_OWNER_DIED && lost <= 1 && kind == GETS));
+            CHECK(cl_queue_join(&q, 0, &lost) == CL_OK);
+        }
+        audit(&store);
+        if (channel_holds() != 1) {
+            fprintf(stderr, "kind %d point %ld: %u holds\n", kind, n, channel_holds());
+        }
+        CHECK(channel_holds() == 1);
+        cl_queue_detach(&q);
+        release(&store, &place);
+        CHECK(channel_holds() == 0 && used_blocks() == 0);
+        if (well) {
+            break;
+        }
+    }
+    CHECK(n > 10);
+}
+#endif
+
+int main(void)
+{
+    open_store(&store, 1);
+    in_one_thread();
+    bounds();
+    in_threads(0);
+    in_threads(3);
+#ifndef __SANITIZE_THREAD__
+    notes = mmap(NULL, sizeof *notes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(notes != MAP_FAILED);
+    for (int kind = 0; kind < KINDS; kind++) {
+        kill_everywhere(kind);
+    }
+#endif
+    CHECK(cl_store_leave(&store) >= 0);
+    remove_directory();
+    puts("queue: ok");
+    return 0;
+}
