@@ -19,6 +19,7 @@ _HOMES = {
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
     "copyless.shared_memory": ("SharedMemory",),
     "copyless.queues": ("JoinableQueue", "Queue", "ShutDown", "SimpleQueue"),
+    "copyless.rings": ("RingBuffer",),
     "copyless.synchronize": (
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
@@ -54,6 +55,7 @@ __all__ = [
     "Queue",
     "RLock",
     "RWLock",
+    "RingBuffer",
     "Semaphore",
     "SharedArray",
     "SharedMemory",
@@ -112,6 +114,7 @@ if TYPE_CHECKING:
     )
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
+    from copyless.rings import RingBuffer
     from copyless.shared_memory import SharedMemory
     from copyless.sharing import is_shared, share
     from copyless.storage.handles import Handle

@@ -284,11 +284,11 @@ def object_kind(Block block):
     return head.kind
 
 
-def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags):
-    """A block of zeros with the head of an object."""
+def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags, uint64_t clear=0):
+    """A block of zeros with the head of an object; with `clear`, only so many bytes are set to zero."""
     cdef Block block = alloc(nbytes)
     cdef cl_head *head = <cl_head *>block.ref.data
-    memset(head, 0, nbytes)
+    memset(head, 0, clear if clear else nbytes)
     head.kind, head.number, head.room, head.flags = kind, number, room, flags
     head.magic = CL_OBJECT_MAGIC
     return block
@@ -426,7 +426,7 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_find(&STORE, <void *>address, nbytes, CL_MAY_WAIT, &ref)
-    if rc != 1:
+    if rc != 1 and not (rc == 2 and kind == OBJECT):
         return None
     if message:
         rc = post(ref.segment, ref.index, message == 2, 0, &out)

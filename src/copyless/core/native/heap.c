@@ -626,12 +626,11 @@ static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_blo
         return 0;
     }
     uint64_t index = (at - CL_PAGE) / map->block_size, inside = (at - CL_PAGE) % map->block_size;
-    if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0 ||
-        map->blocks[index].private) {
+    if (index >= map->nblocks || nbytes > map->block_size - inside || map->blocks[index].references == 0) {
         return 0;
     }
     cl_refer(map, (uint32_t)index, map->blocks[index].generation, out);
-    return 1;
+    return map->blocks[index].private ? 2 : 1;
 }
 
 void cl_mark_private(cl_store *store, const cl_block_ref *ref)

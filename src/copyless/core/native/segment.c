@@ -20,7 +20,8 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #define KEPT_DESCRIPTORS 128
-#define HEADROOM ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
+#define HEADROOM                                                                                                       \
+    ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
 #define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
 
 void cl_segment_file(char *out, uint64_t id)

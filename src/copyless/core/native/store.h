@@ -24,7 +24,7 @@ typedef struct cl_local_block {
     uint32_t references; /* objects of this process that stand on it */
     uint32_t hold; /* index + 1 of our hold; 0: none */
     uint32_t fork_hold; /* the forked child's, between prepare and fork */
-    int private; /* a value that came by a queue: this process's own, so never sent on by its address */
+    int private; /* never sent on by its address: a value that came by a queue, or the memory of a ring's frames */
 } cl_local_block;
 
 typedef struct cl_map {
@@ -148,9 +148,11 @@ void cl_map_prune(cl_store *store); /* unmap what no longer exists */
 /* ---- heap.c: blocks */
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out); /* (wait) */
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags); /* (wait) */
-int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
-            cl_block_ref *out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours */
-void cl_mark_private(cl_store *store, const cl_block_ref *ref); /* cl_find no longer finds it */
+int cl_find(
+    cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
+    cl_block_ref *
+        out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours, 2: found, but private */
+void cl_mark_private(cl_store *store, const cl_block_ref *ref); /* cl_find says 2 */
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
 uint64_t cl_capacity_for(uint64_t nbytes);
 int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);

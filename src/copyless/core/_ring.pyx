@@ -1,0 +1,388 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""The binding of ring.h: slots claimed, published and lent, first without waiting and with the GIL, then in slices without.
+
+What the classes mean to their users, names and documents, is in `copyless.rings`.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from copyless.core._native cimport (
+    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_error, cl_head,
+    cl_last_error, cl_mark_private, cl_monotonic_ns, cl_store, the_store,
+)
+
+from copyless.errors import ClosedError, native_error
+
+cdef extern from "ring.h" nogil:
+    enum: CL_KIND_RING, CL_RING_MEMBERS, CL_RING_READERS, CL_SLOT_FREE, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_RING_OPEN
+    enum: CL_READER_DROPS, CL_READER_BLOCKS
+    int CL_RING_MAY_BLOCK_FLAG "CL_RING_MAY_BLOCK"
+    ctypedef struct cl_slot:
+        uint32_t state
+        uint64_t seq
+        int64_t time_ns
+        uint64_t loans[4]
+    ctypedef struct cl_reader:
+        uint32_t owner, policy, demoted
+        uint64_t cursor, taken, dropped
+    ctypedef struct cl_ring_head:
+        cl_head head
+        uint32_t state, published, readers_sleep, changed, writers_sleep, nfree, newest
+        uint64_t last, waits
+        uint32_t members[256]
+        cl_reader readers[256]
+        cl_slot slots[1]
+    ctypedef struct cl_ring:
+        cl_ring_head *head
+        uint8_t *data
+        uint64_t stride
+        uint32_t self
+        uint32_t member
+    ctypedef struct cl_frame:
+        uint32_t slot
+        uint64_t seq
+        int64_t time_ns
+        uint64_t missed
+    uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
+    void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec)
+    uint8_t *cl_ring_spec(cl_ring_head *head)
+    int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number)
+    void cl_ring_detach(cl_ring *r)
+    int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
+    int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
+    int cl_ring_give_up(cl_ring *r, uint32_t slot)
+    int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
+    int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
+    int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader)
+    int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
+    int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
+    int cl_ring_return(cl_ring *r, uint32_t slot)
+    void cl_ring_shut(cl_ring *r)
+    int cl_ring_bury(cl_ring *r)
+    uint32_t cl_self(const cl_store *store)
+
+MAY_BLOCK = CL_RING_MAY_BLOCK_FLAG
+DROPS, BLOCKS = CL_READER_DROPS, CL_READER_BLOCKS
+
+
+cdef int fail(int rc) except -1:
+    cdef cl_error *e = cl_last_error()
+    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
+
+
+cdef int64_t deadline_of(timeout) except -1:
+    cdef double seconds
+    if timeout is None:
+        return CL_FOREVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout is not a number")
+    if seconds <= 0:
+        return 0
+    if seconds > 9e9:
+        return CL_FOREVER
+    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+
+
+def ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec):
+    return cl_ring_bytes(slots, stride, spec)
+
+
+def begin(Block block, uint32_t slots, uint64_t stride, bytes spec, int64_t block_timeout_ns):
+    """Fill in the head of a new ring."""
+    cdef cl_ring_head *head = <cl_ring_head *>block.ref.data
+    cl_ring_begin(head, slots, stride, len(spec))
+    head.head.spare[3] = block_timeout_ns
+    memcpy(cl_ring_spec(head), <const char *>spec, len(spec))
+
+
+cdef class Loan:
+    """The memory of one slot: arrays over it keep it. When the last is gone, the slot goes back where it came from."""
+    cdef _Ring ring
+    cdef readonly uint32_t slot
+    cdef readonly bint writable
+    cdef uint32_t self
+    cdef Claim claim
+    cdef object __weakref__
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.ring.r.data + self.slot * self.ring.r.stride, <Py_ssize_t>self.ring.r.stride,
+                          not self.writable, flags)
+
+    def __dealloc__(self):
+        if self.claim is not None:
+            self.claim.lost_its_memory()
+        elif self.ring is not None and self.self == cl_self(the_store()):
+            with nogil:
+                cl_ring_return(&self.ring.r, self.slot)
+
+
+cdef class Claim:
+    """A slot that is being written. Published only when nothing can write to it any more."""
+    cdef _Ring ring
+    cdef readonly uint32_t slot
+    cdef uint32_t self
+    cdef readonly bint writable_elsewhere  # its memory still has views
+    cdef bint undecided
+
+    cdef void lost_its_memory(self) noexcept:
+        self.writable_elsewhere = False
+        if not self.undecided:
+            self.give_up()
+
+    cdef void give_up(self) noexcept:
+        if self.self == cl_self(the_store()):
+            with nogil:
+                cl_ring_give_up(&self.ring.r, self.slot)
+
+    def memory(self):
+        """The slot's memory, writable."""
+        cdef Loan loan = Loan.__new__(Loan)
+        loan.ring, loan.slot, loan.writable, loan.claim, loan.self = self.ring, self.slot, True, self, self.self
+        self.writable_elsewhere = True
+        return loan
+
+    def publish(self):
+        """(sequence number, nanoseconds) of the frame that the slot now is."""
+        cdef cl_frame frame
+        cdef int rc
+        self.undecided = False
+        if self.self != cl_self(the_store()):
+            raise ClosedError("this frame is being written by the parent process")
+        rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
+        if rc != CL_OK:
+            fail(rc)
+        return frame.seq, frame.time_ns
+
+    def discard(self):
+        """Give the slot back, now or when the last view of its memory is gone."""
+        if self.undecided:
+            self.undecided = False
+            if not self.writable_elsewhere:
+                self.give_up()
+
+    def fill_from(self, Claim other):
+        """Copy another slot's bytes into this one."""
+        cdef uint8_t *to = self.ring.r.data + self.slot * self.ring.r.stride
+        cdef const uint8_t *source = other.ring.r.data + other.slot * other.ring.r.stride
+        cdef uint64_t n = self.ring.r.stride
+        with nogil:
+            memcpy(to, source, n)
+
+    def __dealloc__(self):
+        if self.ring is not None and self.undecided:
+            self.undecided = False
+            self.give_up()
+
+
+cdef class _Ring(Object):
+    KIND = CL_KIND_RING
+    cdef cl_ring r
+    cdef public bint closed
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.r, 0, sizeof(self.r))
+
+    def __dealloc__(self):
+        if self.r.head != NULL:
+            with nogil:
+                cl_ring_detach(&self.r)
+
+    def _stand(self, Block block):
+        cdef int rc
+        Object._stand(self, block)
+        rc = cl_ring_attach(&self.r, the_store(), <cl_ring_head *>self.head, block.ref.capacity, block.number)
+        if rc != CL_OK:
+            fail(rc)
+        cl_mark_private(the_store(), &block.ref)  # what is sent on of a frame goes by value: its slot is written again
+
+    @property
+    def _spec(self):
+        self._need()
+        return PyBytes_FromStringAndSize(<char *>cl_ring_spec(self.r.head), <Py_ssize_t>self.head.spare[2])
+
+    @property
+    def _stride(self):
+        return self._need().spare[0]
+
+    @property
+    def _block_timeout_ns(self):
+        return self._need().spare[3]
+
+    cdef int check(self) except -1:
+        if self.closed or self.head == NULL:
+            raise ClosedError(f"this {type(self).__name__} is closed")
+        return 0
+
+    cdef int refuse(self, int rc) except -1:
+        if rc == CL_CLOSED:
+            raise ClosedError(f"{self!r} is shut down")
+        fail(rc)
+
+    cdef Loan lend(self, cl_frame *frame):
+        cdef Loan loan = Loan.__new__(Loan)
+        loan.ring, loan.slot, loan.self = self, frame.slot, self.r.self
+        return loan
+
+    def _claim(self, timeout):
+        """A Claim, or None when there was no slot in that time."""
+        cdef int64_t deadline = deadline_of(timeout), since = 0
+        cdef uint32_t slot = 0
+        cdef Claim claim
+        cdef int rc
+        self.check()
+        rc = cl_ring_claim(&self.r, 0, 0, &since, &slot)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_claim(&self.r, deadline, CL_MAY_WAIT, &since, &slot)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+                self.check()
+        if rc == CL_TIMEOUT:
+            return None
+        if rc != CL_OK:
+            self.refuse(rc)
+        claim = Claim.__new__(Claim)
+        claim.ring, claim.slot, claim.self, claim.undecided = self, slot, self.r.self, True
+        return claim
+
+    def _latest(self, uint64_t after, timeout):
+        """(loan, sequence number, nanoseconds, 0), or None."""
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef cl_frame frame
+        cdef int rc
+        self.check()
+        rc = cl_ring_latest(&self.r, after, 0, 0, &frame)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_latest(&self.r, after, deadline, CL_MAY_WAIT, &frame)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+                self.check()
+        if rc == CL_TIMEOUT:
+            return None
+        if rc != CL_OK:
+            self.refuse(rc)
+        return self.lend(&frame), frame.seq, frame.time_ns, 0
+
+    def _last(self, uint32_t most):
+        cdef cl_frame *frames
+        cdef uint32_t n = 0
+        cdef int rc
+        self.check()
+        most = min(most, self.head.number)
+        frames = <cl_frame *>malloc(most * sizeof(cl_frame))
+        if frames == NULL:
+            raise MemoryError
+        try:
+            rc = cl_ring_last(&self.r, most, frames, &n)
+            if rc != CL_OK:
+                fail(rc)
+            return [(self.lend(&frames[i]), frames[i].seq, frames[i].time_ns, 0) for i in range(n)]
+        finally:
+            free(frames)
+
+    def _subscribe(self, bint blocks, since):
+        cdef uint32_t reader = 0
+        cdef int rc
+        self.check()
+        rc = cl_ring_subscribe(&self.r, CL_READER_BLOCKS if blocks else CL_READER_DROPS,
+                               0xffffffffffffffff if since is None else since, &reader)
+        if rc != CL_OK:
+            fail(rc)
+        return reader
+
+    def _unsubscribe(self, uint32_t reader):
+        if self.r.head != NULL:
+            with nogil:
+                cl_ring_unsubscribe(&self.r, reader)
+
+    def _next(self, uint32_t reader, timeout):
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef cl_frame frame
+        cdef int rc
+        self.check()
+        rc = cl_ring_next(&self.r, reader, 0, 0, &frame)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_next(&self.r, reader, deadline, CL_MAY_WAIT, &frame)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+                self.check()
+        if rc == CL_TIMEOUT:
+            return None
+        if rc == CL_STALE:
+            raise ClosedError("this subscription is the parent process's: subscribe anew in a forked child")
+        if rc != CL_OK:
+            self.refuse(rc)
+        return self.lend(&frame), frame.seq, frame.time_ns, frame.missed
+
+    def _reader(self, uint32_t reader):
+        """(taken, dropped, lag, whether it blocks, whether it was demoted)."""
+        cdef cl_reader *q = &self.r.head.readers[reader]
+        self._need()
+        return q.taken, q.dropped, self.r.head.last - q.cursor, q.policy == CL_READER_BLOCKS, q.demoted != 0
+
+    def _shut(self):
+        self._need()
+        with nogil:
+            cl_ring_shut(&self.r)
+
+    @property
+    def _ended(self):
+        self._need()
+        return self.r.head.state != CL_RING_OPEN
+
+    @property
+    def _last_seq(self):
+        self._need()
+        return self.r.head.last
+
+    def _statistics(self):
+        cdef cl_ring_head *h
+        cdef uint32_t i, loans = 0, writing = 0, published = 0
+        cdef int64_t oldest = 0, newest = 0
+        cdef uint64_t first = 0
+        self._need()
+        with nogil:
+            cl_ring_bury(&self.r)
+        h = self.r.head
+        for i in range(h.head.number):
+            loans += (h.slots[i].loans[0] | h.slots[i].loans[1] | h.slots[i].loans[2] | h.slots[i].loans[3]) != 0
+            writing += h.slots[i].state == CL_SLOT_WRITING
+            if h.slots[i].state == CL_SLOT_PUBLISHED:
+                published += 1
+                if first == 0 or h.slots[i].seq < first:
+                    first, oldest = h.slots[i].seq, h.slots[i].time_ns
+                newest = max(newest, h.slots[i].time_ns)
+        readers = [(the_store().owners[(h.readers[i].owner & 0xfff) - 1].pid, h.readers[i].taken, h.readers[i].dropped,
+                    h.last - h.readers[i].cursor, h.readers[i].policy == CL_READER_BLOCKS)
+                   for i in range(CL_RING_READERS) if h.readers[i].owner != 0]
+        return h.last, published, writing, loans, h.waits, first, oldest, newest, readers
+
+    def _watch_frames(self):
+        return watch(&self.r.head.published, &self.r.head.readers_sleep)
+
+    def _watch_slots(self):
+        return watch(&self.r.head.changed, &self.r.head.writers_sleep)
+
+
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    static unsigned cl_watch_word(void *word, void *sleeping)
+    {
+        unsigned seen = atomic_load((_Atomic unsigned *)word);
+        atomic_store((_Atomic unsigned *)sleeping, 1);
+        return seen;
+    }
+    """
+    uint32_t cl_watch_word(void *word, void *sleeping) nogil
+
+
+cdef tuple watch(uint32_t *word, uint32_t *sleeping):
+    return <uintptr_t>word, cl_watch_word(word, sleeping)

@@ -1,0 +1,592 @@
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t aligned(uint64_t n, uint64_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static uint64_t spec_at(uint32_t slots)
+{
+    return sizeof(cl_ring_head) + slots * (sizeof(cl_slot) + sizeof(uint32_t));
+}
+
+static uint64_t data_at(uint32_t slots, uint64_t spec)
+{
+    return aligned(spec_at(slots) + spec, CL_PAGE);
+}
+
+uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
+{
+    return data_at(slots, spec) + slots * stride;
+}
+
+void cl_ring_begin(cl_ring_head *h, uint32_t slots, uint64_t stride, uint64_t spec)
+{
+    h->head.number = slots;
+    h->head.spare[0] = stride;
+    h->head.spare[2] = spec;
+    h->nfree = slots;
+}
+
+uint8_t *cl_ring_spec(cl_ring_head *h)
+{
+    return (uint8_t *)h + spec_at(h->head.number);
+}
+
+int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capacity, uint32_t number)
+{
+    memset(r, 0, sizeof *r);
+    uint32_t slots = h->head.number;
+    uint64_t stride = h->head.spare[0], spec = h->head.spare[2];
+    if (h->head.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX || spec > capacity ||
+        stride > capacity / slots || cl_ring_bytes(slots, stride, spec) > capacity) {
+        return cl_fail(CL_CORRUPT, 0, "block %u holds no ring of frames", number);
+    }
+    r->loans = calloc(slots, sizeof *r->loans);
+    if (r->loans == NULL) {
+        return cl_fail(CL_SYSTEM, 12, "a table of %u loans", slots);
+    }
+    r->store = store;
+    r->head = h;
+    r->by_seq = (uint32_t *)(void *)((uint8_t *)h + sizeof *h + slots * sizeof(cl_slot));
+    r->data = (uint8_t *)h + data_at(slots, spec);
+    r->stride = stride;
+    return CL_OK;
+}
+
+/* ---- the lock, and what is left to do when it comes from the dead */
+
+static int dead(cl_ring *r, uint32_t owner)
+{
+    return cl_owner_life(r->store, CL_LOCK_SLOT(owner) - 1, CL_LOCK_INCARNATION(owner)) != CL_ALIVE;
+}
+
+static int on_loan(const cl_slot *s)
+{
+    uint64_t any = 0;
+    for (uint32_t i = 0; i < CL_RING_MEMBERS / 64; i++) {
+        any |= s->loans[i];
+    }
+    return any != 0;
+}
+
+/* Computed from the slots alone. */
+static void rebuild(cl_ring *r)
+{
+    cl_ring_head *h = r->head;
+    uint32_t n = h->head.number, nfree = 0, newest = 0;
+    uint64_t last = h->last;
+    for (uint32_t i = 0; i < n; i++) {
+        if (h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq > last) {
+            last = h->slots[i].seq;
+        }
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cl_slot *s = &h->slots[i];
+        if (s->state == CL_SLOT_PUBLISHED && s->seq + n <= last && !on_loan(s)) {
+            s->state = CL_SLOT_FREE;
+        }
+        if (s->state == CL_SLOT_PUBLISHED) {
+            if (s->seq + n > last) {
+                r->by_seq[s->seq % n] = i;
+            }
+            newest = newest == 0 || s->seq > h->slots[newest - 1].seq ? i + 1 : newest;
+        }
+        nfree += s->state == CL_SLOT_FREE;
+    }
+    h->last = last;
+    h->nfree = nfree;
+    h->newest = newest;
+}
+
+/* What dead members were writing, had on loan or subscribed to. 1: something changed. */
+static int bury(cl_ring *r)
+{
+    cl_ring_head *h = r->head;
+    int changed = 0;
+    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
+        if (h->members[m] == 0 || !dead(r, h->members[m])) {
+            continue;
+        }
+        for (uint32_t i = 0; i < h->head.number; i++) {
+            cl_slot *s = &h->slots[i];
+            if (s->state == CL_SLOT_WRITING && s->writer == m + 1) {
+                s->state = CL_SLOT_FREE;
+                CL_KILL_POINT();
+            }
+            s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
+        }
+        CL_KILL_POINT();
+        h->members[m] = 0; /* last: killed before, it is buried again */
+        changed = 1;
+    }
+    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
+        if (h->readers[i].owner != 0 && dead(r, h->readers[i].owner)) {
+            h->readers[i].owner = 0;
+            changed = 1;
+        }
+    }
+    if (changed) {
+        rebuild(r);
+    }
+    return changed;
+}
+
+static int enter(cl_ring *r, unsigned flags)
+{
+    int64_t until = flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0;
+    int rc = cl_mutex_lock(r->store, &r->head->lock, until, &r->spin_lock);
+    if (rc == CL_OWNER_DIED) {
+        CL_KILL_POINT();
+        bury(r);
+        rebuild(r);
+        rc = CL_OK;
+    }
+    return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+}
+
+static void leave(cl_ring *r)
+{
+    CL_KILL_POINT();
+    cl_unlock(&r->head->lock);
+}
+
+/* For what must be done: a writer's slot given back, a loan returned. A slice at a time, for ever: nobody who lives holds
+ * the lock for longer than it takes to run on. */
+static int enter_surely(cl_ring *r)
+{
+    int rc = enter(r, 0);
+    while (rc == CL_AGAIN) {
+        rc = enter(r, CL_MAY_WAIT);
+    }
+    return rc;
+}
+
+static void wake(cl_au32 *word, cl_au32 *sleeping)
+{
+    atomic_fetch_add(word, 1);
+    if (atomic_load(sleeping)) {
+        atomic_store(sleeping, 0);
+        CL_KILL_POINT();
+        cl_wake(word, INT_MAX);
+    }
+}
+
+static int wait_for(cl_au32 *word, cl_au32 *sleeping, uint32_t seen, int64_t deadline_ns, cl_spin *spin)
+{
+    if (cl_spin_wait(word, seen, spin)) {
+        return CL_OK;
+    }
+    atomic_store(sleeping, 1);
+    if (atomic_load(word) != seen) {
+        return CL_OK;
+    }
+    return cl_sleep(word, seen, deadline_ns, spin);
+}
+
+/* Become a member, unless one is already. Under the lock. */
+static int join(cl_ring *r)
+{
+    cl_ring_head *h = r->head;
+    uint32_t self = cl_self(r->store);
+    if (r->member != 0 && r->self == self) {
+        return CL_OK;
+    }
+    for (int look = 0; look < 2; look++) {
+        for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
+            if (h->members[m] == 0) {
+                h->members[m] = self;
+                r->self = self;
+                r->member = m + 1;
+                memset(r->loans, 0, h->head.number * sizeof *r->loans);
+                CL_KILL_POINT();
+                return CL_OK;
+            }
+        }
+        bury(r);
+    }
+    return cl_fail(CL_TABLE_FULL, 0, "%u processes use this ring already", CL_RING_MEMBERS);
+}
+
+void cl_ring_detach(cl_ring *r)
+{
+    if (r->head != NULL) {
+        if (r->member != 0 && r->self == cl_self(r->store) && enter_surely(r) == CL_OK) {
+            r->head->members[r->member - 1] = 0; /* without loans by now: each keeps the ring */
+            leave(r);
+        }
+        r->head = NULL;
+        free(r->loans);
+        r->loans = NULL;
+    }
+}
+
+/* ---- writing */
+
+/* The last frame that all who block have had; UINT64_MAX: nobody blocks. */
+static uint64_t needed_after(const cl_ring_head *h)
+{
+    uint64_t cursor = UINT64_MAX;
+    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
+        const cl_reader *reader = &h->readers[i];
+        if (reader->owner != 0 && reader->policy == CL_READER_BLOCKS && reader->cursor < cursor) {
+            cursor = reader->cursor;
+        }
+    }
+    return cursor;
+}
+
+/* A slot to write into: a free one, else the oldest frame that nobody needs. UINT32_MAX: none. */
+static uint32_t find_slot(cl_ring *r)
+{
+    cl_ring_head *h = r->head;
+    uint32_t n = h->head.number;
+    for (uint32_t i = 0; h->nfree != 0 && i < n; i++) {
+        if (h->slots[i].state == CL_SLOT_FREE) {
+            h->nfree--;
+            return i;
+        }
+    }
+    uint64_t needed = needed_after(h);
+    for (uint64_t s = h->last >= n ? h->last - n + 1 : 1; s <= h->last && s <= needed; s++) {
+        uint32_t i = r->by_seq[s % n];
+        cl_slot *slot = &h->slots[i < n ? i : 0];
+        if (slot->state == CL_SLOT_PUBLISHED && slot->seq == s && !on_loan(slot)) {
+            return i;
+        }
+    }
+    return UINT32_MAX;
+}
+
+static int demote(cl_ring *r)
+{
+    cl_ring_head *h = r->head;
+    uint64_t cursor = needed_after(h);
+    int any = 0;
+    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
+        cl_reader *reader = &h->readers[i];
+        if (reader->owner != 0 && reader->policy == CL_READER_BLOCKS && reader->cursor == cursor) {
+            reader->demoted = 1;
+            reader->policy = CL_READER_DROPS;
+            any = 1;
+        }
+    }
+    return any;
+}
+
+int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
+{
+    cl_ring_head *h = r->head;
+    for (;;) {
+        if (atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN) {
+            return CL_CLOSED;
+        }
+        int rc = enter(r, flags);
+        if (rc == CL_OK && (rc = join(r)) != CL_OK) {
+            leave(r);
+        }
+        if (rc != CL_OK) {
+            return rc;
+        }
+        uint32_t i = find_slot(r);
+        if (i == UINT32_MAX && (flags & CL_MAY_WAIT)) {
+            int64_t now = cl_monotonic_ns(), most = (int64_t)h->head.spare[3];
+            if (*since_ns == 0) {
+                *since_ns = now;
+                h->waits++;
+            }
+            if (bury(r) || (most != 0 && now - *since_ns >= most && demote(r))) {
+                i = find_slot(r);
+            }
+        }
+        if (i != UINT32_MAX) {
+            cl_slot *s = &h->slots[i];
+            int was_newest = h->newest == i + 1;
+            s->writer = r->member;
+            CL_KILL_POINT();
+            s->state = CL_SLOT_WRITING;
+            CL_KILL_POINT();
+            if (was_newest) {
+                rebuild(r);
+            }
+            *slot = i;
+            leave(r);
+            return CL_OK;
+        }
+        uint32_t seen = atomic_load(&h->changed);
+        leave(r);
+        if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
+            return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
+        }
+        rc = wait_for(&h->changed, &h->writers_sleep, seen, deadline_ns, &r->spin_write);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
+{
+    cl_ring_head *h = r->head;
+    int rc = enter_surely(r);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_slot *s = &h->slots[slot];
+    if (s->state != CL_SLOT_WRITING || s->writer != r->member || r->self != cl_self(r->store)) {
+        leave(r);
+        return cl_fail(CL_STALE, 0, "this process is not writing slot %u", slot);
+    }
+    s->seq = h->last + 1;
+    s->time_ns = cl_monotonic_ns();
+    CL_KILL_POINT();
+    uint32_t before = r->by_seq[s->seq % h->head.number];
+    r->by_seq[s->seq % h->head.number] = slot;
+    CL_KILL_POINT();
+    atomic_thread_fence(memory_order_release);
+    s->state = CL_SLOT_PUBLISHED;
+    CL_KILL_POINT();
+    h->last = s->seq;
+    h->newest = slot + 1;
+    CL_KILL_POINT();
+    if (before < h->head.number && h->slots[before].state == CL_SLOT_PUBLISHED && !on_loan(&h->slots[before]) &&
+        h->slots[before].seq + h->head.number <= h->last) {
+        h->slots[before].state = CL_SLOT_FREE; /* it was passed over while it was on loan */
+        CL_KILL_POINT();
+        h->nfree++;
+    }
+    *out = (cl_frame){.slot = slot, .seq = s->seq, .time_ns = s->time_ns};
+    leave(r);
+    wake(&h->published, &h->readers_sleep);
+    return CL_OK;
+}
+
+int cl_ring_give_up(cl_ring *r, uint32_t slot)
+{
+    cl_ring_head *h = r->head;
+    int rc = enter_surely(r);
+    if (rc == CL_OK) {
+        cl_slot *s = &h->slots[slot];
+        if (s->state == CL_SLOT_WRITING && s->writer == r->member && r->self == cl_self(r->store)) {
+            s->state = CL_SLOT_FREE;
+            CL_KILL_POINT();
+            h->nfree++;
+        }
+        leave(r);
+        wake(&h->changed, &h->writers_sleep);
+    }
+    return rc;
+}
+
+/* ---- reading */
+
+static void lend(cl_ring *r, uint32_t slot, cl_frame *out)
+{
+    cl_slot *s = &r->head->slots[slot];
+    uint32_t m = r->member - 1;
+    s->loans[m / 64] |= (uint64_t)1 << (m % 64);
+    CL_KILL_POINT();
+    r->loans[slot]++;
+    *out = (cl_frame){.slot = slot, .seq = s->seq, .time_ns = s->time_ns};
+}
+
+int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
+{
+    cl_ring_head *h = r->head;
+    for (;;) {
+        uint32_t seen = atomic_load(&h->published);
+        int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
+        int rc = enter(r, flags);
+        if (rc == CL_OK && (rc = join(r)) != CL_OK) {
+            leave(r);
+        }
+        if (rc != CL_OK) {
+            return rc;
+        }
+        if (h->newest != 0 && h->slots[h->newest - 1].seq > after) {
+            lend(r, h->newest - 1, out);
+            leave(r);
+            return CL_OK;
+        }
+        leave(r);
+        if (shut) {
+            return CL_CLOSED;
+        }
+        if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
+            return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
+        }
+        rc = wait_for(&h->published, &h->readers_sleep, seen, deadline_ns, &r->spin_read);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
+{
+    cl_ring_head *h = r->head;
+    int rc = enter_surely(r);
+    if (rc == CL_OK && (rc = join(r)) != CL_OK) {
+        leave(r);
+    }
+    *n = 0;
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint32_t slots = h->head.number;
+    uint64_t first = h->last >= slots ? h->last - slots + 1 : 1, s = h->last;
+    for (; s >= first && s != 0 && *n < most; s--) { /* newest first */
+        uint32_t i = r->by_seq[s % slots];
+        if (i < slots && h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq == s) {
+            lend(r, i, &out[(*n)++]);
+        }
+    }
+    leave(r);
+    for (uint32_t i = 0; i < *n / 2; i++) {
+        cl_frame swap = out[i];
+        out[i] = out[*n - 1 - i];
+        out[*n - 1 - i] = swap;
+    }
+    return CL_OK;
+}
+
+int cl_ring_return(cl_ring *r, uint32_t slot)
+{
+    cl_ring_head *h = r->head;
+    if (r->self != cl_self(r->store)) {
+        return CL_OK; /* in a forked child: the parent's loan */
+    }
+    int rc = enter_surely(r);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    int last = r->loans[slot] != 0 && --r->loans[slot] == 0;
+    if (last) {
+        cl_slot *s = &h->slots[slot];
+        uint32_t m = r->member - 1;
+        s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
+        CL_KILL_POINT();
+        if (s->state == CL_SLOT_PUBLISHED && s->seq + h->head.number <= h->last && !on_loan(s)) {
+            s->state = CL_SLOT_FREE; /* as old as that, nobody looks for it any more */
+            CL_KILL_POINT();
+            h->nfree++;
+        }
+    }
+    leave(r);
+    if (last) {
+        wake(&h->changed, &h->writers_sleep);
+    }
+    return CL_OK;
+}
+
+int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader)
+{
+    cl_ring_head *h = r->head;
+    int rc = enter_surely(r);
+    if (rc == CL_OK && (rc = join(r)) != CL_OK) {
+        leave(r);
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (int look = 0; look < 2; look++) {
+        for (uint32_t i = 0; i < CL_RING_READERS; i++) {
+            cl_reader *q = &h->readers[i];
+            if (q->owner == 0) {
+                *q = (cl_reader){.owner = 0, .policy = policy, .cursor = since < h->last ? since : h->last};
+                CL_KILL_POINT();
+                q->owner = r->self;
+                *reader = i;
+                leave(r);
+                return CL_OK;
+            }
+        }
+        bury(r);
+    }
+    leave(r);
+    return cl_fail(CL_TABLE_FULL, 0, "%u readers are subscribed already", CL_RING_READERS);
+}
+
+int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
+{
+    int rc = r->self == cl_self(r->store) ? enter_surely(r) : CL_STALE;
+    if (rc == CL_OK) {
+        r->head->readers[reader].owner = 0;
+        leave(r);
+        wake(&r->head->changed, &r->head->writers_sleep);
+    }
+    return rc;
+}
+
+int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
+{
+    cl_ring_head *h = r->head;
+    uint32_t n = h->head.number;
+    if (r->self != cl_self(r->store)) {
+        return cl_fail(CL_STALE, 0, "this subscription is the parent process's: subscribe anew");
+    }
+    for (;;) {
+        uint32_t seen = atomic_load(&h->published);
+        int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
+        int rc = enter(r, flags);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        cl_reader *q = &h->readers[reader];
+        uint64_t s = q->cursor + 1;
+        if (h->last >= n && s < h->last - n + 1) {
+            s = h->last - n + 1;
+        }
+        for (; s <= h->last; s++) {
+            uint32_t i = r->by_seq[s % n];
+            if (i < n && h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq == s) {
+                lend(r, i, out);
+                out->missed = s - q->cursor - 1;
+                q->dropped += out->missed;
+                q->taken++;
+                CL_KILL_POINT();
+                q->cursor = s; /* last: killed before, the reader is dead and this of no interest */
+                int blocks = q->policy == CL_READER_BLOCKS;
+                leave(r);
+                if (blocks) {
+                    wake(&h->changed, &h->writers_sleep);
+                }
+                return CL_OK;
+            }
+        }
+        leave(r);
+        if (shut) {
+            return CL_CLOSED;
+        }
+        if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
+            return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
+        }
+        rc = wait_for(&h->published, &h->readers_sleep, seen, deadline_ns, &r->spin_read);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+void cl_ring_shut(cl_ring *r)
+{
+    atomic_store(&r->head->state, CL_RING_SHUT);
+    CL_KILL_POINT();
+    wake(&r->head->published, &r->head->readers_sleep);
+    wake(&r->head->changed, &r->head->writers_sleep);
+}
+
+int cl_ring_bury(cl_ring *r)
+{
+    int rc = enter_surely(r);
+    if (rc == CL_OK) {
+        bury(r);
+        leave(r);
+    }
+    return rc;
+}
