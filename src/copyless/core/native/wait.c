@@ -18,6 +18,10 @@ static void pause_cpu(void)
 #endif
 }
 
+#define SWITCH_NS 3000 /* a yield that took longer let somebody else run */
+#define CROWDED 16u /* so many such waits, */
+#define CROWDED_MS 2u /* each so soon after the last, and the two part */
+
 static int one_processor(void)
 {
     static _Atomic int known; /* 0: not asked, 1: one, 2: several */
@@ -30,6 +34,29 @@ static int one_processor(void)
     return k == 1;
 }
 
+/* The one we waited for needed our own processor to answer: the two of us share it, and as both are busy for moments
+ * only, the kernel would leave it so for long. Go to another; which ones we may use stays as it was. */
+static void part(cl_spin *spin, int64_t now)
+{
+    uint32_t ms = (uint32_t)(now / 1000000), before = atomic_load_explicit(&spin->crowded_ms, memory_order_relaxed);
+    uint32_t times = ms - before > CROWDED_MS ? 1 : atomic_load_explicit(&spin->crowded, memory_order_relaxed) + 1;
+    atomic_store_explicit(&spin->crowded_ms, ms, memory_order_relaxed);
+    atomic_store_explicit(&spin->crowded, times < CROWDED ? times : 0, memory_order_relaxed);
+    if (times < CROWDED) {
+        return; /* a message now and then is answered soonest by one processor: the other would have to be woken */
+    }
+    cpu_set_t may, others;
+    int here = sched_getcpu();
+    if (here < 0 || sched_getaffinity(0, sizeof may, &may) != 0 || CPU_COUNT(&may) < 2) {
+        return;
+    }
+    others = may;
+    CPU_CLR(here, &others);
+    if (sched_setaffinity(0, sizeof others, &others) == 0) {
+        sched_setaffinity(0, sizeof may, &may);
+    }
+}
+
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
 {
     if (one_processor()) {
@@ -40,18 +67,23 @@ int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
         budget = CL_SPIN_MIN_NS;
     }
     int64_t start = cl_monotonic_ns(), spent = 0;
+    int gave_way = 0;
     for (int round = 0; spent < (int64_t)budget; round++) {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != expected) {
                 uint64_t learnt = ((uint64_t)budget * 7 + (uint64_t)spent * 4 + CL_SPIN_MIN_NS) / 8;
                 atomic_store_explicit(&spin->budget_ns, learnt < CL_SPIN_MAX_NS ? (uint32_t)learnt : CL_SPIN_MAX_NS,
                                       memory_order_relaxed);
+                if (gave_way) {
+                    part(spin, start);
+                }
                 return 1;
             }
             pause_cpu();
         }
         if (round >= 4) {
             sched_yield(); /* with more runners than processors the peer may need this one */
+            gave_way = cl_monotonic_ns() - start - spent > SWITCH_NS;
         }
         spent = cl_monotonic_ns() - start;
     }
@@ -76,11 +108,8 @@ int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin
 /* A sleep that was over sooner than a wake takes would have been spared by a longer spin. */
 static void learn(cl_spin *spin, int64_t slept)
 {
-    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed);
     if (slept < CL_WAKE_NS) {
-        budget = budget * 4 + 2 * CL_SPIN_MIN_NS; /* the failed spin has halved it */
-        atomic_store_explicit(&spin->budget_ns, budget < CL_SPIN_MAX_NS ? budget : CL_SPIN_MAX_NS,
-                              memory_order_relaxed);
+        atomic_store_explicit(&spin->budget_ns, CL_SPIN_MAX_NS, memory_order_relaxed);
     }
 }
 

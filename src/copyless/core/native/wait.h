@@ -4,6 +4,9 @@
  * back at least every CL_SLICE_NS so that the caller can serve signals and ask whether its peer still lives.
  * Any thread of any process that maps the word may wait or wake. The caller must not hold the GIL.
  *
+ * A spinner gives way to others. When the one it waits for runs on the same processor, the two take turns there although
+ * another may be idle, at four times the price; who finds that out time and again moves to another processor.
+ *
  * The spin is learnt: what it cost to see the last changes decides how long the next wait spins, so a word that
  * changes within microseconds is answered in microseconds and one that does not costs no processor time. */
 #ifndef CL_WAIT_H
@@ -20,6 +23,8 @@
 /* One for each place that waits; any number of threads may share it (a lost update only costs a little spin). */
 typedef struct cl_spin {
     cl_au32 budget_ns;
+    cl_au32 crowded; /* waits in a row that were for somebody who needed our own processor to end them */
+    cl_au32 crowded_ms; /* when the last of them was */
 } cl_spin;
 
 /* Wait while *word == expected. CL_OK: it changed (or may have: look again). CL_TIMEOUT: the absolute monotonic
