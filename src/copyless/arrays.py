@@ -751,6 +751,11 @@ def _reduce(array: Any) -> Any:
     return plain.__reduce_ex__(pickling.protocol())
 
 
+def _for_queue(array: Any) -> bytes | None:
+    return _encode(array, 2) if _native.is_open() or files.any_mapped() else None
+
+
+pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 _native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)

@@ -11,6 +11,7 @@ import copyreg
 import io
 import pickle
 import threading
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -75,6 +76,10 @@ def pack(obj: Any) -> tuple[bytes, list[Any], list[bytes]]:
     finally:
         _batch.handles, _batch.draft = outer
     return stream.getvalue(), buffers, made
+
+
+# Types whose objects a handle says all of, and how one is made that a queue may take over (None: the object is not shared).
+direct: dict[type, Callable[[Any], bytes | None]] = {}
 
 
 def protocol() -> int:

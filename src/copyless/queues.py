@@ -52,7 +52,7 @@ def _tell_of_spilling() -> None:
     )
 
 
-_queue.know(pickling.pack, ShutDown, _tell_of_spilling)
+_queue.know(pickling.pack, pickling.direct, pickling.load, ShutDown, _tell_of_spilling)
 
 
 class QueueStats(NamedTuple):

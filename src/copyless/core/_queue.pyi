@@ -12,7 +12,15 @@ JOINABLE: int
 REDELIVER: int
 NOTHING_HERE: Any
 
-def know(pack: Callable[[Any], Any], shut_down: type[Exception], tell: Callable[[], None]) -> None: ...
+def know(
+    pack: Callable[[Any], Any],
+    direct: dict[type, Callable[[Any], bytes | None]],
+    load_handle: Callable[[bytes], Any],
+    shut_down: type[Exception],
+    tell: Callable[[], None],
+) -> None: ...
+def plain_dumps(obj: Any) -> bytes | None: ...
+def plain_loads(data: bytes) -> tuple[Any] | None: ...
 
 class Packed: ...
 

@@ -4,12 +4,14 @@
 What the classes mean to their users, names and documents, is in `copyless.queues`; how an object becomes bytes and
 buffers, in `copyless.pickling`.
 
-An item's bytes are its tokens (16 each, of the holds on what it names), then a pickle; or, when large buffers go beside
-it, 67 as 32 bits, their number, the length of the pickle, their lengths, the pickle, and the buffers at multiples of 64.
+An item's bytes are its tokens (16 each, of the holds on what it names), then a pickle; or 72 and the handle of a shared
+array; or, when large buffers go beside the pickle, 67 as 32 bits, their number, the length of the pickle, their lengths, the pickle, and the buffers at multiples of 64.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -25,6 +27,11 @@ import queue as _stdlib
 
 from copyless.core._native import private_view
 from copyless.errors import ClosedError, EndOfQueueError, native_error
+
+cdef extern from "plain.h":
+    enum: PLAIN_LARGEST
+    size_t plain_dump(object o, uint8_t *out, size_t room)
+    PyObject *plain_load(const uint8_t *p, size_t nbytes) except? NULL
 
 cdef extern from "queue.h" nogil:
     enum: CL_KIND_QUEUE, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_USERS, CL_LEASES
@@ -81,18 +88,33 @@ REDELIVER = CL_QUEUE_REDELIVER
 
 cdef enum:
     COMPOSITE = 67
+    HANDLE = 72
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
-cdef object dumps = pickle.dumps, loads = pickle.loads
-cdef object PACK = None, SHUT_DOWN = None, TELL = None, NOTHING = object()
+cdef object loads = pickle.loads
+cdef dict DIRECT = {}
+cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, NOTHING = object()
 
 
-def know(pack, shut_down, tell):
-    """What `put` needs of the floors above: pickling for objects that are not plain, the error of a queue shut down, and
-    what to say, once, when the first item goes by a file on disk."""
-    global PACK, SHUT_DOWN, TELL
-    PACK, SHUT_DOWN, TELL = pack, shut_down, tell
+def know(pack, dict direct, load_handle, shut_down, tell):
+    """What `put` needs of the floors above: pickling for objects that are not plain, the types that a handle says all of,
+    how a handle is loaded, the error of a queue shut down, and what to say, once, when an item goes by a file on disk."""
+    global PACK, DIRECT, LOAD, SHUT_DOWN, TELL
+    PACK, DIRECT, LOAD, SHUT_DOWN, TELL = pack, direct, load_handle, shut_down, tell
+
+
+def plain_dumps(obj):
+    """The pickle of a small plain value, or None: for tests."""
+    cdef uint8_t out[PLAIN_LARGEST]
+    cdef size_t n = plain_dump(obj, out, PLAIN_LARGEST)
+    return PyBytes_FromStringAndSize(<char *>out, n) if n else None
+
+
+def plain_loads(bytes data):
+    """(the value,), or None when it is for the pickle module: for tests."""
+    cdef PyObject *value = plain_load(<const uint8_t *>PyBytes_AS_STRING(data), len(data))
+    return None if value == NULL else (take_reference(value),)
 
 
 cdef int tell() except -1:
@@ -120,42 +142,6 @@ cdef int64_t deadline_of(timeout) except -1:
     if seconds > 9e9:
         return CL_FOREVER
     return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
-
-
-cdef bint is_plain(obj, int depth):
-    """Whether the plain pickler does: small built-in values, of exactly these types, that name nothing shared."""
-    cdef object kind
-    if obj is None or obj is True or obj is False:
-        return True
-    kind = type(obj)
-    if kind is int or kind is float or kind is str:
-        return True
-    if kind is bytes:
-        return len(<bytes>obj) <= 4096
-    if depth == 0:
-        return False
-    if kind is tuple:
-        if len(<tuple>obj) > 64:
-            return False
-        for item in <tuple>obj:
-            if not is_plain(item, depth - 1):
-                return False
-        return True
-    if kind is list:
-        if len(<list>obj) > 64:
-            return False
-        for item in <list>obj:
-            if not is_plain(item, depth - 1):
-                return False
-        return True
-    if kind is dict:
-        if len(<dict>obj) > 64:
-            return False
-        for key, item in (<dict>obj).items():
-            if not is_plain(key, 1) or not is_plain(item, depth - 1):
-                return False
-        return True
-    return False
 
 
 cdef class Packed:
@@ -219,13 +205,13 @@ cdef Packed pack(obj, bint in_block):
     cdef uint8_t *out
     cdef Py_buffer view
     cdef const void *source
-    if not in_block and is_plain(obj, 4):
-        data = dumps(obj, 5)
-        if <uint64_t>len(data) <= CL_INLINE_MAX:
-            packed.body = data
-            packed.nbytes = len(data)
-            return packed
-        handles = []
+    cdef uint8_t plain[PLAIN_LARGEST]
+    n = plain_dump(obj, plain, PLAIN_LARGEST)
+    if n != 0:
+        data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
+    elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
+        data, handles = b"H" + handle, [handle]
+        handles = [handle] if (<uint64_t *>(PyBytes_AS_STRING(<bytes>handle) + 48))[0] != 0 else []
     else:
         data, buffers, handles = PACK(obj)
         handles = [handle for handle in handles if (<uint64_t *>(PyBytes_AS_STRING(<bytes>handle) + 48))[0] != 0]  # else a file's
@@ -277,6 +263,21 @@ cdef Packed pack(obj, bint in_block):
     return packed
 
 
+cdef object load(bytes body):
+    cdef PyObject *value = plain_load(<const uint8_t *>PyBytes_AS_STRING(body), len(body))
+    if value != NULL:
+        return take_reference(value)
+    if len(body) > 0 and PyBytes_AS_STRING(body)[0] == HANDLE:
+        return LOAD(body[1:])
+    return loads(body)
+
+
+cdef object take_reference(PyObject *value):
+    made = <object>value
+    Py_DECREF(made)
+    return made
+
+
 cdef object unpack(body, uint32_t ntokens):
     """The object in the bytes of an item, over these very bytes; buffers in it are writable if they are."""
     cdef Py_buffer view
@@ -284,7 +285,7 @@ cdef object unpack(body, uint32_t ntokens):
     cdef uint64_t at = ntokens * sizeof(cl_token), length, total, n, i, size
     cdef cl_token *tokens = NULL
     if ntokens == 0 and type(body) is bytes:
-        return loads(body)
+        return load(<bytes>body)
     whole = memoryview(body)
     total = len(whole)
     PyObject_GetBuffer(body, &view, PyBUF_SIMPLE)
@@ -298,6 +299,10 @@ cdef object unpack(body, uint32_t ntokens):
             if tokens == NULL:
                 raise MemoryError
             memcpy(tokens, p, at)
+        if total > at and p[at] == HANDLE:
+            value = LOAD(PyBytes_FromStringAndSize(<const char *>p + at + 1, <Py_ssize_t>(total - at - 1)))
+            ntokens = 0  # which took the hold
+            return value
         if total - at >= 16 and (<uint32_t *>(p + at))[0] == COMPOSITE:
             n = (<uint32_t *>(p + at))[1]
             length = (<uint64_t *>(p + at))[1]
@@ -412,13 +417,11 @@ cdef class _Queue(Object):
         if self.closed or self.head == NULL:
             self.use(CL_ROLE_PUTS)
         cdef int64_t deadline = self.deadline(block, timeout)
-        cdef bytes data
-        if not self.redelivers and is_plain(obj, 4):
-            data = dumps(obj, 5)
-            if <uint64_t>len(data) <= CL_INLINE_MAX:
-                memset(&item, 0, sizeof(item))
-                item.body = PyBytes_AS_STRING(data)
-                item.nbytes = len(data)
+        cdef uint8_t plain[PLAIN_LARGEST]
+        if not self.redelivers:
+            item.nbytes = plain_dump(obj, plain, PLAIN_LARGEST)
+            if item.nbytes != 0:
+                item.body, item.tokens, item.ntokens, item.payload = plain, NULL, 0, NULL
                 rc = self.insert(&item, 1, &done, deadline)
                 if rc == CL_TIMEOUT:
                     raise Full
@@ -535,6 +538,15 @@ cdef class _Queue(Object):
         """Commit what was taken, and make an object of it."""
         cdef bytes body = None
         cdef Block block
+        cdef uint8_t plain[PLAIN_LARGEST]
+        cdef PyObject *value
+        if got.body != NULL and got.ntokens == 0 and got.nbytes <= PLAIN_LARGEST:
+            memcpy(plain, got.body, got.nbytes)
+            self.commit()
+            value = plain_load(plain, got.nbytes)
+            if value != NULL:
+                return take_reference(value)
+            return load(PyBytes_FromStringAndSize(<char *>plain, <Py_ssize_t>got.nbytes))
         if got.body != NULL:
             try:
                 body = PyBytes_FromStringAndSize(<const char *>got.body, <Py_ssize_t>got.nbytes)
@@ -617,7 +629,7 @@ cdef class _Queue(Object):
         finally:
             self.commit()
         for body in bodies:
-            items.append(loads(body))
+            items.append(load(body))
         return items
 
     # ---- looking

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from copyless.core._native cimport (
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_TIMEOUT, Object, cl_au32,
-    cl_error, cl_head, cl_last_error, cl_monotonic_ns, cl_spin, cl_store, the_store,
+    cl_error, cl_head, cl_last_error, cl_monotonic_ns, cl_spin, cl_store, cl_wake, the_store,
 )
 
 from copyless.core._native import object_kind
@@ -72,6 +72,23 @@ cdef extern from "sync.h" nogil:
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from *:
+    """
+    static uint32_t cl_swap(uint32_t *word, uint32_t wanted)
+    {
+        return __atomic_exchange_n(word, wanted, __ATOMIC_RELEASE);
+    }
+    static int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted)
+    {
+        return __atomic_compare_exchange_n(word, &seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+    """
+    uint32_t cl_swap(uint32_t *word, uint32_t wanted) nogil
+    int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted) nogil
+
+
+cdef cl_store *STORE = the_store()
+
 HEAD_BYTES = sizeof(cl_head)
 MUTEX_BYTES = sizeof(cl_mutex)
 SEMAPHORE_BYTES = sizeof(cl_semaphore)
@@ -113,6 +130,7 @@ cdef class _Lock(Object):
     cdef cl_spin spin
     cdef public bint silent
     cdef readonly bint recovered
+    cdef bint simple  # a plain lock that stands: one word is all there is to it
 
     def __cinit__(self, *args, **kwargs):
         memset(&self.spin, 0, sizeof(self.spin))
@@ -153,12 +171,22 @@ cdef class _Lock(Object):
         return True
 
     def acquire(self, block=True, timeout=None):
+        if self.simple and cl_mark(<uint32_t *>&(<cl_mutex *>self.head).word, 0, cl_self(STORE)):
+            self.recovered = False
+            return True
         return self.get(deadline_of(timeout) if block else 0, False)
 
     def release(self):
-        if (<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP == 0:
+        cdef uint32_t *word = <uint32_t *>&self.mutex().word
+        cdef uint32_t held = cl_swap(word, 0)
+        if held & <uint32_t>CL_LOCK_SLEEP:
+            cl_wake(&(<cl_mutex *>self.head).word, 1)
+        if held & ~<uint32_t>CL_LOCK_SLEEP == 0:
             raise ValueError("semaphore or lock released too many times")
-        self.let_go()
+
+    def _stand(self, Block block):
+        Object._stand(self, block)
+        self.simple = self.KIND == CL_KIND_LOCK
 
     def locked(self):
         return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) != 0
@@ -197,16 +225,6 @@ cdef class _Lock(Object):
         if not seen & <uint32_t>CL_LOCK_SLEEP and not mark(word, seen, seen | <uint32_t>CL_LOCK_SLEEP):
             return None
         return <uintptr_t>word, seen | <uint32_t>CL_LOCK_SLEEP
-
-
-cdef extern from *:
-    """
-    static int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted)
-    {
-        return __atomic_compare_exchange_n(word, &seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
-    """
-    int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted) nogil
 
 
 cdef bint mark(uint32_t *word, uint32_t seen, uint32_t wanted) noexcept:

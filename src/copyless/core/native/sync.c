@@ -15,11 +15,6 @@ static int is_dead(cl_store *store, uint32_t word)
     return life_of(store, CL_LOCK_SLOT(word) - 1, CL_LOCK_INCARNATION(word)) != CL_ALIVE;
 }
 
-uint32_t cl_self(const cl_store *store)
-{
-    return CL_LOCK_WORD(store->slot, store->incarnation);
-}
-
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
 {
     return cl_lock(word, cl_self(store), deadline_ns, spin, life_of, store);

@@ -26,7 +26,10 @@ typedef struct cl_mutex {
     _Atomic uint64_t thread;
 } cl_mutex;
 
-uint32_t cl_self(const cl_store *store);
+static inline uint32_t cl_self(const cl_store *store) /* this process in a lock word */
+{
+    return CL_LOCK_WORD(store->slot, store->incarnation);
+}
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin);
 /* Recursive: CL_OK also when this thread has it already. */
 int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin);
