@@ -167,13 +167,15 @@ static int enter_surely(cl_ring *r)
     return rc;
 }
 
+/* Wakes one sleeper, who wakes two more, and so on: what a writer pays does not grow with its readers. A chain that a
+ * death breaks goes on when the others look again by themselves, after a slice. */
 static void wake(cl_au32 *word, cl_au32 *sleeping)
 {
     atomic_fetch_add(word, 1);
     if (atomic_load(sleeping)) {
         atomic_store(sleeping, 0);
         CL_KILL_POINT();
-        cl_wake(word, INT_MAX);
+        cl_wake(word, 1);
     }
 }
 
@@ -186,7 +188,12 @@ static int wait_for(cl_au32 *word, cl_au32 *sleeping, uint32_t seen, int64_t dea
     if (atomic_load(word) != seen) {
         return CL_OK;
     }
-    return cl_sleep(word, seen, deadline_ns, spin);
+    int rc = cl_sleep(word, seen, deadline_ns, spin);
+    if (rc == CL_OK) {
+        CL_KILL_POINT();
+        cl_wake(word, 2);
+    }
+    return rc;
 }
 
 /* Become a member, unless one is already. Under the lock. */
@@ -579,6 +586,8 @@ void cl_ring_shut(cl_ring *r)
     CL_KILL_POINT();
     wake(&r->head->published, &r->head->readers_sleep);
     wake(&r->head->changed, &r->head->writers_sleep);
+    cl_wake(&r->head->published, INT_MAX);
+    cl_wake(&r->head->changed, INT_MAX);
 }
 
 int cl_ring_bury(cl_ring *r)
