@@ -53,8 +53,10 @@ check: $(VENV)/check.stamp  ## lint, format, types
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] tests/native/*.[ch]
 
-check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan
+check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; the protocols' models, exhaustively
 	@mkdir -p build/native
+	@for m in queue ring; do $(CC) -O2 -std=gnu11 -Wall -Wextra -Wshadow -Werror tests/native/model_$$m.c -o build/native/model_$$m || exit 1; \
+		echo "-- model of the $$m"; timeout 300 build/native/model_$$m || exit 1; done
 	@for t in $(TESTS); do for kind in plain address,undefined thread; do \
 		if [ $$kind = thread ] && [ $$t = kill ]; then continue; fi; \
 		flags=; [ $$kind = plain ] || flags="-fsanitize=$$kind -fno-sanitize-recover=all"; \
@@ -63,6 +65,7 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan
 
 bench: $(VENV)/test.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/blocks.py
+	$(BIN)/python bench/channels.py
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .venv-3.* build .pytest_cache .mypy_cache .ruff_cache

@@ -29,3 +29,16 @@ def test_native(name, tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"{name}: ok\n")
+
+
+@pytest.mark.parametrize("name", ["queue", "ring"])
+def test_model(name, tmp_path):
+    """Every interleaving of two on each side, and one death: see the file."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    program = str(tmp_path / name)
+    source = os.path.join(HERE, "native", f"model_{name}.c")
+    subprocess.run([compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith(f"model_{name}: ok\n")
+    assert int(done.stdout.split()[0]) > 100_000  # states

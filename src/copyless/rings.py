@@ -84,6 +84,14 @@ def _decode(text: bytes) -> list[Field]:
         raise CorruptSegmentError("the description of a ring's frames is damaged") from None
 
 
+def _assign(target: Any, value: Any) -> None:
+    """Copy a value in, refusing what would lose its kind (a float into integers); Python numbers need only fit."""
+    if isinstance(value, (bool, int, float, complex)):
+        target[...] = value  # NumPy refuses what is out of range
+    else:
+        np.copyto(target, value, casting="same_kind")
+
+
 class _Arrays:
     """The arrays of one slot, by name; of a ring with one array, itself indexable as that array."""
 
@@ -220,7 +228,7 @@ class _Draft(_Arrays):
         if self._single:
             self._array(None)[key] = value
         else:
-            np.copyto(self._array(key), value, casting="same_kind")
+            _assign(self._array(key), value)
 
     def _fill(self, value: Any) -> None:
         """Copy an array, or a dict of arrays, in; refused unless it fits exactly."""
@@ -234,7 +242,7 @@ class _Draft(_Arrays):
             if source.shape != target.shape:
                 what = "the frame" if name is None else repr(name)
                 raise ValueError(f"{what} has shape {source.shape}; the ring's frames have {target.shape}")
-            np.copyto(target, source, casting="same_kind")
+            _assign(target, each if source.ndim == 0 else source)
 
     def _forget(self) -> None:
         self._arrays = {}

@@ -39,7 +39,6 @@ cdef extern from "queue.h" nogil:
     uint64_t CL_INLINE_MAX
     ctypedef struct cl_end:
         uint64_t commit
-        uint32_t sleeping
     ctypedef struct cl_lease:
         uint32_t owner
     ctypedef struct cl_queue_head:
@@ -646,7 +645,7 @@ cdef class _Queue(Object):
     def _numbers(self):
         """(put, taken, bytes that lie in it, spilled, dropped, leases) so far."""
         cdef cl_queue_head *h = <cl_queue_head *>self._need()
-        return (h.put.commit >> 1, h.get.commit >> 1, cl_queue_bytes(h), h.spilled, h.dropped,
+        return (h.put.commit >> 2, h.get.commit >> 2, cl_queue_bytes(h), h.spilled, h.dropped,
                 cl_queue_unfinished(&self.q) - cl_queue_size(h) if self.redelivers else 0)
 
     @property
@@ -722,18 +721,16 @@ cdef class _Queue(Object):
 cdef extern from *:
     """
     #include <stdatomic.h>
-    static unsigned long long cl_watch_end(void *commit, void *sleeping)
+    static unsigned long long cl_watch_end(void *commit)
     {
-        unsigned long long seen = atomic_load((_Atomic unsigned long long *)commit);
-        atomic_store((_Atomic unsigned *)sleeping, 1);
-        return seen;
+        return atomic_fetch_or((_Atomic unsigned long long *)commit, 2ull) | 2ull;
     }
     """
-    uint64_t cl_watch_end(void *commit, void *sleeping) nogil
+    uint64_t cl_watch_end(void *commit) nogil
 
 
 cdef tuple watch(cl_end *end):
-    cdef uint64_t seen = cl_watch_end(&end.commit, &end.sleeping)
+    cdef uint64_t seen = cl_watch_end(&end.commit)
     return <uintptr_t>&end.commit, <uint32_t>seen
 
 

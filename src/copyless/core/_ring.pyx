@@ -31,7 +31,7 @@ cdef extern from "ring.h" nogil:
         uint64_t cursor, taken, dropped
     ctypedef struct cl_ring_head:
         cl_head head
-        uint32_t state, published, readers_sleep, changed, writers_sleep, nfree, newest
+        uint32_t state, published, changed, nfree, newest
         uint64_t last, waits
         uint32_t members[256]
         cl_reader readers[256]
@@ -365,24 +365,22 @@ cdef class _Ring(Object):
         return h.last, published, writing, loans, h.waits, first, oldest, newest, readers
 
     def _watch_frames(self):
-        return watch(&self.r.head.published, &self.r.head.readers_sleep)
+        return watch(&self.r.head.published)
 
     def _watch_slots(self):
-        return watch(&self.r.head.changed, &self.r.head.writers_sleep)
+        return watch(&self.r.head.changed)
 
 
 cdef extern from *:
     """
     #include <stdatomic.h>
-    static unsigned cl_watch_word(void *word, void *sleeping)
+    static unsigned cl_watch_bell(void *bell)
     {
-        unsigned seen = atomic_load((_Atomic unsigned *)word);
-        atomic_store((_Atomic unsigned *)sleeping, 1);
-        return seen;
+        return atomic_fetch_or((_Atomic unsigned *)bell, 1u) | 1u;
     }
     """
-    uint32_t cl_watch_word(void *word, void *sleeping) nogil
+    uint32_t cl_watch_bell(void *bell) nogil
 
 
-cdef tuple watch(uint32_t *word, uint32_t *sleeping):
-    return <uintptr_t>word, cl_watch_word(word, sleeping)
+cdef tuple watch(uint32_t *bell):
+    return <uintptr_t>bell, cl_watch_bell(bell)

@@ -4,6 +4,8 @@
 #include <limits.h>
 #include <string.h>
 
+#define CL_COMMIT_SLEEP ((uint64_t)2)
+#define CL_COMMIT_SHIFT 2
 #define CHUNK_BIT ((uint64_t)1 << 63) /* in a hold's sequence: of a chunk, not of an item */
 #define RELAXED memory_order_relaxed
 
@@ -33,7 +35,7 @@ static void set64(cl_au64 *p, uint64_t v)
 
 static uint64_t passed(const cl_end *end)
 {
-    return atomic_load_explicit(&end->commit, memory_order_acquire) >> 1; /* pairs with "passed" */
+    return atomic_load_explicit(&end->commit, memory_order_acquire) >> CL_COMMIT_SHIFT; /* pairs with "passed" */
 }
 
 static cl_side *active(cl_end *end)
@@ -274,24 +276,32 @@ static int enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
 static int wait_for(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin)
 {
     cl_au32 *word = low_word(end);
-    if (cl_spin_wait(word, (uint32_t)seen, spin)) {
-        return CL_OK;
+    for (int spun = 0;;) {
+        uint64_t v = atomic_load(&end->commit);
+        if ((v ^ seen) & ~CL_COMMIT_SLEEP) {
+            return CL_OK;
+        }
+        if (!spun) {
+            spun = !cl_spin_wait(word, (uint32_t)v, spin);
+            continue;
+        }
+        if ((v & CL_COMMIT_SLEEP) || atomic_compare_exchange_strong(&end->commit, &v, v | CL_COMMIT_SLEEP)) {
+            CL_KILL_POINT();
+            return cl_sleep(word, (uint32_t)(v | CL_COMMIT_SLEEP), deadline_ns, spin);
+        }
     }
-    atomic_store(&end->sleeping, 1);
-    if ((uint32_t)atomic_load(&end->commit) != (uint32_t)seen) {
-        return CL_OK;
-    }
-    CL_KILL_POINT();
-    return cl_sleep(word, (uint32_t)seen, deadline_ns, spin);
 }
 
-static void moved_on(cl_end *end, uint64_t n)
+/* One who was woken knows nothing of the others: they may sleep still. */
+static void others_may_sleep(cl_end *end)
 {
-    if (atomic_load(&end->sleeping)) {
-        atomic_store(&end->sleeping, 0);
-        CL_KILL_POINT();
-        cl_wake(low_word(end), n < INT_MAX ? (int)n : INT_MAX);
-    }
+    atomic_fetch_or(&end->commit, CL_COMMIT_SLEEP);
+}
+
+static void wake(cl_end *end, uint64_t n)
+{
+    CL_KILL_POINT();
+    cl_wake(low_word(end), n < INT_MAX ? (int)n : INT_MAX);
 }
 
 /* ---- chunks */
@@ -367,12 +377,14 @@ static void write_side(cl_side *s, const position *p)
     set64(&s->bytes, p->bytes);
 }
 
-static void commit(cl_end *end, uint64_t count)
+/* Publishes the other side. 1: somebody slept on the word, and must be woken. */
+static int commit(cl_end *end, uint64_t count)
 {
     uint64_t other = (get64(&end->commit) & 1) ^ 1;
     CL_KILL_POINT();
-    atomic_store(&end->commit, count << 1 | other); /* release: "passed"; ordered before the look at `sleeping` */
+    uint64_t old = atomic_exchange(&end->commit, count << CL_COMMIT_SHIFT | other); /* release: "passed" */
     CL_KILL_POINT();
+    return (old & CL_COMMIT_SLEEP) != 0;
 }
 
 /* A further chunk, with a jump to it from the last. Until the commit nobody knows of it but its hold. */
@@ -536,14 +548,14 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
             return CL_CLOSED;
         }
         if (slept) {
-            atomic_store(&h->get.sleeping, 1); /* others may sleep too */
+            others_may_sleep(&h->get);
         }
         int rc = enter(q, 1, deadline_ns, flags);
         if (rc != CL_OK) {
             return rc;
         }
         uint64_t seen = 0;
-        int meanwhile = 0;
+        int meanwhile = 0, slept_on = 0;
         uint64_t count = passed(&h->put), before = count;
         position p = read_side(active(&h->put));
         uint64_t chunk = p.serial;
@@ -559,14 +571,14 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         int more = rc != CL_TIMEOUT && slept && has_room(q, count, p.bytes, 1); /* another sleeper may go on, too */
         if (count != before || p.serial != chunk) {
             write_side(&h->put.side[(get64(&h->put.commit) & 1) ^ 1], &p);
-            commit(&h->put, count);
+            slept_on = commit(&h->put, count);
         }
         cl_unlock(&h->put.lock);
-        if (count != before) {
-            moved_on(&h->put, count - before);
+        if (slept_on) {
+            wake(&h->put, count - before);
         }
         if (more) {
-            cl_wake(low_word(&h->get), 1);
+            wake(&h->get, 1);
         }
         if (rc != CL_TIMEOUT) {
             return rc;
@@ -662,7 +674,7 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
     }
     for (int slept = 0;;) {
         if (slept) {
-            atomic_store(&h->put.sleeping, 1); /* others may sleep too */
+            others_may_sleep(&h->put);
         }
         int empty = looks_empty(q), state = (int)atomic_load_explicit(&h->state, RELAXED);
         if (state == CL_QUEUE_SHUT_NOW) {
@@ -863,7 +875,7 @@ void cl_queue_abort(cl_queue *q)
 void cl_queue_commit(cl_queue *q)
 {
     cl_queue_head *h = q->head;
-    int moved = q->moved, more = 0;
+    int moved = q->moved, more = 0, slept_on = 0;
     if (moved) {
         cl_side *side = &h->get.side[(get64(&h->get.commit) & 1) ^ 1];
         const cl_block_ref *c = &q->get_chunk.ref;
@@ -877,7 +889,7 @@ void cl_queue_commit(cl_queue *q)
             set64(&side->taken, get64(&u->taken) + (uint64_t)moved);
         }
         set64(&side->user, who);
-        commit(&h->get, q->got);
+        slept_on = commit(&h->get, q->got);
         apply_taken(q);
         CL_KILL_POINT();
         if (q->ntokens != 0 || q->drop.nonce != 0) {
@@ -896,11 +908,11 @@ void cl_queue_commit(cl_queue *q)
         more = q->pass_on && passed(&h->put) > q->got;
     }
     cl_unlock(&h->get.lock);
-    if (moved) {
-        moved_on(&h->get, (uint64_t)moved);
+    if (slept_on) {
+        wake(&h->get, (uint64_t)moved);
     }
     if (more) {
-        cl_wake(low_word(&h->put), 1);
+        wake(&h->put, 1);
     }
 }
 
@@ -938,11 +950,7 @@ uint64_t cl_queue_unfinished(cl_queue *q)
 
 static void tell_finished(cl_queue *q)
 {
-    atomic_fetch_add(&q->head->finished, 1);
-    if (atomic_load(&q->head->joining)) {
-        atomic_store(&q->head->joining, 0);
-        cl_wake(&q->head->finished, INT_MAX);
-    }
+    cl_bell_ring(&q->head->finished, INT_MAX);
 }
 
 int cl_queue_done(cl_queue *q, uint64_t sequence)
@@ -1012,7 +1020,6 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
     know_self(q);
     for (;;) {
         uint32_t seen = atomic_load(&h->finished);
-        atomic_store(&h->joining, 1);
         if (cl_queue_unfinished(q) == 0) {
             return CL_OK;
         }
@@ -1021,7 +1028,7 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
             tell_finished(q);
             return CL_OWNER_DIED;
         }
-        int rc = cl_wait(&h->finished, seen, deadline_ns, NULL);
+        int rc = cl_bell_wait(&h->finished, seen, deadline_ns, NULL);
         if (rc != CL_OK) {
             return rc;
         }
@@ -1051,7 +1058,7 @@ static int drain(cl_queue *q)
             rc = clean(q, 0, put, p.serial);
         }
         cl_unlock(&h->put.lock);
-        moved_on(&h->get, UINT64_MAX);
+        wake(&h->get, UINT64_MAX);
     }
     cl_unlock(&h->get.lock);
     tell_finished(q);

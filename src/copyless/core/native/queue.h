@@ -9,8 +9,9 @@
  * what else the item names. Producers append under the lock of the `put` end, consumers take under that of the `get`
  * end; the two ends share nothing but a word each.
  *
- * Each end has two sides. The 64-bit word `commit` says how many items have passed (upper 63 bits) and which side
- * counts (bit 0); an operation writes the other side and then stores the word. So every operation, also of many items
+ * Each end has two sides. The 64-bit word `commit` says how many items have passed, which side counts (bit 0), and
+ * whether somebody sleeps until it moves on (bit 1: in the very word that is slept on, so that only the next commit, which
+ * wakes, takes the mark away); an operation writes the other side and then stores the word. So every operation, also of many items
  * and with new chunks, happens by one store, and there is nothing half done to repair:
  *
  *   put   lock - [chunk made and given to the queue] - item written - [its holds given to the queue] - COMMIT - wake
@@ -51,9 +52,8 @@ typedef struct cl_side {
 #define CL_DRAINED UINT64_MAX
 
 typedef struct cl_end {
-    cl_au64 commit;
-    cl_au32 sleeping; /* the other end's users wait for this word to move */
-    uint32_t pad[13];
+    cl_au64 commit; /* | items that have passed (62) | the other end's users sleep on it | which side counts | */
+    uint32_t pad[14];
     cl_au32 lock;
     uint32_t pad2[15];
     cl_side side[2];
@@ -82,9 +82,8 @@ typedef struct cl_queue_head {
     cl_head head; /* number: most items, 0 unlimited; room: leases; spare[0]: most bytes, 0 unlimited */
     cl_side first; /* where the first chunk is */
     cl_au32 state;
-    cl_au32 finished; /* moves on when everything put has been acknowledged */
-    cl_au32 joining; /* somebody sleeps on it */
-    uint32_t spare;
+    cl_au32 finished; /* a bell: rung when everything put has been acknowledged */
+    uint32_t spare[2];
     cl_au64 dropped; /* items counted as acknowledged, because they died with their consumers or were shut away */
     cl_au64 spilled; /* items that went by a file on disk */
     uint32_t pad[8];

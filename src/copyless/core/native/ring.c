@@ -169,29 +169,12 @@ static int enter_surely(cl_ring *r)
 
 /* Wakes one sleeper, who wakes two more, and so on: what a writer pays does not grow with its readers. A chain that a
  * death breaks goes on when the others look again by themselves, after a slice. */
-static void wake(cl_au32 *word, cl_au32 *sleeping)
+static int wait_for(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *spin)
 {
-    atomic_fetch_add(word, 1);
-    if (atomic_load(sleeping)) {
-        atomic_store(sleeping, 0);
-        CL_KILL_POINT();
-        cl_wake(word, 1);
-    }
-}
-
-static int wait_for(cl_au32 *word, cl_au32 *sleeping, uint32_t seen, int64_t deadline_ns, cl_spin *spin)
-{
-    if (cl_spin_wait(word, seen, spin)) {
-        return CL_OK;
-    }
-    atomic_store(sleeping, 1);
-    if (atomic_load(word) != seen) {
-        return CL_OK;
-    }
-    int rc = cl_sleep(word, seen, deadline_ns, spin);
+    int rc = cl_bell_wait(bell, seen, deadline_ns, spin);
     if (rc == CL_OK) {
         CL_KILL_POINT();
-        cl_wake(word, 2);
+        cl_wake(bell, 2);
     }
     return rc;
 }
@@ -330,7 +313,7 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->changed, &h->writers_sleep, seen, deadline_ns, &r->spin_write);
+        rc = wait_for(&h->changed, seen, deadline_ns, &r->spin_write);
         if (rc != CL_OK) {
             return rc;
         }
@@ -369,7 +352,7 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     }
     *out = (cl_frame){.slot = slot, .seq = s->seq, .time_ns = s->time_ns};
     leave(r);
-    wake(&h->published, &h->readers_sleep);
+    cl_bell_ring(&h->published, 1);
     return CL_OK;
 }
 
@@ -385,7 +368,7 @@ int cl_ring_give_up(cl_ring *r, uint32_t slot)
             h->nfree++;
         }
         leave(r);
-        wake(&h->changed, &h->writers_sleep);
+        cl_bell_ring(&h->changed, 1);
     }
     return rc;
 }
@@ -427,7 +410,7 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->published, &h->readers_sleep, seen, deadline_ns, &r->spin_read);
+        rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
         if (rc != CL_OK) {
             return rc;
         }
@@ -486,7 +469,7 @@ int cl_ring_return(cl_ring *r, uint32_t slot)
     }
     leave(r);
     if (last) {
-        wake(&h->changed, &h->writers_sleep);
+        cl_bell_ring(&h->changed, 1);
     }
     return CL_OK;
 }
@@ -525,7 +508,7 @@ int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
     if (rc == CL_OK) {
         r->head->readers[reader].owner = 0;
         leave(r);
-        wake(&r->head->changed, &r->head->writers_sleep);
+        cl_bell_ring(&r->head->changed, 1);
     }
     return rc;
 }
@@ -561,7 +544,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
                 int blocks = q->policy == CL_READER_BLOCKS;
                 leave(r);
                 if (blocks) {
-                    wake(&h->changed, &h->writers_sleep);
+                    cl_bell_ring(&h->changed, 1);
                 }
                 return CL_OK;
             }
@@ -573,7 +556,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->published, &h->readers_sleep, seen, deadline_ns, &r->spin_read);
+        rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
         if (rc != CL_OK) {
             return rc;
         }
@@ -584,10 +567,8 @@ void cl_ring_shut(cl_ring *r)
 {
     atomic_store(&r->head->state, CL_RING_SHUT);
     CL_KILL_POINT();
-    wake(&r->head->published, &r->head->readers_sleep);
-    wake(&r->head->changed, &r->head->writers_sleep);
-    cl_wake(&r->head->published, INT_MAX);
-    cl_wake(&r->head->changed, INT_MAX);
+    cl_bell_ring(&r->head->published, INT_MAX);
+    cl_bell_ring(&r->head->changed, INT_MAX);
 }
 
 int cl_ring_bury(cl_ring *r)

@@ -54,10 +54,8 @@ typedef struct cl_ring_head {
         head; /* number: slots; flags; spare: bytes a slot, where slots begin, bytes of the spec, block timeout in ns */
     cl_au32 lock;
     cl_au32 state;
-    cl_au32 published; /* a futex: moves on with every frame */
-    cl_au32 readers_sleep;
-    cl_au32 changed; /* a futex: moves on when a writer that found no slot should look again */
-    cl_au32 writers_sleep;
+    cl_au32 published; /* a bell: rung for every frame */
+    cl_au32 changed; /* a bell: rung when a writer that found no slot should look again */
     uint32_t nfree;
     uint32_t newest; /* slot + 1 of the newest frame */
     uint64_t last; /* the highest sequence number given */

@@ -184,3 +184,32 @@ void cl_wake(cl_au32 *word, int n)
 {
     syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
 }
+
+void cl_bell_ring(cl_au32 *bell, int n)
+{
+    uint32_t v = atomic_load_explicit(bell, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak(bell, &v, (v | CL_BELL_SLEEP) + 1)) {
+    }
+    CL_KILL_POINT();
+    if (v & CL_BELL_SLEEP) {
+        cl_wake(bell, n);
+    }
+}
+
+int cl_bell_wait(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *spin)
+{
+    for (int spun = 0;;) {
+        uint32_t v = atomic_load(bell);
+        if ((v ^ seen) & ~CL_BELL_SLEEP) {
+            return CL_OK;
+        }
+        if (!spun && spin != NULL) {
+            spun = !cl_spin_wait(bell, v, spin);
+            continue;
+        }
+        if ((v & CL_BELL_SLEEP) || atomic_compare_exchange_strong(bell, &v, v | CL_BELL_SLEEP)) {
+            CL_KILL_POINT();
+            return cl_sleep(bell, v | CL_BELL_SLEEP, deadline_ns, spin);
+        }
+    }
+}

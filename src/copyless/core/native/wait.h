@@ -37,6 +37,13 @@ int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spi
 /* Only the spin: 1 when the word changed within the learnt budget. */
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin);
 
+/* A bell: | times rung (31) | somebody sleeps (1) |. The mark lies in the very word that is slept on, so that nobody who
+ * rings late, for something long past, can take it from one who is about to sleep: only a new ring takes it, and wakes. */
+#define CL_BELL_SLEEP 1u
+void cl_bell_ring(cl_au32 *bell, int n); /* wakes up to n */
+/* Wait until it has been rung since it was `seen` (the mark does not count). As cl_wait. */
+int cl_bell_wait(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *spin);
+
 /* Wait until one of n words differs from what is expected of it: its index, or a cl_result as cl_wait. At most
  * CL_WAIT_MANY; for loops of events, which have many things to wait for and one thread. */
 #define CL_WAIT_MANY 127
