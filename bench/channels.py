@@ -275,7 +275,7 @@ def alone(kind: Any, n: int) -> float:
 def round_trips(rounds: int) -> dict[str, float]:
     echoes = {kind.name: Echo(kind) for kind in peers("iceoryx2")}
     slow = {"zmq ipc": 200, "Queue": 500, "faster-fifo": 500}
-    calls = {name: (lambda e=e, n=slow.get(name, 2000): e.timed(SMALL, n)) for name, e in echoes.items()}
+    calls = {name: (lambda e=e, name=name: e.timed(SMALL, slow.get(name, 2000))) for name, e in echoes.items()}
     if installed("iceoryx2"):
         calls["iceoryx2"] = lambda: alone(Iceoryx, 2000)
     figures = rounds_of(rounds, calls)
@@ -347,7 +347,7 @@ def one_way(rounds: int) -> dict[str, float]:
     """Messages a second, one producer, one consumer, one object a call; and ours in batches."""
     flows = {kind.name: Flow(kind, 1, 1) for kind in peers("torch")}
     counts = {"copyless": 300_000, "iceoryx2": 40_000}
-    calls = {name: (lambda f=f, n=counts.get(name, 40_000): f.per_second(n)) for name, f in flows.items()}
+    calls = {name: (lambda f=f, name=name: f.per_second(counts.get(name, 40_000))) for name, f in flows.items()}
     figures = rounds_of(rounds, calls)
     for each in flows.values():
         each.end()
@@ -507,7 +507,7 @@ def event_reader(name: str, ready: Any, done: Any) -> None:
 def handed_over(rounds: int) -> dict[str, float]:
     """A frame written in place (one pixel) and seen by the reader, before the next is begun or while it is."""
     block = shared_memory.SharedMemory(create=True, size=int(np.prod(FRAME)))
-    image = np.ndarray(FRAME, "u1", buffer=block.buf)
+    pixels = np.ndarray(FRAME, "u1", buffer=block.buf).reshape(-1)
     ready, done = CONTEXT.Event(), CONTEXT.Event()
     process = child(event_reader, block.name, ready, done)
     camera = Camera(1, "block", False)
@@ -515,7 +515,7 @@ def handed_over(rounds: int) -> dict[str, float]:
     def stdlib() -> float:
         began = time.perf_counter()
         for _ in range(300):
-            image[0, 0, 0] = 1
+            pixels[0] = 1
             ready.set()
             done.wait()
             done.clear()
@@ -530,12 +530,13 @@ def handed_over(rounds: int) -> dict[str, float]:
             time.sleep(0)
         return (time.perf_counter() - began) / 3000
 
-    figures = rounds_of(rounds, {"SharedMemory and Events": stdlib, "copyless": ours})
-    image[0, 0, 0] = 255
+    calls = {"SharedMemory and Events": stdlib, "copyless": ours}
+    figures = rounds_of(rounds, calls)
+    pixels[0] = 255
     ready.set()
     process.join(10)
     camera.end()
-    del image
+    del pixels, calls
     block.close()
     block.unlink()
     return figures

@@ -149,7 +149,7 @@ def test_queue(tmp_path, redeliver):
         again = sum(n - 1 for n in times.values())
         assert again <= consumers_killed
         at = {fields: number for number, fields in enumerate(lines)}
-        assert all(at["done", *item] > at["got", *item] for item in done)  # what was acknowledged never comes again
+        assert all(at[("done", *item)] > at[("got", *item)] for item in done)  # what was acknowledged never comes again
         assert not done & set(rest)
         q.join(timeout=10)
         assert q.stats().leased == 0
