@@ -536,8 +536,6 @@ def handed_over(rounds: int) -> dict[str, float]:
     ready.set()
     process.join(10)
     camera.end()
-    del pixels, calls
-    block.close()
     block.unlink()
     return figures
 

@@ -1,10 +1,10 @@
 """A work queue between programs that share no parent: start workers whenever, wherever; kill one, and its job is done by another.
 
-    python examples/jobs.py worker &          # as many as you like, in any terminal
-    python examples/jobs.py submit 20
-    python examples/jobs.py stop
+python examples/jobs.py worker &          # as many as you like, in any terminal
+python examples/jobs.py submit 20
+python examples/jobs.py stop
 
-    python examples/jobs.py demo              # all of it in one go, with a worker killed in the middle of a job
+python examples/jobs.py demo              # all of it in one go, with a worker killed in the middle of a job
 """
 
 import os
@@ -53,8 +53,7 @@ def submit(n):
 
 
 def stop():
-    todo, results = queues()
-    todo.shutdown()
+    queues()[0].shutdown()
     for name in ("todo", "results"):
         copyless.unlink(f"{NAME}-{name}")
 

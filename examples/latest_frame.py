@@ -1,6 +1,6 @@
 """A fast camera and a slow viewer: the viewer always shows the newest frame, and the camera never waits for it.
 
-    python examples/latest_frame.py
+python examples/latest_frame.py
 """
 
 import multiprocessing

@@ -1,6 +1,6 @@
 """A robot's state at 1 kHz: a dict of small arrays, and a controller that looks at the last 50 of them at any time.
 
-    python examples/robot_state.py
+python examples/robot_state.py
 """
 
 import multiprocessing

@@ -109,12 +109,16 @@ def test_doctor_tells_what_to_change(tmp_path):
 
 def test_demo(tmp_path):
     before = {name for name in os.listdir("/dev/shm") if not name.startswith("copyless-")}
-    done = run("demo", "--scale", "1", "--workers", "2", "--json", cwd=tmp_path)
+    done = run("demo", "--scale", "1", "--workers", "2", "--frames", "40", "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
     assert report["equal"]
     assert report["left_behind"] == []
     assert set(report["ways"]) == {"pickle", "SharedMemory", "copyless"}
     assert report["ways"]["copyless"]["pipe_bytes"] * 10 < report["ways"]["pickle"]["pipe_bytes"]
+    assert set(report["pipeline"]) == {"1", "4"}
+    for ways in report["pipeline"].values():
+        assert ways["copyless"]["missed"] == ways["copyless"]["torn"] == 0
+        assert ways["copyless"]["frames_per_second"] > 0
     from PIL import Image
 
     with Image.open(tmp_path / "copyless-demo.png") as picture:

@@ -47,7 +47,8 @@ def test_docstrings(module):
 
 def test_every_example_is_run_here():
     assert {name for name in os.listdir(EXAMPLES) if name.endswith(".py")} == {
-        "memory_object.py", "producer.py", "consumer.py", "raster.py", "dataframe.py",
+        "memory_object.py", "producer.py", "consumer.py", "raster.py", "dataframe.py", "frame_pipeline.py",
+        "latest_frame.py", "robot_state.py", "jobs.py",
     }  # fmt: skip
 
 
@@ -83,3 +84,22 @@ def test_producer_and_consumer_as_unrelated_programs_and_a_producer_killed():
     second.kill()
     second.communicate()
     assert rest.endswith("done\n")
+
+
+def test_frame_pipeline():
+    out = run("frame_pipeline.py", "--frames", "100")
+    assert out.count("200 frames whole, 0 torn, 0 missed") >= 2
+
+
+def test_latest_frame():
+    assert "none older" in run("latest_frame.py")
+
+
+def test_robot_state():
+    assert "50 states each" in run("robot_state.py")
+
+
+def test_jobs():
+    out = run("jobs.py")
+    assert "killed a worker" in out
+    assert "40 jobs done" in out

@@ -99,10 +99,11 @@ def demo(
     workers: Annotated[int, typer.Option(help="Worker processes.", min=1)] = min(4, os.cpu_count() or 1),
     scale: Annotated[int, typer.Option(help="How many times the photograph is enlarged.", min=1, max=8)] = 3,
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("copyless-demo.png"),
+    frames: Annotated[int, typer.Option(help="Frames of the pipeline.", min=1)] = 1000,
     start: Annotated[str, typer.Option(help="Start method: spawn, fork or forkserver.")] = "spawn",
     as_json: Json = False,
 ) -> None:
-    """Do the main job three ways: by pickling, by the standard library's SharedMemory, and by copyless."""
+    """Do the main jobs three ways each: a photograph filtered by a pool, and a stream of frames to one and four readers."""
     try:
         from copyless.cli import demo as job
     except ImportError as error:
@@ -110,7 +111,7 @@ def demo(
     if start not in ("spawn", "fork", "forkserver"):
         _stop(f"no start method is called {start!r}: spawn, fork, forkserver")
     quiet = as_json or not sys.stderr.isatty()
-    report = job.run(workers=workers, scale=scale, output=output, start=start, quiet=quiet)
+    report = job.run(workers=workers, scale=scale, output=output, start=start, quiet=quiet, frames=frames)
     _say(report, as_json, job.show)
     if not report["equal"] or report["left_behind"]:
         raise typer.Exit(1)

@@ -265,8 +265,10 @@ def _ready(_: int) -> int:
     return os.getpid()
 
 
-def run(workers: int, scale: int, output: Path, start: str, quiet: bool) -> dict[str, Any]:
-    """Do it three ways and report: seconds, bytes through pipes and peak memory of each."""
+def run(workers: int, scale: int, output: Path, start: str, quiet: bool, frames: int = 1000) -> dict[str, Any]:
+    """Do both jobs three ways and report: seconds, bytes through pipes and peak memory of each; frames a second."""
+    from copyless.cli import pipeline
+
     context = mp.get_context(start)
     rng = np.random.default_rng(365)
     series = rng.gamma(0.7, 6.0, RASTER), rng.normal(12, 9, RASTER)
@@ -274,7 +276,7 @@ def run(workers: int, scale: int, output: Path, start: str, quiet: bool) -> dict
     results: dict[str, tuple[Any, Any]] = {}
     measured: dict[str, dict[str, float]] = {}
     progress = Progress(
-        TextColumn("{task.description:>14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:>32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         console=Console(stderr=True), disable=quiet,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -296,20 +298,23 @@ def run(workers: int, scale: int, output: Path, start: str, quiet: bool) -> dict
             raster_pool.close()
             pool.join()
             raster_pool.join()
-        del pool, raster_pool
-        gc.collect()  # the pools' own semaphores are files in /dev/shm until they are collected
+            del pool, raster_pool
+            gc.collect()  # the pools' own semaphores are files in /dev/shm until they are collected
+            copyless.trim()
+            piped = pipeline.run(frames, start, progress)
         shape = image.shape
-        draw(np.array(image), results[WAYS[0]][0], measured, output)
+        draw(np.array(image), results[WAYS[0]][0], measured, piped, output)
         del image
     first = results[WAYS[0]]
     equal = all(np.array_equal(first[i], results[way][i]) for way in WAYS for i in (0, 1))
     copyless.reap()
     copyless.trim()
     # Other programs may run beside us: what counts is what this one made.
-    left = [name for name in _made_by_hand if os.path.exists(f"/dev/shm/{name}")]
+    by_hand = _made_by_hand + pipeline._made_by_hand
+    left = [name for name in by_hand if os.path.exists(f"/dev/shm/{name}")]
     return {
         "photograph": list(shape), "tiles": total, "workers": workers, "start": start, "equal": equal,
-        "ways": measured, "picture": str(output), "left_behind": left + _blocks_of(pids),
+        "ways": measured, "frames": frames, "pipeline": piped, "picture": str(output), "left_behind": left + _blocks_of(pids),
     }  # fmt: skip
 
 
@@ -338,6 +343,19 @@ def show(report: dict[str, Any], console: Console) -> None:
             "+" + size(m["peak_bytes"]),
         )  # fmt: skip
     console.print(table)
+    frames = Table(
+        title=f"{report['frames']} frames of 1080x720x3 from photographs, one producer",
+        title_justify="left",
+    )
+    for column in ("consumers", "way", "frames a second", "missed", "torn", "peak memory (PSS)"):
+        frames.add_column(column, justify="left" if column == "way" else "right")
+    for consumers, ways in report["pipeline"].items():
+        for way, m in ways.items():
+            frames.add_row(
+                consumers, way, f"{m['frames_per_second']:,.0f}", f"{m['missed']:,.0f}", f"{m['torn']:,.0f}",
+                "+" + size(m["peak_bytes"]),
+            )  # fmt: skip
+    console.print(frames)
     verdict = "[green]all three results are equal[/]" if report["equal"] else "[red]the results differ[/]"
     left = report["left_behind"]
     console.print(
@@ -345,10 +363,10 @@ def show(report: dict[str, Any], console: Console) -> None:
     )
 
 
-def draw(image: Any, result: Any, measured: dict[str, dict[str, float]], path: Path) -> None:
+def draw(image: Any, result: Any, measured: dict[str, dict[str, float]], piped: dict[str, Any], path: Path) -> None:
     """One picture: input, output, a detail of both, and the bars."""
     side, gap, colours = 420, 24, ("#c0504d", "#e0a030", "#3a8f5c")
-    canvas = Image.new("RGB", (3 * side + 4 * gap, side + 290), "white")
+    canvas = Image.new("RGB", (3 * side + 4 * gap, side + 510), "white")
     pen = ImageDraw.Draw(canvas)
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
     h, w = image.shape[:2]
@@ -371,4 +389,14 @@ def draw(image: Any, result: Any, measured: dict[str, dict[str, float]], path: P
             line = y + 36 + j * 50
             pen.text((x, line), f"{way}: {m[key] / unit:.2f} {suffix}", "black", small)
             pen.rectangle((x, line + 20, x + max(2, int((side - 10) * m[key] / top)), line + 38), colours[j])
+    for i, (consumers, ways) in enumerate(piped.items()):
+        x, y = gap + i * (side + gap), side + 290
+        top = max(m["frames_per_second"] for m in ways.values()) or 1
+        pen.text((x, y), f"frames of 1080x720 a second, {consumers} consumer{'s' * (consumers != '1')}", "black", font)
+        for j, (way, m) in enumerate(ways.items()):
+            line = y + 36 + j * 50
+            text = f"{way}: {m['frames_per_second']:,.0f}, {m['missed']:,.0f} missed"
+            pen.text((x, line), text + (f", {m['torn']:,.0f} torn" if m["torn"] else ""), "black", small)
+            length = max(2, int((side - 10) * m["frames_per_second"] / top))
+            pen.rectangle((x, line + 20, x + length, line + 38), colours[j])
     canvas.save(path)

@@ -1,0 +1,200 @@
+"""The frame pipeline, three ways: one producer, one consumer and then four, frames of 1080x720x3 from real photographs.
+
+(a) the standard library's idiom: one block of shared memory and an Event for each consumer. The producer does not wait, as
+a camera does not: a consumer that is late misses frames, and may meet one half written. (b) `multiprocessing.Queue`, one
+for each consumer. (c) a `copyless.RingBuffer`, whose readers block. Each frame bears its number in its first and last
+pixel, so that consumers see what they missed and what is torn.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import multiprocessing as mp
+import os
+import time
+from collections.abc import Callable
+from multiprocessing import shared_memory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import copyless
+from copyless.cli.demo import Meter
+
+SHAPE = (720, 1080, 3)
+WAYS = ("SharedMemory, Event", "Queue", "copyless")
+_made_by_hand: list[str] = []
+
+
+def photographs(n: int = 16) -> Any:
+    """A camera that moves over photographs which ship with scikit-image: n pictures of 1080x720."""
+    import skimage
+
+    data = os.path.join(os.path.dirname(skimage.__file__), "data")
+    names = [name for name in ("retina.jpg", "rocket.jpg", "coffee.png") if os.path.exists(os.path.join(data, name))]
+    pictures = []
+    for i in range(n):
+        with Image.open(os.path.join(data, names[i % len(names)])) as picture:
+            wide = picture.convert("RGB").resize((1080 + 8 * n, 720 + 4 * n), Image.Resampling.BILINEAR)
+        pictures.append(np.asarray(wide)[4 * i : 4 * i + 720, 8 * i : 8 * i + 1080])
+    return np.ascontiguousarray(pictures)
+
+
+def stamp(frame: Any, number: int) -> None:
+    flat = frame.reshape(-1)
+    flat[:4].view("u4")[0] = flat[-4:].view("u4")[0] = number
+
+
+class Looker:
+    """What each consumer does with a frame: look at every sixteenth row, and whether it is the next and whole."""
+
+    def __init__(self) -> None:
+        self.seen = self.torn = self.last = 0
+        self.light = 0.0
+
+    def look(self, frame: Any) -> None:
+        flat = frame.reshape(-1)
+        first, last = int(flat[:4].view("u4")[0]), int(flat[-4:].view("u4")[0])
+        self.light += float(frame[::16, ::4].mean())
+        self.torn += first != last
+        self.seen += first != self.last
+        self.last = first
+
+    def report(self) -> tuple[int, int]:
+        return self.seen, self.torn
+
+
+# ---- (a)
+
+
+def _event_consumer(name: str, event: Any, end: Any, ready: Any, results: Any) -> None:
+    block = shared_memory.SharedMemory(name)
+    frame: Any = np.ndarray(SHAPE, "u1", buffer=block.buf)
+    looker = Looker()
+    ready.release()
+    while not end.is_set():
+        if event.wait(0.05):
+            event.clear()
+            looker.look(frame)
+    results.put(looker.report())
+    del frame
+    block.close()
+
+
+def by_event(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+    block = shared_memory.SharedMemory(create=True, size=int(np.prod(SHAPE)))
+    _made_by_hand.append(block.name)
+    frame: Any = np.ndarray(SHAPE, "u1", buffer=block.buf)
+    events, end = [context.Event() for _ in range(consumers)], context.Event()
+    yield [(_event_consumer, (block.name, event, end, ready, results)) for event in events]
+    for number in range(1, frames + 1):
+        frame[...] = pictures[number % len(pictures)]
+        stamp(frame, number)
+        for event in events:
+            event.set()
+        tick(number)
+    time.sleep(0.05)
+    end.set()
+    yield None
+    del frame
+    block.close()
+    block.unlink()
+
+
+# ---- (b)
+
+
+def _queue_consumer(queue: Any, ready: Any, results: Any) -> None:
+    looker = Looker()
+    ready.release()
+    while (frame := queue.get()) is not None:
+        looker.look(frame)
+    results.put(looker.report())
+
+
+def by_queue(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+    queues = [context.Queue(maxsize=8) for _ in range(consumers)]
+    yield [(_queue_consumer, (queue, ready, results)) for queue in queues]
+    for number in range(1, frames + 1):
+        frame = pictures[number % len(pictures)].copy()  # its feeder pickles it later: a frame of its own
+        stamp(frame, number)
+        for queue in queues:
+            queue.put(frame)
+        tick(number)
+    for queue in queues:
+        queue.put(None)
+    yield None
+
+
+# ---- (c)
+
+
+def _ring_consumer(ring: Any, ready: Any, results: Any) -> None:
+    looker = Looker()
+    with ring.subscribe("block") as frames:
+        ready.release()
+        for frame in frames:
+            with frame:
+                looker.look(frame.array)
+    results.put(looker.report())
+
+
+def by_ring(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+    ring = copyless.RingBuffer((SHAPE, "u1"), slots=8)
+    yield [(_ring_consumer, (ring, ready, results)) for _ in range(consumers)]
+    for number in range(1, frames + 1):
+        with ring.write() as frame:
+            frame[...] = pictures[number % len(pictures)]
+            stamp(frame.array, number)
+        tick(number)
+    ring.shutdown()
+    yield None
+
+
+def _run(way: Any, frames: int, consumers: int, context: Any, pictures: Any, tick: Callable[[int], None]) -> Any:
+    """Frames a second that each consumer had, what it missed and what was torn, and the highest memory."""
+    ready: Any = copyless.Semaphore(0)
+    results: Any = copyless.Queue()
+    meter = Meter()
+    job = way(frames, consumers, context, pictures, ready, results, tick)
+    processes = [context.Process(target=work, args=args, daemon=True) for work, args in next(job)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        if not ready.acquire(timeout=60):
+            raise RuntimeError("a consumer of the frame pipeline did not start")
+    began = time.perf_counter()
+    next(job)
+    reports = [results.get(timeout=120) for _ in processes]
+    seconds = time.perf_counter() - began
+    for process in processes:
+        process.join()
+    next(job, None)
+    meter.stop()
+    seen = sum(seen for seen, _ in reports) / consumers
+    return {
+        "frames_per_second": seen / seconds, "missed": frames - seen, "torn": sum(torn for _, torn in reports) / consumers,
+        "peak_bytes": meter.measured["peak_bytes"], "seconds": seconds,
+    }  # fmt: skip
+
+
+def _tick(progress: Any, task: Any, done: int) -> None:
+    progress.update(task, completed=done)
+
+
+def run(frames: int, start: str, progress: Any) -> dict[str, Any]:
+    """{consumers: {way: figures}} for one consumer and for four."""
+    context = mp.get_context(start)
+    pictures = photographs()
+    measured: dict[str, Any] = {}
+    for consumers in (1, 4):
+        measured[str(consumers)] = {}
+        for name, way in zip(WAYS, (by_event, by_queue, by_ring), strict=True):
+            task = progress.add_task(f"frames to {consumers}, {name}", total=frames)
+            tick = functools.partial(_tick, progress, task)
+            measured[str(consumers)][name] = _run(way, frames, consumers, context, pictures, tick)
+            gc.collect()
+            copyless.trim()
+    return measured
