@@ -63,7 +63,11 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 		$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c $(NATIVE)/*.c -o build/native/$$t -lpthread || exit 1; \
 		echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done
 
-bench: $(VENV)/test.stamp  ## every figure against its peers, in one run
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(PIP) install '.[bench]'
+	@touch $@
+
+bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/blocks.py
 	$(BIN)/python bench/channels.py
 
