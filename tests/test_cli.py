@@ -124,3 +124,23 @@ def test_demo(tmp_path):
     with Image.open(tmp_path / "copyless-demo.png") as picture:
         assert picture.width > 1000
     assert {name for name in os.listdir("/dev/shm") if not name.startswith("copyless-")} <= before
+
+
+def test_queues_and_locks_are_seen():
+    import numpy as np
+
+    q = copyless.Queue(name="t-cli-queue")
+    q.put(np.ones(100_000))
+    ring, lock = copyless.RingBuffer(((3,), "u1"), name="t-cli-ring"), copyless.Lock(name="t-cli-lock")
+    report = json.loads(run("ls", "--json").stdout)
+    blocks = {block["name"]: block for block in report["blocks"]}
+    number = blocks["t-cli-queue"]["number"]
+    inside = [block for block in report["blocks"] if block["queues"] == [number]]
+    assert any(block["bytes"] >= 800_000 and block["state"] == "in a queue" for block in inside)
+    assert "in a queue" in run("ls").stdout
+    seen = json.loads(run("inspect", "t-cli-queue", "--json").stdout)
+    assert (seen["kind"], seen["put"], seen["size"]) == ("Queue", 1, 1)
+    assert json.loads(run("inspect", "t-cli-ring", "--json").stdout)["slots"] == 8
+    with lock:
+        assert f"held by process {os.getpid()}" in run("inspect", "t-cli-lock").stdout
+    del ring

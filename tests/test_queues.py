@@ -252,12 +252,34 @@ def test_a_consumer_killed_in_get_costs_nothing(context):  # E6
     assert q.get(timeout=2) == 5
 
 
-def test_a_dead_end_is_noticed(context):  # E8
+def _put_and_wait(q, nbytes):
+    q.put(b"x" * nbytes)
+    time.sleep(100)
+
+
+def test_producers_that_ended_well_may_have_successors(context):
     q = copyless.Queue()
     process = context.Process(target=_put_and_exit, args=(q, 10))
     process.start()
     process.join()
     assert len(q.get()) == 10
+    later = threading.Timer(2.5, lambda: q.put("later"))  # by this very process, which nobody could have known
+    later.start()
+    assert q.get() == "later"
+    other = copyless.Queue()
+    process = context.Process(target=_put_and_exit, args=(other, 10))
+    process.start()
+    process.join()
+    assert list(other) == [b"x" * 10]  # iterating ends
+
+
+def test_a_dead_end_is_noticed(context):  # E8
+    q = copyless.Queue()
+    process = context.Process(target=_put_and_wait, args=(q, 10))
+    process.start()
+    assert len(q.get()) == 10
+    process.kill()
+    process.join()
     start = time.monotonic()
     with pytest.raises(copyless.EndOfQueueError, match="nobody is left"):
         q.get()

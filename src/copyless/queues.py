@@ -21,7 +21,9 @@ import os
 import queue
 import threading
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
+from multiprocessing import util
 from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -41,6 +43,12 @@ _base: type[Exception] = getattr(queue, "ShutDown", Exception)
 
 class ShutDown(ClosedError, _base):  # type: ignore[misc,valid-type]
     """The queue was shut down. Also a `queue.ShutDown`, where Python has it (3.13)."""
+
+
+def _say_goodbye(reference: weakref.ref[Any], pid: int) -> None:
+    q = reference()
+    if q is not None and pid == os.getpid():
+        q._say_goodbye()
 
 
 def _tell_of_spilling() -> None:
@@ -119,6 +127,10 @@ class _Base(_queue._Queue, Shared, Generic[T]):
         obj._stood()
         return obj
 
+    def _puts(self) -> None:
+        """Called at this process's first put: at its end it says that it puts no more, unless it is killed."""
+        util.Finalize(self, _say_goodbye, (weakref.ref(self), os.getpid()), exitpriority=10)
+
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Put several objects at once: how many were put, which with a limit of time may be fewer.
 
@@ -148,10 +160,10 @@ class _Base(_queue._Queue, Shared, Generic[T]):
         return item  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[T]:
-        """Take items until the queue is shut down, or nobody is left who could put."""
+        """Take items until the queue is shut down, or every process that put has ended or closed it and no other has it."""
         while True:
             try:
-                item = self.get()
+                item = self._next()
             except ClosedError:
                 return
             yield item
@@ -175,8 +187,8 @@ class _Base(_queue._Queue, Shared, Generic[T]):
     def close(self) -> None:
         """This process is done with the queue: using this object raises `ClosedError`, a ValueError.
 
-        Others go on; what was put stays. When every process that ever put has closed the queue or ended, a `get` without
-        timeout raises `EndOfQueueError`, and iterating ends. To end the queue for everyone, `shutdown` it.
+        Others go on; what was put stays. When every process that ever put has closed the queue or ended, and no other has it,
+        iterating over it ends. To end the queue for everyone, `shutdown` it.
         """
         if not self.closed:
             self._close_role()
@@ -327,7 +339,6 @@ class JoinableQueue(Queue[T]):
     ) -> None:
         flags = _queue.JOINABLE | (_queue.REDELIVER if redeliver else 0)
         self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0)
-        self._stood()
 
     def _stood(self) -> None:
         self._taken: dict[int, list[tuple[Any, int]]] = {}  # by id: objects taken here, with their numbers

@@ -46,7 +46,16 @@ def listing() -> dict[str, Any]:
         block["pids"] = sorted({pids.get(h["owner"], 0) for h in holds if h["kind"] == "owner"})
         block["messages"] = sum(h["kind"] in ("message", "family") for h in holds)
         block["persistent"] = any(h["kind"] == "persist" for h in holds)
-        block["state"] = "alive" if block["pids"] else "persistent" if block["persistent"] else "orphaned"
+        block["queues"] = sorted({h["channel"] for h in holds if h["kind"] == "channel"})
+        block["state"] = (
+            "alive"
+            if block["pids"]
+            else "in a queue"
+            if block["queues"]
+            else "persistent"
+            if block["persistent"]
+            else "orphaned"
+        )
         deadlines = [h["deadline_ns"] for h in holds if h["kind"] == "message"]
         left = min(deadlines, default=0) - time.monotonic_ns()
         block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
@@ -67,6 +76,7 @@ def show_listing(report: dict[str, Any], console: Console) -> None:
         blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
     for block in report["blocks"]:
         holders = [str(pid) for pid in block["pids"]] + ["persist"] * block["persistent"]
+        holders += [f"queue in block {number}" for number in block["queues"]]
         if block["messages"]:
             left = block["message_seconds_left"]
             holders.append(f"{block['messages']} message(s)" + (f", {left:.0f} s left" if left is not None else ""))
@@ -94,13 +104,20 @@ def show_listing(report: dict[str, Any], console: Console) -> None:
 
 
 def named(name: str) -> dict[str, Any]:
-    """One named array."""
+    """One named array, lock, queue or ring."""
     import numpy as np
 
     from copyless import arrays
 
     array = arrays.open(name, readonly=True)
     block = next(b for b in listing()["blocks"] if b["name"] == name and not b["external"])
+    if not isinstance(array, np.ndarray):
+        statistics = array.stats()._asdict() if hasattr(array, "stats") else {}
+        return {
+            "name": name, "kind": type(array).__name__, "bytes": block["bytes"], **statistics, "age": age(block["created_ns"]),
+            "creator": block["creator_pid"], "persistent": block["persistent"],
+            "held_by": [pid for pid in block["pids"] if pid != os.getpid()], "values": repr(array),
+        }  # fmt: skip
     with np.printoptions(threshold=20, edgeitems=2):
         values = str(array.view(np.ndarray))
     return {

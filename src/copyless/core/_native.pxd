@@ -39,7 +39,7 @@ cdef extern from "store.h" nogil:
         uint64_t start, pid_namespace, family, since_ns
         char command[32]
     ctypedef struct cl_hold:
-        uint32_t kind, owner, block
+        uint32_t kind, owner, block, channel
         int64_t deadline_ns
         uint64_t family
     ctypedef struct cl_block:

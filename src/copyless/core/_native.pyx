@@ -897,7 +897,7 @@ cdef dict take_snapshot():
         h = &STORE.holds[i]
         if h.kind != CL_HOLD_FREE:
             holds.append({"kind": ("", "owner", "message", "family", "persist", "channel")[h.kind if h.kind < 6 else 0],
-                          "index": i, "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
+                          "index": i, "channel": <int64_t>h.channel - 1 if h.kind == 5 else -1, "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
     for i in range(STORE.control.names_high):
         n = &STORE.names[i]
         if n.kind != CL_NAME_FREE:

@@ -77,6 +77,7 @@ cdef extern from "queue.h" nogil:
     int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
     int cl_queue_shut(cl_queue *q, int now)
     void cl_queue_role(cl_queue *q, uint32_t role, int on)
+    void cl_queue_use(cl_queue *q, uint32_t role)
     int cl_queue_deserted(cl_queue *q)
 
 HEAD_BYTES = sizeof(cl_queue_head)
@@ -329,8 +330,7 @@ cdef class _Queue(Object):
     KIND = CL_KIND_QUEUE
     cdef cl_queue q
     cdef readonly bint redelivers
-    cdef uint32_t roles_of  # the lock word of the process that wrote its roles down
-    cdef uint32_t roles
+    cdef uint32_t puts_of  # the lock word of the process that has put by this object
     cdef public bint closed
 
     def __cinit__(self, *args, **kwargs):
@@ -338,6 +338,8 @@ cdef class _Queue(Object):
 
     def __dealloc__(self):
         if self.q.head != NULL:
+            if self.puts_of != 0 and self.puts_of == self.q.self and self.block is not None:
+                cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
             with nogil:
                 cl_queue_detach(&self.q)
 
@@ -352,19 +354,19 @@ cdef class _Queue(Object):
     cdef int use(self, uint32_t role) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"{type(self).__name__} {self!r} is closed")
-        if self.q.self != self.roles_of:
-            self.roles = 0
-        if not self.roles & role:
-            cl_queue_role(&self.q, role, True)
-            cl_queue_role(&self.q, CL_ROLE_CLOSED, False)
-            self.roles_of = self.q.self
-            self.roles |= role
+        cl_queue_use(&self.q, role)
+        if role == CL_ROLE_PUTS and self.puts_of != self.q.self:
+            self.puts_of = self.q.self
+            self._puts()
         return 0
 
     def _close_role(self):
         """This process neither puts nor gets any more by this object."""
         self.closed = True
-        self.roles = 0
+        self._say_goodbye()
+
+    def _say_goodbye(self):
+        """Write down that this process puts no more."""
         if self.head != NULL:
             cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
 
@@ -496,7 +498,7 @@ cdef class _Queue(Object):
 
     # ---- get
 
-    cdef int begin(self, int64_t deadline, cl_got *got) except -100:
+    cdef int begin(self, int64_t deadline, cl_got *got, bint ends=False) except -100:
         """CL_OK: `got` is what is taken, under the lock; CL_TIMEOUT: there is nothing."""
         cdef int rc, slices = 0, deserted = 0
         self.use(CL_ROLE_GETS)
@@ -528,7 +530,7 @@ cdef class _Queue(Object):
             self.use(CL_ROLE_GETS)
             slices += 1
             if deadline == CL_FOREVER and slices % 4 == 0:
-                deserted = deserted + 4 if cl_queue_deserted(&self.q) else 0
+                deserted = deserted + 4 if cl_queue_deserted(&self.q) >= (1 if ends else 2) else 0
                 if deserted >= DESERTED_SLICES:
                     raise EndOfQueueError(f"nobody is left who could put into {self!r}: every process that did has ended or "
                                           "closed it, and no other has it")
@@ -580,7 +582,8 @@ cdef class _Queue(Object):
         ShutDown
             When the queue is empty and was shut down.
         EndOfQueueError
-            Without a timeout: when nobody is left who could put.
+            Without a timeout: when a process that put has died, all others that did have ended or closed the queue, and no
+            process that might put has it.
         ClosedError
             When this object is closed.
 
@@ -594,8 +597,19 @@ cdef class _Queue(Object):
             return self._leased(got.sequence, self.end(&got))
         return self.end(&got)
 
+    def _next(self):
+        """As `get`, for iteration: it ends also when every process that put has ended well."""
+        cdef cl_got got
+        self.begin(CL_FOREVER, &got, True)
+        if self.redelivers:
+            return self._leased(got.sequence, self.end(&got))
+        return self.end(&got)
+
     def _leased(self, sequence, obj):
         return obj
+
+    def _puts(self):
+        """This process puts for the first time."""
 
     def _try_get(self):
         """The next item, or `NOTHING`; for an event loop."""

@@ -150,11 +150,20 @@ void cl_queue_role(cl_queue *q, uint32_t role, int on)
     }
 }
 
+void cl_queue_use(cl_queue *q, uint32_t role)
+{
+    cl_user *u = user(q);
+    if ((atomic_load_explicit(&u->role, RELAXED) & (role | CL_ROLE_CLOSED)) != role) {
+        cl_queue_role(q, role, 1);
+        cl_queue_role(q, CL_ROLE_CLOSED, 0); /* by another object of this process it was */
+    }
+}
+
 int cl_queue_deserted(cl_queue *q)
 {
     cl_queue_head *h = q->head;
     uint32_t self = cl_self(q->store);
-    int others = 0;
+    int others = 0, died = 0;
     for (uint32_t i = 0; i < CL_USERS; i++) {
         uint32_t role = atomic_load(&h->users[i].role), owner = atomic_load(&h->users[i].owner);
         if (!(role & CL_ROLE_PUTS)) {
@@ -163,6 +172,7 @@ int cl_queue_deserted(cl_queue *q)
         if (i == CL_USERS - 1 || (!(role & CL_ROLE_CLOSED) && !dead(q, owner))) {
             return 0;
         }
+        died |= !(role & CL_ROLE_CLOSED);
         others |= owner != self;
     }
     if (!others || cl_enter(q->store, CL_OP_LIST, 0) != CL_OK) {
@@ -186,7 +196,7 @@ int cl_queue_deserted(cl_queue *q)
         }
     }
     cl_leave(s);
-    return deserted && cl_queue_size(h) == 0;
+    return deserted && cl_queue_size(h) == 0 ? 1 + died : 0;
 }
 
 /* ---- locks, and what is left to do when one comes from the dead */

@@ -166,8 +166,9 @@ int cl_queue_done(cl_queue *q, uint64_t sequence);
 int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost);
 int cl_queue_shut(cl_queue *q, int now); /* CL_AGAIN: call again */
 void cl_queue_role(cl_queue *q, uint32_t role, int on);
+void cl_queue_use(cl_queue *q, uint32_t role); /* this process puts or gets, and has not closed it */
 /* Whether nobody is left who could put: some other process put, all that did have ended or closed, and whoever still
- * has the queue only takes from it. */
+ * has the queue only takes from it. 1: all of them said so (CL_ROLE_CLOSED), 2: somebody died. */
 int cl_queue_deserted(cl_queue *q);
 
 #endif
