@@ -258,7 +258,15 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
         uint32_t victim = UINT32_MAX;
         int over = c->warm_bytes > keep_bytes;
         if (c->first[CL_SPILLED] != 0) {
+            cl_block *b;
+            int rc = cl_block_checked(store, c->first[CL_SPILLED] - 1, &b);
+            if (rc != CL_OK) {
+                return rc;
+            }
             victim = (c->first[CL_SPILLED] - 1) / CL_BLOCKS;
+            if (store->segments[victim].class_index != CL_SPILLED || b->state != CL_BLOCK_FREE) {
+                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free one on disk", c->first[CL_SPILLED] - 1);
+            }
         }
         /* Large ones first, the longest unused of them: the tail of their list. */
         if (victim == UINT32_MAX && c->last[CL_LARGE] != 0) {
