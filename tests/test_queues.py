@@ -649,8 +649,12 @@ def test_close_is_this_processs_own(context):
     for use in (lambda: q.put(1), q.get, q.get_nowait, lambda: q.put_many([1]), q.get_many):
         with pytest.raises(ValueError, match="is closed"):
             use()
+    assert q.empty()  # closed, and never used
     other.put(1)
     assert other.get() == 1
+    other.close()
+    with pytest.raises(OSError, match="is closed"):
+        other.empty()
     waiting = copyless.Queue()
     threading.Timer(0.1, waiting.close).start()
     with pytest.raises(copyless.ClosedError):

@@ -87,6 +87,8 @@ JOINABLE = CL_QUEUE_JOINABLE
 REDELIVER = CL_QUEUE_REDELIVER
 
 cdef enum:
+    PLAIN_QUEUE = 4  # which class, in the flags of the head: see copyless.queues
+    JOINABLE_QUEUE = 8
     COMPOSITE = 67
     HANDLE = 72
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
@@ -651,6 +653,9 @@ cdef class _Queue(Object):
         return cl_queue_size(<cl_queue_head *>self._need())
 
     def empty(self):
+        # As the standard library's: OSError once closed, but for a Queue that was closed unused.
+        if self.closed and (self.puts_of != 0 or not self._need().flags & (PLAIN_QUEUE | JOINABLE_QUEUE)):
+            raise OSError(f"{self!r} is closed")
         return cl_queue_size(<cl_queue_head *>self._need()) == 0
 
     def full(self):
