@@ -147,3 +147,7 @@ cdef class Object:
 
 cdef cl_store *the_store() noexcept nogil
 cdef Block stand(const cl_block_ref *ref, uint64_t nbytes)
+cdef Block allocate(uint64_t nbytes, unsigned flags)
+cdef int fail(int rc) except -1
+cdef int64_t deadline_of(timeout) except -1
+cdef bint token_of(bytes handle, cl_token *token)

@@ -92,6 +92,21 @@ cdef int fail(int rc) except -1:
     raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
 
 
+cdef int64_t deadline_of(timeout) except -1:
+    """The monotonic time at which a wait of `timeout` seconds (None: for ever) ends."""
+    cdef double seconds
+    if timeout is None:
+        return CL_FOREVER
+    seconds = timeout
+    if seconds != seconds:
+        raise ValueError("timeout is not a number")
+    if seconds <= 0:
+        return 0
+    if seconds > 9e9:
+        return CL_FOREVER
+    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+
+
 # ---- opening, leaving, fork
 
 cdef void leave_at_exit() noexcept nogil:
@@ -327,11 +342,16 @@ cdef class Bell:
 
 def alloc(uint64_t nbytes):
     """A block of at least `nbytes` bytes, warm if there is one. Its content is what it last held."""
+    return allocate(nbytes, 0)
+
+
+cdef Block allocate(uint64_t nbytes, unsigned flags):
+    """The same; with CL_MAY_SPILL on disk when shared memory is full."""
     cdef cl_block_ref ref
     cdef int rc = cl_alloc(&STORE, nbytes, 0, &ref)
     while rc == CL_AGAIN:
         with nogil:
-            rc = cl_alloc(&STORE, nbytes, CL_MAY_WAIT, &ref)
+            rc = cl_alloc(&STORE, nbytes, CL_MAY_WAIT | flags, &ref)
         if rc == CL_AGAIN:
             PyErr_CheckSignals()
     if rc != CL_OK:
@@ -441,6 +461,15 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
         memset(&out, 0, sizeof(out))
         out.segment_id, out.generation, out.segment, out.index = ref.segment_id, ref.generation, ref.segment, ref.index
     return wire(kind, &out, address - <uintptr_t>ref.data, nbytes)
+
+
+cdef bint token_of(bytes handle, cl_token *token):
+    """The hold that travels with a handle; False: none does."""
+    cdef Wire w
+    memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    memset(token, 0, sizeof(cl_token))
+    token.hold, token.nonce = w.hold, w.nonce
+    return w.nonce != 0
 
 
 def wire_fields(bytes handle):

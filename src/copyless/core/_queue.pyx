@@ -17,16 +17,17 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
+    allocate, deadline_of, fail, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
-    CL_SLICE_NS, CL_STALE, CL_TIMEOUT, Object, cl_alloc, cl_block_ref, cl_error, cl_head, cl_last_error, cl_mark_private,
-    cl_monotonic_ns, cl_release, cl_spin, cl_store, cl_token, cl_unsend, stand, the_store,
+    CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head, cl_mark_private,
+    cl_store, cl_token, cl_unsend, stand, the_store,
 )
 
 import pickle
 import queue as _stdlib
 
 from copyless.core._native import private_view
-from copyless.errors import ClosedError, EndOfQueueError, native_error
+from copyless.errors import ClosedError, EndOfQueueError
 
 cdef extern from "plain.h":
     enum: PLAIN_LARGEST
@@ -127,25 +128,6 @@ cdef int tell() except -1:
     return 0
 
 
-cdef int fail(int rc) except -1:
-    cdef cl_error *e = cl_last_error()
-    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
-
-
-cdef int64_t deadline_of(timeout) except -1:
-    cdef double seconds
-    if timeout is None:
-        return CL_FOREVER
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError("timeout is not a number")
-    if seconds <= 0:
-        return 0
-    if seconds > 9e9:
-        return CL_FOREVER
-    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
-
-
 cdef class Packed:
     """An object as a queue takes it. Holds what it names until a queue does; let go, it takes that back."""
     cdef bytes body
@@ -156,7 +138,6 @@ cdef class Packed:
     cdef bint given
 
     def __dealloc__(self):
-        cdef uint32_t i
         if self.tokens != NULL:
             if not self.given:
                 unsend(self.tokens, self.ntokens)
@@ -185,19 +166,6 @@ cdef void unsend(const cl_token *tokens, uint32_t n) noexcept:
                 rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
 
 
-cdef Block allocate(uint64_t nbytes):
-    cdef cl_block_ref ref
-    cdef int rc = cl_alloc(the_store(), nbytes, 0, &ref)
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_alloc(the_store(), nbytes, CL_MAY_WAIT | CL_MAY_SPILL, &ref)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
-    if rc != CL_OK:
-        fail(rc)
-    return stand(&ref, nbytes)
-
-
 cdef Packed pack(obj, bint in_block):
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
@@ -213,20 +181,15 @@ cdef Packed pack(obj, bint in_block):
         data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
     elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
         data, handles = b"H" + handle, [handle]
-        handles = [handle] if (<uint64_t *>(PyBytes_AS_STRING(<bytes>handle) + 48))[0] != 0 else []
     else:
         data, buffers, handles = PACK(obj)
-        handles = [handle for handle in handles if (<uint64_t *>(PyBytes_AS_STRING(<bytes>handle) + 48))[0] != 0]  # else a file's
-    n = len(handles)
-    if n != 0:
-        packed.tokens = <cl_token *>malloc(n * sizeof(cl_token))
+    if handles:
+        packed.tokens = <cl_token *>malloc(len(handles) * sizeof(cl_token))
         if packed.tokens == NULL:
             raise MemoryError
-        memset(packed.tokens, 0, n * sizeof(cl_token))
-        for i in range(<Py_ssize_t>n):  # where a handle says them: _native's Wire
-            memcpy(&packed.tokens[i].hold, PyBytes_AS_STRING(<bytes>handles[i]) + 4, 4)
-            memcpy(&packed.tokens[i].nonce, PyBytes_AS_STRING(<bytes>handles[i]) + 48, 8)
-        packed.ntokens = <uint32_t>n
+        for handle in handles:
+            packed.ntokens += token_of(handle, &packed.tokens[packed.ntokens])  # a file's handle has none
+    n = packed.ntokens
     start = n * sizeof(cl_token)
     total = start + len(data)
     if buffers:
@@ -237,7 +200,7 @@ cdef Packed pack(obj, bint in_block):
     if not buffers and total <= CL_INLINE_MAX and not in_block:
         packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, start) + data if n else data
         return packed
-    packed.block = allocate(total)
+    packed.block = allocate(total, CL_MAY_SPILL)
     out = packed.block.ref.data
     if n != 0:
         memcpy(out, packed.tokens, start)
@@ -561,7 +524,7 @@ cdef class _Queue(Object):
         self.commit()
         block = stand(&got.payload, got.nbytes)
         if self.redelivers:
-            return unpack(private_view(block), got.ntokens)
+            return self._leased(got.sequence, unpack(private_view(block), got.ntokens))
         cl_mark_private(the_store(), &got.payload)
         return unpack(block, got.ntokens)
 
@@ -595,16 +558,12 @@ cdef class _Queue(Object):
         cdef int64_t deadline = self.deadline(block, timeout)
         if self.begin(deadline, &got) == CL_TIMEOUT:
             raise Empty
-        if self.redelivers:
-            return self._leased(got.sequence, self.end(&got))
         return self.end(&got)
 
     def _next(self):
         """As `get`, for iteration: it ends also when every process that put has ended well."""
         cdef cl_got got
         self.begin(CL_FOREVER, &got, True)
-        if self.redelivers:
-            return self._leased(got.sequence, self.end(&got))
         return self.end(&got)
 
     def _leased(self, sequence, obj):
@@ -618,8 +577,6 @@ cdef class _Queue(Object):
         cdef cl_got got
         if self.begin(0, &got) == CL_TIMEOUT:
             return NOTHING
-        if self.redelivers:
-            return self._leased(got.sequence, self.end(&got))
         return self.end(&got)
 
     def get_many(self, max_items=None, block=True, timeout=None):
@@ -633,7 +590,7 @@ cdef class _Queue(Object):
         if self.begin(self.deadline(block, timeout), &got) == CL_TIMEOUT:
             raise Empty
         if got.body == NULL or got.ntokens:
-            return [self._leased(got.sequence, self.end(&got)) if self.redelivers else self.end(&got)]
+            return [self.end(&got)]
         try:
             rc = CL_OK
             while rc == CL_OK:
@@ -670,10 +627,6 @@ cdef class _Queue(Object):
     @property
     def _ended(self):
         return (<cl_queue_head *>self._need()).state
-
-    @property
-    def _maxbytes(self):
-        return self._need().spare[0]
 
     def _begin_with(self, uint64_t maxbytes):
         self._need().spare[0] = maxbytes

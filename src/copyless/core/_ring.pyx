@@ -11,11 +11,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_error, cl_head,
-    cl_last_error, cl_mark_private, cl_monotonic_ns, cl_store, the_store,
+    deadline_of, fail,
+    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_head,
+    cl_mark_private, cl_store, the_store,
 )
 
-from copyless.errors import ClosedError, native_error
+from copyless.errors import ClosedError
 
 cdef extern from "ring.h" nogil:
     enum: CL_KIND_RING, CL_RING_MEMBERS, CL_RING_READERS, CL_SLOT_FREE, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_RING_OPEN
@@ -67,25 +68,6 @@ cdef extern from "ring.h" nogil:
 
 MAY_BLOCK = CL_RING_MAY_BLOCK_FLAG
 DROPS, BLOCKS = CL_READER_DROPS, CL_READER_BLOCKS
-
-
-cdef int fail(int rc) except -1:
-    cdef cl_error *e = cl_last_error()
-    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
-
-
-cdef int64_t deadline_of(timeout) except -1:
-    cdef double seconds
-    if timeout is None:
-        return CL_FOREVER
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError("timeout is not a number")
-    if seconds <= 0:
-        return 0
-    if seconds > 9e9:
-        return CL_FOREVER
-    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
 
 
 def ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec):

@@ -8,12 +8,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from copyless.core._native cimport (
+    deadline_of, fail,
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_TIMEOUT, Object, cl_au32,
-    cl_error, cl_head, cl_last_error, cl_monotonic_ns, cl_spin, cl_store, cl_wake, the_store,
+    cl_head, cl_spin, cl_store, cl_wake, the_store,
 )
 
 from copyless.core._native import object_kind
-from copyless.errors import CorruptSegmentError, OwnerDiedError, native_error
+from copyless.errors import CorruptSegmentError, OwnerDiedError
 
 cdef extern from "sync.h" nogil:
     ctypedef struct cl_mutex:
@@ -98,26 +99,6 @@ ROBUST_BYTES = sizeof(cl_robust)
 RWLOCK_BYTES = sizeof(cl_rwlock)
 CONDITION_BYTES = sizeof(cl_condition)
 BARRIER_BYTES = sizeof(cl_barrier)
-
-
-cdef int fail(int rc) except -1:
-    cdef cl_error *e = cl_last_error()
-    raise native_error(rc, e.sys, (<bytes>e.what).decode("utf-8", "replace"), e.asked)
-
-
-cdef int64_t deadline_of(timeout) except -1:
-    """The monotonic time at which a wait of `timeout` seconds (None: for ever) ends."""
-    cdef double seconds
-    if timeout is None:
-        return CL_FOREVER
-    seconds = timeout
-    if seconds != seconds:
-        raise ValueError("timeout is not a number")
-    if seconds <= 0:
-        return 0
-    if seconds > 9e9:
-        return CL_FOREVER
-    return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
 
 
 cdef uint32_t pid_of(uint32_t word) noexcept:

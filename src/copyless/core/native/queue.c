@@ -51,16 +51,17 @@ static cl_au32 *low_word(cl_end *end)
 
 /* ---- attaching */
 
-static void forget_chunks(cl_queue *q)
+static void give_back(cl_queue *q, const cl_block_ref *r)
 {
-    cl_cached *all[] = {&q->put_chunk, &q->get_chunk, &q->left};
-    for (int i = 0; i < 3; i++) {
-        if (all[i]->held) {
-            all[i]->held = 0;
-            const cl_block_ref *r = &all[i]->ref;
-            while (cl_release(q->store, r->segment_id, r->segment, r->index, CL_MAY_WAIT) == CL_AGAIN) {
-            }
-        }
+    while (cl_release(q->store, r->segment_id, r->segment, r->index, CL_MAY_WAIT) == CL_AGAIN) {
+    }
+}
+
+static void let_go(cl_queue *q, cl_cached *c)
+{
+    if (c->held) {
+        c->held = 0;
+        give_back(q, &c->ref);
     }
 }
 
@@ -88,7 +89,6 @@ int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t 
     }
     q->store = store;
     q->head = head;
-    q->capacity = capacity;
     q->number = number;
     return CL_OK;
 }
@@ -96,18 +96,14 @@ int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t 
 void cl_queue_detach(cl_queue *q)
 {
     if (q->head != NULL) {
-        forget_chunks(q);
+        let_go(q, &q->put_chunk);
+        let_go(q, &q->get_chunk);
+        let_go(q, &q->left);
         q->head = NULL;
     }
 }
 
 /* ---- users */
-
-static int dead(cl_queue *q, uint32_t owner)
-{
-    cl_life life = cl_owner_life(q->store, CL_LOCK_SLOT(owner) - 1, CL_LOCK_INCARNATION(owner));
-    return life != CL_ALIVE;
-}
 
 static uint32_t find_user(cl_queue *q)
 {
@@ -118,7 +114,7 @@ static uint32_t find_user(cl_queue *q)
             if (owner == self_of(q)) {
                 return i + 1;
             }
-            if ((owner == 0 || (look && dead(q, owner) && get64(&u->taken) == get64(&u->done))) &&
+            if ((owner == 0 || (look && cl_is_dead(q->store, owner) && get64(&u->taken) == get64(&u->done))) &&
                 atomic_compare_exchange_strong(&u->owner, &owner, self_of(q))) {
                 CL_KILL_POINT();
                 atomic_store(&u->role, 0);
@@ -169,7 +165,7 @@ int cl_queue_deserted(cl_queue *q)
         if (!(role & CL_ROLE_PUTS)) {
             continue;
         }
-        if (i == CL_USERS - 1 || (!(role & CL_ROLE_CLOSED) && !dead(q, owner))) {
+        if (i == CL_USERS - 1 || (!(role & CL_ROLE_CLOSED) && !cl_is_dead(q->store, owner))) {
             return 0;
         }
         died |= !(role & CL_ROLE_CLOSED);
@@ -188,7 +184,7 @@ int cl_queue_deserted(cl_queue *q)
         deserted = 0;
         if (hold->kind == CL_HOLD_OWNER && hold->owner != 0 && hold->owner < CL_MAX_OWNERS) {
             uint32_t word = CL_LOCK_WORD(hold->owner - 1, s->owners[hold->owner - 1].incarnation);
-            deserted = dead(q, word);
+            deserted = cl_is_dead(q->store, word);
             for (uint32_t u = 0; !deserted && u < CL_USERS - 1; u++) {
                 uint32_t role = atomic_load(&h->users[u].role);
                 deserted = atomic_load(&h->users[u].owner) == word && ((role & CL_ROLE_CLOSED) || role == CL_ROLE_GETS);
@@ -338,15 +334,6 @@ static int load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_t 
     return rc;
 }
 
-static void let_go(cl_queue *q, cl_cached *c)
-{
-    if (c->held) {
-        c->held = 0;
-        while (cl_release(q->store, c->ref.segment_id, c->ref.segment, c->ref.index, CL_MAY_WAIT) == CL_AGAIN) {
-        }
-    }
-}
-
 static int stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block, unsigned flags)
 {
     if (is_at(c, segment_id, generation, block)) {
@@ -421,8 +408,7 @@ static int add_chunk(cl_queue *q, position *p, int *spilled)
            CL_AGAIN) {
     }
     if (rc != CL_OK) {
-        while (cl_release(q->store, ref.segment_id, ref.segment, ref.index, CL_MAY_WAIT) == CL_AGAIN) {
-        }
+        give_back(q, &ref);
         return rc;
     }
     CL_KILL_POINT();
@@ -614,7 +600,7 @@ static uint32_t orphan(cl_queue *q)
 {
     for (uint32_t i = 0; i < q->head->head.room; i++) {
         uint32_t owner = atomic_load(&q->head->leases[i].owner);
-        if (owner != 0 && dead(q, owner)) {
+        if (owner != 0 && cl_is_dead(q->store, owner)) {
             return i + 1;
         }
     }
@@ -743,11 +729,10 @@ static int load_body(cl_queue *q, const elsewhere *to, uint64_t nbytes, cl_got *
 {
     int rc = load(q, to->segment_id, to->generation, to->block, CL_MAY_WAIT, &out->payload);
     if (rc == CL_OK && nbytes > out->payload.capacity) {
-        const cl_block_ref *b = &out->payload;
-        while (cl_release(q->store, b->segment_id, b->segment, b->index, CL_MAY_WAIT) == CL_AGAIN) {
-        }
+        uint64_t room = out->payload.capacity;
+        give_back(q, &out->payload);
         return cl_fail(CL_CORRUPT, 0, "queue: an item of %llu bytes in a block of %llu", (unsigned long long)nbytes,
-                       (unsigned long long)b->capacity);
+                       (unsigned long long)room);
     }
     return rc;
 }
@@ -843,9 +828,7 @@ int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
             rc = lend(q, &to, r.nbytes, ntokens, q->got);
             q->drop.nonce = 0;
             if (rc != CL_OK) {
-                const cl_block_ref *b = &out->payload;
-                while (cl_release(q->store, b->segment_id, b->segment, b->index, CL_MAY_WAIT) == CL_AGAIN) {
-                }
+                give_back(q, &out->payload);
                 return rc;
             }
         }
@@ -1014,7 +997,7 @@ static uint64_t died_with_consumers(cl_queue *q)
     for (uint32_t i = 0; i < CL_USERS; i++) {
         uint32_t owner = atomic_load(&h->users[i].owner);
         someone |= owner != 0 && get64(&h->users[i].taken) > get64(&h->users[i].done) &&
-                   (i == CL_USERS - 1 || !dead(q, owner));
+                   (i == CL_USERS - 1 || !cl_is_dead(q->store, owner));
     }
     if (!someone) {
         lost = cl_queue_unfinished(q);

@@ -107,7 +107,6 @@ typedef struct cl_cached { /* the chunk that an end of ours stood on last */
 typedef struct cl_queue {
     cl_store *store;
     cl_queue_head *head;
-    uint64_t capacity; /* of the head's block */
     uint32_t number; /* of the head's block */
     cl_au32 self; /* lock word of the process that filled in what follows */
     cl_au32 user; /* index + 1 in users; 0: none yet */
@@ -117,7 +116,7 @@ typedef struct cl_queue {
     cl_cached put_chunk; /* under the put lock */
     cl_cached get_chunk, left; /* under the get lock; left: behind, to be dropped after the commit */
     /* what a get has under way, under the get lock */
-    uint64_t got, available, bytes, offset, user_taken;
+    uint64_t got, available, bytes, offset;
     uint64_t serial;
     int64_t looked_ns; /* for leases of the dead */
     int moved, pass_on;

@@ -61,11 +61,6 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
 
 /* ---- the lock, and what is left to do when it comes from the dead */
 
-static int dead(cl_ring *r, uint32_t owner)
-{
-    return cl_owner_life(r->store, CL_LOCK_SLOT(owner) - 1, CL_LOCK_INCARNATION(owner)) != CL_ALIVE;
-}
-
 static int on_loan(const cl_slot *s)
 {
     uint64_t any = 0;
@@ -110,7 +105,7 @@ static int bury(cl_ring *r)
     cl_ring_head *h = r->head;
     int changed = 0;
     for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
-        if (h->members[m] == 0 || !dead(r, h->members[m])) {
+        if (h->members[m] == 0 || !cl_is_dead(r->store, h->members[m])) {
             continue;
         }
         for (uint32_t i = 0; i < h->head.number; i++) {
@@ -126,7 +121,7 @@ static int bury(cl_ring *r)
         changed = 1;
     }
     for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        if (h->readers[i].owner != 0 && dead(r, h->readers[i].owner)) {
+        if (h->readers[i].owner != 0 && cl_is_dead(r->store, h->readers[i].owner)) {
             h->readers[i].owner = 0;
             changed = 1;
         }

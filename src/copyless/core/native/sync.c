@@ -10,11 +10,6 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
     return life == CL_NOBODY && slot < CL_MAX_OWNERS - 1 ? CL_DEAD : life;
 }
 
-static int is_dead(cl_store *store, uint32_t word)
-{
-    return life_of(store, CL_LOCK_SLOT(word) - 1, CL_LOCK_INCARNATION(word)) != CL_ALIVE;
-}
-
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
 {
     return cl_lock(word, cl_self(store), deadline_ns, spin, life_of, store);
@@ -177,7 +172,7 @@ int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spi
         }
         for (uint32_t i = 0; i < s->head.room; i++) {
             uint32_t owner = owner_of(&s->entries[i]);
-            if (owner == 0 || (look && is_dead(store, owner))) {
+            if (owner == 0 || (look && cl_is_dead(store, owner))) {
                 put(&s->entries[i], cl_self(store), 0);
                 leave(&s->monitor, 0);
                 return owner == 0 ? CL_OK : CL_OWNER_DIED;
@@ -220,7 +215,7 @@ uint32_t cl_robust_value(cl_store *store, cl_robust *s)
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->head.room; i++) {
         uint32_t owner = owner_of(&s->entries[i]);
-        n += owner == 0 || is_dead(store, owner);
+        n += owner == 0 || cl_is_dead(store, owner);
     }
     return n;
 }
@@ -231,7 +226,7 @@ static int someone_reads(cl_store *store, cl_rwlock *l)
 {
     for (uint32_t i = 0; i < l->head.room; i++) {
         uint32_t owner = owner_of(&l->readers[i]);
-        if (owner != 0 && is_dead(store, owner)) {
+        if (owner != 0 && cl_is_dead(store, owner)) {
             put(&l->readers[i], 0, 0);
         } else if (owner != 0) {
             return 1;
@@ -251,7 +246,7 @@ static int add_reader(cl_store *store, cl_rwlock *l)
                 atomic_store_explicit(&l->readers[i].state, state_of(&l->readers[i]) + 1, memory_order_relaxed);
                 return CL_OK;
             }
-            if (empty == NULL && (owner == 0 || (look && is_dead(store, owner)))) {
+            if (empty == NULL && (owner == 0 || (look && cl_is_dead(store, owner)))) {
                 empty = &l->readers[i];
             }
         }
@@ -275,8 +270,8 @@ int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin
         }
         uint32_t writer = atomic_load_explicit(&l->writer, memory_order_relaxed);
         uint32_t waiting = atomic_load_explicit(&l->writer_waiting, memory_order_relaxed);
-        int died = writer != 0 && is_dead(store, writer);
-        if (waiting != 0 && is_dead(store, waiting)) {
+        int died = writer != 0 && cl_is_dead(store, writer);
+        if (waiting != 0 && cl_is_dead(store, waiting)) {
             atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
             waiting = 0;
         }
@@ -310,7 +305,7 @@ int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spi
         }
         uint32_t writer = atomic_load_explicit(&l->writer, memory_order_relaxed);
         uint32_t waiting = atomic_load_explicit(&l->writer_waiting, memory_order_relaxed);
-        int died = writer != 0 && is_dead(store, writer);
+        int died = writer != 0 && cl_is_dead(store, writer);
         if ((writer == 0 || died) && !someone_reads(store, l)) {
             atomic_store_explicit(&l->writer, self, memory_order_relaxed);
             CL_KILL_POINT();
@@ -327,7 +322,7 @@ int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spi
             leave(&l->monitor, given_up == CL_TIMEOUT);
             return given_up != CL_OK ? given_up : CL_AGAIN;
         }
-        if (waiting == 0 || is_dead(store, waiting)) {
+        if (waiting == 0 || cl_is_dead(store, waiting)) {
             atomic_store_explicit(&l->writer_waiting, self, memory_order_relaxed);
         }
         if (deadline_ns < 0) {
@@ -440,7 +435,7 @@ int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry)
         for (uint32_t i = 0; i < c->head.room; i++) {
             cl_entry *e = &c->waiters[i];
             uint32_t owner = owner_of(e);
-            if (look && owner != 0 && is_dead(store, owner) && !waits_as(state_of(e), CL_WAITER_NOTIFIED)) {
+            if (look && owner != 0 && cl_is_dead(store, owner) && !waits_as(state_of(e), CL_WAITER_NOTIFIED)) {
                 atomic_store(&e->state, 0);
                 atomic_compare_exchange_strong(&e->owner, &owner, 0);
                 owner = 0;
@@ -471,7 +466,7 @@ static uint32_t swallowed(cl_store *store, cl_condition *c, uint32_t most)
     for (uint32_t i = 0; i < c->head.room && n < most; i++) {
         cl_entry *e = &c->waiters[i];
         uint32_t state = state_of(e), owner = owner_of(e);
-        if (owner != 0 && waits_as(state, CL_WAITER_NOTIFIED) && is_dead(store, owner) &&
+        if (owner != 0 && waits_as(state, CL_WAITER_NOTIFIED) && cl_is_dead(store, owner) &&
             atomic_compare_exchange_strong(&e->state, &state, 0)) {
             atomic_compare_exchange_strong(&e->owner, &owner, 0);
             n++;
@@ -526,7 +521,7 @@ uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n)
         }
         cl_entry *e = &c->waiters[first];
         uint32_t owner = owner_of(e);
-        if (owner != 0 && is_dead(store, owner)) {
+        if (owner != 0 && cl_is_dead(store, owner)) {
             if (atomic_compare_exchange_strong(&e->state, &lowest, 0)) {
                 atomic_compare_exchange_strong(&e->owner, &owner, 0);
             }
@@ -568,7 +563,7 @@ static int bury(cl_store *store, cl_barrier *b)
     int changed = 0;
     for (uint32_t i = 0; i < b->head.room; i++) {
         uint32_t owner = owner_of(&b->parties[i]);
-        if (owner != 0 && is_dead(store, owner)) {
+        if (owner != 0 && cl_is_dead(store, owner)) {
             if (state_of(&b->parties[i]) == CL_PARTY_ARRIVED) {
                 atomic_store(&b->broken, 1);
                 set_arrived(b, CL_PARTY_BROKEN, UINT32_MAX);

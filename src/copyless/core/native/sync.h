@@ -36,6 +36,13 @@ int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns,
 int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread);
 void cl_runlock(cl_mutex *m); /* by its holder */
 
+/* Whether the process that a lock word names is gone; unlike the registry's lock, a user's may name one reaped long ago,
+ * whose slot is another's now. */
+static inline int cl_is_dead(cl_store *store, uint32_t word)
+{
+    return cl_owner_life(store, CL_LOCK_SLOT(word) - 1, CL_LOCK_INCARNATION(word)) != CL_ALIVE;
+}
+
 /* ---- semaphore: | sleep (1) | value (31) | */
 typedef struct cl_semaphore {
     cl_head head;
