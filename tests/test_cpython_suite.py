@@ -15,9 +15,6 @@ FETCHED = os.path.join(sys.prefix, "suite")
 # Tests that cannot pass as they stand, each with the reason.
 DEVIATIONS = {
     # Classes that a later release brings.
-    "test_shared_memory_ShareableList_basics": "about ShareableList",
-    "test_shared_memory_ShareableList_pickling": "about ShareableList",
-    "test_shared_memory_ShareableList_pickling_dead_object": "about ShareableList",
     "test_shared_memory_SharedMemoryManager_basics": "about SharedMemoryManager",
     "test_shared_memory_SharedMemoryManager_reuses_resource_tracker": "about SharedMemoryManager",
     "test_shared_memory_SharedMemoryServer_ignores_sigint": "about SharedMemoryManager",
@@ -35,7 +32,9 @@ DEVIATIONS = {
 # What must have passed, so that nothing is skipped unseen: test names, or how many of each group.
 REQUIRED = {
     "shm": {"test_shared_memory_basics", "test_shared_memory_across_processes", "test_shared_memory_recreate",
-            "test_shared_memory_pickle_unpickle", "test_shared_memory_pickle_unpickle_dead_object"},
+            "test_shared_memory_pickle_unpickle", "test_shared_memory_pickle_unpickle_dead_object",
+            "test_shared_memory_ShareableList_basics", "test_shared_memory_ShareableList_pickling",
+            "test_shared_memory_ShareableList_pickling_dead_object"},
     "queue": {"test_put", "test_get", "test_fork", "test_qsize", "test_task_done", "test_no_import_lock_contention",
               "test_timeout", "test_empty", "test_closed_queue_put_get_exceptions"},
     "sync": {"test_lock", "test_rlock", "test_lock_context", "test_semaphore", "test_bounded_semaphore", "test_timeout",

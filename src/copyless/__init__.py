@@ -17,7 +17,7 @@ _HOMES = {
     ),
     "copyless.sharing": ("is_shared", "share"),
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
-    "copyless.shared_memory": ("SharedMemory",),
+    "copyless.shared_memory": ("ShareableList", "SharedMemory"),
     "copyless.queues": ("JoinableQueue", "Queue", "ShutDown", "SimpleQueue"),
     "copyless.rings": ("RingBuffer",),
     "copyless.synchronize": (
@@ -57,6 +57,7 @@ __all__ = [
     "RWLock",
     "RingBuffer",
     "Semaphore",
+    "ShareableList",
     "SharedArray",
     "SharedMemory",
     "ShutDown",
@@ -115,7 +116,7 @@ if TYPE_CHECKING:
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
     from copyless.rings import RingBuffer
-    from copyless.shared_memory import SharedMemory
+    from copyless.shared_memory import ShareableList, SharedMemory
     from copyless.sharing import is_shared, share
     from copyless.storage.handles import Handle
     from copyless.storage.settings import configure

@@ -1,4 +1,4 @@
-"""`SharedMemory`: the standard library's, without its tracker.
+"""`SharedMemory` and `ShareableList`: the standard library's, without its tracker and without their losses.
 
 Departs from `multiprocessing.shared_memory` where that loses, leaks or crashes:
 
@@ -19,14 +19,16 @@ import errno
 import os
 import secrets
 import time
+import types
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from copyless.core import _native
+from copyless.core import _list, _native
 from copyless.errors import out_of_shared_memory
 from copyless.storage.store import need
 
-__all__ = ["SharedMemory"]
+__all__ = ["ShareableList", "SharedMemory"]
 
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
@@ -107,6 +109,8 @@ class SharedMemory:
     _prepend_leading_slash = True
     _identity: tuple[int, int] | None = None
     _size = 0
+    _stands: weakref.ref[ShareableList] | None = None  # whom to tell that this was closed
+    _fill: Callable[[_native.Mapping], None] | None = None  # writes what must lie in a block before it has a name
 
     def __init__(
         self,
@@ -153,6 +157,8 @@ class SharedMemory:
         try:
             st = os.fstat(fd)
             mapping = _native.Mapping(fd, size, self._readonly)
+            if self._fill is not None:
+                self._fill(mapping)
             while True:
                 self._name = wanted or _make_filename()
                 text = _file_name(self._name)
@@ -310,6 +316,9 @@ class SharedMemory:
         """
         mapping, identity = self._mapping, self._identity
         self._buf = self._mapping = None
+        stands = None if self._stands is None else self._stands()
+        if stands is not None:
+            stands._close()
         if mapping is None or identity is None or mapping.nbytes > _RECENT_BYTES:
             return
         if _mappings.get(self._key(identity)) is mapping:
@@ -366,3 +375,107 @@ def _str(name: object) -> str:
 
 def _rebuild(kind: type[SharedMemory], name: str, track: bool | None, readonly: bool) -> SharedMemory:
     return kind(name, track=track, readonly=readonly) if track is not None or readonly else kind(name)
+
+
+class ShareableList(_list._Slots):
+    """ShareableList(sequence=None, *, name=None)
+
+    A list of fixed length in shared memory, of int (64 bits), float, bool, str, bytes and None, whose items any process
+    reads and replaces. Mirrors `multiprocessing.shared_memory.ShareableList`, and keeps what that loses: bytes and text come
+    back exactly, trailing zeros too, and a reader never sees half of a value that another process is writing.
+
+    Parameters
+    ----------
+    sequence
+        The items. A text or bytes item keeps room for as many bytes as it has (at least 8, in eights) times two.
+    name
+        Of the new list; without a sequence, of the one to attach.
+
+    Raises
+    ------
+    TypeError, OverflowError
+        For an item of another type, or an integer beyond 64 bits; nothing is made, nothing is changed.
+    ValueError
+        For a text or bytes item longer than the room of its slot ("exceeds available storage"); nothing is changed.
+    CorruptSegmentError
+        When the name is of something else, such as a list that the standard library made.
+
+    Notes
+    -----
+    Pickles as its name. Reading takes no lock and no system call; writing one uncontended lock of its slot. It lives in
+    `shm`, a `SharedMemory`, whose `close` and `unlink` are its own.
+
+    Examples
+    --------
+    >>> from copyless.shared_memory import ShareableList
+    >>> items = ShareableList(["howdy", b"zeros\\0\\0", 2.5, 42, True, None])
+    >>> items[0] = "hello"; items[3] += 1
+    >>> list(items)
+    ['hello', b'zeros\\x00\\x00', 2.5, 43, True, None]
+    >>> items.shm.unlink()
+    """
+
+    def __init__(self, sequence: Iterable[Any] | None = None, *, name: str | None = None) -> None:
+        if sequence is None and name is not None:
+            self._stand(SharedMemory(name))
+            self.shm._stands = weakref.ref(self)
+            return
+        items = list(() if sequence is None else sequence)
+        for item in items:
+            _list.check(item)
+        rooms = [_list.room_for(item) for item in items]
+        size = _list.bytes_for(rooms)
+        if size == 0:
+            raise OverflowError(f"a list of {len(items):,} items is too large")
+        shm = SharedMemory.__new__(SharedMemory)
+        shm._fill = lambda mapping: self._begin(mapping, rooms, items)
+        shm.__init__(name, create=True, size=size)  # type: ignore[misc]
+        del shm._fill
+        shm._stands = weakref.ref(self)
+        self._own(shm)
+
+    def __reduce__(self) -> Any:
+        return _attach_list, (type(self), self.shm.name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self)}, name={self.shm.name!r})"
+
+    def __eq__(self, other: object) -> Any:
+        if not isinstance(other, (ShareableList, list, tuple)):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[at] for at in range(len(self)))
+
+    def __contains__(self, value: object) -> bool:
+        return any(item is value or item == value for item in self)
+
+    def count(self, value: Any) -> int:
+        """How often a value is in it."""
+        return sum(item == value for item in self)
+
+    def index(self, value: Any) -> int:
+        """The first position of a value; ValueError when there is none."""
+        for at, item in enumerate(self):
+            if item == value:
+                return at
+        raise ValueError(f"{value!r:.80} not in this container")
+
+    def _get_packing_format(self, position: int) -> str:
+        kind, room = self._kind_and_room(position)
+        formats = {"none": "xxxxxx?x", "bool": "xxxxxxx?", "int": "q", "float": "d"}
+        return formats.get(kind) or f"{room}s"
+
+    @property
+    def format(self) -> str:
+        """What each slot holds now, in the codes of `struct` as the standard library gives them."""
+        return "".join(self._get_packing_format(at) for at in range(len(self)))
+
+    __class_getitem__ = classmethod(types.GenericAlias)
+
+
+def _attach_list(kind: type[ShareableList], name: str) -> ShareableList:
+    return kind(name=name)
