@@ -35,6 +35,8 @@ REQUIRED = {
             "test_shared_memory_pickle_unpickle", "test_shared_memory_pickle_unpickle_dead_object",
             "test_shared_memory_ShareableList_basics", "test_shared_memory_ShareableList_pickling",
             "test_shared_memory_ShareableList_pickling_dead_object"},
+    "sharedctypes": {"test_value", "test_rawvalue", "test_getobj_getlock", "test_array", "test_rawarray", "test_array_from_size",
+                     "test_getobj_getlock_obj", "test_sharedctypes", "test_synchronize", "test_copy"},
     "queue": {"test_put", "test_get", "test_fork", "test_qsize", "test_task_done", "test_no_import_lock_contention",
               "test_timeout", "test_empty", "test_closed_queue_put_get_exceptions"},
     "sync": {"test_lock", "test_rlock", "test_lock_context", "test_semaphore", "test_bounded_semaphore", "test_timeout",

@@ -18,6 +18,7 @@ _HOMES = {
     "copyless.sharing": ("is_shared", "share"),
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
     "copyless.shared_memory": ("ShareableList", "SharedMemory"),
+    "copyless.sharedctypes": ("Array", "RawArray", "RawValue", "Value"),
     "copyless.queues": ("JoinableQueue", "Queue", "ShutDown", "SimpleQueue"),
     "copyless.rings": ("RingBuffer",),
     "copyless.synchronize": (
@@ -35,6 +36,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Alloc_mem",
+    "Array",
     "Barrier",
     "BoundedSemaphore",
     "ClosedError",
@@ -55,6 +57,8 @@ __all__ = [
     "Queue",
     "RLock",
     "RWLock",
+    "RawArray",
+    "RawValue",
     "RingBuffer",
     "Semaphore",
     "ShareableList",
@@ -63,6 +67,7 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandleError",
+    "Value",
     "array",
     "asarray",
     "attach",
@@ -117,6 +122,7 @@ if TYPE_CHECKING:
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
     from copyless.rings import RingBuffer
     from copyless.shared_memory import ShareableList, SharedMemory
+    from copyless.sharedctypes import Array, RawArray, RawValue, Value
     from copyless.sharing import is_shared, share
     from copyless.storage.handles import Handle
     from copyless.storage.settings import configure

@@ -474,7 +474,7 @@ class ShareableList(_list._Slots):
         """What each slot holds now, in the codes of `struct` as the standard library gives them."""
         return "".join(self._get_packing_format(at) for at in range(len(self)))
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
 
 def _attach_list(kind: type[ShareableList], name: str) -> ShareableList:

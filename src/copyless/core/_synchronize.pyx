@@ -157,13 +157,17 @@ cdef class _Lock(Object):
             return True
         return self.get(deadline_of(timeout) if block else 0, False)
 
-    def release(self):
+    cdef int put_back(self) except -1:
         cdef uint32_t *word = <uint32_t *>&self.mutex().word
         cdef uint32_t held = cl_swap(word, 0)
         if held & <uint32_t>CL_LOCK_SLEEP:
             cl_wake(&(<cl_mutex *>self.head).word, 1)
         if held & ~<uint32_t>CL_LOCK_SLEEP == 0:
             raise ValueError("semaphore or lock released too many times")
+        return 0
+
+    def release(self):
+        self.put_back()
 
     def _stand(self, Block block):
         Object._stand(self, block)
@@ -173,10 +177,13 @@ cdef class _Lock(Object):
         return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) != 0
 
     def __enter__(self):
+        if self.simple and cl_mark(<uint32_t *>&(<cl_mutex *>self.head).word, 0, cl_self(STORE)):
+            self.recovered = False
+            return True
         return self.get(CL_FOREVER, False)
 
-    def __exit__(self, *exc):
-        self.release()
+    def __exit__(self, kind, value, traceback):
+        self.put_back()
 
     # What a condition asks of its lock.
     def _is_mine(self):
@@ -229,10 +236,11 @@ cdef class _RLock(_Lock):
     cdef void let_go(self) noexcept:
         cl_runlock(<cl_mutex *>self.head)
 
-    def release(self):
-        if not self._is_mine():
+    cdef int put_back(self) except -1:
+        if not cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()):
             raise AssertionError("attempt to release recursive lock not owned by thread")
         self.let_go()
+        return 0
 
     def _is_mine(self):
         return cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()) != 0

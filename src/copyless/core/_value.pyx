@@ -1,0 +1,163 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""A number of C in shared memory, read and written under the recursive lock that lies before it.
+
+What it means to its users, names and documents, is in `copyless.sharedctypes`. What is not plain (other types, other locks, a
+lock that is taken) goes through the Python objects; this is the short way.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from copyless.core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
+
+cdef extern from "sync.h" nogil:
+    ctypedef struct cl_mutex:
+        pass
+    int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
+    void cl_runlock(cl_mutex *m)
+
+cdef extern from "pythread.h" nogil:
+    unsigned long PyThread_get_thread_ident()
+
+DATA_OFFSET = 128  # of what lies behind a lock in its block: on a cache line of its own
+
+
+cdef class _Value:
+    """Base of `Synchronized`: `_obj` is the ctypes object, `_lock` its lock."""
+    cdef public object _obj, _lock
+    cdef object block
+    cdef cl_mutex *mutex  # NULL: the lock is not one of ours in the same block
+    cdef char *data
+    cdef char code  # 0: not a plain number
+    cdef int size
+    cdef cl_spin spin
+
+    def __cinit__(self, *args, **kwargs):
+        memset(&self.spin, 0, sizeof(self.spin))
+
+    def _stand(self, obj, lock, Block block, str code, int size):
+        self._obj, self._lock, self.block = obj, lock, block
+        if block is not None:
+            self.mutex = <cl_mutex *>block.ref.data
+            self.data = <char *>block.ref.data + <int>DATA_OFFSET
+            self.code = ord(code) if code and code in "bBhHiIlLqQfd" else 0
+            self.size = size
+
+    cdef bint enter(self) except -1:
+        """Acquire; whether the short way."""
+        if self.mutex != NULL and cl_rlock(the_store(), self.mutex, PyThread_get_thread_ident(), 0, &self.spin) == CL_OK:
+            return True
+        self._lock.acquire()
+        return False
+
+    cdef int leave(self, bint short_way) except -1:
+        if short_way:
+            cl_runlock(self.mutex)
+        else:
+            self._lock.release()
+        return 0
+
+    cdef object load(self):
+        cdef double d
+        cdef float f
+        cdef int64_t i = 0
+        cdef uint64_t u = 0
+        if self.code == 0:
+            return self._obj.value
+        if self.code == c"d":
+            memcpy(&d, self.data, 8)
+            return d
+        if self.code == c"f":
+            memcpy(&f, self.data, 4)
+            return <double>f
+        if self.code in (c"B", c"H", c"I", c"L", c"Q"):
+            memcpy(&u, self.data, self.size)
+            return u
+        if self.size == 1:
+            return (<signed char *>self.data)[0]
+        if self.size == 2:
+            return (<short *>self.data)[0]
+        if self.size == 4:
+            return (<int *>self.data)[0]
+        memcpy(&i, self.data, 8)
+        return i
+
+    cdef int store(self, value) except -1:
+        cdef double d
+        cdef float f
+        cdef int64_t i
+        if self.code == c"d" and type(value) is float:
+            d = value
+            memcpy(self.data, &d, 8)
+        elif self.code == c"f" and type(value) is float:
+            f = value
+            memcpy(self.data, &f, 4)
+        elif self.code != 0 and self.code != c"d" and self.code != c"f" and type(value) is int and -1 << 62 < value < 1 << 62:
+            i = value
+            memcpy(self.data, &i, self.size)  # the low bytes, as ctypes
+        else:
+            self._obj.value = value
+        return 0
+
+    def get_obj(self):
+        """The ctypes object itself."""
+        return self._obj
+
+    def get_lock(self):
+        """The lock."""
+        return self._lock
+
+    @property
+    def value(self):
+        """The value; each access takes the lock. To change it by what it was: `add`, or ``with v.get_lock():``."""
+        cdef bint how = self.enter()
+        try:
+            return self.load()
+        finally:
+            self.leave(how)
+
+    @value.setter
+    def value(self, value):
+        cdef bint how = self.enter()
+        try:
+            self.store(value)
+        finally:
+            self.leave(how)
+
+    def add(self, amount):
+        """add(amount)
+
+        Add to the value in one step; returns the new value.
+        """
+        cdef bint how = self.enter()
+        try:
+            self.store(self.load() + amount)
+            return self.load()
+        finally:
+            self.leave(how)
+
+    def exchange(self, value):
+        """exchange(value)
+
+        Put a value in, in one step; returns the one before.
+        """
+        cdef bint how = self.enter()
+        try:
+            before = self.load()
+            self.store(value)
+            return before
+        finally:
+            self.leave(how)
+
+    def compare_exchange(self, expected, value):
+        """compare_exchange(expected, value)
+
+        Put a value in if the present one equals `expected`, in one step; returns whether it did.
+        """
+        cdef bint how = self.enter()
+        try:
+            if self.load() != expected:
+                return False
+            self.store(value)
+            return True
+        finally:
+            self.leave(how)
