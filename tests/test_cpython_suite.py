@@ -18,8 +18,11 @@ DEVIATIONS = {
     "test_shared_memory_SharedMemoryManager_basics": "about SharedMemoryManager",
     "test_shared_memory_SharedMemoryManager_reuses_resource_tracker": "about SharedMemoryManager",
     "test_shared_memory_SharedMemoryServer_ignores_sigint": "about SharedMemoryManager",
+    "test_manager_initializer": "about SyncManager",
+    "test_pool_initializer": "about Manager",
     # There is no feeder thread whose errors could be hooked or printed: put() pickles, and raises there.
     # test_queues.py::test_what_cannot_be_pickled_raises_in_put_and_leaves_nothing asserts that.
+    "test_unpickleable_result": "pins that a lambda cannot be returned; ours crosses by value",
     "test_queue_feeder_donot_stop_onexc": "pins that put() of something unpicklable does not raise",
     "test_queue_feeder_on_queue_feeder_error": "pins the feeder's private hook",
     "test_closed": "asks the pipe's ends, SimpleQueue._reader and _writer, whether they are closed: there is no pipe",
@@ -43,10 +46,14 @@ REQUIRED = {
              "test_notify", "test_notify_all", "test_notify_n", "test_waitfor", "test_waitfor_timeout", "test_wait_result",
              "test_event", "test_barrier", "test_barrier_10", "test_wait_return", "test_action", "test_abort", "test_reset",
              "test_abort_and_reset", "test_default_timeout", "test_single_thread", "test_thousand"},
+    "pool": {"test_apply", "test_map", "test_starmap", "test_async", "test_async_timeout", "test_imap", "test_imap_unordered",
+             "test_map_chunksize", "test_map_no_failfast", "test_map_unplicklable", "test_terminate", "test_traceback",
+             "test_release_task_refs", "test_resource_warning", "test_pool_worker_lifetime",
+             "test_pool_worker_lifetime_early_close", "test_async_error_callback"},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("start", ["spawn", "fork"])
+@pytest.mark.parametrize("start", ["spawn", "fork", "forkserver"])
 @pytest.mark.parametrize("group", REQUIRED)
 def test_suite(group, start, tmp_path):
     report = str(tmp_path / "report.json")

@@ -24,12 +24,14 @@ _HOMES = {
     "copyless.synchronize": (
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
+    "copyless.pool": ("Pool",),
+    "copyless.futures": ("ProcessPoolExecutor",),
     "copyless.storage.handles": ("Handle",),
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
     "copyless.errors": (
         "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "OutOfSharedMemory", "OwnerDiedError",
-        "StaleHandleError",
+        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -54,6 +56,8 @@ __all__ = [
     "Memory",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "Pool",
+    "ProcessPoolExecutor",
     "Queue",
     "RLock",
     "RWLock",
@@ -67,7 +71,9 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandleError",
+    "TaskUnreadableError",
     "Value",
+    "WorkerDiedError",
     "array",
     "asarray",
     "attach",
@@ -117,8 +123,12 @@ if TYPE_CHECKING:
         OutOfSharedMemory,
         OwnerDiedError,
         StaleHandleError,
+        TaskUnreadableError,
+        WorkerDiedError,
     )
+    from copyless.futures import ProcessPoolExecutor
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
+    from copyless.pool import Pool
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
     from copyless.rings import RingBuffer
     from copyless.shared_memory import ShareableList, SharedMemory

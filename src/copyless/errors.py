@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "ClosedError",
@@ -14,6 +15,8 @@ __all__ = [
     "OutOfSharedMemory",
     "OwnerDiedError",
     "StaleHandleError",
+    "TaskUnreadableError",
+    "WorkerDiedError",
 ]
 
 
@@ -56,6 +59,18 @@ class ClosedError(CopylessError, ValueError):
 
 class EndOfQueueError(ClosedError, EOFError):
     """Nothing more will come: every process that put into the queue has ended or closed it, and no other has it."""
+
+
+if TYPE_CHECKING:
+    from copyless.crew_errors import TaskUnreadableError, WorkerDiedError
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("TaskUnreadableError", "WorkerDiedError"):  # their base lies in a module that is slow to import
+        from copyless import crew_errors
+
+        return getattr(crew_errors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 _AGAIN, _CORRUPT, _STALE, _FULL, _TABLE_FULL, _SYSTEM, _CLOSED = -1, -4, -5, -6, -7, -10, -12

@@ -7,13 +7,14 @@ the sender lets it go, until the message is loaded, or its process family has en
 
 from __future__ import annotations
 
+import collections
 import copyreg
 import io
 import pickle
 import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, ClassVar
 
 from copyless.core import _memory, _native
 from copyless.core._memory import Memory
@@ -48,10 +49,11 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
         _batch.handles = outer
 
 
-def pack(obj: Any) -> tuple[bytes, list[Any], list[bytes]]:
+def pack(obj: Any, make: Callable[[io.BytesIO, Any], Any] | None = None) -> tuple[bytes, list[Any], list[bytes]]:
     """(pickle, large buffers beside it, handles in it) of an object on its way into one of our queues.
 
     The handles' holds are this process's own until the queue takes them; when pickling fails they are taken back.
+    `make` makes another pickler than the plain one: of (stream, buffer_callback).
     """
     outer, made = (_batch.handles, _batch.draft), []  # type: tuple[list[bytes] | None, bool], list[bytes]
     buffers: list[Any] = []
@@ -64,8 +66,11 @@ def pack(obj: Any) -> tuple[bytes, list[Any], list[bytes]]:
         buffers.append(raw)
         return False
 
-    pickler = pickle.Pickler(stream, 5, buffer_callback=beside)
-    pickler.dispatch_table = {**copyreg.dispatch_table, **ForkingPickler._extra_reducers}  # type: ignore[attr-defined]
+    if make is None:
+        pickler = pickle.Pickler(stream, 5, buffer_callback=beside)
+        pickler.dispatch_table = {**copyreg.dispatch_table, **ForkingPickler._extra_reducers}  # type: ignore[attr-defined]
+    else:
+        pickler = make(stream, beside)
     _batch.handles, _batch.draft = made, True
     try:
         pickler.dump(obj)
@@ -76,6 +81,26 @@ def pack(obj: Any) -> tuple[bytes, list[Any], list[bytes]]:
     finally:
         _batch.handles, _batch.draft = outer
     return stream.getvalue(), buffers, made
+
+
+_cloud: Any = None  # the class, once it is needed
+
+
+def by_value(stream: io.BytesIO, beside: Any) -> Any:
+    """A pickler, for `pack`, that sends functions and classes without a name by value."""
+    global _cloud
+    if _cloud is None:
+        import cloudpickle
+
+        class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+            # A class's table shadows an instance's; live, so that what is registered later counts.
+            dispatch_table: ClassVar[Any] = collections.ChainMap(
+                ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
+                cloudpickle.Pickler.dispatch_table,
+            )
+
+        _cloud = CloudPickler
+    return _cloud(stream, 5, buffer_callback=beside)
 
 
 # Types whose objects a handle says all of, and how one is made that a queue may take over (None: the object is not shared).

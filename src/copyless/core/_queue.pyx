@@ -92,6 +92,7 @@ cdef enum:
     JOINABLE_QUEUE = 8
     COMPOSITE = 67
     HANDLE = 72
+    COPIED = 65536  # bytes
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
@@ -524,7 +525,9 @@ cdef class _Queue(Object):
         self.commit()
         block = stand(&got.payload, got.nbytes)
         if self.redelivers:
-            return self._leased(got.sequence, unpack(private_view(block), got.ntokens))
+            # Memory of the consumer's own: a copy when that is cheaper than to map the block anew.
+            own = bytearray(block) if got.nbytes <= COPIED else private_view(block)
+            return self._leased(got.sequence, unpack(own, got.ntokens))
         cl_mark_private(the_store(), &got.payload)
         return unpack(block, got.ntokens)
 

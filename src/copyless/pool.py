@@ -1,0 +1,629 @@
+"""`Pool`: the standard library's, on shared memory, that a killed worker does not hang.
+
+Mirrors `multiprocessing.Pool`: same methods, signatures, results and error types. What is different:
+
+* Arguments and results travel by one copy into shared memory (shared arrays by handle), whatever their size.
+* Lambdas and closures may be given; they go by value, with cloudpickle.
+* A killed worker fails exactly the task it held, with `WorkerDiedError`, or has it run again (``retries=``) with the arguments as
+  they were put at first; it is replaced, and everything else goes on.
+* Without `chunksize`, tasks go in bundles whose size follows the time they take: some milliseconds each.
+* An exception that does not survive pickling arrives as text instead of ending the pool.
+* ``progress=True`` shows a bar for `map` and its kin.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import TimeoutError
+from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
+from multiprocessing.util import Finalize
+from typing import Any
+
+from copyless import workers
+from copyless.errors import TaskUnreadableError, WorkerDiedError
+from copyless.workers import Bundle, Crew
+
+__all__ = ["AsyncResult", "Pool"]
+
+_BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
+_MOST = 512  # tasks in one
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def outcome(kind: int, value: Any) -> tuple[bool, Any]:
+    """(whether it succeeded, result or exception) of what a worker reports."""
+    if kind == workers._DONE:
+        return True, value
+    if kind == workers._RAISED:
+        return False, _revive(*value)
+    if kind == workers._UNSENDABLE:
+        return False, MaybeEncodingError(value[1], value[2])
+    return False, value
+
+
+def _revive(sealed: Any, text: str) -> BaseException:
+    """An exception of a worker, with its traceback there as its cause."""
+    error: BaseException
+    if sealed is None:
+        error = TaskUnreadableError(f"the task raised an exception that cannot be pickled:\\n{text}")
+    else:
+        try:
+            error = workers.unseal(sealed)
+        except Exception:
+            error = TaskUnreadableError(f"the task raised an exception that cannot be unpickled:\\n{text}")
+    error.__cause__ = RemoteTraceback(f'\\n"""\\n{text}"""')
+    return error
+
+
+class AsyncResult:
+    """What `apply_async` returns."""
+
+    def __init__(self, callback: Any, error_callback: Any) -> None:
+        self._event = threading.Event()
+        self._callback, self._error_callback = callback, error_callback
+        self._success = False
+        self._value: Any = None
+        self._pool: Any = None  # the pool lives while its results are awaited
+
+    def ready(self) -> bool:
+        """Whether it has ended."""
+        return self._event.is_set()
+
+    def successful(self) -> bool:
+        """Whether it has ended without an exception. ValueError when it has not ended."""
+        if not self.ready():
+            raise ValueError(f"{self!r} not ready")
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait at most `timeout` seconds for its end."""
+        self._event.wait(timeout)
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The result; raises what the task raised, or `multiprocessing.TimeoutError` after `timeout` seconds."""
+        if not self._event.wait(timeout):
+            raise TimeoutError
+        if self._success:
+            return self._value
+        raise self._value
+
+    def _tell(self, i: int, kind: int, value: Any) -> None:
+        self._set(*outcome(kind, value))
+
+    def _set(self, success: bool, value: Any) -> None:
+        self._success, self._value = success, value
+        call = self._callback if success else self._error_callback
+        try:
+            if call is not None:
+                call(value)
+        finally:
+            self._event.set()
+            self._callback = self._error_callback = self._pool = None
+
+
+ApplyResult = AsyncResult
+
+
+class MapResult(AsyncResult):
+    """What `map_async` and `starmap_async` return: the list of results, or the first exception, once all have ended."""
+
+    def __init__(self, length: int, callback: Any, error_callback: Any, bar: Any = None) -> None:
+        super().__init__(callback, error_callback)
+        self._results: list[Any] = [None] * length
+        self._left = length
+        self._error: tuple[int, Any] | None = None
+        self._more: Callable[[], None] | None = None
+        self._bar = bar
+        if not length:
+            self._set(True, [])
+
+    def _tell(self, i: int, kind: int, value: Any) -> None:
+        success, value = outcome(kind, value)
+        if success:
+            self._results[i] = value
+        elif self._error is None or i < self._error[0]:
+            self._error = i, value
+        if self._bar is not None:
+            self._bar.advance()
+        self._count(1)
+
+    def _fail(self, at: int, tasks: int, error: Exception) -> None:
+        """So many tasks will never run."""
+        if self._error is None or at < self._error[0]:
+            self._error = at, error
+        self._count(tasks)
+
+    def _count(self, ended: int) -> None:
+        self._left -= ended
+        if self._left and self._more is not None:
+            self._more()
+        if not self._left:
+            self._more = None
+            results, self._results = self._results, []
+            if self._bar is not None:
+                self._bar.stop()
+            self._set(*((True, results) if self._error is None else (False, self._error[1])))
+
+    @property
+    def _done(self) -> int:
+        return len(self._results) - self._left
+
+
+class IMapIterator:
+    """What `imap` returns: results in order, as soon as each is there."""
+
+    def __init__(self, pool: Any, ordered: bool, bar: Any = None) -> None:
+        self._pool = pool
+        self._ordered = ordered
+        self._items: dict[int, tuple[bool, Any]] = {}
+        self._arrived: list[int] = []
+        self._at = 0
+        self._length: int | None = None
+        self._taken = 0
+        self._change = threading.Condition()
+        self._bar = bar
+        self._read = threading.Semaphore(0)
+
+    def _tell(self, i: int, kind: int, value: Any) -> None:
+        self._put(i, *outcome(kind, value))
+
+    def _put(self, i: int, success: bool, value: Any) -> None:
+        with self._change:
+            self._items[i] = success, value
+            self._arrived.append(i)
+            self._change.notify()
+        if self._bar is not None:
+            self._bar.advance()
+
+    def _ends(self, length: int) -> None:
+        with self._change:
+            self._length = length
+            self._change.notify()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def _ready(self) -> bool:
+        if self._taken == self._length:
+            return True
+        return self._at in self._items if self._ordered else bool(self._arrived)
+
+    def next(self, timeout: float | None = None) -> Any:
+        """The next result, waiting at most `timeout` seconds (`multiprocessing.TimeoutError`)."""
+        with self._change:
+            if not self._change.wait_for(self._ready, timeout):
+                raise TimeoutError from None
+            if self._taken == self._length:
+                self._pool = None
+                raise StopIteration from None
+            if self._ordered:
+                at = self._at
+            else:
+                at = self._arrived.pop(0)
+            success, value = self._items.pop(at)
+            self._at += 1
+            self._taken += 1
+        self._read.release()
+        if success:
+            return value
+        raise value
+
+    __next__ = next
+
+
+IMapUnorderedIterator = IMapIterator
+
+
+class _Bar:
+    """A progress bar of rich; silent where there is no terminal to draw it on."""
+
+    def __init__(self, total: int | None, title: str) -> None:
+        from rich.progress import Progress
+
+        self._progress = Progress(transient=False)
+        self._task = self._progress.add_task(title, total=total)
+        self._total, self._count = total, 0
+        self._progress.start()
+
+    def advance(self) -> None:
+        self._count += 1
+        self._progress.advance(self._task)
+        if self._count == self._total:
+            self._progress.stop()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def _bar(progress: bool, total: int | None, function: Any) -> Any:
+    return _Bar(total, getattr(function, "__name__", "map")) if progress and total != 0 else None
+
+
+def _single(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (args,), {}
+
+
+def _starred(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(args), {}
+
+
+class Pool:
+    """Pool(processes=None, initializer=None, initargs=(), maxtasksperchild=None, context=None, *, retries=0)
+
+    Worker processes that run functions. Mirrors `multiprocessing.Pool`.
+
+    Parameters
+    ----------
+    processes
+        How many; None: as many as this process may use processors.
+    initializer, initargs
+        Called in each worker as it starts. When it raises, the pool is broken: every task fails with that traceback.
+    maxtasksperchild
+        Tasks after which a worker is replaced; None: never.
+    context
+        A context of `multiprocessing.get_context`, which says how processes start.
+    retries
+        How often a task whose worker died runs again; 0: it fails with `WorkerDiedError`.
+
+    Raises
+    ------
+    ValueError
+        For fewer than one process; and by every method once the pool is closed.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> with copyless.Pool(2) as pool:
+    ...     pool.map(lambda x: x * x, range(5))
+    [0, 1, 4, 9, 16]
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Any = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        context: Any = None,
+        *,
+        retries: int = 0,
+    ) -> None:
+        self._state = TERMINATE  # until it runs
+        processes = processors() if processes is None else processes
+        if processes < 1:
+            raise ValueError(f"Number of processes must be at least 1, not {processes}")
+        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+            raise ValueError(f"maxtasksperchild must be a positive int or None, not {maxtasksperchild!r}")
+        if retries < 0:
+            raise ValueError(f"retries must be 0 or more, not {retries}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._ctx = context or multiprocessing.get_context()
+        self._processes = processes
+        self._crew = Crew(
+            processes,
+            context=self._ctx,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            max_tasks=maxtasksperchild,
+            retries=retries,
+        )
+        self._terminate = Finalize(self, self._crew.terminate, exitpriority=15)
+        self._state = RUN
+
+    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
+        if self._state == RUN:
+            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+
+    def __repr__(self) -> str:
+        cls = self.__class__
+        crew = getattr(self, "_crew", None)
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={len(crew.workers) if crew else 0}>"
+
+    def __reduce__(self) -> Any:
+        raise NotImplementedError("pool objects cannot be passed between processes or pickled")
+
+    @property
+    def _pool(self) -> list[Any]:
+        return self._crew.workers
+
+    def _repopulate_pool(self) -> None:
+        self._crew.populate()
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+
+    # ---- one task
+
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Any = None) -> Any:
+        """The result of ``func(*args, **kwds)``, run by a worker."""
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Any = None,
+        callback: Any = None,
+        error_callback: Any = None,
+    ) -> AsyncResult:
+        """As `apply`, without waiting. `callback(result)` or `error_callback(exception)` is called by a thread of the pool."""
+        self._check_running()
+        result = AsyncResult(callback, error_callback)
+        result._pool = self
+        try:
+            sealed = self._crew.seal(func, [(tuple(args), dict(kwds or {}))])
+        except Exception as error:
+            result._set(False, error)
+            return result
+        self._crew.submit([Bundle(sealed, 1, result._tell)])
+        return result
+
+    # ---- many
+
+    def map(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Any]:
+        """The list of ``func(item)``, run by the workers; the first exception, once all have ended.
+
+        Parameters
+        ----------
+        func, iterable
+            The iterable is read at once.
+        chunksize
+            Tasks that travel together; None: it follows the time they take.
+        progress
+            Show a bar.
+        """
+        return self._map(func, iterable, _single, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Any]:
+        """As `map`, of ``func(*item)``."""
+        return self._map(func, iterable, _starred, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+
+    def map_async(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Any = None,
+        error_callback: Any = None,
+        *,
+        progress: bool = False,
+    ) -> MapResult:
+        """As `map`, without waiting."""
+        return self._map(func, iterable, _single, chunksize, callback, error_callback, progress)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        chunksize: int | None = None,
+        callback: Any = None,
+        error_callback: Any = None,
+        *,
+        progress: bool = False,
+    ) -> MapResult:
+        """As `starmap`, without waiting."""
+        return self._map(func, iterable, _starred, chunksize, callback, error_callback, progress)
+
+    def _map(
+        self,
+        func: Any,
+        iterable: Any,
+        how: Any,
+        chunksize: int | None,
+        callback: Any,
+        error_callback: Any,
+        progress: bool,
+    ) -> MapResult:
+        self._check_running()
+        if chunksize is not None and chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        items = iterable if isinstance(iterable, (list, range)) else list(iterable)
+        result = MapResult(len(items), callback, error_callback, _bar(progress, len(items), func))
+        if not items:
+            return result
+        crew, result._pool = self._crew, self
+        try:
+            if chunksize is not None:
+                crew.submit(
+                    [
+                        Bundle(
+                            crew.seal(func, [how(item) for item in items[at : at + chunksize]]),
+                            min(chunksize, len(items) - at),
+                            result._tell,
+                            at,
+                        )
+                        for at in range(0, len(items), chunksize)
+                    ]
+                )
+            else:
+                _Feeder(crew, func, items, how, result).begin()
+        except Exception as error:
+            if result._bar is not None:
+                result._bar.stop()
+            result._set(False, error)
+        return result
+
+    def imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        progress: bool = False,
+    ) -> IMapIterator:
+        """Results one by one, in order; the iterable is read by a thread of the pool.
+
+        Parameters
+        ----------
+        func, iterable
+            As for `map`.
+        chunksize
+            Tasks that travel together.
+        buffersize
+            Read the iterable at most so many tasks ahead of the results taken; None: without limit.
+        """
+        return self._imap(func, iterable, chunksize, True, buffersize, progress)
+
+    def imap_unordered(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+        progress: bool = False,
+    ) -> IMapIterator:
+        """As `imap`, each result as soon as it is there."""
+        return self._imap(func, iterable, chunksize, False, buffersize, progress)
+
+    def _imap(
+        self, func: Any, iterable: Any, chunksize: int, ordered: bool, buffersize: int | None, progress: bool
+    ) -> IMapIterator:
+        self._check_running()
+        if chunksize < 1:
+            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+        if buffersize is not None and buffersize < chunksize:
+            raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
+        total = len(iterable) if hasattr(iterable, "__len__") else None
+        result = IMapIterator(self, ordered, _bar(progress, total, func))
+        self._crew.promise(1)
+        reader = threading.Thread(
+            target=_read,
+            args=(self._crew, func, iterable, chunksize, result, buffersize),
+            name="copyless-imap",
+            daemon=True,
+        )
+        reader.start()
+        return result
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Take no more tasks; the workers end when all are done."""
+        if self._state == RUN:
+            self._state = CLOSE
+            self._crew.close()
+
+    def terminate(self) -> None:
+        """End the workers at once; what was not done fails with `WorkerDiedError`."""
+        self._state = TERMINATE
+        self._terminate()
+
+    def join(self) -> None:
+        """Wait for the workers to end, after `close` or `terminate`. ValueError when the pool still runs."""
+        if self._state == RUN:
+            raise ValueError("Pool is still running")
+        self._crew.join()
+
+    def __enter__(self) -> Pool:
+        self._check_running()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.terminate()
+
+
+class _Feeder:
+    """Gives the tasks of a `map` to the workers in bundles that take some milliseconds each, a few ahead."""
+
+    def __init__(self, crew: Crew, func: Any, items: Any, how: Any, result: MapResult) -> None:
+        self._crew, self._func, self._items, self._how, self._result = crew, func, items, how, result
+        self._at = 0
+        self._began = time.perf_counter()
+        self._lock = threading.RLock()
+        self._size = 1
+
+    def begin(self) -> None:
+        self._crew.promise(1)
+        try:
+            self._result._more = self._more  # called by the collector, which hears of no task before the first is fed
+            with self._lock:
+                self._feed(1)
+        except BaseException:
+            self._crew.promise(-1)
+            raise
+
+    def _more(self) -> None:
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
+        ahead = self._at - self._result._done
+        if self._at < len(self._items) and ahead <= self._crew.processes * self._size // 2 + 1:
+            spent = (time.perf_counter() - self._began) * self._crew.processes
+            self._feed(int(_BUNDLE_SECONDS / max(spent / max(self._result._done, 1), 1e-9)))
+
+    def _feed(self, size: int) -> None:
+        left = len(self._items) - self._at
+        self._size = size = max(1, min(size, _MOST, left // (2 * self._crew.processes)))
+        bundles = []
+        for _ in range(2 * self._crew.processes):
+            batch = [self._how(item) for item in self._items[self._at : self._at + size]]
+            if not batch:
+                break
+            try:
+                sealed = self._crew.seal(self._func, batch)
+            except Exception as error:
+                if self._at == 0:
+                    raise
+                at, self._at = self._at, len(self._items)
+                self._result._fail(at, len(self._items) - at, error)
+                break
+            bundles.append(Bundle(sealed, len(batch), self._result._tell, self._at))
+            self._at += len(batch)
+        if bundles:
+            self._crew.submit(bundles, promised=True)
+        if self._at == len(self._items):
+            self._result._more = None
+            self._crew.promise(-1)
+
+
+def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:
+    """Read the iterable of an `imap`, in a thread."""
+    at = 0
+    try:
+        batch = []
+        for item in iterable:
+            batch.append(_single(item))
+            if len(batch) == chunksize:
+                while buffersize is not None and at + chunksize > buffersize and not result._read.acquire(timeout=0.5):
+                    if crew.broken is not None or crew.terminating:
+                        raise WorkerDiedError(crew.broken or "the pool was terminated")
+                crew.submit([Bundle(crew.seal(func, batch), len(batch), result._tell, at)], promised=True)
+                at += len(batch)
+                batch = []
+        if batch:
+            crew.submit([Bundle(crew.seal(func, batch), len(batch), result._tell, at)], promised=True)
+            at += len(batch)
+    except Exception as error:
+        result._put(at, False, error)
+        at += 1
+    finally:
+        crew.promise(-1)
+    result._ends(at)

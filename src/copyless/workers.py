@@ -1,0 +1,548 @@
+"""Worker processes that take tasks from one queue: what `Pool` and `ProcessPoolExecutor` stand on.
+
+    callers --- bundles ---> tasks (JoinableQueue, redeliver=True) ---> workers --- a result a task ---> results ---> collector
+                                                 board: which task of its bundle each worker is at
+
+A bundle is some tasks of one call. A worker leases a bundle, writes on the board which of its tasks it begins, runs it, puts the
+result, and so on; then it acknowledges the bundle. So whoever dies anywhere, nothing is guessed:
+
+* killed before it began a task, or between two: the queue hands the bundle out again, the board says where to go on;
+* killed in the middle of a task: whoever gets the bundle next sees that this task was begun and not ended. It reports it
+  as died with its worker, or, with ``retries``, runs it again, from the very bytes that were put at first;
+* killed after the last result and before the acknowledgement: every task has been answered already.
+
+A bundle that is handed out again after its row of the board was given to another says so by its number, and is dropped.
+A result is put before the next task begins, so a task is never both answered and reported as died.
+
+In the parent two threads: the collector waits for results and feeds what waits; the keeper waits for workers that end,
+and replaces them. A worker whose parent died ends when it next looks for work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+from copyless import pickling
+from copyless.arrays import attach, handle, zeros
+from copyless.errors import ClosedError, StaleHandleError, TaskUnreadableError, WorkerDiedError
+from copyless.queues import JoinableQueue, SimpleQueue
+from copyless.storage import handles
+
+__all__ = ["Crew", "Sealed"]
+
+ROWS = 1024  # of the board: bundles that may be in the queue or under way
+_NUMBER, _BEGUN, _TRIES, _PID, _WIDTH = range(5)  # of a row
+_ATOMS = frozenset((type(None), bool, int, float, str, bytes))
+_DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED = range(9)
+_UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+_HOPELESS = 5  # workers in a row that end before they are ready
+
+
+# ---- objects on their way
+
+
+class Sealed:
+    """An object that is pickled when it is sealed, and made again only by `open`: where that fails, only it is lost.
+
+    Functions and classes that have no name to be found by (lambdas, closures) go by value, with cloudpickle.
+    """
+
+    __slots__ = ("_buffers", "_data", "_handles", "_kept")
+
+    _kept: list[Any]
+
+    def __init__(self, obj: Any, by_value: bool = False) -> None:
+        try:
+            self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value if by_value else None)
+        except _UNPICKLABLE as error:
+            try:
+                self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value)
+            except Exception:
+                raise error from None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for name in self._handles:
+            pickling.note(name)
+        data = pickle.PickleBuffer(self._data) if len(self._data) >= pickling.BESIDE else self._data
+        return _sealed, (data, self._handles, *(pickle.PickleBuffer(buffer) for buffer in self._buffers))
+
+    def open(self) -> Any:
+        return pickle.loads(self._data, buffers=self._buffers)
+
+
+def seal(obj: Any, by_value: bool = False) -> Any:
+    """A sealed object; the bytes alone where they say all."""
+    sealed = Sealed(obj, by_value)
+    return sealed if sealed._buffers or sealed._handles else sealed._data
+
+
+def unseal(sealed: Any) -> Any:
+    return pickle.loads(sealed) if type(sealed) is bytes else sealed.open()
+
+
+def _sealed(data: Any, names: list[bytes], *buffers: Any) -> Sealed:
+    sealed = Sealed.__new__(Sealed)
+    sealed._data, sealed._buffers, sealed._handles = data, list(buffers), []
+    # What the message holds it holds until it is unpickled, which is now: keep what the content names until it is opened.
+    sealed._kept = [handles.resolve(name) for name in names]
+    return sealed
+
+
+def _main_must_travel(context: Any) -> bool:
+    """Whether what `__main__` defines is unknown in a worker: it has no file, and the worker is no fork."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__file__", None) is not None or getattr(main, "__spec__", None) is not None:
+        return False
+    method = getattr(context, "get_start_method", lambda: "fork")()
+    return method != "fork"
+
+
+# ---- a worker
+
+
+def work(names: list[bytes], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+    """What a worker process does, until the queue is shut down or its parent is gone."""
+    try:
+        tasks, results, board = (attach(name) for name in names)
+    except StaleHandleError:
+        return  # the parent was quicker to end than we to begin
+    try:
+        _work(tasks, results, memoryview(board).cast("B").cast("Q"), initializer, initargs, most, retries)
+    except KeyboardInterrupt:
+        pass  # Ctrl-C reaches the parent too, which says what there is to say
+
+
+def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+    me = os.getpid()
+    if initializer is not None:
+        try:
+            initializer(*initargs)
+        except BaseException as error:
+            results.put((me, 0, _NO_START, "".join(traceback.format_exception(error))))
+            return
+    results.put((me, 0, _READY, None))
+    done = 0
+    while most is None or done < most:
+        try:
+            item = tasks.get()
+        except (ClosedError, EOFError):
+            return
+        number, row, count, sealed = item
+        at = row * _WIDTH
+        if rows[at + _NUMBER] == number:
+            done += _run(number, at, count, sealed, rows, results, retries, me)
+        tasks.task_done(item)
+        del item, sealed
+
+
+def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any, retries: int, me: int) -> int:
+    first: int = rows[at + _BEGUN]
+    if first:  # somebody died after he began this task
+        first -= 1
+        if rows[at + _TRIES] < retries:
+            rows[at + _TRIES] += 1
+        else:
+            results.put((number, first, _DIED, rows[at + _PID]))
+            first += 1
+            rows[at + _TRIES] = 0
+    if first >= count:
+        return 0
+    rows[at + _PID] = me
+    rows[at + _BEGUN] = first + 1
+    try:
+        function, batch = unseal(sealed)
+    except Exception as error:
+        for i in range(first, count):
+            results.put((number, i, _UNREADABLE, _text_of(error)))
+        return count - first
+    put = results.put
+    for i in range(first, count):
+        if i != first:
+            rows[at + _TRIES] = 0
+            rows[at + _BEGUN] = i + 1
+        args, kwargs = batch[i]
+        try:
+            value = function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            put((number, i, _RAISED, _sealed_error(error)))
+            error = None  # type: ignore[assignment]
+        else:
+            if type(value) in _ATOMS:
+                put((number, i, _DONE, value))
+            else:
+                _put_value(put, number, i, value)
+            del value
+        del args, kwargs
+    return count - first
+
+
+def _put_value(put: Any, number: int, i: int, value: Any) -> None:
+    try:
+        sealed = seal(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = repr(error), _repr(value)
+        try:
+            put((number, i, _UNSENDABLE, (_sealed_error(error), *text)))
+        except Exception:
+            put((number, i, _UNSENDABLE, (None, *text)))
+    else:
+        put((number, i, _SEALED, sealed))
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__}, whose repr() failed>"
+
+
+def _text_of(error: BaseException) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _sealed_error(error: BaseException) -> tuple[Any, str]:
+    """(the exception, or None when it does not survive pickling; its traceback as text)."""
+    text = _text_of(error)
+    try:
+        sealed = seal(error)
+        if type(sealed) is bytes:
+            unseal(sealed)
+    except Exception:
+        return None, text
+    return sealed, text
+
+
+# ---- the parent's side
+
+
+class Bundle:
+    """Tasks of one call that go together; `tell(first + i, kind, value)` hears of each."""
+
+    __slots__ = ("answered", "count", "first", "row", "sealed", "start", "tell")
+
+    def __init__(
+        self,
+        sealed: Any,
+        count: int,
+        tell: Callable[[int, int, Any], None],
+        first: int = 0,
+        start: Callable[[], bool] | None = None,
+    ) -> None:
+        self.sealed, self.count, self.tell, self.first, self.start = sealed, count, tell, first, start
+        self.answered: set[int] = set()
+        self.row = -1  # of the board, once it is in the queue
+
+
+class Crew:
+    """Processes, their queues, and the two threads that look after them."""
+
+    def __init__(
+        self,
+        processes: int,
+        *,
+        context: Any,
+        initializer: Any = None,
+        initargs: Any = (),
+        max_tasks: int | None = None,
+        retries: int = 0,
+        window: int = ROWS,
+        daemon: bool = True,
+        eager: bool = True,
+        title: str = "PoolWorker",
+    ) -> None:
+        self.processes = processes
+        self.context = context
+        self.by_value = _main_must_travel(context)
+        self.workers: list[Any] = []
+        self.window = min(window, ROWS)
+        self._how = initializer, initargs, max_tasks, retries
+        self._daemon, self._title = daemon, title
+        self.tasks: Any = JoinableQueue(redeliver=True)
+        self.results: Any = SimpleQueue()
+        self._board: Any = zeros((ROWS, _WIDTH), "u8")
+        # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind.
+        self._names = [bytes(handle(shared)) for shared in (self.tasks, self.results, self._board)]
+        self._rows = memoryview(self._board).cast("B").cast("Q")
+        self._free = deque(range(ROWS))  # a row rests as long as it can before it is used again
+        self._lock = threading.RLock()
+        self._bundles: dict[int, Bundle] = {}
+        self._waiting: deque[Bundle] = deque()
+        self._promised = 0
+        self._number = 0
+        self._exits: dict[int, int | None] = {}
+        self._hopeless = 0.0
+        self._ready: set[int] = set()
+        self.broken: str | None = None
+        self.closing = self.terminating = False
+        self._pid = os.getpid()
+        self._wake_reader, self._wake_writer = connection.Pipe(duplex=False)
+        self.tasks.put(
+            (0, 0, 0, None)
+        )  # so that workers notice when whoever puts is gone; row 0 has no number 0 for long
+        self._rows[_NUMBER] = 2**64 - 1
+        self.results.put((0, 0, _READY, None))  # so that the collector never finds itself alone
+        try:
+            if eager:
+                self.populate()
+        except BaseException:
+            for worker in self.workers:
+                if worker.exitcode is None:
+                    worker.terminate()
+            for worker in self.workers:
+                worker.join()
+            raise
+        self._collector = threading.Thread(target=self._collect, name="copyless-collector", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name="copyless-keeper", daemon=True)
+        self._collector.start()
+        self._keeper.start()
+
+    # ---- processes
+
+    def populate(self, wanted: int | None = None) -> None:
+        """Start what is missing."""
+        with self._lock:
+            while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
+                worker = self.context.Process(target=work, args=(self._names, *self._how))
+                worker.name = worker.name.replace("Process", self._title)
+                worker.daemon = self._daemon
+                worker.start()
+                self.workers.append(worker)
+                self.wake()
+
+    def _keep(self) -> None:
+        while True:
+            with self._lock:
+                watched = {worker.sentinel: worker for worker in self.workers}
+                if not watched and self.closing:
+                    break
+            ready = connection.wait([*watched, self._wake_reader])
+            if self._wake_reader in ready:
+                with contextlib.suppress(EOFError, OSError):
+                    self._wake_reader.recv_bytes()
+            ended = [watched[sentinel] for sentinel in ready if sentinel in watched]
+            for worker in ended:
+                worker.join()
+                self._exits[worker.pid] = worker.exitcode
+            with self._lock:
+                for worker in ended:
+                    if worker in self.workers:
+                        self.workers.remove(worker)
+                if ended and not self.terminating and self.broken is None and not (self.closing and self._is_done()):
+                    try:
+                        self.populate()
+                    except Exception as error:
+                        self._break(f"no worker could be started: {error!r}")
+            for worker in ended:
+                self.results.put((worker.pid, worker.exitcode or 0, _ENDED, None))
+        self.results.put(None)
+
+    def _break(self, why: str) -> None:
+        """No further task will run."""
+        self.broken = why
+        self.results.put(why)  # the collector tells everyone
+        with contextlib.suppress(ClosedError):
+            self.tasks.shutdown(immediate=True)
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._wake_writer.send_bytes(b"x")
+
+    # ---- tasks
+
+    def seal(self, function: Any, batch: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:
+        return seal((function, batch), self.by_value)
+
+    def promise(self, tasks: int) -> None:
+        """Somebody will submit more, also after `close` (1), or no longer (-1)."""
+        with self._lock:
+            self._promised += tasks
+            if self._is_done():
+                self._shut()
+
+    def _is_done(self) -> bool:
+        return self.closing and not self._bundles and not self._waiting and not self._promised
+
+    def submit(self, bundles: list[Bundle], promised: bool = False) -> None:
+        """Give bundles to the workers, in this order."""
+        with self._lock:
+            if self.broken is not None:
+                raise WorkerDiedError(self.broken)
+            if self.terminating or (self.closing and not promised):
+                raise ClosedError("it takes no more tasks: it was closed")
+            self._waiting.extend(bundles)
+            self._feed()
+
+    def _feed(self) -> None:
+        items = []
+        while self._waiting and self._free and len(self._bundles) < self.window:
+            bundle = self._waiting.popleft()
+            if bundle.start is not None and not bundle.start():
+                continue  # cancelled
+            row = bundle.row = self._free.popleft()
+            self._number += 1
+            at = row * _WIDTH
+            self._rows[at + _BEGUN] = self._rows[at + _TRIES] = self._rows[at + _PID] = 0
+            self._rows[at + _NUMBER] = self._number
+            self._bundles[self._number] = bundle
+            items.append((self._number, row, bundle.count, bundle.sealed))
+            bundle.sealed = None
+        if len(items) == 1:
+            self.tasks.put(items[0])
+        elif items:
+            self.tasks.put_many(items)
+
+    def _collect(self) -> None:
+        while True:
+            for message in self.results.get_many():
+                if message is None:
+                    self._end()
+                    return
+                if isinstance(message, str):
+                    self._fail_all(message)
+                    continue
+                try:
+                    self._hear(*message)
+                except Exception:  # a callback of the user's
+                    traceback.print_exc()
+                del message
+            with self._lock:
+                self._feed()
+                if self._is_done():
+                    self._shut()
+
+    def _hear(self, number: int, i: int, kind: int, value: Any) -> None:
+        if kind == _READY:
+            self._ready.add(number)
+            self._hopeless = 0
+            return
+        if kind == _ENDED:  # comes after all that this worker said
+            if number not in self._ready:
+                self._hopeless += 1 if i >= 0 else 0.05
+            self._ready.discard(number)
+            if self._hopeless > self.processes + _HOPELESS and self.broken is None and not self.terminating:
+                self._break(
+                    f"worker processes end before they can begin (exit code {i}). Under spawn and forkserver the program's own "
+                    "start must stand under: if __name__ == '__main__':"
+                )
+            return
+        if kind == _NO_START:
+            with self._lock:
+                if self.broken is None:
+                    self.broken = f"the initializer of a worker process failed:\n{value}"
+            self._fail_all(self.broken)
+            return
+        bundle = self._bundles.get(number)
+        if bundle is None or i in bundle.answered:
+            return
+        bundle.answered.add(i)
+        if kind == _SEALED:
+            try:
+                kind, value = _DONE, unseal(value)
+            except Exception as error:
+                kind, value = _UNREADABLE, _text_of(error)
+        if len(bundle.answered) == bundle.count:
+            with self._lock:
+                del self._bundles[number]
+                self._free.append(bundle.row)
+        bundle.tell(bundle.first + i, kind, self._error(kind, value) if kind in (_UNREADABLE, _DIED) else value)
+
+    def _error(self, kind: int, value: Any) -> Exception:
+        if kind == _UNREADABLE:
+            return TaskUnreadableError(f"what was sent could not be unpickled where it arrived:\n{value}")
+        code = self._exits.get(value)
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = "ended" if code is None else f"ended with exit code {code}"
+        return WorkerDiedError(
+            f"the worker process {value} {how} while it ran this task. The other tasks go on; retries=n would run it again"
+        )
+
+    def _fail_all(self, why: str) -> None:
+        with self._lock:
+            bundles = [*self._bundles.values(), *self._waiting]
+            self._bundles.clear()
+            self._waiting.clear()
+        for bundle in bundles:
+            if bundle.sealed is not None and bundle.start is not None and not bundle.start():
+                continue
+            for i in range(bundle.count):
+                if i not in bundle.answered:
+                    with contextlib.suppress(Exception):
+                        bundle.tell(bundle.first + i, _DIED, WorkerDiedError(why))
+
+    # ---- the end
+
+    def close(self) -> None:
+        """No more tasks; workers end when all are done."""
+        with self._lock:
+            if self.closing:
+                return
+            self.closing = True
+            if self._is_done():
+                self._shut()
+
+    def _shut(self) -> None:
+        with contextlib.suppress(ClosedError):
+            self.tasks.shutdown()
+        self.wake()
+
+    def unfinished(self) -> int:
+        """Bundles that wait or are under way."""
+        return len(self._bundles) + len(self._waiting)
+
+    def drop_waiting(self) -> list[Bundle]:
+        with self._lock:
+            dropped = list(self._waiting)
+            self._waiting.clear()
+        return dropped
+
+    def terminate(self, by: str = "terminate") -> None:
+        """End the workers now; what was not done fails."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self.closing = self.terminating = True
+            workers = list(self.workers)
+            if self.broken is None:
+                self.broken = "the workers were terminated before this task was done"
+        with contextlib.suppress(ClosedError):
+            self.tasks.shutdown(immediate=True)
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                getattr(worker, by)()
+        with contextlib.suppress(ClosedError):
+            self.results.put(self.broken)
+        self.wake()
+        # Only the keeper waits for processes: of two who do at once, one is told that there is no such process.
+        if threading.current_thread() not in (self._keeper, self._collector):
+            self._keeper.join(5)
+            if self._keeper.is_alive():  # they ignore SIGTERM
+                for worker in workers:
+                    worker.kill()
+                self._keeper.join(5)
+
+    def _end(self) -> None:
+        """Nobody works any more, and nothing is awaited."""
+        self._fail_all(self.broken or "the workers have ended")
+        self.tasks.close()
+        self.results.close()
+
+    def join(self) -> None:
+        if os.getpid() == self._pid and threading.current_thread() not in (self._keeper, self._collector):
+            self._keeper.join()
+            self._collector.join()

@@ -1,0 +1,500 @@
+"""Pool and ProcessPoolExecutor: the standard library's interface; what dies costs only itself."""
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+
+import copyless
+from copyless import Pool, ProcessPoolExecutor, TaskUnreadableError, WorkerDiedError
+from tests.conftest import python, start_python, until
+
+FORK = multiprocessing.get_context("fork")
+
+
+def square(x):
+    return x * x
+
+
+def die(x):
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def fill(array, value):
+    array[...] = value
+    return array
+
+
+def total(array):
+    return float(array.sum())
+
+
+# ---- the interface
+
+
+def test_every_method(context):
+    with Pool(2, context=context) as pool:
+        assert pool.apply(pow, (2, 5)) == 32
+        assert pool.apply_async(square, (7,)).get(10) == 49
+        assert pool.map(square, range(100)) == [x * x for x in range(100)]
+        assert pool.map(square, range(100), chunksize=7) == [x * x for x in range(100)]
+        assert pool.starmap(pow, [(2, n) for n in range(20)]) == [2**n for n in range(20)]
+        assert pool.map_async(square, [1, 2]).get(10) == [1, 4]
+        assert pool.starmap_async(pow, [(2, 3)]).get(10) == [8]
+        assert list(pool.imap(square, range(50), chunksize=3)) == [x * x for x in range(50)]
+        assert sorted(pool.imap_unordered(square, range(50))) == [x * x for x in range(50)]
+        assert repr(pool) == "<copyless.pool.Pool state=RUN pool_size=2>"
+    pool.join()
+
+
+def test_closures_and_lambdas_go_by_value(context):
+    n = 10
+    with Pool(1, context=context) as pool:
+        assert pool.map(lambda x: x + n, range(3)) == [10, 11, 12]
+        shared = copyless.zeros(3)
+        pool.apply(lambda: fill(shared, 4))
+        assert shared[2] == 4  # what a closure holds crosses by handle
+        made = pool.apply(lambda: lambda x: x * n)
+        assert made(2) == 20
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        assert executor.submit(lambda: n).result() == 10
+
+
+def test_arrays_by_one_copy_and_shared_ones_by_handle(context):
+    plain, shared = np.ones((500, 500)), copyless.zeros((500, 500))
+    with Pool(2, context=context) as pool:
+        assert pool.apply(total, (plain,)) == 250_000.0
+        got = pool.apply(fill, (plain, 7))
+        assert got.flags.writeable
+        assert (got == 7).all()
+        assert (plain == 1).all()
+        back = pool.apply(fill, (shared, 3))
+        assert (shared == 3).all()
+        back[0, 0] = 9
+        assert shared[0, 0] == 9  # the very memory
+        assert [a.sum() for a in pool.map(copyless.array, [np.full(9, n) for n in range(5)])] == [0, 9, 18, 27, 36]
+    del got, back
+    gc.collect()
+
+
+def test_arguments_are_those_of_the_call(context):
+    data = [0]
+    with Pool(1, context=context) as pool:
+        results = []
+        for n in range(20):
+            data[0] = n
+            results.append(pool.apply_async(list, (data,)))
+        assert [r.get()[0] for r in results] == list(range(20))
+
+
+def test_an_infinite_iterable_with_a_bound():
+    def count():
+        for n in range(10**9):
+            seen.append(n)
+            yield n
+
+    seen: list[int] = []
+    with Pool(2, context=FORK) as pool:
+        results = pool.imap(square, count(), buffersize=10)
+        assert [next(results) for _ in range(30)] == [n * n for n in range(30)]
+        assert len(seen) < 60
+
+
+def test_what_was_promised_is_done_although_closed():
+    pool = Pool(2, context=FORK)
+    ordered, mapped = pool.imap(square, range(2000)), pool.map_async(square, range(3000))
+    pool.close()
+    with pytest.raises(ValueError, match="not running"):
+        pool.apply(square, (1,))
+    assert list(ordered) == [n * n for n in range(2000)]
+    assert mapped.get(20)[-1] == 2999**2
+    pool.join()
+
+
+def test_bad_parameters():
+    for bad in ({"processes": 0}, {"maxtasksperchild": 0}, {"retries": -1}):
+        with pytest.raises(ValueError):
+            Pool(**{"processes": 1, "context": FORK, **bad})
+    with pytest.raises(TypeError):
+        Pool(1, initializer=5)
+    with Pool(1, context=FORK) as pool, pytest.raises(ValueError, match="Chunksize"):
+        pool.map(square, [1], chunksize=0)
+    for bad in ({"max_workers": 0}, {"max_tasks_per_child": 0}, {"retries": -1}):
+        with pytest.raises(ValueError):
+            ProcessPoolExecutor(**bad)
+
+
+def test_progress_draws_a_bar(capfd):
+    with Pool(2, context=FORK) as pool:
+        assert pool.map(square, range(10), progress=True)[-1] == 81
+    assert "square" in capfd.readouterr().out
+
+
+def test_an_unclosed_pool_warns_and_ends_its_workers():
+    pool = Pool(1, context=FORK)
+    worker = pool._pool[0]
+    pool.apply(square, (1,))
+    pools = [pool]
+    del pool
+    with pytest.warns(ResourceWarning, match="unclosed running"):
+        pools.clear()
+    until(lambda: not worker.is_alive())
+
+
+def test_workers_are_replaced_after_so_many_tasks():
+    with Pool(2, context=FORK, maxtasksperchild=3) as pool:
+        pids = pool.map(_pid, range(30), chunksize=1)
+    assert len(set(pids)) >= 10
+
+
+def _pid(_):
+    return os.getpid()
+
+
+# ---- exceptions
+
+
+class Awkward(Exception):
+    """Pickles, and does not unpickle."""
+
+    def __init__(self, a, b):
+        super().__init__(a)
+
+
+class Nasty:
+    def __init__(self, when):
+        self.when = when
+
+    def __reduce__(self):
+        if self.when == "pickle":
+            raise ValueError("not to be pickled")
+        return _explode, ()
+
+
+def _explode():
+    raise ValueError("not to be unpickled")
+
+
+def _raise(kind, *args):
+    raise kind(*args)
+
+
+def _nested():
+    try:
+        _raise(KeyError, "inner")
+    except KeyError as error:
+        raise ValueError("outer") from error
+
+
+def test_exceptions_keep_their_type_and_remote_traceback(context):
+    with Pool(1, context=context) as pool:
+        with pytest.raises(ValueError, match="outer") as caught:
+            pool.apply(_nested)
+        assert "KeyError: 'inner'" in str(caught.value.__cause__)
+        assert "in _nested" in str(caught.value.__cause__)
+        with pytest.raises(SystemExit):
+            pool.apply(sys.exit, (3,))
+        assert pool.apply(square, (2,)) == 4
+
+
+def test_what_cannot_be_pickled_or_unpickled_costs_only_its_task(context):
+    with Pool(1, context=context) as pool:
+        with pytest.raises(TaskUnreadableError, match=r"cannot be pickled[\s\S]*Awkward"):
+            pool.apply(_raise, (Awkward, 1, 2))
+        with pytest.raises(ValueError, match="not to be pickled"):
+            pool.apply(square, (Nasty("pickle"),))
+        with pytest.raises(TaskUnreadableError, match="not to be unpickled"):
+            pool.apply(square, (Nasty("load"),))
+        with pytest.raises(TaskUnreadableError, match="not to be unpickled"):
+            pool.apply(Nasty, ("load",))
+        with pytest.raises(multiprocessing.pool.MaybeEncodingError):
+            pool.apply(Nasty, ("pickle",))
+        assert pool.map(square, range(5)) == [0, 1, 4, 9, 16]
+
+
+def test_the_first_exception_of_a_map_when_all_have_ended():
+    done = copyless.Value("i", 0)
+
+    def work(n):
+        if n % 5 == 3:
+            raise ValueError(n)
+        done.add(1)
+
+    with Pool(2, context=FORK) as pool, pytest.raises(ValueError, match="^3$"):
+        pool.map(work, range(20))
+    assert done.value == 16
+
+
+def test_an_initializer_that_raises_breaks_the_pool_and_says_so(context):
+    with (
+        Pool(1, _raise, (KeyError, "no database"), context=context) as pool,
+        pytest.raises(WorkerDiedError, match="no database"),
+    ):
+        pool.apply_async(square, (1,)).get(20)
+    with ProcessPoolExecutor(1, initializer=_raise, initargs=(KeyError, "no database"), mp_context=context) as executor:
+        with pytest.raises(BrokenProcessPool, match="no database"):
+            executor.submit(square, 1).result(20)
+
+
+def test_a_program_without_main_guard_is_told(tmp_path):
+    program = tmp_path / "unguarded.py"
+    program.write_text(
+        "import copyless, multiprocessing\n"
+        "pool = copyless.Pool(1, context=multiprocessing.get_context('spawn'))\n"
+        "try:\n    pool.apply_async(abs, (1,)).get(30)\n"
+        "except copyless.WorkerDiedError as error:\n    print(error)\n"
+        "pool.terminate()\n"
+    )
+    import subprocess
+
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert "if __name__ == '__main__':" in done.stdout
+
+
+# ---- death
+
+
+@pytest.mark.parametrize("how", [lambda: os._exit(1), lambda: os.kill(os.getpid(), signal.SIGKILL)])
+def test_a_task_whose_worker_ends_fails_and_the_others_go_on(how):
+    with Pool(2, context=FORK) as pool:
+        results = [pool.apply_async(how if n % 4 == 3 else square, () if n % 4 == 3 else (n,)) for n in range(20)]
+        for n, result in enumerate(results):
+            if n % 4 == 3:
+                with pytest.raises(WorkerDiedError, match=r"worker process \d+"):
+                    result.get(20)
+            else:
+                assert result.get(20) == n * n
+        assert len(pool._pool) == 2
+
+
+def test_a_killed_worker_fails_exactly_the_task_it_held(context):
+    with Pool(2, context=context) as pool:
+        for chunk in (1, 5, 100):
+            got = pool.map_async(die, range(10), chunksize=chunk)
+            with pytest.raises(WorkerDiedError):
+                got.get(30)
+        singles = [pool.apply_async(die, (n,)) for n in range(10)]
+        assert [_result(r) for r in singles] == [0, 1, 2, "died", 4, 5, 6, 7, 8, 9]
+        it = pool.imap(die, range(10), chunksize=5)
+        seen = []
+        while len(seen) < 10:
+            try:
+                seen.append(it.next(30))
+            except WorkerDiedError:
+                seen.append("died")
+        assert seen == [0, 1, 2, "died", 4, 5, 6, 7, 8, 9]
+
+
+def _result(r):
+    try:
+        return r.get(30)
+    except WorkerDiedError:
+        return "died"
+
+
+def test_idle_workers_may_be_killed():
+    with Pool(2, context=FORK) as pool:
+        for _ in range(5):
+            assert pool.map(square, range(4)) == [0, 1, 4, 9]
+            time.sleep(0.02)
+            for worker in list(pool._pool):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+            assert pool.apply_async(square, (5,)).get(20) == 25
+
+
+def test_retried_tasks_have_the_arguments_of_the_first_time():
+    tries = copyless.Value("i", 0)
+
+    def spoil(array, times):
+        before = array.copy()
+        array[...] = -1
+        if tries.add(1) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before
+
+    for size in (10, 1_000_000):
+        tries.value = 0
+        data = np.arange(size)
+        with Pool(1, context=FORK, retries=2) as pool:
+            result = pool.apply_async(spoil, (data, 2))
+            data[...] = 5
+            assert (result.get(30) == np.arange(size)).all()
+            assert tries.value == 3
+            tries.value = -10
+            with pytest.raises(WorkerDiedError):
+                pool.apply_async(spoil, (data, 2)).get(30)
+            assert tries.value == -7
+
+
+def test_terminate_fails_what_was_not_done():
+    pool = Pool(2, context=FORK)
+    results = [pool.apply_async(time.sleep, (100,)) for _ in range(5)]
+    workers = list(pool._pool)
+    pool.terminate()
+    pool.join()
+    for result in results:
+        with pytest.raises(WorkerDiedError, match="terminated"):
+            result.get(5)
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_ctrl_c_ends_all_workers():
+    program = start_python(
+        """
+        import copyless, multiprocessing, time
+        with copyless.Pool(2, context=multiprocessing.get_context("fork")) as pool:
+            pool.map(abs, range(4))
+            print(*[worker.pid for worker in pool._pool], flush=True)
+            try:
+                pool.map(time.sleep, [100] * 4)
+            except KeyboardInterrupt:
+                print("stopped", flush=True)
+        """
+    )
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    time.sleep(0.2)
+    for pid in (*pids, program.pid):  # as a terminal does
+        os.kill(pid, signal.SIGINT)
+    out, err = program.communicate(timeout=20)
+    assert out == "stopped\n"
+    assert err == ""
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+
+
+def test_workers_end_when_their_parent_is_killed():
+    program = start_python(
+        """
+        import copyless, multiprocessing, time
+        pool = copyless.Pool(2, context=multiprocessing.get_context("fork"))
+        print(*[worker.pid for worker in pool._pool], flush=True)
+        time.sleep(100)
+        """
+    )
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    program.kill()
+    program.wait()
+    until(lambda: all(_gone(pid) for pid in pids), "workers outlive their parent", 20)
+    program.stdout.close(), program.stdin.close(), program.stderr.close()
+
+
+def _gone(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills_loses_and_doubles_nothing():
+    """Every task is answered once: by its result, or by WorkerDiedError when its worker was killed in it."""
+    ran = copyless.zeros(4000, "i4")
+
+    def work(n):
+        ran[n] += 1
+        return n, np.full(n % 3000, n)
+
+    chance = random.Random(5)
+    with Pool(3, context=FORK) as pool:
+        results = [pool.apply_async(work, (n,)) for n in range(2000)]
+        mapped = pool.imap(work, range(2000, 4000), chunksize=20)
+        kills = 0
+        while kills < 120 and not all(r.ready() for r in results):
+            workers = list(pool._pool)
+            if workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(workers).pid, signal.SIGKILL)
+                    kills += 1
+            time.sleep(chance.random() * 0.02)
+        died = 0
+        for n, result in enumerate(results):
+            try:
+                got, array = result.get(60)
+                assert got == n
+                assert (array == n).all()
+                assert len(array) == n % 3000
+            except WorkerDiedError:
+                died += 1
+        for n in range(2000, 4000):
+            try:
+                got, array = mapped.next(60)
+                assert got == n
+                assert (array == n).all()
+            except WorkerDiedError:
+                died += 1
+        assert died <= kills
+        assert ran.max() == 1  # none was run twice
+        assert (ran == 0).sum() <= died
+        assert len(pool._pool) <= 3
+
+
+# ---- the executor
+
+
+def test_the_executor(context):
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        assert executor.submit(pow, 2, 3).result(20) == 8
+        assert list(executor.map(pow, [2, 3], [3, 2])) == [8, 9]
+        assert list(executor.map(square, range(10), chunksize=3)) == [n * n for n in range(10)]
+        assert list(executor.map(square, range(10), buffersize=2)) == [n * n for n in range(10)]
+        future = executor.submit(die, 3)
+        with pytest.raises(WorkerDiedError):
+            future.result(20)
+        assert executor.submit(square, 3).result(20) == 9
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(square, 1)
+
+
+def test_cancelling():
+    executor = ProcessPoolExecutor(1, mp_context=FORK)
+    futures = [executor.submit(time.sleep, 0.2) for _ in range(20)]
+    assert futures[-1].cancel()
+    executor.shutdown(cancel_futures=True)
+    assert sum(future.cancelled() for future in futures) >= 15
+    assert all(future.done() for future in futures)
+
+
+def test_terminating_workers():
+    for end in (ProcessPoolExecutor.terminate_workers, ProcessPoolExecutor.kill_workers):
+        executor = ProcessPoolExecutor(2, mp_context=FORK)
+        future = executor.submit(time.sleep, 100)
+        until(future.running)
+        end(executor)
+        with pytest.raises(WorkerDiedError):
+            future.result(5)
+
+
+def test_in_an_event_loop():
+    async def main():
+        loop = asyncio.get_running_loop()
+        with ProcessPoolExecutor(2, mp_context=FORK) as executor:
+            return await asyncio.gather(*(loop.run_in_executor(executor, square, n) for n in range(20)))
+
+    assert asyncio.run(main()) == [n * n for n in range(20)]
+
+
+def test_what_was_submitted_is_done_before_the_program_ends():
+    done = python(
+        """
+        import copyless, multiprocessing, time
+        def late(word):
+            time.sleep(0.3)
+            print(word, flush=True)
+        executor = copyless.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        executor.submit(late, "apple")
+        """
+    )
+    assert done.stdout == "apple\n"
+    assert done.stderr == ""
