@@ -45,6 +45,7 @@ _NUMBER, _BEGUN, _TRIES, _PID, _WIDTH = range(5)  # of a row
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 _DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED = range(9)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _HOPELESS = 5  # workers in a row that end before they are ready
 
 
@@ -110,8 +111,9 @@ def _main_must_travel(context: Any) -> bool:
 # ---- a worker
 
 
-def work(names: list[bytes], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
     try:
         tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
@@ -269,14 +271,16 @@ class Crew:
         self.by_value = _main_must_travel(context)
         self.workers: list[Any] = []
         self.window = min(window, ROWS)
+        self._mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
         self._how = initializer, initargs, max_tasks, retries
         self._daemon, self._title = daemon, title
         self.tasks: Any = JoinableQueue(redeliver=True)
         self.results: Any = SimpleQueue()
-        self._board: Any = zeros((ROWS, _WIDTH), "u8")
+        self._board = zeros((ROWS, _WIDTH), "u8")
         # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind.
         self._names = [bytes(handle(shared)) for shared in (self.tasks, self.results, self._board)]
-        self._rows = memoryview(self._board).cast("B").cast("Q")
+        board: Any = self._board
+        self._rows = memoryview(board).cast("B").cast("Q")
         self._free = deque(range(ROWS))  # a row rests as long as it can before it is used again
         self._lock = threading.RLock()
         self._bundles: dict[int, Bundle] = {}
@@ -316,7 +320,7 @@ class Crew:
         """Start what is missing."""
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
-                worker = self.context.Process(target=work, args=(self._names, *self._how))
+                worker = self.context.Process(target=work, args=(self._names, self._mask, *self._how))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 worker.start()
@@ -324,6 +328,8 @@ class Crew:
                 self.wake()
 
     def _keep(self) -> None:
+        # A signal that comes while a thread forks is handled by that thread, and the main thread, asleep, would not hear of it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         while True:
             with self._lock:
                 watched = {worker.sentinel: worker for worker in self.workers}
