@@ -11,7 +11,8 @@ import pytest
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "examples")
 MODULES = ["copyless.arrays", "copyless.memory", "copyless.core._memory", "copyless.shared_memory", "copyless.sharing",
            "copyless.storage.settings", "copyless.storage.store", "copyless.synchronize", "copyless.queues", "copyless.rings",
-           "copyless.sharedctypes", "copyless.pool", "copyless.futures"]  # fmt: skip
+           "copyless.sharedctypes", "copyless.pool", "copyless.futures",
+           "copyless.managers", "copyless.context"]  # fmt: skip
 
 
 def run(name, *args):

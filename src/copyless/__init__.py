@@ -26,21 +26,39 @@ _HOMES = {
     ),
     "copyless.pool": ("Pool",),
     "copyless.futures": ("ProcessPoolExecutor",),
+    "copyless.managers": ("BaseManager", "SharedMemoryManager", "SyncManager"),
+    "copyless.context": (
+        "AuthenticationError", "BufferTooShort", "Manager", "ProcessError", "TimeoutError", "get_context",
+    ),
+    "multiprocessing": (  # processes and start methods are the standard library's own
+        "Pipe", "Process", "active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support",
+        "get_all_start_methods", "get_logger", "get_start_method", "log_to_stderr", "parent_process", "reducer",
+        "set_executable", "set_forkserver_preload", "set_start_method",
+    ),
     "copyless.storage.handles": ("Handle",),
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
     "copyless.errors": (
-        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "OutOfSharedMemory", "OwnerDiedError",
-        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
+        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "NotHeldError",
+        "OutOfSharedMemory", "OwnerDiedError", "ServerEndedError", "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
     ),
 }  # fmt: skip
+# What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
+_MODULES = frozenset((
+    "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
+    "synchronize",
+))  # fmt: skip
+_STDLIB_MODULES = frozenset(("connection", "dummy", "process", "reduction", "resource_tracker", "util"))
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Alloc_mem",
     "Array",
+    "AuthenticationError",
     "Barrier",
+    "BaseManager",
     "BoundedSemaphore",
+    "BufferTooShort",
     "ClosedError",
     "Condition",
     "CopylessError",
@@ -53,10 +71,15 @@ __all__ = [
     "Handle",
     "JoinableQueue",
     "Lock",
+    "Manager",
     "Memory",
+    "NotHeldError",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "Pipe",
     "Pool",
+    "Process",
+    "ProcessError",
     "ProcessPoolExecutor",
     "Queue",
     "RLock",
@@ -65,30 +88,49 @@ __all__ = [
     "RawValue",
     "RingBuffer",
     "Semaphore",
+    "ServerEndedError",
     "ShareableList",
     "SharedArray",
     "SharedMemory",
+    "SharedMemoryManager",
     "ShutDown",
     "SimpleQueue",
     "StaleHandleError",
+    "SyncManager",
     "TaskUnreadableError",
+    "TimeoutError",
     "Value",
     "WorkerDiedError",
+    "active_children",
+    "allow_connection_pickling",
     "array",
     "asarray",
     "attach",
     "buffer",
     "configure",
+    "cpu_count",
+    "current_process",
     "empty",
     "empty_like",
+    "freeze_support",
     "frombuffer",
     "full",
+    "get_all_start_methods",
+    "get_context",
+    "get_logger",
+    "get_start_method",
     "handle",
     "is_shared",
+    "log_to_stderr",
     "memmap",
     "ones",
     "open",
+    "parent_process",
     "reap",
+    "reducer",
+    "set_executable",
+    "set_forkserver_preload",
+    "set_start_method",
     "share",
     "trim",
     "unlink",
@@ -97,6 +139,25 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from multiprocessing import (
+        Pipe,
+        Process,
+        active_children,
+        allow_connection_pickling,
+        cpu_count,
+        current_process,
+        freeze_support,
+        get_all_start_methods,
+        get_logger,
+        get_start_method,
+        log_to_stderr,
+        parent_process,
+        reducer,
+        set_executable,
+        set_forkserver_preload,
+        set_start_method,
+    )
+
     from copyless.arrays import (
         SharedArray,
         array,
@@ -114,19 +175,30 @@ if TYPE_CHECKING:
         zeros,
         zeros_like,
     )
+    from copyless.context import (
+        AuthenticationError,
+        BufferTooShort,
+        Manager,
+        ProcessError,
+        TimeoutError,
+        get_context,
+    )
     from copyless.errors import (
         ClosedError,
         CopylessError,
         CorruptSegmentError,
         EndOfQueueError,
         ForeignHostError,
+        NotHeldError,
         OutOfSharedMemory,
         OwnerDiedError,
+        ServerEndedError,
         StaleHandleError,
         TaskUnreadableError,
         WorkerDiedError,
     )
     from copyless.futures import ProcessPoolExecutor
+    from copyless.managers import BaseManager, SharedMemoryManager, SyncManager
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
     from copyless.pool import Pool
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
@@ -142,6 +214,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
+    if name in _MODULES:
+        return importlib.import_module(f"copyless.{name}")
+    if name in _STDLIB_MODULES:
+        return importlib.import_module(f"multiprocessing.{name}")
     if home is None:
         raise AttributeError(f"module 'copyless' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)

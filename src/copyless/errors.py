@@ -12,8 +12,10 @@ __all__ = [
     "CorruptSegmentError",
     "EndOfQueueError",
     "ForeignHostError",
+    "NotHeldError",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "ServerEndedError",
     "StaleHandleError",
     "TaskUnreadableError",
     "WorkerDiedError",
@@ -51,6 +53,17 @@ class ForeignHostError(CopylessError, ValueError):
 
 class OwnerDiedError(CopylessError, RuntimeError):
     """The process that held what was asked for has died."""
+
+
+class NotHeldError(CopylessError, ValueError, RuntimeError, AssertionError):
+    """A lock or semaphore was released more often than acquired, or by one who does not hold it.
+
+    All that the standard library raises there: ValueError and AssertionError in multiprocessing, RuntimeError in threading.
+    """
+
+
+class ServerEndedError(CopylessError, EOFError, ConnectionError):
+    """The manager's server process has ended, or the connection to it."""
 
 
 class ClosedError(CopylessError, ValueError):

@@ -15,6 +15,7 @@ It stays a plain POSIX object at the standard library's own place and name: prog
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import secrets
@@ -365,6 +366,22 @@ def _forget(identity: tuple[int, int]) -> None:
     kept = [entry for entry in _recent if entry[0] != identity]
     _recent.clear()
     _recent.extend(kept)
+
+
+def exists(name: str, identity: tuple[int, int]) -> bool:
+    """Whether a name is still that of the block with this device and inode."""
+    there = _native.file_identity(_PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
+    return there is not None and there[:2] == identity
+
+
+def discard(name: str, identity: tuple[int, int]) -> None:
+    """Unlink a block by its name, unless the name is another's by now."""
+    if exists(name, identity):
+        text = _file_name("/" + name.removeprefix("/"))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(os.fsencode(_PLACE), text))
+        _forget(identity)
+        _native.posix_forget(text, *identity)
 
 
 def _str(name: object) -> str:

@@ -103,7 +103,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
 class RLock(_synchronize._RLock, Shared):
     """RLock(*, name=None, persist=False, recover=None, ctx=None)
 
-    A recursive lock: the thread that holds it may acquire it again, and only that thread may release it (AssertionError
+    A recursive lock: the thread that holds it may acquire it again, and only that thread may release it (NotHeldError, an AssertionError
     otherwise). Mirrors `multiprocessing.RLock`; the parameters are those of `Lock`. It has no asyncio form, since tasks
     of one thread would not exclude each other: use `Lock`.
 
@@ -194,7 +194,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
 class BoundedSemaphore(Semaphore):
     """BoundedSemaphore(value=1, *, robust=False, name=None, persist=False, recover=None, ctx=None)
 
-    A semaphore that refuses (ValueError) to be released beyond its first value. Mirrors
+    A semaphore that refuses (NotHeldError, a ValueError) to be released beyond its first value. Mirrors
     `multiprocessing.BoundedSemaphore`; the parameters are those of `Semaphore`.
 
     Examples
@@ -204,7 +204,7 @@ class BoundedSemaphore(Semaphore):
     >>> seats.release()
     Traceback (most recent call last):
         ...
-    ValueError: semaphore or lock released too many times
+    copyless.errors.NotHeldError: semaphore or lock released too many times
     """
 
     _bounded = True

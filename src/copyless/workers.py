@@ -178,7 +178,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            put((number, i, _RAISED, _sealed_error(error)))
+            put((number, i, _RAISED, sealed_error(error)))
             error = None  # type: ignore[assignment]
         else:
             if type(value) in _ATOMS:
@@ -198,7 +198,7 @@ def _put_value(put: Any, number: int, i: int, value: Any) -> None:
     except BaseException as error:
         text = repr(error), _repr(value)
         try:
-            put((number, i, _UNSENDABLE, (_sealed_error(error), *text)))
+            put((number, i, _UNSENDABLE, (sealed_error(error), *text)))
         except Exception:
             put((number, i, _UNSENDABLE, (None, *text)))
     else:
@@ -216,7 +216,7 @@ def _text_of(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
-def _sealed_error(error: BaseException) -> tuple[Any, str]:
+def sealed_error(error: BaseException) -> tuple[Any, str]:
     """(the exception, or None when it does not survive pickling; its traceback as text)."""
     text = _text_of(error)
     try:

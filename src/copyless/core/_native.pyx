@@ -787,6 +787,13 @@ def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint 
     return mapping, st.st_dev, st.st_ino
 
 
+def posix_hold(bytes name, uint64_t device, uint64_t inode):
+    """A hold of this process on a recorded object that it does not map: it lives as long as what is returned."""
+    cdef Mapping hold = Mapping.__new__(Mapping)
+    hold.attach(name, device, inode)
+    return hold
+
+
 def file_identity(bytes path):
     """(device, inode, bytes) of a file, or None: one system call."""
     cdef c_stat st

@@ -14,7 +14,7 @@ from copyless.core._native cimport (
 )
 
 from copyless.core._native import object_kind
-from copyless.errors import CorruptSegmentError, OwnerDiedError
+from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
 
 cdef extern from "sync.h" nogil:
     ctypedef struct cl_mutex:
@@ -163,7 +163,7 @@ cdef class _Lock(Object):
         if held & <uint32_t>CL_LOCK_SLEEP:
             cl_wake(&(<cl_mutex *>self.head).word, 1)
         if held & ~<uint32_t>CL_LOCK_SLEEP == 0:
-            raise ValueError("semaphore or lock released too many times")
+            raise NotHeldError("semaphore or lock released too many times")
         return 0
 
     def release(self):
@@ -238,7 +238,7 @@ cdef class _RLock(_Lock):
 
     cdef int put_back(self) except -1:
         if not cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()):
-            raise AssertionError("attempt to release recursive lock not owned by thread")
+            raise NotHeldError("attempt to release recursive lock not owned by thread")
         self.let_go()
         return 0
 
@@ -314,11 +314,11 @@ cdef class _Semaphore(Object):
             for _ in range(n):
                 rc = cl_robust_release(the_store(), <cl_robust *>self.head)
                 if rc == CL_MISSING:
-                    raise ValueError("semaphore or lock released too many times (by this process: its permits are attributed)")
+                    raise NotHeldError("semaphore or lock released too many times (by this process: its permits are attributed)")
         else:
             rc = cl_sem_release(<cl_semaphore *>self.head, n)
         if rc == CL_FULL:
-            raise ValueError("semaphore or lock released too many times")
+            raise NotHeldError("semaphore or lock released too many times")
         if rc != CL_OK:
             fail(rc)
 
