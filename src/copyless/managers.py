@@ -131,7 +131,7 @@ class Server:
     """
 
     public: tuple[str, ...] = (
-        "shutdown", "create", "get_methods", "debug_info", "number_of_objects", "dummy", "incref", "decref", "lend", "adopt",
+        "shutdown", "create", "get_methods", "debug_info", "number_of_objects", "dummy", "incref", "decref", "lend", "breed", "adopt",
         "where",
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ class Server:
         self._idents = itertools.count(1)
         self._sessions: dict[bytes, _Session] = {}
         self._own = _Session()  # proxies that live in the server itself
-        self._loans: dict[bytes, tuple[str, float]] = {}
+        self._loans: dict[bytes, tuple[dict[str, int], float]] = {}  # references of messages and of children to be
         self.credit: set[str] = set()  # as a Link has, for those proxies
         self.loans: dict[str, bytes] = {}
         self.live = 0
@@ -326,8 +326,8 @@ class Server:
     def ask(self, method: str, *args: Any) -> Any:
         return getattr(self, method)(self._caller(), *args)
 
-    def tell(self, method: str, ident: str) -> None:
-        getattr(self, method)(self._caller(), ident)
+    def drop(self, ident: str) -> None:
+        self.decref(self._caller(), ident)
 
     def _caller(self) -> _Caller:
         return _Caller(_HERE, self._own)
@@ -396,30 +396,40 @@ class Server:
 
     def lend(self, caller: _Caller, ident: str) -> bytes:
         """Count a reference of a message: until it is loaded, or COPYLESS_MESSAGE_TTL is over."""
+        loan = os.urandom(8)
         with self.mutex:
             if ident not in self.id_to_obj:
                 raise StaleHandleError(f"object {ident!r} is gone from the manager's server")
-            loan = os.urandom(8)
-            self._loans[loan] = ident, time.monotonic() + current().message_ttl
-            self._refer(self._own, ident)
+            self._lend(loan, {ident: 1})
         return loan
+
+    def _lend(self, loan: bytes, refs: dict[str, int]) -> None:
+        self._loans[loan] = refs, time.monotonic() + current().message_ttl
+        for ident, n in refs.items():
+            self._refer(self._own, ident, n)
+
+    def breed(self, caller: _Caller, brood: bytes) -> None:
+        """A client is about to fork: what it refers to, a child may too."""
+        with self.mutex:
+            self._lend(brood, dict(caller.session.refs))
+
+    def adopt(self, caller: _Caller, brood: bytes) -> None:
+        """This client is that child."""
+        with self.mutex:
+            refs, _ = self._loans.pop(brood, ({}, 0.0))
+            for ident, n in refs.items():
+                self._refer(caller.session, ident, n)
+                self._refer(self._own, ident, -n)
 
     def _forget_loans(self) -> None:
         now, gone = time.monotonic(), []
         with self.mutex:
-            for loan, (ident, end) in list(self._loans.items()):
+            for loan, (refs, end) in list(self._loans.items()):
                 if end > now:
                     break  # they were made in this order
                 del self._loans[loan]
-                gone.append(self._refer(self._own, ident, -1))
+                gone += [self._refer(self._own, ident, -n) for ident, n in refs.items()]
         del gone
-
-    def adopt(self, caller: _Caller, parent: bytes) -> None:
-        """A forked child was born with its parent's proxies."""
-        with self.mutex:
-            session = self._sessions.get(parent)
-            for ident, n in () if session is None else list(session.refs.items()):
-                self._refer(caller.session, ident, n)
 
     def _leave(self, caller: _Caller, key: bytes) -> None:
         for ident, n in list(caller.held.items()):
@@ -455,8 +465,8 @@ class Server:
         """Nothing: that the server answers says that it lives."""
 
     def where(self, caller: _Caller) -> str:
-        """The nameless socket for clients of this host."""
-        return self.listener.local
+        """The nameless socket for clients of this host, without its NUL, which XML cannot carry."""
+        return self.listener.local[1:]
 
     def shutdown(self, caller: _Caller) -> None:
         """End; the answer comes first."""
@@ -623,7 +633,7 @@ class BaseManager:
         context = self._ssl_context() if callable(self._ssl_context) else self._ssl_context
         # Not one that is known: the server there may be another by now.
         link = Link(self._address, self._authkey, self._serializer, None, context, self.frame_limit)
-        link.local = link.ask("where")
+        link.local = "\0" + link.ask("where")
         link.enlist()
         self._link = link
         self._state.value = State.STARTED
@@ -1001,24 +1011,28 @@ class SharedMemoryManager(BaseManager):
     def SharedMemory(self, size: int, *, name: str | None = None) -> shared_memory.SharedMemory:
         """A new block of `size` bytes."""
         self._needs_start()
-        return self._own(shared_memory.SharedMemory(name, create=True, size=size))
+        block = _without_family(shared_memory.SharedMemory)
+        block.__init__(name, create=True, size=size)
+        return self._own(block)
 
     def ShareableList(self, sequence: Iterable[Any] | None, *, name: str | None = None) -> shared_memory.ShareableList:
         """A new list."""
         self._needs_start()
-        made = shared_memory.ShareableList(sequence, name=name)
+        made = _without_family(shared_memory.ShareableList)
+        made.__init__(sequence, name=name)
         self._own(made.shm)
-        return made
+        return made  # type: ignore[no-any-return]
 
     def _own(self, block: shared_memory.SharedMemory) -> shared_memory.SharedMemory:
+        identity = block._identity
+        assert identity is not None
         try:
-            self._write("block", block.name, block._identity)
+            self._write("block", block.name, identity)
         except BaseException:
             block.unlink()
             raise
-        if self._process is not None:
-            assert block._identity is not None
-            self._made.add(block.name, block._identity)
+        # Held here too: the server may read later, or be killed.
+        self._made.add(block.name, identity, _native.posix_hold(os.fsencode(block.name), *identity))
         return block
 
     def array(self, shape: Any, dtype: Any = float, order: str = "C", *, zeroed: bool = True) -> arrays.SharedArray:
@@ -1085,6 +1099,13 @@ class SharedMemoryManager(BaseManager):
         """The names of the blocks and lists that it has now."""
         names: list[str] = self._needs_start().ask("list_segments")
         return names
+
+
+def _without_family(kind: Any) -> Any:
+    """One to be, which will live as long as somebody holds it: its manager's owner or server, or who attached it."""
+    made = kind.__new__(kind)
+    made._family = False
+    return made
 
 
 def _settle(link: Link) -> None:

@@ -124,6 +124,17 @@ class _Sound(Exception):
 _links: weakref.WeakValueDictionary[tuple[Any, str], Link] = weakref.WeakValueDictionary()
 
 
+_all_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for link in list(_all_links):
+        link._before_fork()
+
+
+os.register_at_fork(before=_before_fork)
+
+
 class Link:
     """This process's connections to one server: one for each thread that calls it."""
 
@@ -143,6 +154,7 @@ class Link:
         self.loans: dict[str, bytes] = {}  # or that it counts for a message that is being loaded
         self._numbers = itertools.count(1)
         self._begin()
+        _all_links.add(self)
         util.register_after_fork(self, Link._forked)
 
     @staticmethod
@@ -170,18 +182,25 @@ class Link:
         self.session = os.urandom(16)
         self._mine = threading.local()
         self._idle: list[wire.Line] = []
+        self._brood = b""
         self._dropped: deque[str] = deque()
+
+    def _before_fork(self) -> None:
+        """Have the server keep all that this process refers to for a child, whatever the parent does meanwhile."""
+        if self.live and self._pid == os.getpid():
+            self._brood = os.urandom(8)
+            with contextlib.suppress(Exception):  # the server may have ended
+                self.tell("breed", self._brood) or self.ask("breed", self._brood)
 
     def _forked(self) -> None:
         """In a child: lines are its parent's; the proxies it was born with are its own references."""
         if self._pid == os.getpid():
             return
-        before = self.session
-        self._dropped.clear()
+        brood = self._brood
         self._begin()
         if self.live:
-            with contextlib.suppress(Exception):  # the server may have ended
-                self.call(None, "adopt", (before,))
+            with contextlib.suppress(Exception):
+                self.ask("adopt", brood)
 
     # ---- calling
 
@@ -238,7 +257,7 @@ class Link:
                 del result
         except _Sound as sound:
             raise sound.error from None
-        except wire.Closed as error:
+        except (wire.Closed, BrokenPipeError, ConnectionResetError) as error:
             self._drop(mine)
             raise ServerEndedError(
                 f"the manager's server at {self.address!r} has ended, or closed the connection"
@@ -256,20 +275,25 @@ class Link:
             return result
         raise error_of(kind, result)
 
-    def tell(self, method: str, ident: str) -> None:
-        """Say that a reference is no longer needed: now, if that disturbs no call, else with the next one."""
+    def tell(self, method: str, what: Any) -> bool:
+        """Say something that needs no answer, unless that would disturb a call or need a new line: whether it was said."""
         mine = getattr(self._mine, "own", None)
-        self._dropped.append(ident)
         if self._pid != os.getpid() or mine is None or mine.busy or mine.line is None:
-            return
+            return False
         mine.busy = True
         try:
-            while self._dropped:
-                mine.line.send((0, ONE_WAY, method, (self._dropped.popleft(),), {}))
-        except Exception:  # the server has ended
-            self._dropped.clear()
+            mine.line.send((0, ONE_WAY, method, (what,), {}))
         finally:
             mine.busy = False
+        return True
+
+    def drop(self, ident: str) -> None:
+        """A reference is no longer needed: say so now, or with the next call."""
+        try:
+            if not self.tell("decref", ident):
+                self._dropped.append(ident)
+        except Exception:  # the server has ended
+            self._dropped.clear()
 
     def _free_line(self) -> wire.Line:
         try:
@@ -312,6 +336,8 @@ class BaseProxy:
     Derive from it, name the methods in `_exposed_`, and call them by `_callmethod`.
     """
 
+    _direct: Any = None  # the shared object itself, where this process can use it
+
     def __init__(
         self,
         token: Token,
@@ -338,6 +364,10 @@ class BaseProxy:
 
     def _callmethod(self, methodname: str, args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
         """Call a method of the referent: a copy of the result."""
+        if self._direct is not None:
+            method = getattr(self._direct, methodname, None)
+            if method is not None:
+                return method(*args, **kwds)
         kind, result = self._link.call(self._id, methodname, args, kwds)
         if kind == RETURN:
             return result
@@ -375,13 +405,7 @@ class BaseProxy:
         """Use the shared object itself for the methods that it has."""
         if direct is None:
             return
-        through = self._callmethod
-
-        def call(methodname: str, args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
-            method = getattr(direct, methodname, None)
-            return through(methodname, args, kwds) if method is None else method(*args, **kwds)
-
-        self.__dict__["_callmethod"] = call
+        self.__dict__["_direct"] = direct
         if type(self).__module__ == __name__:  # whose methods say no more than the object's own
             for name in type(self)._exposed_:  # type: ignore[attr-defined]
                 if not name.startswith("_") and hasattr(direct, name):
@@ -417,7 +441,7 @@ def _decref(link: Any, ident: str) -> None:
     there = link()
     if there is not None:
         there.live -= 1
-        there.tell("decref", ident)
+        there.drop(ident)
 
 
 def make_proxy(
@@ -430,7 +454,7 @@ def make_proxy(
     finally:
         if token.id in link.credit:
             link.credit.discard(token.id)
-            link.tell("decref", token.id)
+            link.drop(token.id)
     if isinstance(proxy, BaseProxy):
         proxy._stand_on(direct)
     return proxy

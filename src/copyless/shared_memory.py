@@ -111,6 +111,7 @@ class SharedMemory:
     _identity: tuple[int, int] | None = None
     _size = 0
     _stands: weakref.ref[ShareableList] | None = None  # whom to tell that this was closed
+    _family = True  # it lives as long as its creator's process family; else as long as any process holds it
     _fill: Callable[[_native.Mapping], None] | None = None  # writes what must lie in a block before it has a name
 
     def __init__(
@@ -164,7 +165,7 @@ class SharedMemory:
                 self._name = wanted or _make_filename()
                 text = _file_name(self._name)
                 if self._track is None:
-                    mapping.record(text, st.st_dev, st.st_ino, True)
+                    mapping.record(text, st.st_dev, st.st_ino, self._family)
                 try:
                     os.link(f"/proc/self/fd/{fd}", os.path.join(os.fsencode(_PLACE), text), src_dir_fd=fd)
                     break
@@ -432,6 +433,8 @@ class ShareableList(_list._Slots):
     >>> items.shm.unlink()
     """
 
+    _family = True
+
     def __init__(self, sequence: Iterable[Any] | None = None, *, name: str | None = None) -> None:
         if sequence is None and name is not None:
             self._stand(SharedMemory(name))
@@ -445,6 +448,7 @@ class ShareableList(_list._Slots):
         if size == 0:
             raise OverflowError(f"a list of {len(items):,} items is too large")
         shm = SharedMemory.__new__(SharedMemory)
+        shm._family = self._family
         shm._fill = lambda mapping: self._begin(mapping, rooms, items)
         shm.__init__(name, create=True, size=size)  # type: ignore[misc]
         del shm._fill

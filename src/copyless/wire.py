@@ -32,7 +32,7 @@ from typing import Any
 
 from copyless.arrays import attach, handle
 from copyless.errors import CopylessError, CorruptSegmentError, EndOfQueueError, OutOfSharedMemory
-from copyless.queues import ShutDown, SimpleQueue
+from copyless.queues import Queue, ShutDown
 
 __all__ = ["FRAME_LIMIT", "GRACE", "Hello", "Line", "Listener", "accept", "connect"]
 
@@ -153,7 +153,7 @@ class SharedLine(Line):
     def __init__(self, incoming: Any, outgoing: Any) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self.send = outgoing.put  # type: ignore[method-assign]
-        self._get = incoming.get
+        self._get = incoming._next  # which ends, too, when all who put have ended well
 
     def recv(self) -> Any:
         try:
@@ -317,7 +317,7 @@ def connect(
         sock.close()
         shared = SharedLine(queues[1], queues[0])
         shared.send("hello")  # who has put is missed when he dies
-        shared.recv()
+        queues[1].get(timeout=GRACE)
         return shared
     except BaseException:
         sock.close()
@@ -326,7 +326,7 @@ def connect(
 
 def _offer() -> tuple[Any, Any] | None:
     try:
-        return SimpleQueue(), SimpleQueue()
+        return Queue(), Queue()
     except (OutOfSharedMemory, CorruptSegmentError):
         return None
 
@@ -352,7 +352,7 @@ def accept(sock: socket.socket, key: bytes, ssl_context: Any = None, limit: int 
         return SocketLine(sock, limit, serializer), hello
     sock.close()
     shared = SharedLine(incoming, outgoing)
-    shared.recv()
+    incoming.get(timeout=GRACE)
     shared.send("hello")
     return shared, hello
 
