@@ -422,19 +422,19 @@ def test_a_proxy_whose_sender_lets_it_go_arrives(sync, context):
 
 
 def test_a_forked_child_keeps_what_its_parent_lets_go(sync):
-    numbers = sync.list([1, 2])
+    held = [sync.list([1, 2])]
     ready, go = FORK.Event(), FORK.Event()
     answers = FORK.SimpleQueue()
 
     def child():
         ready.set()
         go.wait(20)
-        answers.put(numbers[:])
+        answers.put(held[0][:])
 
     process = FORK.Process(target=child)
     process.start()
     assert ready.wait(20)
-    del numbers, child
+    held.clear()
     gc.collect()
     assert sync._number_of_objects() == 1
     go.set()
