@@ -12,7 +12,7 @@ EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "examp
 MODULES = ["copyless.arrays", "copyless.memory", "copyless.core._memory", "copyless.shared_memory", "copyless.sharing",
            "copyless.storage.settings", "copyless.storage.store", "copyless.synchronize", "copyless.queues", "copyless.rings",
            "copyless.sharedctypes", "copyless.pool", "copyless.futures",
-           "copyless.managers", "copyless.context"]  # fmt: skip
+           "copyless.managers", "copyless.context", "copyless.explaining", "copyless.records"]  # fmt: skip
 
 
 def run(name, *args):

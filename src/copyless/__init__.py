@@ -16,6 +16,8 @@ _HOMES = {
         "ones", "open", "unlink", "zeros", "zeros_like",
     ),
     "copyless.sharing": ("is_shared", "share"),
+    "copyless.explaining": ("Explanation", "explain"),
+    "copyless.records": ("to_recarray",),
     "copyless.memory": ("Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer"),
     "copyless.shared_memory": ("ShareableList", "SharedMemory"),
     "copyless.sharedctypes": ("Array", "RawArray", "RawValue", "Value"),
@@ -65,6 +67,7 @@ __all__ = [
     "CorruptSegmentError",
     "EndOfQueueError",
     "Event",
+    "Explanation",
     "ForeignHostError",
     "Free_mem",
     "Get_address",
@@ -112,6 +115,7 @@ __all__ = [
     "current_process",
     "empty",
     "empty_like",
+    "explain",
     "freeze_support",
     "frombuffer",
     "full",
@@ -132,6 +136,7 @@ __all__ = [
     "set_forkserver_preload",
     "set_start_method",
     "share",
+    "to_recarray",
     "trim",
     "unlink",
     "zeros",
@@ -197,11 +202,13 @@ if TYPE_CHECKING:
         TaskUnreadableError,
         WorkerDiedError,
     )
+    from copyless.explaining import Explanation, explain
     from copyless.futures import ProcessPoolExecutor
     from copyless.managers import BaseManager, SharedMemoryManager, SyncManager
     from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer
     from copyless.pool import Pool
     from copyless.queues import JoinableQueue, Queue, ShutDown, SimpleQueue
+    from copyless.records import to_recarray
     from copyless.rings import RingBuffer
     from copyless.shared_memory import ShareableList, SharedMemory
     from copyless.sharedctypes import Array, RawArray, RawValue, Value

@@ -751,6 +751,17 @@ def _reduce(array: Any) -> Any:
     return plain.__reduce_ex__(pickling.protocol())
 
 
+def _records(plain: Any) -> Any:
+    """Named in pickles: keep its name and place."""
+    return plain.view(np.recarray)
+
+
+def _reduce_records(array: Any) -> Any:
+    if array.dtype.hasobject or array.dtype.fields is None:
+        return array.__reduce_ex__(pickling.protocol())
+    return _records, (array.view(np.dtype((np.void, array.dtype)), np.ndarray),)
+
+
 def _for_queue(array: Any) -> bytes | None:
     return _encode(array, 2) if _native.is_open() or files.any_mapped() else None
 
@@ -759,3 +770,4 @@ pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 _native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)
+pickling.register(np.recarray, _reduce_records)

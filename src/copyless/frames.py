@@ -1,12 +1,17 @@
-"""Columns of data frames: Arrow arrays whose buffers stand on shared memory, and how they cross to another process.
+"""Tables: Arrow buffers in shared memory, and how tables of pandas, polars and pyarrow that stand on them cross.
 
-pandas keeps text in Arrow arrays, and pyarrow copies an array's buffers whenever it pickles it. So flat Arrow arrays
-(numbers, text, bytes, dates; no nested or dictionary types) are taken apart here and built again over the same buffers.
+An Arrow array of any type, nested and dictionary ones too, is a description and some buffers, and pickles as such; so a
+*buffer* is what is moved into shared memory and what crosses as its handle, and arrays, tables and the columns that pandas
+keeps in Arrow follow from it. Two libraries would join or copy the buffers when they pickle, and are taken apart here: pandas,
+whose Arrow columns join their chunks, and polars, which writes a stream.
+
 Imported only when pyarrow is.
 """
 
 from __future__ import annotations
 
+import pickle
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -15,69 +20,7 @@ from copyless import pickling
 from copyless.core import _native
 from copyless.core._memory import Memory
 
-__all__ = ["buffers_of", "is_flat", "move"]
-
-
-def is_flat(obj: Any) -> bool:
-    """Whether an object is an Arrow array that its buffers alone describe."""
-    return (
-        isinstance(obj, pa.Array)
-        and not isinstance(obj, pa.ExtensionArray)
-        and obj.type.num_fields == 0
-        and not pa.types.is_dictionary(obj.type)
-    )
-
-
-def buffers_of(array: Any) -> list[Any]:
-    """The buffers with bytes in them."""
-    return [buffer for buffer in array.buffers() if buffer is not None and buffer.size]
-
-
-def is_shared(array: Any) -> bool:
-    return all(_native.find(buffer.address, buffer.size) is not None for buffer in buffers_of(array))
-
-
-def _rebuild(kind: Any, length: int, buffers: list[Any], nulls: int, offset: int) -> Any:
-    over = [buffer if buffer is None else pa.py_buffer(buffer) for buffer in buffers]
-    return pa.Array.from_buffers(kind, length, over, nulls, offset)
-
-
-def move(array: Any) -> Any:
-    """The same array over copies of its buffers in shared memory."""
-    moved: list[Memory | None] = []
-    for buffer in array.buffers():
-        if buffer is None:
-            moved.append(None)
-            continue
-        memory = Memory.allocate(buffer.size)
-        memory[:] = buffer
-        moved.append(memory.toreadonly())
-    return _rebuild(array.type, len(array), moved, array.null_count, array.offset)
-
-
-def _reduce(array: Any) -> Any:
-    if not _native.is_open() or not is_flat(array) or not buffers_of(array) or not is_shared(array):
-        return array.__reduce_ex__(pickling.protocol())
-    parts: list[Any] = []
-    for buffer in array.buffers():
-        if buffer is None or not buffer.size:
-            parts.append(None if buffer is None else b"")
-            continue
-        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, pickling.message_kind())
-        if handle is None:
-            raise ValueError("the array was let go while it was pickled")
-        parts.append(_Message(pickling.note(handle + b"r")))
-    return _rebuild, (array.type, len(array), parts, array.null_count, array.offset)
-
-
-class _Message:
-    """Stands for a buffer in a pickle, which loads it by its handle."""
-
-    def __init__(self, handle: bytes) -> None:
-        self._handle = handle
-
-    def __reduce__(self) -> Any:
-        return pickling.load, (self._handle,)
+__all__ = ["is_buffer", "is_buffer_shared", "move", "reduction"]
 
 
 def _every(kind: type) -> list[type]:
@@ -85,16 +28,56 @@ def _every(kind: type) -> list[type]:
     return [kind, *(below for child in children for below in _every(child))]
 
 
-# ---- pandas: its Arrow columns join all chunks into a copy when they are pickled, so their state is taken as it is
+# ---- buffers
 
 
-def is_column(obj: Any) -> bool:
+def is_buffer(obj: Any) -> bool:
+    return isinstance(obj, pa.Buffer)
+
+
+def is_buffer_shared(buffer: Any) -> bool:
+    return not buffer.size or _native.find(buffer.address, buffer.size) is not None
+
+
+def move(buffer: Any) -> Any:
+    """A buffer with the same bytes in shared memory; one copy."""
+    memory = Memory.allocate(buffer.size)
+    memory[:] = buffer
+    return pa.py_buffer(memory.toreadonly())
+
+
+def _compact(array: Any) -> Any:
+    """The array itself, or a copy where it is a small part of what its buffers hold."""
+    return pa.concat_arrays([array]) if array.get_total_buffer_size() > 2 * array.nbytes + 4096 else array
+
+
+def _buffer_of(handle: bytes) -> Any:
+    """Named in pickles: keep its name and place."""
+    return pa.py_buffer(pickling.load(handle))
+
+
+def _reduce_buffer(buffer: Any) -> Any:
+    if buffer.size and _native.is_open():
+        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, pickling.message_kind())
+        if handle is not None:
+            return _buffer_of, (pickling.note(handle + b"r"),)
+    return buffer.__reduce_ex__(pickling.protocol())
+
+
+for _kind in _every(pa.Buffer):
+    pickling.register(_kind, _reduce_buffer)
+
+
+# ---- pandas: the state of an Arrow column is taken as it is
+
+
+def _is_pandas_column(obj: Any) -> bool:
     return type(obj).__module__.partition(".")[0] == "pandas" and isinstance(
         getattr(obj, "_pa_array", None), pa.ChunkedArray
     )
 
 
-def reduce_column(column: Any) -> Any:
+def _reduce_column(column: Any) -> Any:
     state = {key: value for key, value in column.__dict__.items() if key != "_cache"}
     return _restore_column, (type(column), state)
 
@@ -102,17 +85,99 @@ def reduce_column(column: Any) -> Any:
 def _restore_column(kind: Any, state: dict[str, Any]) -> Any:
     column = kind.__new__(kind)
     column.__dict__.update(state)
-    register_columns()
+    _register_pandas()
     return column
 
 
-def register_columns() -> None:
-    """Teach multiprocessing's pickler pandas's Arrow columns; called wherever one may be."""
-    from pandas.arrays import ArrowExtensionArray, ArrowStringArray
+def _register_pandas() -> None:
+    from pandas.arrays import ArrowExtensionArray
 
-    for kind in (ArrowExtensionArray, ArrowStringArray):
-        pickling.register(kind, reduce_column)
+    for kind in _every(ArrowExtensionArray):
+        pickling.register(kind, _reduce_column)
 
 
-for _kind in _every(pa.Array):
-    pickling.register(_kind, _reduce)
+# ---- polars: columns whose buffers all lie in shared memory cross as Arrow arrays over them, the others as polars has it
+
+
+def _is_polars(obj: Any) -> bool:
+    pl = sys.modules.get("polars")
+    return pl is not None and isinstance(obj, (pl.DataFrame, pl.Series))
+
+
+def _to_arrow(frame: Any) -> Any:
+    """An Arrow table over the very memory of a polars frame (categories apart, which are copied)."""
+    import polars as pl
+
+    return frame.to_arrow(compat_level=pl.CompatLevel.newest())
+
+
+def _polars_by_arrow(obj: Any) -> Any:
+    """As a frame of polars goes into shared memory: all its columns as Arrow."""
+    import polars as pl
+
+    _register_polars()
+    frame = obj if isinstance(obj, pl.DataFrame) else obj.to_frame()
+    return _restore_polars, (isinstance(obj, pl.Series), list(frame.columns), _to_arrow(frame).columns, frame.height)
+
+
+def _reduce_polars(obj: Any) -> Any:
+    """As a frame of polars crosses: columns in shared memory as Arrow, and the others as they are."""
+    import polars as pl
+
+    frame = obj if isinstance(obj, pl.DataFrame) else obj.to_frame()
+    columns = [
+        column if all(is_buffer_shared(buffer) for chunk in column.chunks for buffer in chunk.buffers() if buffer) else None
+        for column in _to_arrow(frame).columns
+    ]
+    if not any(column is not None and column.nbytes for column in columns):
+        return obj.__reduce_ex__(4)
+    parts = [_Plainly(frame.to_series(i)) if column is None else column for i, column in enumerate(columns)]
+    return _restore_polars, (isinstance(obj, pl.Series), list(frame.columns), parts, frame.height)
+
+
+class _Plainly:
+    """A series that goes as polars pickles it."""
+
+    def __init__(self, series: Any) -> None:
+        self._series = series
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (pickle.dumps(self._series, 5),)
+
+
+def _restore_polars(single: bool, names: list[str], columns: list[Any], height: int) -> Any:
+    import polars as pl
+
+    _register_polars()
+    made = [
+        column.alias(name)
+        if isinstance(column, pl.Series)
+        else pl.from_arrow(pa.table([column], names=[name]), rechunk=False).to_series()  # type: ignore[union-attr]
+        for name, column in zip(names, columns, strict=True)
+    ]
+    return made[0] if single else pl.DataFrame(made) if made else pl.DataFrame(height=height)
+
+
+def _register_polars() -> None:
+    import polars as pl
+
+    for kind in (pl.DataFrame, pl.Series):
+        pickling.register(kind, _reduce_polars)
+
+
+# ---- what `share` asks
+
+
+def reduction(obj: Any, moves: bool) -> Any:
+    """How `share` takes an object apart, so that its buffers come one by one; NotImplemented: as pickle does.
+
+    `moves`: they are about to be moved; else they are only looked at.
+    """
+    if isinstance(obj, pa.Array):
+        return _compact(obj).__reduce__() if moves else NotImplemented
+    if _is_pandas_column(obj):
+        _register_pandas()
+        return _reduce_column(obj)
+    if _is_polars(obj):
+        return _polars_by_arrow(obj)
+    return NotImplemented

@@ -20,6 +20,7 @@ from copyless.storage.store import need
 __all__ = ["is_shared", "share"]
 
 T = TypeVar("T")
+_ARRAYS = (np.ndarray, arrays.SharedArray, np.recarray)
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, range, slice)
 
 
@@ -29,30 +30,35 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: Any, parts: list[Any], shared: list[bool], move: bool):
         super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
         self._parts, self._shared, self._move = parts, shared, move
-        self._seen: dict[int, int] = {}
+        self._seen: dict[Any, int] = {}
 
     def persistent_id(self, obj: Any) -> int | None:
         there: bool
         move: Any
-        if type(obj) in (np.ndarray, arrays.SharedArray) and not obj.dtype.hasobject and obj.size:
+        key: Any = id(obj)
+        if type(obj) in _ARRAYS and not obj.dtype.hasobject and obj.size:
             # A plain array stays plain: pandas and others look at the very type.
-            there, move = arrays.shared_memory_of(obj), lambda a: arrays.array(a).view(type(a))
-        elif "pyarrow" in sys.modules and _frames().is_flat(obj) and _frames().buffers_of(obj):
-            there, move = _frames().is_shared(obj), _frames().move
+            there, move = arrays.shared_memory_of(obj), _move_array
+        elif "pyarrow" in sys.modules and _frames().is_buffer(obj):
+            if not obj.size:
+                return None
+            there, move = _frames().is_buffer_shared(obj), _frames().move
+            key = obj.address, obj.size  # the objects that stand for a buffer come and go
         else:
+            if not self._move and type(obj) in _ARRAYS and obj.size:
+                self._shared.append(False)  # an array of Python objects
             return None
-        at = self._seen.get(id(obj))
+        at = self._seen.get(key)
         if at is None:
             self._shared.append(there)
-            at = self._seen[id(obj)] = len(self._parts)
+            at = self._seen[key] = len(self._parts)
             # The original is kept too: its id must not be given again.
             self._parts.append((obj, move(obj) if self._move and not there else obj))
         return at
 
     def reducer_override(self, obj: Any) -> Any:
-        if "pyarrow" in sys.modules and _frames().is_column(obj):
-            _frames().register_columns()
-            return _frames().reduce_column(obj)
+        if "pyarrow" in sys.modules or _is_polars(obj):
+            return _frames().reduction(obj, self._move)
         return NotImplemented
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
@@ -64,9 +70,23 @@ class _Pickler(pickle.Pickler):
         return not self._move
 
 
-def _frames() -> Any:
-    from copyless import frames
+def _move_array(array: Any) -> Any:
+    return arrays.array(array.view(np.ndarray)).view(type(array))
 
+
+def _is_polars(obj: Any) -> bool:
+    return type(obj).__module__.startswith("polars.") and type(obj).__name__ in ("DataFrame", "Series")
+
+
+def _frames() -> Any:
+    try:
+        from copyless import frames
+    except ModuleNotFoundError as error:
+        if error.name != "pyarrow":
+            raise
+        raise ImportError(
+            "frames of polars go into shared memory as Arrow, which needs pyarrow: pip install 'copyless[arrow]'"
+        ) from None
     return frames
 
 
@@ -112,8 +132,8 @@ def share(obj: T) -> T:
     ----------
     obj : object
         An array (the result is a `SharedArray`), a list, tuple, dict or dataclass (a new one, of the same type, with shared
-        contents), or any object that pickles with protocol 5, such as a pandas DataFrame (the same type, standing on shared
-        memory). ``bytearray``, ``memoryview`` and ``array.array`` become a `Memory`, which is shared bytes.
+        contents), or any object that pickles with protocol 5, such as a DataFrame of pandas or polars or a `pyarrow.Table`
+        (the same type, standing on shared memory). ``bytearray``, ``memoryview`` and ``array.array`` become a `Memory`, which is shared bytes.
 
     Returns
     -------
@@ -128,7 +148,8 @@ def share(obj: T) -> T:
 
     Notes
     -----
-    One copy of each array. Arrays of Python objects (a DataFrame's object columns) cannot be shared and go by value.
+    One copy of each array. Arrays of Python objects (a DataFrame's object columns) cannot be shared and go by value, and so do
+    polars's categories; `copyless.explain` tells what does.
 
     Examples
     --------
@@ -151,6 +172,8 @@ def _share(obj: Any, done: dict[int, Any]) -> Any:
     made: Any
     if kind in (np.ndarray, arrays.SharedArray):
         made = obj if obj.dtype.hasobject else arrays.asarray(obj)
+    elif kind is np.recarray:
+        made = obj if obj.dtype.hasobject or arrays.shared_memory_of(obj) else _move_array(obj)
     elif isinstance(obj, Memory):
         made = _move_bytes(memoryview(obj)) if obj.nbytes else obj
         made = obj if made.address == obj.address else made
