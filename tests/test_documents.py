@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import os
+import socket
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "examp
 MODULES = ["copyless.arrays", "copyless.memory", "copyless.core._memory", "copyless.shared_memory", "copyless.sharing",
            "copyless.storage.settings", "copyless.storage.store", "copyless.synchronize", "copyless.queues", "copyless.rings",
            "copyless.sharedctypes", "copyless.pool", "copyless.futures",
-           "copyless.managers", "copyless.context", "copyless.explaining", "copyless.records"]  # fmt: skip
+           "copyless.managers", "copyless.context", "copyless.explaining", "copyless.records",
+           "copyless.joblib"]  # fmt: skip
 
 
 def run(name, *args):
@@ -50,7 +52,8 @@ def test_docstrings(module):
 def test_every_example_is_run_here():
     assert {name for name in os.listdir(EXAMPLES) if name.endswith(".py")} == {
         "memory_object.py", "producer.py", "consumer.py", "raster.py", "dataframe.py", "frame_pipeline.py",
-        "latest_frame.py", "robot_state.py", "jobs.py",
+        "latest_frame.py", "robot_state.py", "jobs.py", "task_server.py", "ctypes_frames.py", "executor_dataframe.py",
+        "existing_program.py",
     }  # fmt: skip
 
 
@@ -105,3 +108,40 @@ def test_jobs():
     out = run("jobs.py")
     assert "killed a worker" in out
     assert "40 jobs done" in out
+
+
+@pytest.mark.parametrize("address", ["tcp", "here"])
+def test_task_server_as_programs_that_share_no_parent(address, tmp_path):
+    if address == "tcp":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            where = "127.0.0.1:{1}".format(*free.getsockname())
+    else:
+        where = str(tmp_path / "tasks")
+
+    def start(role):
+        return subprocess.Popen([sys.executable, os.path.join(EXAMPLES, "task_server.py"), role, "--address", where],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    roles = [start(role) for role in ("server", "producer", "client", "client", "master")]
+    outs = [role.communicate(timeout=60) for role in roles[1:]]
+    roles[0].terminate()
+    outs.insert(0, roles[0].communicate(timeout=60))
+    assert [role.returncode for role in roles] == [0] * 5, outs
+    assert all(err == "" for _, err in outs)
+    assert "240 results" in outs[4][0]
+    assert sum(int(out.split()[3]) for out, _ in outs[2:4]) == 240
+
+
+def test_ctypes_frames():
+    assert "60 frames" in run("ctypes_frames.py")
+
+
+def test_executor_dataframe():
+    out = run("executor_dataframe.py", "--rows", "1000000", "--workers", "2")
+    assert "column 'country'" in out
+    assert "1,000,000 rows, 2 workers" in out
+
+
+def test_an_existing_program_prints_the_same_with_its_import_changed():
+    assert run("existing_program.py") == run("existing_program.py", "--stdlib")

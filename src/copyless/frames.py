@@ -152,7 +152,7 @@ def _restore_polars(single: bool, names: list[str], columns: list[Any], height: 
     made = [
         column.alias(name)
         if isinstance(column, pl.Series)
-        else pl.from_arrow(pa.table([column], names=[name]), rechunk=False).to_series()  # type: ignore[union-attr]
+        else pl.from_arrow(pa.table([column], names=[name]), rechunk=False).to_series()
         for name, column in zip(names, columns, strict=True)
     ]
     return made[0] if single else pl.DataFrame(made) if made else pl.DataFrame(height=height)

@@ -171,5 +171,10 @@ def register(kind: type, reduction: Any) -> None:
     ForkingPickler.register(kind, reduction)
 
 
+def reduction_of(kind: type) -> Any:
+    """What multiprocessing's pickler was taught for a type, or None."""
+    return ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
+
+
 ForkingPickler.dump = _dump  # type: ignore[assignment,method-assign]
 register(Memory, _reduce_memory)

@@ -44,6 +44,8 @@ class _Pickler(pickle.Pickler):
                 return None
             there, move = _frames().is_buffer_shared(obj), _frames().move
             key = obj.address, obj.size  # the objects that stand for a buffer come and go
+        elif "torch" in sys.modules and _tensors().is_tensor(obj):
+            there, move = not obj.numel() or _tensors().is_tensor_shared(obj), _tensors().move
         else:
             if not self._move and type(obj) in _ARRAYS and obj.size:
                 self._shared.append(False)  # an array of Python objects
@@ -88,6 +90,12 @@ def _frames() -> Any:
             "frames of polars go into shared memory as Arrow, which needs pyarrow: pip install 'copyless[arrow]'"
         ) from None
     return frames
+
+
+def _tensors() -> Any:
+    from copyless import tensors
+
+    return tensors
 
 
 class _Unpickler(pickle.Unpickler):
