@@ -26,6 +26,27 @@ DEVIATIONS = {
 }
 
 
+# Of the tests of process executors.
+FUTURES_DEVIATIONS = {
+    "test_killed_child": "pins that one killed worker breaks the pool: ours fails its task alone (test_pool.py)",
+    "test_del_shutdown": "pins _executor_manager_thread",
+    "test_shutdown_deadlock_pickle": "pins _executor_manager_thread",
+    "test_shutdown_no_wait": "pins _call_queue",
+    "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": "pins _ExecutorManagerThread and _ThreadWakeup",
+    # Their tasks carry a semaphore of the standard library, which cannot be pickled; under spawn and forkserver no worker is
+    # started for a task that cannot be sent. test_pool.py::test_workers_start_as_they_are_needed asserts the counts.
+    "test_processes_terminate": "its tasks cannot be pickled",
+    "test_saturation": "its tasks cannot be pickled",
+}
+FUTURES_REQUIRED = {
+    "test_initializer", "test_run_after_shutdown", "test_interpreter_shutdown", "test_submit_after_interpreter_shutdown",
+    "test_hang_issue12364", "test_cancel_futures", "test_context_manager_shutdown", "test_first_completed", "test_all_completed",
+    "test_first_exception", "test_no_timeout", "test_zero_timeout", "test_map", "test_map_exception", "test_map_timeout",
+    "test_no_stale_references", "test_free_reference", "test_map_chunksize", "test_traceback", "test_ressources_gced_in_workers",
+    "test_crash_during_func_exec_on_worker", "test_exit_during_result_unpickle_in_result_handler", "test_shutdown_deadlock",
+}  # fmt: skip
+
+
 # What must have passed, so that nothing is skipped unseen: test names, or how many of each group.
 REQUIRED = {
     "shm": {"test_shared_memory_basics", "test_shared_memory_across_processes", "test_shared_memory_recreate",
@@ -76,6 +97,23 @@ def test_suite(group, start, tmp_path):
     failed = {test for test, result in results if result == "fail"}
     assert failed | {test for test, _ in results if test not in passed} <= set(DEVIATIONS), done.stdout
     assert REQUIRED[group] <= passed
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork", "forkserver"])
+def test_futures_suite(start, tmp_path):
+    report = str(tmp_path / "report.json")
+    env = dict(os.environ)
+    if os.path.isdir(FETCHED):
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [FETCHED, env.get("PYTHONPATH")]))
+    suite = os.path.join(os.path.dirname(SUITE), "futures_suite.py")
+    done = subprocess.run(
+        [sys.executable, suite, "--start", start, "--json", report], capture_output=True, text=True, timeout=280, env=env
+    )
+    assert os.path.exists(report), done.stdout + done.stderr
+    with open(report) as f:
+        results = [(test.rpartition(".")[2], result) for test, result in json.load(f)["status"].items()]
+    assert {test for test, result in results if result == "fail"} <= set(FUTURES_DEVIATIONS), done.stdout
+    assert {test for test, result in results if result == "pass"} >= FUTURES_REQUIRED
 
 
 @pytest.mark.parametrize("start", ["spawn", "fork"])

@@ -457,6 +457,18 @@ def test_the_executor(context):
         executor.submit(square, 1)
 
 
+def test_workers_start_as_they_are_needed(context):
+    permits = copyless.Semaphore(0)
+    with copyless.ProcessPoolExecutor(4, context) as executor:
+        waiting = [executor.submit(permits.acquire) for _ in range(2)]
+        assert len(executor._processes) == (4 if context.get_start_method() == "fork" else 2)
+        waiting += [executor.submit(permits.acquire) for _ in range(20)]
+        assert len(executor._processes) == 4
+        for _ in waiting:
+            permits.release()
+        assert all(future.result(20) for future in waiting)
+
+
 def test_cancelling():
     executor = ProcessPoolExecutor(1, mp_context=FORK)
     futures = [executor.submit(time.sleep, 0.2) for _ in range(20)]

@@ -133,6 +133,10 @@ class ProcessPoolExecutor(Executor):
     def _processes(self) -> dict[int, Any]:
         return {worker.pid: worker for worker in self._crew.workers}
 
+    @property
+    def _broken(self) -> Any:
+        return self._crew.broken or False
+
     def __repr__(self) -> str:
         state = "shut down" if self._shut_down else f"{len(self._crew.workers)} of {self._max_workers} workers"
         return f"<{type(self).__name__} {state}>"
@@ -146,6 +150,7 @@ class ProcessPoolExecutor(Executor):
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future: Future[T] = Future()
+            crew.populate(crew.unfinished() + 1 if self._on_demand else None)
             try:
                 sealed = crew.seal(fn, [(args, kwargs)])
             except BaseException as error:
@@ -158,7 +163,6 @@ class ProcessPoolExecutor(Executor):
                 sealed, 1, lambda i, kind, value: _set(future, kind, value), 0, future.set_running_or_notify_cancel
             )
             crew.submit([bundle])
-            crew.populate(crew.unfinished() if self._on_demand else None)
             return future
 
     def map(
@@ -222,6 +226,14 @@ class ProcessPoolExecutor(Executor):
         _open.discard(self)
 
 
+def _result_of(future: Future[T], timeout: float | None) -> T:
+    try:
+        return future.result(timeout)
+    finally:
+        future.cancel()
+        del future  # breaks the cycle with the traceback of what it raised
+
+
 def _results(futures: Iterator[Future[T]], timeout: float | None, ahead: int | None) -> Iterator[T]:
     import time
 
@@ -233,11 +245,9 @@ def _results(futures: Iterator[Future[T]], timeout: float | None, ahead: int | N
             while waiting:
                 left = None if deadline is None else deadline - time.monotonic()
                 future = waiting.popleft()
-                try:
-                    yield future.result(left)
-                finally:
-                    future.cancel()
-                del future
+                value = [_result_of(future, left)]
+                del future  # nothing here may keep the result alive while the caller has it
+                yield value.pop()
                 if ahead is not None:
                     waiting.extend(itertools.islice(futures, 1))
         finally:

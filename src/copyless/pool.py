@@ -54,13 +54,13 @@ def _revive(sealed: Any, text: str) -> BaseException:
     """An exception of a worker, with its traceback there as its cause."""
     error: BaseException
     if sealed is None:
-        error = TaskUnreadableError(f"the task raised an exception that cannot be pickled:\\n{text}")
+        error = TaskUnreadableError(f"the task raised an exception that cannot be pickled:\n{text}")
     else:
         try:
             error = workers.unseal(sealed)
-        except Exception:
-            error = TaskUnreadableError(f"the task raised an exception that cannot be unpickled:\\n{text}")
-    error.__cause__ = RemoteTraceback(f'\\n"""\\n{text}"""')
+        except BaseException:
+            error = TaskUnreadableError(f"the task raised an exception that cannot be unpickled:\n{text}")
+    error.__cause__ = RemoteTraceback(f'\n"""\n{text}"""')
     return error
 
 

@@ -130,6 +130,9 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
         try:
             initializer(*initargs)
         except BaseException as error:
+            from concurrent.futures._base import LOGGER
+
+            LOGGER.critical("Exception in initializer:", exc_info=True)  # as the standard library's executor says it
             results.put((me, 0, _NO_START, "".join(traceback.format_exception(error))))
             return
     results.put((me, 0, _READY, None))
@@ -422,7 +425,7 @@ class Crew:
                     continue
                 try:
                     self._hear(*message)
-                except Exception:  # a callback of the user's
+                except BaseException:  # a callback of the user's; whatever it raises, the others are waiting
                     traceback.print_exc()
                 del message
             with self._lock:
@@ -458,7 +461,7 @@ class Crew:
         if kind == _SEALED:
             try:
                 kind, value = _DONE, unseal(value)
-            except Exception as error:
+            except BaseException as error:  # SystemExit of a __setstate__ too
                 kind, value = _UNREADABLE, _text_of(error)
         if len(bundle.answered) == bundle.count:
             with self._lock:

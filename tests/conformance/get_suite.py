@@ -1,6 +1,7 @@
-"""Find CPython's own tests for this interpreter; where it lacks them, get the distribution's package that has them.
+"""Find CPython's own tests for this interpreter; where it lacks some, get the distribution's package that has them.
 
-Called by `make test` with the directory to put them in. Does nothing where `import test._test_multiprocessing` works.
+Called by `make test` with the directory to put them in. Does nothing where the interpreter has them all. What it has itself
+goes before what the distribution's package (perhaps of another micro version) has.
 """
 
 import glob
@@ -12,23 +13,21 @@ import tempfile
 
 
 def has_suite(path: str | None = None) -> bool:
-    code = "import test._test_multiprocessing, test.support.script_helper"
+    code = "import test._test_multiprocessing, test.support.script_helper, test.test_concurrent_futures"
     env = dict(os.environ, PYTHONPATH=path) if path else None
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).returncode == 0
 
 
-def main(target: str) -> None:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if has_suite() or has_suite(target):
-        return
+def link_missing(source: str, target: str) -> None:
+    """Give a directory links to what another has and it has not."""
     os.makedirs(target, exist_ok=True)
-    # Another interpreter of the same version on this machine may have them.
-    for found in glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/lib/python{version}/test")):
-        os.symlink(found, os.path.join(target, "test"))
-        if has_suite(target):
-            return
-        os.unlink(os.path.join(target, "test"))
-    package = f"libpython{version}-testsuite"
+    for entry in os.listdir(source):
+        if entry != "__pycache__" and not os.path.lexists(os.path.join(target, entry)):
+            os.symlink(os.path.join(source, entry), os.path.join(target, entry))
+
+
+def fetch(package: str, target: str) -> None:
+    """Unpack the distribution's package of tests into a directory."""
     with tempfile.TemporaryDirectory() as scratch:
         for command in (
             ["apt-get", "download", package],
@@ -38,20 +37,29 @@ def main(target: str) -> None:
             done = subprocess.run(command, cwd=scratch, capture_output=True)
             if command[1] == "download" and done.returncode == 0:
                 break
-        debs = glob.glob(os.path.join(scratch, "*.deb"))
-        if debs:
-            subprocess.run(["dpkg", "-x", debs[0], scratch], check=True)
-            unpacked = glob.glob(os.path.join(scratch, "usr/lib/python3*/test"))
-            if unpacked:
-                subprocess.run(["cp", "-r", unpacked[0], target], check=True)
-    # The distribution splits the package: what the interpreter itself keeps (test.support) must be seen together with it.
+        for deb in glob.glob(os.path.join(scratch, "*.deb")):
+            subprocess.run(["dpkg", "-x", deb, target], check=True)
+
+
+def main(target: str) -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if has_suite() or has_suite(target):
+        return
+    tests = os.path.join(target, "test")
     own = importlib.util.find_spec("test")
-    for place in (own.submodule_search_locations or []) if own else []:
-        for entry in os.listdir(place):
-            if not os.path.lexists(os.path.join(target, "test", entry)):
-                os.symlink(os.path.join(place, entry), os.path.join(target, "test", entry))
+    places = list(own.submodule_search_locations or []) if own else []
+    # Another interpreter of the same version on this machine may have what this one lacks.
+    places += glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/lib/python{version}/test"))
+    for place in places:
+        link_missing(place, tests)
+    package = f"libpython{version}-testsuite"
     if not has_suite(target):
-        sys.exit(f"this Python has no test package, and none was found: install {package}")
+        unpacked = os.path.join(target, "package")
+        fetch(package, unpacked)
+        for place in glob.glob(os.path.join(unpacked, "usr/lib/python3*/test")):
+            link_missing(place, tests)
+    if not has_suite(target):
+        sys.exit(f"this Python has no complete test package, and none was found: install {package}")
 
 
 if __name__ == "__main__":
