@@ -113,6 +113,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the workers with what they are at."""
         self._executor.kill_workers()
+        self._executor.shutdown(wait=True)  # no callback of this call may run in the next
         self._executor = ProcessPoolExecutor(self._count, **self._options) if ensure_ready else None
 
 

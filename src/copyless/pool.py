@@ -13,11 +13,13 @@ Mirrors `multiprocessing.Pool`: same methods, signatures, results and error type
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
@@ -121,13 +123,16 @@ class MapResult(AsyncResult):
         self._results: list[Any] = [None] * length
         self._left = length
         self._error: tuple[int, Any] | None = None
-        self._more: Callable[[], None] | None = None
+        self._more: Callable[[], None] | None = None  # called when at most `_more_at` are left, until it changes that
+        self._more_at = length
         self._bar = bar
         if not length:
             self._set(True, [])
 
     def _tell(self, i: int, kind: int, value: Any) -> None:
-        success, value = outcome(kind, value)
+        success = kind == workers._DONE
+        if not success:
+            success, value = outcome(kind, value)
         if success:
             self._results[i] = value
         elif self._error is None or i < self._error[0]:
@@ -144,7 +149,7 @@ class MapResult(AsyncResult):
 
     def _count(self, ended: int) -> None:
         self._left -= ended
-        if self._left and self._more is not None:
+        if self._more is not None and 0 < self._left <= self._more_at:
             self._more()
         if not self._left:
             self._more = None
@@ -563,8 +568,12 @@ class _Feeder:
         self._crew.promise(1)
         try:
             self._result._more = self._more  # called by the collector, which hears of no task before the first is fed
+            pace = self._crew.pace
             with self._lock:
-                self._feed(1)
+                # A function that was mapped just now begins as it ended, with half of the tasks.
+                learned = pace is not None and pace[0]() == self._func
+                most = len(self._items) // (4 * self._crew.processes)
+                self._feed(min(int(_BUNDLE_SECONDS / pace[1]), most) if learned else 1)  # type: ignore[index]
         except BaseException:
             self._crew.promise(-1)
             raise
@@ -574,10 +583,12 @@ class _Feeder:
             self._look()
 
     def _look(self) -> None:
-        ahead = self._at - self._result._done
-        if self._at < len(self._items) and ahead <= self._crew.processes * self._size // 2 + 1:
+        if self._at < len(self._items) and self._result._left <= self._result._more_at:
             spent = (time.perf_counter() - self._began) * self._crew.processes
-            self._feed(int(_BUNDLE_SECONDS / max(spent / max(self._result._done, 1), 1e-9)))
+            seconds = max(spent / max(self._result._done, 1), 1e-9)
+            with contextlib.suppress(TypeError):  # what has no weak references is not remembered
+                self._crew.pace = weakref.ref(self._func), seconds
+            self._feed(int(_BUNDLE_SECONDS / seconds))
 
     def _feed(self, size: int) -> None:
         left = len(self._items) - self._at
@@ -597,6 +608,7 @@ class _Feeder:
                 break
             bundles.append(Bundle(sealed, len(batch), self._result._tell, self._at))
             self._at += len(batch)
+        self._result._more_at = len(self._items) - self._at + self._crew.processes * self._size // 2 + 1
         if bundles:
             self._crew.submit(bundles, promised=True)
         if self._at == len(self._items):

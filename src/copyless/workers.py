@@ -290,6 +290,7 @@ class Crew:
         self._waiting: deque[Bundle] = deque()
         self._promised = 0
         self._number = 0
+        self.pace: tuple[Callable[[], Any], float] | None = None  # the function last mapped, and the seconds that it takes
         self._exits: dict[int, int | None] = {}
         self._hopeless = 0.0
         self._ready: set[int] = set()
@@ -415,6 +416,7 @@ class Crew:
             self.tasks.put_many(items)
 
     def _collect(self) -> None:
+        bundles, bundle = self._bundles, None
         while True:
             for message in self.results.get_many():
                 if message is None:
@@ -423,11 +425,18 @@ class Crew:
                 if isinstance(message, str):
                     self._fail_all(message)
                     continue
+                number, i, kind, value = message
                 try:
-                    self._hear(*message)
+                    if kind == _DONE and (bundle := bundles.get(number)) is not None and len(bundle.answered) + 1 < bundle.count:
+                        if i not in bundle.answered:  # most of what is heard, told by the shortest way
+                            bundle.answered.add(i)
+                            bundle.tell(bundle.first + i, kind, value)
+                    else:
+                        self._hear(number, i, kind, value)
                 except BaseException:  # a callback of the user's; whatever it raises, the others are waiting
                     traceback.print_exc()
-                del message
+                del message, value
+                bundle = None  # nothing here may keep results alive
             with self._lock:
                 self._feed()
                 if self._is_done():

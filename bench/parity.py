@@ -1,0 +1,332 @@
+"""What multiprocessing shares, against multiprocessing and joblib: every figure in one run, medians of interleaved rounds.
+
+    python bench/parity.py [--rounds N] [--only WORD] [--rows N] [--json FILE]
+
+Lists, values, managers, pools and a DataFrame of ten million rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing as mp
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import managers as std_managers
+from multiprocessing import shared_memory as std_shared_memory
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from blocks import medians, pss, timed
+from rich.console import Console
+from rich.table import Table
+
+import copyless
+import copyless.joblib  # registers the backend
+
+MIB = 1 << 20
+CONTEXT = mp.get_context("fork")
+
+
+# ---- lists and values
+
+
+def lists(rounds: int) -> dict[str, float]:
+    ours = copyless.ShareableList([1, 2.5, "text", None])
+    theirs = std_shared_memory.ShareableList([1, 2.5, "text", None])
+
+    def get(items: Any) -> Callable[[], float]:
+        def run() -> None:
+            items[0], items[1], items[2], items[3]  # noqa: B018
+
+        return timed(run, 500)
+
+    def put(items: Any) -> Callable[[], float]:
+        def run() -> None:
+            items[0], items[1], items[2], items[3] = 7, 1.5, "word", None
+
+        return timed(run, 500)
+
+    figures = medians(
+        rounds, **{"get, copyless": get(ours), "get, stdlib": get(theirs), "set, copyless": put(ours), "set, stdlib": put(theirs)}
+    )
+    ours.shm.close()
+    theirs.shm.close()
+    theirs.shm.unlink()
+    return {name: seconds / 4 for name, seconds in figures.items()}
+
+
+def values(rounds: int) -> dict[str, float]:
+    def add(value: Any) -> Callable[[], float]:
+        def run() -> None:
+            with value.get_lock():
+                value.value += 1
+
+        return timed(run, 2000)
+
+    ours = copyless.Value("i", 0)
+
+    def thread_lock() -> Callable[[], float]:
+        lock, box = threading.RLock(), [0]
+
+        def run() -> None:
+            with lock:
+                box[0] += 1
+
+        return timed(run, 2000)
+
+    return medians(
+        rounds,
+        **{
+            "with get_lock(), copyless": add(ours),
+            "with get_lock(), stdlib": add(mp.Value("i", 0)),
+            "value.add(1), copyless": timed(lambda: ours.add(1), 2000),
+            "a list under threading.RLock": thread_lock(),
+        },
+    )
+
+
+# ---- managers
+
+
+def managed_blocks(rounds: int) -> dict[str, float]:
+    with copyless.SharedMemoryManager(ctx=CONTEXT) as ours, std_managers.SharedMemoryManager(ctx=CONTEXT) as theirs:
+
+        def block(manager: Any) -> Callable[[], float]:
+            def run() -> None:
+                shm = manager.SharedMemory(MIB)
+                shm.close()
+                shm.unlink()
+
+            return timed(run, 20)
+
+        def array() -> None:
+            a = ours.array(MIB, "u1", zeroed=False)
+            ours.release(a)
+
+        return medians(
+            rounds,
+            **{"SharedMemory, copyless": block(ours), "SharedMemory, stdlib": block(theirs), "array, copyless": timed(array, 50)},
+        )
+
+
+class OursManager(copyless.BaseManager):
+    pass
+
+
+class TheirsManager(std_managers.BaseManager):
+    pass
+
+
+class Service:
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+
+OursManager.register("Service", Service)
+TheirsManager.register("Service", Service)
+
+
+def manager_calls(rounds: int) -> dict[str, float]:
+    with OursManager(ctx=CONTEXT) as ours, TheirsManager(ctx=CONTEXT) as theirs:
+        here, there = ours.Service(), theirs.Service()  # type: ignore[attr-defined]
+        return medians(
+            rounds, copyless=timed(lambda: here.add(1, 2), 300), stdlib=timed(lambda: there.add(1, 2), 300)
+        )
+
+
+# ---- pools
+
+
+def nothing(_: Any) -> None:
+    pass
+
+
+def length(array: Any) -> int:
+    return len(array)
+
+
+def pools(rounds: int) -> dict[str, float]:
+    array = np.ones(16 * MIB, "u1")
+    with copyless.Pool(2, context=CONTEXT) as ours, CONTEXT.Pool(2) as theirs:
+        figures = medians(
+            rounds,
+            **{
+                "1000 no-ops, copyless": timed(lambda: ours.map(nothing, range(1000))),
+                "1000 no-ops, copyless, chunksize=1": timed(lambda: ours.map(nothing, range(1000), chunksize=1)),
+                "1000 no-ops, stdlib, chunksize=1": timed(lambda: theirs.map(nothing, range(1000), chunksize=1)),
+                "16 MiB argument, copyless": timed(lambda: ours.apply(length, (array,)), 3),
+                "16 MiB argument, stdlib": timed(lambda: theirs.apply(length, (array,)), 3),
+            },
+        )
+    with joblib.Parallel(2) as loky, joblib.Parallel(2, backend="copyless") as backend:
+        calls = [joblib.delayed(nothing)(i) for i in range(1000)]
+        big = [joblib.delayed(length)(array)]
+
+        def run(parallel: Any, what: Any) -> Callable[[], float]:
+            return timed(lambda: parallel(what))
+
+        figures |= medians(
+            max(3, rounds // 3),
+            **{
+                "1000 no-ops, joblib's loky": run(loky, calls),
+                "1000 no-ops, joblib on copyless": run(backend, calls),
+                "16 MiB argument, joblib's loky": run(loky, big),
+                "16 MiB argument, joblib on copyless": run(backend, big),
+            },
+        )
+    return figures
+
+
+def pool_start(rounds: int) -> dict[str, float]:
+    def start(make: Any) -> Callable[[], float]:
+        def run() -> float:
+            began = time.perf_counter()
+            pool = make(2)
+            pool.apply(nothing, (0,))
+            seconds = time.perf_counter() - began
+            pool.close()
+            pool.join()
+            return seconds
+
+        return run
+
+    spawn = mp.get_context("spawn")
+    figures = medians(
+        rounds,
+        **{
+            "fork, copyless": start(lambda n: copyless.Pool(n, context=CONTEXT)),
+            "fork, stdlib": start(CONTEXT.Pool),
+        },
+    )
+    return figures | medians(
+        max(3, rounds // 3),
+        **{"spawn, copyless": start(lambda n: copyless.Pool(n, context=spawn)), "spawn, stdlib": start(spawn.Pool)},
+    )
+
+
+# ---- a DataFrame
+
+
+def look(frame: Any) -> float:
+    """Read every page of it."""
+    return float(sum(frame[name].to_numpy()[::512].sum() for name in frame.columns))
+
+
+def serve(pipe: Any) -> None:
+    pipe.send(None)
+    while (frame := pipe.recv()) is not None:
+        pipe.send(look(frame))
+
+
+def frames(rounds: int, rows: int) -> dict[str, float]:
+    rng = np.random.default_rng(1)
+    private = pd.DataFrame({"price": rng.random(rows), "count": rng.integers(0, 9, rows), "weight": rng.random(rows)})
+    size = int(private.memory_usage(index=False).sum())
+    pairs = [CONTEXT.Pipe() for _ in range(4)]
+    workers = [mp.get_context("spawn").Process(target=serve, args=(there,)) for _, there in pairs]
+    for worker in workers:
+        worker.start()
+    for here, _ in pairs:
+        here.recv()
+
+    def to_all(frame: Any) -> float:
+        began = time.perf_counter()
+        for here, _ in pairs:
+            here.send(frame)
+        answers = {here.recv() for here, _ in pairs}
+        assert len(answers) == 1
+        return time.perf_counter() - began
+
+    def first_time() -> float:
+        began = time.perf_counter()
+        frame = copyless.share(private)
+        return time.perf_counter() - began + to_all(frame)
+
+    to_all(copyless.share(private.head(1000)))  # everything is imported
+    pids = [worker.pid for worker in workers if worker.pid]
+    idle = pss(pids)
+    shared = copyless.share(private)
+    figures = {"shared, from then on": statistics.median(to_all(shared) for _ in range(rounds))}
+    gc.collect()
+    # Our own mapping takes a fifth of every page: count it with the workers.
+    figures["PSS of 4 workers above idle / frame"] = (pss(pids) - idle) / size * 5 / 4
+    figures["share() and send"] = statistics.median(first_time() for _ in range(3))
+    figures["pickled"] = statistics.median(to_all(private) for _ in range(2))
+    for here, _ in pairs:
+        here.send(None)
+    for worker in workers:
+        worker.join()
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    jobs: dict[str, Callable[[int], dict[str, float]]] = {
+        "ShareableList, an element": lists,
+        "Value, locked += 1": values,
+        "SharedMemoryManager, 1 MiB": managed_blocks,
+        "a manager's call and its answer": manager_calls,
+        "Pool(2)": pools,
+        "Pool(2), start and first result": pool_start,
+        "DataFrame to 4 workers, every page read": lambda rounds: frames(rounds, args.rows),
+    }
+    results: dict[str, dict[str, float]] = {}
+    for title, job in jobs.items():
+        if args.only in title:
+            print(f"measuring {title}", file=sys.stderr)
+            results[title] = job(args.rounds)
+            gc.collect()
+            copyless.trim()
+    flat = {f"{title}: {what}": value for title, figures in results.items() for what, value in figures.items()}
+    names = list(jobs)
+
+    def ratio(job: int, above: str, below: str) -> float:
+        return flat.get(f"{names[job]}: {above}", float("nan")) / flat.get(f"{names[job]}: {below}", float("nan"))
+
+    judged = [
+        ("ShareableList get / stdlib", ratio(0, "get, copyless", "get, stdlib"), 1 / 10),
+        ("ShareableList set / stdlib", ratio(0, "set, copyless", "set, stdlib"), 1 / 10),
+        ("Value locked += 1, add(1) / stdlib", ratio(1, "value.add(1), copyless", "with get_lock(), stdlib"), 1 / 4),
+        ("Value locked += 1, same code / stdlib", ratio(1, "with get_lock(), copyless", "with get_lock(), stdlib"), 1 / 4),
+        ("managed SharedMemory / stdlib", ratio(2, "SharedMemory, copyless", "SharedMemory, stdlib"), 1 / 5),
+        ("manager.array / stdlib's SharedMemory", ratio(2, "array, copyless", "SharedMemory, stdlib"), 1 / 50),
+        ("manager call / stdlib", ratio(3, "copyless", "stdlib"), 1 / 10),
+        ("Pool, 1000 no-ops / stdlib, chunksize 1", ratio(4, "1000 no-ops, copyless", "1000 no-ops, stdlib, chunksize=1"), 1 / 10),
+        ("Pool, 16 MiB argument / stdlib", ratio(4, "16 MiB argument, copyless", "16 MiB argument, stdlib"), 1 / 10),
+        ("Pool start, fork / stdlib", ratio(5, "fork, copyless", "fork, stdlib"), 1.0),
+        ("Pool start, spawn / stdlib", ratio(5, "spawn, copyless", "spawn, stdlib"), 1.0),
+        ("DataFrame, share() and send / pickling", ratio(6, "share() and send", "pickled"), 1 / 5),
+        ("DataFrame, PSS of 4 workers / frame", flat.get(f"{names[6]}: PSS of 4 workers above idle / frame", float("nan")), 1.05),
+    ]  # fmt: skip
+    console = Console()
+    table = Table("figure", "measured", "at most", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}")
+    for title, value, limit in judged:
+        if value == value:
+            table.add_row(title, f"{value:.3f}", f"{limit:g}", style="" if value <= limit else "red")
+    console.print(table)
+    details = Table("job", "what", "median")
+    for title, figures in results.items():
+        for what, value in figures.items():
+            details.add_row(title, what, f"{value:.3f}" if "PSS" in what else f"{value * 1e6:,.2f} us")
+            title = ""
+    console.print(details)
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump({"results": results, "judged": judged}, f, indent=2)
+
+
+if __name__ == "__main__":
+    main()
