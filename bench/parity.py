@@ -44,7 +44,7 @@ def lists(rounds: int) -> dict[str, float]:
 
     def get(items: Any) -> Callable[[], float]:
         def run() -> None:
-            items[0], items[1], items[2], items[3]  # noqa: B018
+            items[0], items[1], items[2], items[3]
 
         return timed(run, 500)
 
