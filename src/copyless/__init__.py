@@ -47,7 +47,7 @@ _HOMES = {
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
 _MODULES = frozenset((
-    "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
+    "comm", "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
     "synchronize",
 ))  # fmt: skip
 _STDLIB_MODULES = frozenset(("connection", "dummy", "process", "reduction", "resource_tracker", "util"))

@@ -30,6 +30,7 @@ class _Batch(threading.local):
 
     handles: list[bytes] | None = None
     draft: bool = False  # for one of our own queues, which will hold what the handles name
+    beside: bool = False  # buffers may go beside the pickle
 
 
 _batch = _Batch()
@@ -49,13 +50,16 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
         _batch.handles = outer
 
 
-def pack(obj: Any, make: Callable[[io.BytesIO, Any], Any] | None = None) -> tuple[bytes, list[Any], list[bytes]]:
+def pack(
+    obj: Any, make: Callable[[io.BytesIO, Any], Any] | None = None, *, draft: bool = True
+) -> tuple[bytes, list[Any], list[bytes]]:
     """(pickle, large buffers beside it, handles in it) of an object on its way into one of our queues.
 
     The handles' holds are this process's own until the queue takes them; when pickling fails they are taken back.
-    `make` makes another pickler than the plain one: of (stream, buffer_callback).
+    `make` makes another pickler than the plain one: of (stream, buffer_callback). Without `draft`: for a channel that is not
+    ours, so the handles' holds are those of messages.
     """
-    outer, made = (_batch.handles, _batch.draft), []  # type: tuple[list[bytes] | None, bool], list[bytes]
+    outer, made = (_batch.handles, _batch.draft, _batch.beside), []  # type: tuple[Any, bool, bool], list[bytes]
     buffers: list[Any] = []
     stream = io.BytesIO()
 
@@ -71,7 +75,7 @@ def pack(obj: Any, make: Callable[[io.BytesIO, Any], Any] | None = None) -> tupl
         pickler.dispatch_table = {**copyreg.dispatch_table, **ForkingPickler._extra_reducers}  # type: ignore[attr-defined]
     else:
         pickler = make(stream, beside)
-    _batch.handles, _batch.draft = made, True
+    _batch.handles, _batch.draft, _batch.beside = made, draft, True
     try:
         pickler.dump(obj)
     except BaseException:
@@ -79,7 +83,7 @@ def pack(obj: Any, make: Callable[[io.BytesIO, Any], Any] | None = None) -> tupl
             _native.unsend(handle)
         raise
     finally:
-        _batch.handles, _batch.draft = outer
+        _batch.handles, _batch.draft, _batch.beside = outer
     return stream.getvalue(), buffers, made
 
 
@@ -109,12 +113,17 @@ direct: dict[type, Callable[[Any], bytes | None]] = {}
 
 def protocol() -> int:
     """Which pickle protocol a value's own reduction is for: 5 where buffers may go beside the pickle."""
-    return 5 if _batch.draft else 4
+    return 5 if _batch.beside else 4
 
 
 def message_kind() -> int:
     """What hold the handles made now carry: 1 a message's of its own, 2 one to be given to a queue."""
     return 2 if _batch.draft else 1
+
+
+def sends_handles() -> bool:
+    """Whether what is pickled now stays on this host, so that it may name shared memory."""
+    return _batch.handles is not None
 
 
 def note(handle: bytes) -> bytes:

@@ -40,6 +40,24 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    program: typer.Context,
+    ranks: Annotated[int, typer.Option("-n", "--ranks", min=1, max=256, help="How many ranks.")] = 0,
+    prefix: Annotated[bool, typer.Option(help="Write [rank] before each line of their output.")] = True,
+) -> None:
+    """Run a program as ranks of one group on this host, as mpiexec does, without MPI: copyless run -n 4 prog.py [arguments].
+
+    In it, copyless.comm.world() is their communicator. When a rank ends badly, the others are ended, and its exit code (128 + signal)
+    is this command's.
+    """
+    from copyless.comm import launcher
+
+    if not program.args:
+        _stop("say what to run: copyless run -n 4 prog.py")
+    raise typer.Exit(launcher.run(program.args, ranks or os.cpu_count() or 1, prefix=prefix))
+
+
 @app.command()
 def ls(as_json: Json = False) -> None:
     """List segments, blocks, names and the processes that hold them.

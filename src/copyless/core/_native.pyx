@@ -735,6 +735,11 @@ cdef class Mapping:
                 fail(rc)
 
 
+def mark_private(Block block):
+    """The block is what a message brought by value: its bytes are this process's own, and go on by value."""
+    cl_mark_private(the_store(), &block.ref)
+
+
 def private_view(Block block):
     """The bytes of a block as they are, in memory of this process's own: written to, the block stays as it is.
 

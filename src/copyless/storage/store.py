@@ -39,11 +39,22 @@ def _boot() -> int:
     return _hash(_read("/proc/sys/kernel/random/boot_id"))
 
 
+# What MPI's launchers tell the ranks that they start.
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+
+
 def _family() -> int:
-    """Processes that multiprocessing started from one root share its authentication key, under every start method."""
+    """Processes that multiprocessing started from one root share its authentication key, under every start method.
+
+    The ranks of an MPI program on this host are one family too: they have one parent, the launcher.
+    """
     from multiprocessing.process import current_process
 
-    return _hash(bytes(current_process().authkey))
+    inherited = os.environ.get("COPYLESS_FAMILY")
+    if inherited is None and any(name in os.environ for name in _RANK_VARIABLES):
+        parent = os.getppid()
+        inherited = os.environ["COPYLESS_FAMILY"] = f"{parent}:{_native.process_start(parent)}"
+    return _hash(bytes(current_process().authkey) if inherited is None else inherited.encode())
 
 
 def _parent() -> tuple[int, int]:

@@ -1,0 +1,299 @@
+"""A group of ranks on this host: their inboxes, who of them lives, and the engine that matches what arrives to who waits for it.
+
+A rank's inbox is one queue of ours, so a message is in shared memory when `send` returns, outlives its sender, and whoever is killed
+anywhere leaves nothing half done. Each message says its communicator, source and tag; the receiver keeps what nobody
+waits for yet, in the order of arrival, and receives posted and not yet served, in the order of posting. Both orders together
+are MPI's: messages of one source, communicator and tag never overtake each other.
+
+Whoever waits reads the inbox; of several threads one does, for all. Every fifth of a second it looks whether those it waits for
+live. A rank that was killed, or ended, is told from its row of the table that all share:
+
+    row       [process number, its start time, state]            state: 0 awaited, 1 runs, 2 ended well, 3 ended badly
+    written   by the rank as it begins and as it ends, and by who started it when the process has ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty
+from typing import Any
+
+import numpy as np
+
+from copyless.arrays import attach, handle, zeros
+from copyless.comm.packets import Packet
+from copyless.core import _native, _queue
+from copyless.errors import ClosedError, OwnerDiedError
+from copyless.queues import Queue
+from copyless.storage.store import need
+
+__all__ = ["Arrived", "Engine", "Group", "Receive"]
+
+AWAITED, RUNS, ENDED, DIED = range(4)
+_PID, _START, _STATE, _WIDTH = range(4)
+_LOOK = 0.2  # seconds between looks at who lives
+_CONTEXT_OF_ACKS = -1
+_PLAIN_MOST = 8192  # bytes of a pickle that goes in the message itself
+
+
+class Group:
+    """What the ranks share. The starter makes it; a rank finds it by its card, some bytes."""
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a group has 1 rank or more, not {size}")
+        need()
+        self.size = size
+        self.inboxes: list[Any] = [Queue() for _ in range(size)]
+        self._cell = zeros((size + 1, _WIDTH), "i8")  # the last row: the next communicator's number
+        self.table = self._cell.view(np.ndarray)
+        self.table[size, 0] = 2
+        from copyless.synchronize import Lock
+
+        self._lock: Any = Lock(recover="silent")
+
+    @property
+    def card(self) -> bytes:
+        """Where it lies; good while its starter or a rank lives."""
+        parts = [self._cell, self._lock, *self.inboxes]
+        return pickle.dumps([bytes(handle(part)) for part in parts])
+
+    @classmethod
+    def of_card(cls, card: bytes) -> Group:
+        group = cls.__new__(cls)
+        names = pickle.loads(card)
+        group._cell = attach(names[0])
+        group.table = group._cell.view(np.ndarray)
+        group._lock = attach(names[1])
+        group.inboxes = [attach(name) for name in names[2:]]
+        group.size = len(group.inboxes)
+        return group
+
+    def begin(self, rank: int) -> None:
+        row = self.table[rank]
+        row[_PID], row[_START] = os.getpid(), _native.process_start(os.getpid())
+        row[_STATE] = RUNS
+
+    def end(self, rank: int, state: int = ENDED) -> None:
+        if self.table[rank, _STATE] < ENDED:
+            self.table[rank, _STATE] = state
+
+    def state(self, rank: int) -> int:
+        """What became of a rank: a process that is gone and did not say that it ended has died."""
+        pid, start, state = self.table[rank].tolist()
+        if state == RUNS and _native.process_start(pid) != start:
+            self.end(rank, DIED)
+            state = int(self.table[rank, _STATE])
+        return int(state)
+
+    def next_contexts(self, n: int) -> int:
+        """The first of `n` numbers for communicators that no other has."""
+        with self._lock:
+            first = int(self.table[self.size, 0])
+            self.table[self.size, 0] = first + 2 * n
+        return first
+
+
+class Arrived:
+    """A message that has come."""
+
+    __slots__ = ("nbytes", "number", "packet", "sender", "source", "tag")
+
+    def __init__(self, source: int, tag: int, number: int, sender: int, payload: Any) -> None:
+        self.source, self.tag = source, tag
+        self.number, self.sender = number, sender  # of one whose sender waits for an answer; the sender's rank in the group
+        self.packet = payload
+        self.nbytes = len(payload) if type(payload) is bytes else payload.nbytes
+
+    def open(self) -> Any:
+        payload, self.packet = self.packet, None
+        if type(payload) is bytes:
+            plain = _queue.plain_loads(payload)
+            return pickle.loads(payload) if plain is None else plain[0]
+        return payload.open()
+
+
+class Receive:
+    """A receive, or a probe, that waits for its message."""
+
+    __slots__ = ("context", "message", "source", "sources", "tag")
+
+    def __init__(self, context: int, source: int, tag: int, sources: Any) -> None:
+        self.context, self.source, self.tag = context, source, tag  # source and tag: -1 is any
+        self.sources = sources  # whose death would leave it waiting for ever
+        self.message: Arrived | None = None
+
+    def fits(self, message: Arrived) -> bool:
+        return (self.source < 0 or self.source == message.source) and (self.tag < 0 or self.tag == message.tag)
+
+
+class Engine:
+    """One rank's side of a group; any number of its threads may use it."""
+
+    def __init__(self, group: Group, rank: int) -> None:
+        self.group, self.rank = group, rank
+        self._inbox = group.inboxes[rank]
+        self._lock = threading.RLock()
+        self._reader = threading.Lock()
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting = 0
+        self._unexpected: dict[int, list[Arrived]] = {}
+        self._posted: dict[int, list[Receive]] = {}
+        self._acks: dict[int, bool] = {}
+        self._number = 0
+        self._pid = os.getpid()
+        group.begin(rank)
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this process was forked by rank {self.rank}: it is no rank, and must not use its communicators"
+            )
+
+    # ---- sending
+
+    def send(self, obj: Any, to: int, context: int, source: int, tag: int, synchronous: bool = False) -> int:
+        """Put a message into a rank's inbox; of a synchronous one the number whose acknowledgement is awaited, else 0."""
+        self._check()
+        payload: Any = _queue.plain_dumps(obj)
+        if payload is None:
+            payload = Packet.of(obj)
+            if not payload.parts and not payload.handles and len(payload.data) <= _PLAIN_MOST:
+                payload = payload.data
+        number = 0
+        if synchronous:
+            with self._lock:
+                self._number += 1
+                number = self._number
+                self._acks[number] = False
+        try:
+            self.group.inboxes[to].put((context, source, tag, number, self.rank, payload))
+        except ClosedError:
+            raise OwnerDiedError(f"rank {to} of the group has ended: nobody takes the message") from None
+        return number
+
+    def acknowledged(self, number: int) -> bool:
+        with self._lock:
+            if self._acks.get(number, True):
+                self._acks.pop(number, None)
+                return True
+            return False
+
+    # ---- receiving
+
+    def post(self, receive: Receive, keep: bool = False) -> Receive:
+        """Give a receive its message, if it came already, else put it in line. `keep`: only look (a probe)."""
+        self._check()
+        with self._lock:
+            waiting = self._unexpected.get(receive.context)
+            if waiting:
+                for i, message in enumerate(waiting):
+                    if receive.fits(message):
+                        if not keep:
+                            del waiting[i]
+                            self._answer(message)
+                        receive.message = message
+                        return receive
+            if not keep:
+                self._posted.setdefault(receive.context, []).append(receive)
+        return receive
+
+    def cancel(self, receive: Receive) -> bool:
+        """Take a receive out of the line; False when it has its message."""
+        with self._lock:
+            line = self._posted.get(receive.context, [])
+            if receive in line:
+                line.remove(receive)
+                return True
+        return False
+
+    def _answer(self, message: Arrived) -> None:
+        """Tell the sender of a synchronous message that its receive has begun."""
+        if message.number:
+            with contextlib.suppress(ClosedError):
+                self.group.inboxes[message.sender].put((_CONTEXT_OF_ACKS, 0, 0, message.number, self.rank, b""))
+
+    def _arrive(self, item: tuple[Any, ...]) -> None:
+        context, source, tag, number, sender, payload = item
+        with self._lock:
+            if context == _CONTEXT_OF_ACKS:
+                if number in self._acks:
+                    self._acks[number] = True
+                return
+            message = Arrived(source, tag, number, sender, payload)
+            line = self._posted.get(context)
+            if line:
+                for i, receive in enumerate(line):
+                    if receive.fits(message):
+                        del line[i]
+                        self._answer(message)
+                        receive.message = message
+                        return
+            self._unexpected.setdefault(context, []).append(message)
+
+    def progress(self) -> None:
+        """Take in what has come, without waiting."""
+        if self._reader.acquire(blocking=False):
+            try:
+                while True:
+                    for item in self._inbox.get_many(block=False):
+                        self._arrive(item)
+            except Empty:
+                pass
+            finally:
+                self._leave()
+
+    def wait(self, done: Callable[[], Any], sources: Any, deadline: float | None = None) -> bool:
+        """Wait until something is true; OwnerDiedError when a rank that it waits for has died. False at the deadline."""
+        looked = time.monotonic()
+        while not done():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            if self._reader.acquire(blocking=False):
+                try:
+                    while not done():
+                        try:
+                            left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
+                            self._arrive(self._inbox.get(timeout=left))
+                        except Empty:
+                            break
+                finally:
+                    self._leave()
+            else:
+                with self._changed:
+                    self._waiting += 1
+                    self._changed.wait(_LOOK)
+                    self._waiting -= 1
+            if time.monotonic() - looked >= _LOOK and not done():
+                looked = time.monotonic()
+                self._look(sources, done)
+        return True
+
+    def _leave(self) -> None:
+        self._reader.release()
+        if self._waiting:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _look(self, sources: Any, done: Callable[[], Any]) -> None:
+        """Raise when what is waited for cannot come any more."""
+        gone = [(rank, state) for rank in sources if rank != self.rank and (state := self.group.state(rank)) >= ENDED]
+        died = [rank for rank, state in gone if state == DIED]
+        if not died and len(gone) < len(sources):
+            return
+        self.progress()  # what they sent before
+        if done():
+            return
+        rank = died[0] if died else gone[0][0]
+        pid = int(self.group.table[rank, _PID])
+        what = "has died" if died else "has ended without sending what this rank waits for"
+        raise OwnerDiedError(f"rank {rank} of the group (process {pid}) {what}")
+
+    def close(self) -> None:
+        if os.getpid() == self._pid:
+            self.group.end(self.rank)

@@ -1,0 +1,138 @@
+"""Objects on their way between ranks: a pickle, and its large buffers beside it.
+
+A packet is made once and may be sent to many. To one rank of this host its buffers go by one copy, and the object that is
+made there stands on it. To several, they are first copied together into one block, of which each gets the handle: who opens such a
+packet gets a copy-on-write view, so that what it changes nobody else sees.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from copyless import pickling
+from copyless.core import _native
+from copyless.core._memory import Memory
+from copyless.storage import handles
+
+__all__ = ["Packet", "copy_of"]
+
+_ALIGN = 64
+
+
+def offsets_of(sizes: Sequence[int]) -> list[int]:
+    """Where buffers of these sizes lie behind each other, and, last, the bytes of all."""
+    at, offsets = 0, []
+    for size in sizes:
+        offsets.append(at)
+        at += (size + _ALIGN - 1) // _ALIGN * _ALIGN
+    return [*offsets, at]
+
+
+def in_memory(parts: Sequence[Any]) -> Memory:
+    """Buffers copied into one block of shared memory."""
+    offsets = offsets_of([part.nbytes for part in parts])
+    memory = Memory.allocate(offsets[-1])
+    view = memoryview(memory)
+    for at, part in zip(offsets, parts, strict=False):
+        view[at : at + part.nbytes] = part
+    return memory
+
+
+def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
+    """The buffers that lie in one."""
+    view = memoryview(whole)
+    return [view[at : at + size] for at, size in zip(offsets_of(sizes), sizes, strict=False)]
+
+
+class Packet:
+    """An object as it travels: pickled when it is packed, and made again only by `open`."""
+
+    __slots__ = ("block", "data", "handles", "kept", "memory", "parts", "sizes")
+
+    data: bytes
+    handles: list[bytes]  # in the data, when packed for one of our queues: each may be sent once
+    parts: list[Any]  # the buffers, where they lie apart
+    memory: Memory | None  # all of them together, here; `block` where they came so
+    block: Any
+    sizes: list[int]
+    kept: Any
+
+    def __init__(self, data: bytes, parts: list[Any], names: list[bytes] | None = None) -> None:
+        self.data, self.parts, self.handles = data, parts, names or []
+        self.sizes = [part.nbytes for part in parts]
+        self.memory = self.block = self.kept = None
+
+    @classmethod
+    def of(cls, obj: Any, by_value: bool = False) -> Packet:
+        """Pack an object; `by_value`: what lies in shared memory too, for other hosts."""
+        return cls(*(_by_value(obj) if by_value else pickling.pack(obj)))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + sum(self.sizes)
+
+    def gather(self) -> Packet:
+        """Put the buffers together into one block, so that many can have it by its handle."""
+        if self.parts and self.memory is None and self.block is None:
+            self.memory = in_memory(self.parts)
+            self.parts = []
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.memory is not None or self.block is not None:
+            if not pickling.sends_handles():
+                return _apart, (self.data, [], *map(pickle.PickleBuffer, cut(self.memory or self.block, self.sizes)))
+            memory: Any = self.memory or Memory(self.block)
+            handle = pickling.memory_handle(memory, pickling.message_kind())
+            assert handle is not None
+            return _together, (self.data, self.sizes, pickling.note(handle))
+        for name in self.handles:
+            pickling.note(name)
+        return _apart, (self.data, self.handles, *map(pickle.PickleBuffer, self.parts))
+
+    def open(self, readonly: bool = False) -> Any:
+        """The object. Its arrays are writable and the caller's own, or (`readonly`) stand on what all share."""
+        if self.block is None:
+            whole: Any = self.memory
+        elif readonly:
+            whole = memoryview(self.block).toreadonly()
+        else:
+            whole = _native.private_view(self.block)
+        buffers = self.parts if whole is None else cut(whole, self.sizes)
+        return pickle.loads(self.data, buffers=buffers)
+
+
+def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
+    """Named in pickles: keep its name and place."""
+    packet = Packet(data, [memoryview(part) for part in parts])
+    packet.kept = [handles.resolve(name) for name in names]  # what the data names lives until it is opened
+    return packet
+
+
+def _together(data: bytes, sizes: list[int], handle: bytes) -> Packet:
+    """Named in pickles: keep its name and place."""
+    packet = Packet(data, [])
+    packet.sizes = sizes
+    packet.block = handles.resolve(handle)[1]
+    return packet
+
+
+def _by_value(obj: Any) -> tuple[bytes, list[Any]]:
+    parts: list[Any] = []
+
+    def beside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < pickling.BESIDE:
+            return True
+        parts.append(raw)
+        return False
+
+    return pickle.dumps(obj, 5, buffer_callback=beside), parts
+
+
+def copy_of(obj: Any) -> Any:
+    """The object as it would arrive: what is its own is copied, what is shared is the same."""
+    data, parts = _by_value(obj)
+    return pickle.loads(data, buffers=[bytearray(part) for part in parts])
