@@ -327,7 +327,7 @@ def _listed(objs: Any, size: int) -> list[Any]:
     objs = [None] * size if objs is None else objs if isinstance(objs, list) else list(objs)
     if len(objs) != size:
         raise ValueError(f"expecting {size} items, got {len(objs)}")
-    return objs
+    return objs  # type: ignore[no-any-return]
 
 
 def _operation(op: Any) -> Callable[[Any, Any], Any]:

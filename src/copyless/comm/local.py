@@ -74,6 +74,9 @@ class Request:
     One that has been waited for is null: it is false, and waiting again gives None at once.
     """
 
+    _number: int
+    _kind: str
+
     def __init__(self, request: Request | None = None) -> None:
         other = request
         self._comm: Comm | None = other._comm if other is not None else None
@@ -177,7 +180,7 @@ class Request:
     @classmethod
     def testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> tuple[bool, Any]:
         """(whether all have ended, the list of what they brought)."""
-        if not all([request._look() for request in requests]):
+        if not all(request._look() for request in requests):
             return False, None
         return True, [request._take(status) for request, status in _with(requests, statuses)]
 
@@ -196,6 +199,8 @@ def _with(requests: Sequence[Request], statuses: list[Status] | None) -> Iterabl
 
 class Message:
     """A message that a probe has matched: nobody else can receive it. Mirrors `mpi4py.util.pkl5.Message`."""
+
+    _kind: str
 
     def __init__(self, message: Message | None = None) -> None:
         self._comm: Comm | None = message._comm if message is not None else None
