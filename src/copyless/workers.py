@@ -29,7 +29,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing import connection, util
 from typing import Any
 
 from copyless import pickling
@@ -133,7 +133,9 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
             from concurrent.futures._base import LOGGER
 
             LOGGER.critical("Exception in initializer:", exc_info=True)  # as the standard library's executor says it
-            results.put((me, 0, _NO_START, "".join(traceback.format_exception(error))))
+            # Said last of all: what was logged, through a queue of the standard library perhaps, has left by then.
+            report = me, 0, _NO_START, "".join(traceback.format_exception(error))
+            util.Finalize(None, results.put, args=(report,), exitpriority=-50)
             return
     results.put((me, 0, _READY, None))
     done = 0

@@ -7,6 +7,7 @@ packet gets a copy-on-write view, so that what it changes nobody else sees.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from copyless import pickling
 from copyless.core import _native
 from copyless.core._memory import Memory
+from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles
 
 __all__ = ["Packet", "copy_of"]
@@ -76,8 +78,9 @@ class Packet:
     def gather(self) -> Packet:
         """Put the buffers together into one block, so that many can have it by its handle."""
         if self.parts and self.memory is None and self.block is None:
-            self.memory = in_memory(self.parts)
-            self.parts = []
+            with contextlib.suppress(OutOfSharedMemory):  # then each gets its own copy, by whatever way there is
+                self.memory = in_memory(self.parts)
+                self.parts = []
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -94,12 +97,13 @@ class Packet:
 
     def open(self, readonly: bool = False) -> Any:
         """The object. Its arrays are writable and the caller's own, or (`readonly`) stand on what all share."""
-        if self.block is None:
-            whole: Any = self.memory
+        block = self.block if self.memory is None else self.memory.obj
+        if block is None:
+            whole: Any = None
         elif readonly:
-            whole = memoryview(self.block).toreadonly()
+            whole = memoryview(block).toreadonly()
         else:
-            whole = _native.private_view(self.block)
+            whole = _native.private_view(block)
         buffers = self.parts if whole is None else cut(whole, self.sizes)
         return pickle.loads(self.data, buffers=buffers)
 
