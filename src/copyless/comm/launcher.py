@@ -154,18 +154,31 @@ def _watch(group: Group, ranks: list[subprocess.Popen[bytes]], ended: Any) -> in
 # ---- functions
 
 
-def _begin(card: bytes, rank: int, job: Any, answers: bytes, parent: int) -> None:
+def _follow() -> None:
+    """End when who asked for this process ends."""
+    from multiprocessing import parent_process
+
+    starter = parent_process()
+    if starter is not None:
+        starter.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _begin(card: bytes, rank: int, names: list[bytes], parent: int) -> None:
     from copyless.arrays import attach
     from copyless.workers import seal, sealed_error, unseal
 
-    _die_with(parent)
+    if os.getppid() == parent:
+        _die_with(parent)
+    else:  # started by a fork server, which outlives the one who asked
+        threading.Thread(target=_follow, name="copyless-parent", daemon=True).start()
     try:
-        results = attach(answers)
+        jobs, results = (attach(name) for name in names)
         comm = join(Group.of_card(card), rank)
     except StaleHandleError:
         return  # the starter is gone already
     try:
-        function, args = unseal(job)
+        function, args = unseal(jobs.get())
         value = function(comm, *args)
         answer = rank, True, seal(value)
     except BaseException as error:
@@ -187,14 +200,14 @@ def spawn(fn: Callable[..., Any], n: int, args: tuple[Any, ...], context: Any) -
 
     group = Group(n)
     context = context or multiprocessing.get_context()
+    jobs: Any = Queue()
     answers: Any = Queue()
     by_value = _main_must_travel(context)
-    card, name = group.card, bytes(handle(answers))
+    card, names = group.card, [bytes(handle(jobs)), bytes(handle(answers))]
+    for _ in range(n):
+        jobs.put(seal((fn, args), by_value))
     ranks = [
-        context.Process(
-            target=_begin, args=(card, rank, seal((fn, args), by_value), name, os.getpid()), name=f"rank {rank}"
-        )
-        for rank in range(n)
+        context.Process(target=_begin, args=(card, rank, names, os.getpid()), name=f"rank {rank}") for rank in range(n)
     ]
     values: dict[int, Any] = {}
     try:

@@ -368,6 +368,12 @@ def _nobody(status: Any) -> None:
 
 # ---- Request, Message
 
+_let_go: list[tuple[Any, Any]] = []  # sends under way whose requests nobody has, and what they send
+
+
+def _sweep() -> None:
+    _let_go[:] = [(requests, kept) for requests, kept in _let_go if not MPI.Request.Testall(list(requests))]
+
 
 class Request(tuple):  # type: ignore[type-arg]
     """Request(request=None)
@@ -409,6 +415,11 @@ class Request(tuple):  # type: ignore[type-arg]
 
     def _end(self) -> None:
         self.__dict__.clear()
+
+    def __del__(self) -> None:
+        # Let go while MPI still reads: what is sent stays until it has been.
+        if self._keep is not None and not MPI.Is_finalized() and not all(map(MPI.Request.Get_status, self)):
+            _let_go.append((tuple(self), self._keep))
 
     def Free(self) -> None:
         """Forget it; a receive that has no message yet is taken back."""
@@ -676,6 +687,8 @@ class Comm(MPI.Comm):
             return Request(begin(self, (None, 0, MPI.BYTE), dest, tag))
         message = _encode(obj, _state_of(self).near(dest))
         buffer, datatype = _as_buffer(message)
+        if _let_go:
+            _sweep()
         request = Request(begin(self, buffer, dest, tag))
         request._keep = message
         if datatype is not None:

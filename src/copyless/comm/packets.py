@@ -101,10 +101,12 @@ class Packet:
         if block is None:
             whole: Any = None
         elif readonly:
-            whole = memoryview(block).toreadonly()
+            whole = block
         else:
             whole = _native.private_view(block)
         buffers = self.parts if whole is None else cut(whole, self.sizes)
+        if readonly:
+            buffers = [memoryview(buffer).toreadonly() for buffer in buffers]
         return pickle.loads(self.data, buffers=buffers)
 
 

@@ -1,0 +1,300 @@
+"""The communicator: its semantics on both transports, on simulated nodes, against plain mpi4py; deaths; the launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+import copyless
+from copyless import comm
+from tests.conftest import python
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BIN = os.path.dirname(sys.executable)
+SIZES = [1, 2, 3, 4, 7]
+
+
+def start(n, program, *args, mpi=False, **env):
+    command = [os.path.join(BIN, "mpiexec"), "-n", str(n), sys.executable] if mpi else [
+        os.path.join(BIN, "copyless"), "run", "-n", str(n)]  # fmt: skip
+    return subprocess.run(
+        [*command, program, *args], capture_output=True, text=True, timeout=150, env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def program(tmp_path):
+    def write(code):
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(code))
+        return str(path)
+
+    return write
+
+
+# ---- semantics
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("transport", ["local", "mpi", "mpi on 2 nodes", "mpi on 3 nodes"])
+def test_semantics(n, transport):
+    nodes = {"mpi on 2 nodes": "2", "mpi on 3 nodes": "3"}.get(transport, "1")
+    done = start(n, os.path.join(HERE, "semantics.py"), mpi=transport != "local", COPYLESS_NODES=nodes)
+    assert f"all of 12 hold on {n}" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("transport", ["local", "mpi", "mpi on 2 nodes"])
+def test_random_programs_give_what_mpi4py_gives(n, transport):
+    nodes = "2" if "2" in transport else "1"
+    done = start(
+        n, os.path.join(HERE, "random_programs.py"), "0", "60", mpi=transport != "local", COPYLESS_NODES=nodes
+    )
+    assert f"programs hold on {n}" in done.stdout, done.stdout + done.stderr
+
+
+def test_mpichs_own_cliques_below_ours():
+    """MPICH told that its ranks are on two nodes: ours still shares memory, as the ranks do."""
+    done = start(4, os.path.join(HERE, "semantics.py"), mpi=True, MPIR_CVAR_NUM_CLIQUES="2")
+    assert "all of 12 hold on 4" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_wrapper_needs_no_other_rank_and_upper_case_methods_work(program):
+    path = program("""
+        from mpi4py import MPI
+        from copyless.comm import mpi as pkl5
+        import numpy as np
+        rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
+        if rank % 2:
+            pkl5.Intracomm(MPI.COMM_SELF)
+            c = pkl5.Intracomm(MPI.COMM_WORLD)
+        else:
+            c = pkl5.Intracomm(MPI.COMM_WORLD)
+            pkl5.Intracomm(MPI.COMM_SELF)
+        assert isinstance(c, MPI.Intracomm)
+        a, b = np.full(10, rank), np.zeros(10, int)
+        c.Sendrecv(a, (rank + 1) % size, 0, b, (rank - 1) % size, 0)
+        assert (b == (rank - 1) % size).all()
+        c.Barrier()
+        assert c.Get_attr(MPI.TAG_UB) > 0
+        print("well")
+    """)
+    done = start(3, path, mpi=True)
+    assert done.stdout.count("well") == 3, done.stdout + done.stderr
+
+
+def test_what_is_shared_passes_by_reference_within_a_node_and_by_value_between(program):
+    code = """
+        import copyless, numpy as np
+        from copyless import comm
+        w = comm.world()
+        same = %s
+        if w.rank == 0:
+            a = copyless.zeros(100_000)
+            w.send(a, 1)
+            w.recv(None, 1)
+            assert bool(a[0] == 5) is same, a[0]
+        else:
+            b = w.recv(None, 0)
+            b[0] = 5
+            w.send(0, 0)
+        print("well")
+    """
+    for same, mpi, nodes in ((True, False, "1"), (True, True, "1"), (False, True, "2")):
+        done = start(2, program(code % same), mpi=mpi, COPYLESS_NODES=nodes)
+        assert done.stdout.count("well") == 2, done.stdout + done.stderr
+
+
+def test_without_mpi4py_the_local_one_works_and_the_other_says_what_to_install():
+    done = python("""
+        import sys
+        sys.modules["mpi4py"] = None
+        from copyless import comm
+        print(comm.world().allgather(1))
+        try:
+            comm.mpi
+        except ImportError as error:
+            print(error)
+    """)
+    assert done.stdout.startswith("[1]\n")
+    assert "copyless[mpi]" in done.stdout
+
+
+# ---- spawn
+
+
+def test_spawn_gives_what_each_rank_returns(context):
+    array = copyless.zeros(3)
+
+    def job(ranks, shared):
+        shared[ranks.rank] = ranks.rank + 1
+        assert comm.world() is ranks
+        return ranks.allreduce(ranks.rank), np.full(5000, ranks.rank)
+
+    answers = comm.spawn(job, 3, array, context=context)
+    assert [total for total, _ in answers] == [3, 3, 3]
+    assert all((values == i).all() for i, (_, values) in enumerate(answers))
+    assert array.tolist() == [1, 2, 3]
+
+
+def test_spawn_raises_what_a_rank_raises_and_ends_the_others():
+    def job(ranks):
+        if ranks.rank == 1:
+            raise LookupError("of rank 1")
+        ranks.recv(None, 1)
+
+    with pytest.raises(LookupError, match="of rank 1"):
+        comm.spawn(job, 3)
+
+
+def test_spawn_names_a_rank_that_was_killed():
+    def job(ranks):
+        if ranks.rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.barrier()
+
+    with pytest.raises(copyless.OwnerDiedError, match=r"rank 2 .*"):
+        comm.spawn(job, 3)
+
+
+def test_bad_input():
+    world = comm.world()
+    for call in (
+        lambda: world.send(1, 5), lambda: world.send(1, -7), lambda: world.send(1, 0, -3), lambda: world.recv(None, 9),
+        lambda: world.bcast(1, 3), lambda: world.scatter([1, 2, 3]), lambda: comm.spawn(print, 0), comm.Comm,
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"."):
+            call()
+    with pytest.raises(TypeError, match="function of two"):
+        world.reduce(1, "sum")
+    with pytest.raises((TypeError, AttributeError)):
+        world.send(lambda: 0, 0)
+    with pytest.raises(TypeError, match="belongs to its process"):
+        world.send(world, 0)
+    assert world.iprobe() is False
+
+
+# ---- copyless run
+
+
+def test_run_prefixes_output_and_gives_the_exit_code(program):
+    path = program("""
+        import sys
+        from copyless import comm
+        w = comm.world()
+        print("out", w.rank)
+        print("err", w.rank, file=sys.stderr)
+        w.barrier()
+        sys.exit(3 if w.rank == 1 else 0)
+    """)
+    done = start(2, path)
+    assert {"[0] out 0", "[1] out 1"} == set(done.stdout.splitlines())
+    assert {"[0] err 0", "[1] err 1"} <= set(done.stderr.splitlines())
+    assert "rank 1 " in done.stderr
+    assert "exit code 3" in done.stderr
+    assert done.returncode == 3
+    assert start(2, "/nowhere/to/be/found").returncode == 127
+
+
+def test_a_killed_rank_is_told_of_within_a_second_and_ends_the_group(program):
+    path = program("""
+        import os, signal, time
+        import copyless, numpy as np
+        from copyless import comm
+        w = comm.world()
+        w.barrier()
+        if w.rank == 1:
+            w.send(np.zeros(1_000_000), 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        try:
+            w.recv(None, 1, 7)
+        except copyless.OwnerDiedError as error:
+            print("told", time.monotonic() - began < 1, error)
+    """)
+    done = start(4, path)
+    assert done.stdout.count("told True rank 1 of the group") == 3, done.stdout + done.stderr
+    assert "rank 1 " in done.stderr
+    assert "SIGKILL" in done.stderr
+    assert done.returncode == 137
+
+
+def test_a_rank_that_ended_well_is_not_waited_for_for_ever(program):
+    path = program("""
+        import copyless
+        from copyless import comm
+        w = comm.world()
+        if w.rank == 0:
+            w.send("last words", 1)
+        else:
+            assert w.recv(None, 0) == "last words"
+            try:
+                w.recv(None, 0)
+            except copyless.OwnerDiedError as error:
+                print(error)
+    """)
+    done = start(2, path)
+    assert "has ended without sending" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_ctrl_c_ends_all_ranks(program):
+    path = program("""
+        from copyless import comm
+        w = comm.world()
+        print("here", flush=True)
+        w.recv(None, (w.rank + 1) % w.size)
+    """)
+    process = subprocess.Popen(
+        [os.path.join(BIN, "copyless"), "run", "-n", "3", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(3):
+        assert "here" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, out + err
+    assert err.count("KeyboardInterrupt") == 3
+
+
+def test_a_killed_launcher_takes_its_ranks_along(program):
+    path = program("""
+        import os
+        from copyless import comm
+        w = comm.world()
+        print(os.getpid(), flush=True)
+        w.recv(None, (w.rank + 1) % w.size)
+    """)
+    process = subprocess.Popen([os.path.join(BIN, "copyless"), "run", "-n", "2", path], stdout=subprocess.PIPE, text=True)
+    pids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_rank_killed_under_mpiexec_leaves_nothing(program):
+    path = program("""
+        import os, signal
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        w.bcast(np.zeros(1_000_000))
+        w.isend(np.zeros(1_000_000), (w.rank + 1) % w.size)
+        w.barrier()
+        if w.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        w.recv(None, 1, 99)
+    """)
+    done = start(3, path, mpi=True)
+    assert done.returncode != 0
+    # The fixture looks that nothing is left once the dead have been reaped.
