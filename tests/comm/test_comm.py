@@ -1,5 +1,7 @@
 """The communicator: its semantics on both transports, on simulated nodes, against plain mpi4py; deaths; the launcher."""
 
+import builtins
+import doctest
 import os
 import signal
 import subprocess
@@ -164,8 +166,21 @@ def test_spawn_names_a_rank_that_was_killed():
         comm.spawn(job, 3)
 
 
-def test_bad_input():
-    world = comm.world()
+@pytest.fixture
+def alone():
+    """A world of one, for the time of a test."""
+    yield comm.world()
+    comm.local._world = None
+    vars(builtins).pop("_", None)  # what a docstring's example showed last
+
+
+def test_docstrings(alone):
+    for module in (comm, comm.local):
+        assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
+
+
+def test_bad_input(alone):
+    world = alone
     for call in (
         lambda: world.send(1, 5), lambda: world.send(1, -7), lambda: world.send(1, 0, -3), lambda: world.recv(None, 9),
         lambda: world.bcast(1, 3), lambda: world.scatter([1, 2, 3]), lambda: comm.spawn(print, 0), comm.Comm,

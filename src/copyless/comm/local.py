@@ -10,6 +10,7 @@ receiver's own; what lies in shared memory already crosses by its handle and is 
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -702,14 +703,17 @@ CARD, RANK = "COPYLESS_GROUP", "COPYLESS_RANK"
 def join(group: Group, rank: int) -> Intracomm:
     """This process becomes a rank of a group; its world is the group's."""
     global _world
-    import atexit
-
     engine = Engine(group, rank)
     ranks = list(range(group.size))
     _world = Intracomm._of(engine, 0, ranks, ranks, rank)
     _world.name = "world"
-    atexit.register(engine.close)
     return _world
+
+
+@atexit.register
+def _end() -> None:
+    if _world is not None:
+        _world._engine.close()
 
 
 def world() -> Intracomm:
