@@ -53,7 +53,7 @@ def test_every_example_is_run_here():
     assert {name for name in os.listdir(EXAMPLES) if name.endswith(".py")} == {
         "memory_object.py", "producer.py", "consumer.py", "raster.py", "dataframe.py", "frame_pipeline.py",
         "latest_frame.py", "robot_state.py", "jobs.py", "task_server.py", "ctypes_frames.py", "executor_dataframe.py",
-        "existing_program.py",
+        "existing_program.py", "ring_of_ranks.py", "stencil.py", "scatter_frames.py",  # tests/comm/test_comm.py runs these
     }  # fmt: skip
 
 

@@ -195,6 +195,58 @@ def test_bad_input():
     comm.spawn(refuse, 1)
 
 
+# ---- executor
+
+EXECUTOR = """
+    import os, sys
+    import numpy as np
+    from copyless.comm.futures import ProcessPoolExecutor
+
+    def work(i):
+        return os.getpid(), np.full(3000, i)
+
+    if __name__ == "__main__":
+        with ProcessPoolExecutor() as executor:
+            answers = list(executor.map(work, range(40)))
+            assert [int(a[0]) for _, a in answers] == list(range(40))
+            assert os.getpid() not in {pid for pid, _ in answers}
+            print("workers", len({pid for pid, _ in answers}))
+            assert executor.submit(pow, 2, 5).result() == 32
+            try:
+                executor.submit(divmod, 1, 0).result()
+            except ZeroDivisionError as error:
+                print("told")
+"""
+
+
+@pytest.mark.parametrize(("n", "mpi"), [(1, False), (3, False), (3, True)])
+def test_an_executor_over_ranks(n, mpi, program):
+    done = start(n, program(EXECUTOR), mpi=mpi)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("told") == 1
+    if n > 1:
+        assert "workers 2" in done.stdout
+
+
+# ---- examples
+
+EXAMPLES = os.path.join(HERE, "..", "..", "examples")
+
+
+@pytest.mark.parametrize("mpi", [False, True])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("ring_of_ranks.py", "3 ranks"), ("stencil.py", "as NumPy alone"), ("scatter_frames.py", "8 photographs")],
+)
+def test_examples(name, says, mpi, tmp_path):
+    extra = ["--output", str(tmp_path / "plate.png"), "--steps", "50"] if name == "stencil.py" else []
+    done = start(3, os.path.join(EXAMPLES, name), *extra, mpi=mpi)
+    assert says in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+    if extra:
+        assert (tmp_path / "plate.png").stat().st_size > 1000
+
+
 # ---- copyless run
 
 

@@ -284,7 +284,7 @@ class Engine:
         """Raise when what is waited for cannot come any more."""
         gone = [(rank, state) for rank in sources if rank != self.rank and (state := self.group.state(rank)) >= ENDED]
         died = [rank for rank, state in gone if state == DIED]
-        if not died and len(gone) < len(sources):
+        if not gone or (not died and len(gone) < len(sources)):
             return
         self.progress()  # what they sent before
         if done():
