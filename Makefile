@@ -71,6 +71,7 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/blocks.py
 	$(BIN)/python bench/channels.py
 	$(BIN)/python bench/parity.py
+	$(BIN)/python bench/comm.py
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .venv-3.* build .pytest_cache .mypy_cache .ruff_cache
