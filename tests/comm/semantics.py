@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+import copyless
 from copyless import comm
 
 world = comm.world()
@@ -203,6 +204,20 @@ def collectives():
     assert "expecting" in message
 
 
+def shared_arrays_in_collectives():
+    mine = copyless.full(10_000, rank, "i4")
+    for r, got in enumerate(world.allgather(mine)):
+        assert (got == r).all()
+    got = world.bcast([mine, "x"] if rank == 0 else None)
+    assert (got[0] == 0).all()
+    got = world.gather(mine[::2], size - 1)
+    assert rank != size - 1 or all((a == r).all() for r, a in enumerate(got))
+    got = world.scatter([copyless.full(1000, i) for i in range(size)] if rank == 0 else None)
+    assert (got == rank).all()
+    assert (world.allreduce(mine) == sum(range(size))).all()
+    world.barrier()
+
+
 def communicators():
     half = world.Split(rank % 2, -rank)
     mine = list(range(rank % 2, size, 2))[::-1]
@@ -289,8 +304,8 @@ def many_threads():
 
 CHECKS = [
     every_kind_of_object_by_every_send, values_are_snapshots_and_ones_own, messages_do_not_overtake, posted_receives_come_first,
-    wildcards_and_status, nobody, requests, a_synchronous_send_waits_for_its_receive, collectives, communicators, between_groups,
-    many_threads,
+    wildcards_and_status, nobody, requests, a_synchronous_send_waits_for_its_receive, collectives, shared_arrays_in_collectives,
+    communicators, between_groups, many_threads,
 ]  # fmt: skip
 
 if __name__ == "__main__":

@@ -847,6 +847,8 @@ def _operation(op: Any) -> Any:
 
 
 class _Intra(collectives.Intra):
+    draft = False
+
     def free(self) -> None:
         MPI.Comm.Free(self.comm)
 

@@ -67,9 +67,9 @@ class Packet:
         self.memory = self.block = self.kept = None
 
     @classmethod
-    def of(cls, obj: Any, by_value: bool = False) -> Packet:
-        """Pack an object; `by_value`: what lies in shared memory too, for other hosts."""
-        return cls(*(_by_value(obj) if by_value else pickling.pack(obj)))
+    def of(cls, obj: Any, by_value: bool = False, draft: bool = True) -> Packet:
+        """Pack an object; `by_value`: what lies in shared memory too, for other hosts; `draft`: for one of our queues."""
+        return cls(*(_by_value(obj) if by_value else pickling.pack(obj, draft=draft)))
 
     @property
     def nbytes(self) -> int:
