@@ -52,6 +52,11 @@ INLINE = 1 << 16  # bytes of buffers up to which they go in the pickle
 BIG = 1 << 20  # bytes of a message from which it may be a pickle and buffers behind it
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
+_TRIES = 100  # a few tens of microseconds
+
+_plain = _queue.plain_dumps
+_send, _improbe, _mrecv, _rank = MPI.Comm.Send, MPI.Comm.improbe, MPI.Message.recv, MPI.Comm.Get_rank
+_elements, _BYTE = MPI.Status.Get_elements, MPI.BYTE
 
 
 # ---- who shares this node
@@ -134,7 +139,7 @@ def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
 
 def _encode(obj: Any, near: bool) -> bytes | list[Any]:
     """The message of an object: bytes, or pieces that lie apart."""
-    plain = _queue.plain_dumps(obj)
+    plain = _plain(obj)
     if plain is not None:
         return plain
     if near:
@@ -698,9 +703,11 @@ class Comm(MPI.Comm):
     def send(self, obj: Any, dest: int, tag: int = 0) -> None:
         """Send an object to a rank, in standard mode. It may be changed as soon as this returns."""
         if dest != PROC_NULL:
-            message = _encode(obj, _state_of(self).near(dest))
-            if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self.rank:
-                MPI.Comm.Send(self, (message, len(message), MPI.BYTE), dest, tag)
+            message: Any = _plain(obj)
+            if message is None:
+                message = _encode(obj, _state_of(self).near(dest))
+            if type(message) is bytes and len(message) < INLINE and not _in_line and dest != _rank(self):
+                _send(self, (message, _BYTE), dest, tag)
                 return
             buffer, datatype = _as_buffer(message)
             request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
@@ -737,7 +744,15 @@ class Comm(MPI.Comm):
         if source == PROC_NULL:
             MPI.Comm.Recv(self, (None, 0, MPI.BYTE), source, tag, status)
             return None
-        return _fetch(*_match(self, source, tag, MPI.Status() if status is None else status))
+        if status is None:
+            status = MPI.Status()
+        if not _in_line:  # the short way: an answer that comes at once
+            for _ in range(_TRIES):
+                message = _improbe(self, source, tag, status)
+                if message is not None:
+                    nbytes = _elements(status, _BYTE)
+                    return _mrecv(message) if nbytes < BIG else _fetch(message, nbytes)
+        return _fetch(*_match(self, source, tag, status))
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
         """A request that gets the next message that fits: before any receive that begins later."""
