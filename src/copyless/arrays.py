@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -737,6 +738,9 @@ def memmap(
 # ---- how arrays cross
 
 
+_frombuffer = np.zeros(1).__reduce_ex__(5)[0]
+
+
 def _reduce(array: Any) -> Any:
     message = _encode(array, pickling.message_kind()) if _native.is_open() or files.any_mapped() else None
     if message is not None:
@@ -745,7 +749,9 @@ def _reduce(array: Any) -> Any:
         return empty, (array.shape, array.dtype)
     plain = array.view(np.ndarray)
     if pickling.protocol() == 5 and array.nbytes >= pickling.BESIDE and not array.dtype.hasobject:
-        flags = array.flags
+        flags, dtype = array.flags, array.dtype
+        if flags.c_contiguous and dtype.kind in "biufc" and dtype.isnative:  # as NumPy reduces it, in a third of the time
+            return _frombuffer, (pickle.PickleBuffer(plain), dtype, array.shape, "C")
         if not flags.c_contiguous and not flags.f_contiguous:
             plain = np.ascontiguousarray(plain)  # else it would be copied into the pickle first
     return plain.__reduce_ex__(pickling.protocol())
