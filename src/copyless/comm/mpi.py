@@ -55,8 +55,23 @@ _ZEROS = bytes(64)
 _TRIES = 100  # a few tens of microseconds
 
 _plain = _queue.plain_dumps
-_send, _improbe, _mrecv, _rank = MPI.Comm.Send, MPI.Comm.improbe, MPI.Message.recv, MPI.Comm.Get_rank
+_send, _mrecv, _rank = MPI.Comm.Send, MPI.Message.recv, MPI.Comm.Get_rank
+_improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.improbe
 _elements, _BYTE = MPI.Status.Get_elements, MPI.BYTE
+
+
+def _improbe_by_size(comm: Any, source: int, tag: int, status: Any) -> Any:
+    """`MPI.Comm.improbe` makes room for the message at once, which before MPI 4 it cannot for 2 GiB and more."""
+    with _probing:
+        if not MPI.Comm.Iprobe(comm, source, tag, status):
+            return None
+        probe = MPI.Comm.improbe if _elements(status, _BYTE) < BIG else MPI.Comm.Improbe
+        return probe(comm, status.Get_source(), status.Get_tag(), status)
+
+
+_probing = threading.Lock()
+if MPI.Get_version() < (4, 0):
+    _improbe = _improbe_by_size
 
 
 # ---- who shares this node
@@ -96,10 +111,40 @@ def _enter_table() -> Any:
     return table
 
 
+def _ranks_here() -> int:
+    """How many ranks this node has, as the launcher says; 0 where it does not."""
+    parts = int(os.environ.get("COPYLESS_NODES", "1"))
+    size = MPI.COMM_WORLD.Get_size()
+    if "COPYLESS_NODE" not in os.environ and parts > 1:
+        return sum(str(rank * parts // size) == _node() for rank in range(size))
+    named = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    return next((int(os.environ[name]) for name in named if name in os.environ), 1 if size == 1 else 0)
+
+
 store.need()
 _table = _enter_table()
 _near: Any = memoryview(_table) if _table is not None else None
 _world_group = MPI.COMM_WORLD.Get_group()
+_all_entered = _near is None
+_PATIENCE = 2.0  # seconds that ranks of this node have to enter the table, once
+
+
+def _is_near(world: int) -> bool:
+    """Whether a rank of the world shares this node.
+
+    At the start some may not have come to this module: they are waited for, since what lies in shared memory shall pass by
+    reference to all ranks of a node, and not to those who were quick.
+    """
+    global _all_entered
+    if _near is None:
+        return False
+    if _near[world] == 1 or _all_entered:
+        return bool(_near[world])
+    here, deadline = _ranks_here(), time.monotonic() + _PATIENCE
+    while _near[world] != 1 and sum(_near) < (here or len(_near)) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    _all_entered = _near[world] != 1  # nobody else will come, or whoever does is too late
+    return bool(_near[world])
 
 
 # ---- objects and messages
@@ -307,10 +352,10 @@ class _State:
 
     def near(self, rank: int) -> bool:
         """Whether a rank shares this node, and has entered the table."""
-        if _near is None or not 0 <= rank < len(self.world):
+        if not 0 <= rank < len(self.world):
             return False
         world = self.world[rank]
-        return world >= 0 and _near[world] == 1
+        return world >= 0 and _is_near(world)
 
     def enter(self, comm: Any, posted: _Posted) -> None:
         with self.lock:
@@ -341,7 +386,7 @@ class _State:
                     # It lies there still. Whoever stands before in the line and could have it, or one that came before it
                     # from the same rank, gets the first that fits.
                     first = next(other for other in self.line if other.fits(source, tag))
-                    message = MPI.Comm.improbe(comm, source, first.tag, first.status)
+                    message = _improbe(comm, source, first.tag, first.status)
                     if message is not None:
                         first.nbytes = _bytes_of(first.status)
                         # Received at once: a send that waits for it may be this rank's own.
@@ -624,7 +669,7 @@ def _match(
     """(an MPI message, or unless it `probes` its contents; its bytes), after the receives in line that stand before it."""
     state = _state_of(comm)
     if not state.line:
-        improbe = MPI.Comm.improbe
+        improbe = _improbe
         message: Any = improbe(comm, source, tag, status)
         if message is None and wait:
             message = _wait(lambda: improbe(comm, source, tag, status) if not state.line else True)

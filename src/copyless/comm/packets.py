@@ -75,6 +75,11 @@ class Packet:
     def nbytes(self) -> int:
         return len(self.data) + sum(self.sizes)
 
+    def drop(self) -> None:
+        """It will not be sent: let go what it names."""
+        for name in self.handles:
+            _native.unsend(name)
+
     def gather(self) -> Packet:
         """Put the buffers together into one block, so that many can have it by its handle."""
         if self.parts and self.memory is None and self.block is None:

@@ -459,13 +459,15 @@ int cl_store_leave(cl_store *store)
             for (uint32_t i = 0; i < store->nmaps; i++) {
                 mine += store->by_address[i]->in_use != 0;
             }
-            if (others == 0) {
-                /* Nobody is left to be disturbed: everything goes that nobody asked to persist. */
+            if (others == 0 || mine == 0) { /* what is held still was drafted for a queue, and never put */
                 for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
                     if (store->holds[i].kind == CL_HOLD_OWNER && store->holds[i].owner == store->slot + 1) {
                         cl_hold_drop(store, i);
                     }
                 }
+            }
+            if (others == 0) {
+                /* Nobody is left to be disturbed: everything goes that nobody asked to persist. */
                 cl_scan(store, CL_SCAN_FORCE, NULL);
                 uint32_t given;
                 do { /* so many at a time; the lock is kept, or somebody could join what we are about to remove */
