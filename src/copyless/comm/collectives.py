@@ -110,10 +110,11 @@ class Intra(_Lines):
         return obj if self.rank == root else packet.open(readonly)  # type: ignore[union-attr]
 
     def gather(self, obj: Any, root: int) -> list[Any] | None:
+        own = copy_of(obj) if self.rank == root else None  # while the others pack
         packets = self._gather(self.pack(obj) if self.rank != root else None, root)
         if packets is None:
             return None
-        return [copy_of(obj) if rank == root else packets[rank].open() for rank in range(self.size)]
+        return [own if rank == root else packets[rank].open() for rank in range(self.size)]
 
     def _gather(self, packet: Any, root: int) -> dict[int, Any] | None:
         """The packets of all other ranks, at the root."""
@@ -186,8 +187,8 @@ class Intra(_Lines):
         objs = _listed(objs, self.size)
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
         requests = [self.put(rank, self.pack(objs[rank])) for rank in others]
-        got = {rank: self.take(rank).open() for rank in (*reversed(others),)}
-        got[self.rank] = copy_of(objs[self.rank])
+        got = {self.rank: copy_of(objs[self.rank])}  # while the others pack
+        got |= {rank: self.take(rank).open() for rank in reversed(others)}
         self.finish(requests)
         return [got[rank] for rank in range(self.size)]
 

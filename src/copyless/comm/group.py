@@ -37,6 +37,8 @@ __all__ = ["Arrived", "Engine", "Group", "Receive"]
 AWAITED, RUNS, ENDED, DIED = range(4)
 _PID, _START, _STATE, _WIDTH = range(4)
 _LOOK = 0.2  # seconds between looks at who lives
+_POLL = 5e-4  # seconds of looking before sleeping
+_NOTHING = _queue.NOTHING_HERE
 _CONTEXT_OF_ACKS = -1
 _PLAIN_MOST = 8192  # bytes of a pickle that goes in the message itself
 
@@ -256,6 +258,7 @@ class Engine:
                 return False
             if self._reader.acquire(blocking=False):
                 try:
+                    self._poll(done)
                     while not done():
                         try:
                             left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
@@ -273,6 +276,18 @@ class Engine:
                 looked = time.monotonic()
                 self._look(sources, done)
         return True
+
+    def _poll(self, done: Callable[[], Any]) -> None:
+        """Take in what comes within half a millisecond, yielding the processor: waking from sleep costs a fifth of that."""
+        attempt, yielded = self._inbox._try_get, time.perf_counter() + _POLL
+        while not done():
+            item = attempt()
+            if item is not _NOTHING:
+                self._arrive(item)
+            elif time.perf_counter() >= yielded:
+                return
+            else:
+                os.sched_yield()
 
     def _leave(self) -> None:
         self._reader.release()

@@ -146,4 +146,11 @@ def _by_value(obj: Any) -> tuple[bytes, list[Any]]:
 def copy_of(obj: Any) -> Any:
     """The object as it would arrive: what is its own is copied, what is shared is the same."""
     data, parts = _by_value(obj)
-    return pickle.loads(data, buffers=[bytearray(part) for part in parts])
+    if not parts:
+        return pickle.loads(data)
+    try:
+        memory = in_memory(parts)  # warm, as private memory mostly is not
+    except OutOfSharedMemory:
+        return pickle.loads(data, buffers=[bytearray(part) for part in parts])
+    _native.mark_private(memory.obj)
+    return pickle.loads(data, buffers=cut(memory, [part.nbytes for part in parts]))
