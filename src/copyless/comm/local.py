@@ -433,7 +433,11 @@ class Comm:
                 status._tell(None, None)
             return None
         engine = self._engine
-        engine.post(receive)
+        next_one = engine.take_next(self._context, receive.source, tag)
+        if next_one is not None:
+            receive.message = next_one
+        else:
+            engine.post(receive)
         if receive.message is None:
             try:
                 engine.wait(lambda: receive.message is not None, receive.sources)
