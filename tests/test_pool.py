@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 
@@ -510,3 +511,36 @@ def test_what_was_submitted_is_done_before_the_program_ends():
     )
     assert done.stdout == "apple\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_threads_that_cannot_start_leave_nothing(allowed, monkeypatch):
+    real, started = threading.Thread.start, []
+
+    def start(thread):  # as at the interpreter's end
+        if len(started) == allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with ProcessPoolExecutor(1) as executor:
+        with pytest.raises(BrokenProcessPool, match="can't start new thread"):
+            executor.submit(pow, 2, 3)
+        with pytest.raises(BrokenProcessPool, match="can't start new thread"):
+            executor.submit(pow, 2, 3)
+    del started[:]
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Pool(1)
+    for thread in started:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not multiprocessing.active_children()
+
+
+def test_an_executor_that_has_nothing_to_do_starts_nothing():
+    before = threading.active_count()
+    with ProcessPoolExecutor(2) as executor:
+        assert threading.active_count() == before and not executor._processes
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(pow, 2, 3)

@@ -150,6 +150,10 @@ class ProcessPoolExecutor(Executor):
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             future: Future[T] = Future()
+            try:
+                crew.watch()
+            except RuntimeError as error:
+                raise WorkerDiedError(crew.broken or str(error)) from error
             crew.populate(crew.unfinished() + 1 if self._on_demand else None)
             try:
                 sealed = crew.seal(fn, [(args, kwargs)])

@@ -305,9 +305,11 @@ class Crew:
         )  # so that workers notice when whoever puts is gone; row 0 has no number 0 for long
         self._rows[_NUMBER] = 2**64 - 1
         self.results.put((0, 0, _READY, None))  # so that the collector never finds itself alone
+        self._threads: list[threading.Thread] = []
         try:
             if eager:
                 self.populate()
+                self.watch()
         except BaseException:
             for worker in self.workers:
                 if worker.exitcode is None:
@@ -315,12 +317,23 @@ class Crew:
             for worker in self.workers:
                 worker.join()
             raise
-        self._collector = threading.Thread(target=self._collect, name="copyless-collector", daemon=True)
-        self._keeper = threading.Thread(target=self._keep, name="copyless-keeper", daemon=True)
-        self._collector.start()
-        self._keeper.start()
 
     # ---- processes
+
+    def watch(self) -> None:
+        """Start the two threads, unless they run. RuntimeError where no thread can be: as at the interpreter's end."""
+        with self._lock:
+            if self._threads or self.broken is not None:
+                return
+            try:
+                for name, run in (("copyless-collector", self._collect), ("copyless-keeper", self._keep)):
+                    thread = threading.Thread(target=run, name=name, daemon=True)
+                    thread.start()
+                    self._threads.append(thread)
+            except BaseException as error:
+                self.broken = f"the threads that look after the workers could not be started: {error}"
+                self.results.put(None)  # ends the one that could
+                raise
 
     def populate(self, wanted: int | None = None) -> None:
         """Start what is missing."""
@@ -515,6 +528,8 @@ class Crew:
             self.closing = True
             if self._is_done():
                 self._shut()
+            if not self._threads:  # it never had a task
+                self._end()
 
     def _shut(self) -> None:
         with contextlib.suppress(ClosedError):
@@ -548,13 +563,16 @@ class Crew:
         with contextlib.suppress(ClosedError):
             self.results.put(self.broken)
         self.wake()
+        if not self._threads:
+            self._end()
         # Only the keeper waits for processes: of two who do at once, one is told that there is no such process.
-        if threading.current_thread() not in (self._keeper, self._collector):
-            self._keeper.join(5)
-            if self._keeper.is_alive():  # they ignore SIGTERM
+        if len(self._threads) == 2 and threading.current_thread() not in self._threads:
+            keeper = self._threads[1]
+            keeper.join(5)
+            if keeper.is_alive():  # they ignore SIGTERM
                 for worker in workers:
                     worker.kill()
-                self._keeper.join(5)
+                keeper.join(5)
 
     def _end(self) -> None:
         """Nobody works any more, and nothing is awaited."""
@@ -563,6 +581,6 @@ class Crew:
         self.results.close()
 
     def join(self) -> None:
-        if os.getpid() == self._pid and threading.current_thread() not in (self._keeper, self._collector):
-            self._keeper.join()
-            self._collector.join()
+        if os.getpid() == self._pid and threading.current_thread() not in self._threads:
+            for thread in reversed(self._threads):
+                thread.join()

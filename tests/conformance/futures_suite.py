@@ -7,6 +7,7 @@ process, in its workers (which import this file as `__mp_main__`) and in the pro
 """
 
 import argparse
+import gc
 import importlib
 import json
 import pkgutil
@@ -58,6 +59,8 @@ class Result(unittest.TestResult):
 
     def stopTest(self, test):
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.status.get(test.id()) == "fail":
+            gc.collect()  # the executor of a test that stopped half way; from 3.13 the module's end waits for its workers
         if self.verbose:
             print(f"{self.status.get(test.id(), 'pass'):5s} {time.monotonic() - self.began:6.2f}s {test.id()}", flush=True)
 
