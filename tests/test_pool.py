@@ -541,6 +541,7 @@ def test_threads_that_cannot_start_leave_nothing(allowed, monkeypatch):
 def test_an_executor_that_has_nothing_to_do_starts_nothing():
     before = threading.active_count()
     with ProcessPoolExecutor(2) as executor:
-        assert threading.active_count() == before and not executor._processes
+        assert threading.active_count() == before
+        assert not executor._processes
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(pow, 2, 3)
