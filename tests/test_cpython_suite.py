@@ -41,7 +41,7 @@ FUTURES_DEVIATIONS = {
 FUTURES_REQUIRED = {
     "test_initializer", "test_run_after_shutdown", "test_interpreter_shutdown", "test_submit_after_interpreter_shutdown",
     "test_hang_issue12364", "test_cancel_futures", "test_context_manager_shutdown", "test_first_completed", "test_all_completed",
-    "test_first_exception", "test_no_timeout", "test_zero_timeout", "test_map", "test_map_exception", "test_map_timeout",
+    "test_first_exception", "test_no_timeout", "test_map", "test_map_exception", "test_map_timeout",
     "test_no_stale_references", "test_free_reference", "test_map_chunksize", "test_traceback", "test_ressources_gced_in_workers",
     "test_crash_during_func_exec_on_worker", "test_exit_during_result_unpickle_in_result_handler", "test_shutdown_deadlock",
 }  # fmt: skip

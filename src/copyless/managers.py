@@ -69,6 +69,7 @@ from copyless.proxies import (
 )
 from copyless.queues import Empty, JoinableQueue
 from copyless.storage.settings import current
+from copyless.storage.spares import Spares
 
 __all__ = [
     "AcquirerProxy",
@@ -985,26 +986,29 @@ class SharedMemoryManager(BaseManager):
 
     def __init__(self, *args: Any, **kwds: Any) -> None:
         super().__init__(*args, **kwds)
-        self._book: Any = None
+        self._ledger: list[Any] = []  # one, once it has been asked for
         self._made = _Blocks()
+        self._spares = Spares()
         self._kept: dict[Any, Any] = {}
 
     def _last_words(self) -> Callable[[], None]:
-        made, kept = self._made, self._kept
+        made, kept, spares, ledger = self._made, self._kept, self._spares, self._ledger
 
         def free() -> None:
             made.free()
+            spares.clear()
+            ledger.clear()
             kept.clear()
 
         return free
 
     def _write(self, *entry: Any) -> None:
         link = self._needs_start()
-        if self._book is None:
-            self._book = link.ask("ledger")
+        if not self._ledger:
+            self._ledger.append(link.ask("ledger"))
             if self._process is None:  # what a client made must be the server's before the client ends
                 util.Finalize(self, _settle, args=(link,), exitpriority=20)
-        self._book.put(entry)
+        self._ledger[0].put(entry)
 
     # ---- what it makes
 
@@ -1012,6 +1016,7 @@ class SharedMemoryManager(BaseManager):
         """A new block of `size` bytes."""
         self._needs_start()
         block = _without_family(shared_memory.SharedMemory)
+        block._spares = self._spares
         block.__init__(name, create=True, size=size)
         return self._own(block)
 

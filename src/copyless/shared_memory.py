@@ -27,6 +27,7 @@ from typing import Any
 
 from copyless.core import _list, _native
 from copyless.errors import out_of_shared_memory
+from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
 from copyless.storage.store import need
 
 __all__ = ["ShareableList", "SharedMemory"]
@@ -34,7 +35,6 @@ __all__ = ["ShareableList", "SharedMemory"]
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
 _PLACE = "/dev/shm"
-_PLACE_PREFIX = b"/dev/shm/"
 _SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC
 _O_CREX = os.O_CREAT | os.O_EXCL
 
@@ -112,6 +112,7 @@ class SharedMemory:
     _size = 0
     _stands: weakref.ref[ShareableList] | None = None  # whom to tell that this was closed
     _family = True  # it lives as long as its creator's process family; else as long as any process holds it
+    _spares: Spares | None = None  # of its manager: where a small one goes when it is unlinked, and comes from
     _fill: Callable[[_native.Mapping], None] | None = None  # writes what must lie in a block before it has a name
 
     def __init__(
@@ -155,31 +156,55 @@ class SharedMemory:
         if wanted is not None:
             _file_name(wanted)
             _native.scan()  # a dead creator's name is free again
+        spare = None if self._spares is None else self._spares.take(size)
+        if spare is None:
+            mapping, identity = self._make(wanted, size)
+        else:
+            mapping, identity = spare.memory, spare.identity
+            try:
+                self._publish(wanted, mapping, identity, spare.link)
+                spare.is_used()
+            except BaseException:
+                spare.discard()
+                raise
+            assert self._spares is not None
+            self._spares.follow(spare)
+        self._mapping, self._identity = mapping, identity
+        self._remember()
+
+    def _make(self, wanted: str | None, size: int) -> tuple[_native.Mapping, tuple[int, int]]:
         fd = self._reserve(size)
         try:
             st = os.fstat(fd)
+            identity = st.st_dev, st.st_ino
             mapping = _native.Mapping(fd, size, self._readonly)
             if self._fill is not None:
                 self._fill(mapping)
-            while True:
-                self._name = wanted or _make_filename()
-                text = _file_name(self._name)
-                if self._track is None:
-                    mapping.record(text, st.st_dev, st.st_ino, self._family)
-                try:
-                    os.link(f"/proc/self/fd/{fd}", os.path.join(os.fsencode(_PLACE), text), src_dir_fd=fd)
-                    break
-                except FileExistsError:
-                    if self._track is None:
-                        _native.posix_forget(text, st.st_dev, st.st_ino)
-                        mapping = _native.Mapping(fd, size, self._readonly)
-                    if wanted is not None:
-                        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._name) from None
+            source = f"/proc/self/fd/{fd}"
+            self._publish(wanted, mapping, identity, lambda path: os.link(source, path, src_dir_fd=fd))
+            if self._spares is not None and size <= _RECENT_BYTES:
+                self._spares.follow(Spare(os.dup(fd), identity, size))
         finally:
             os.close(fd)
-        self._mapping = mapping
-        self._identity = st.st_dev, st.st_ino
-        self._remember()
+        return mapping, identity
+
+    def _publish(
+        self, wanted: str | None, mapping: _native.Mapping, identity: tuple[int, int], link: Callable[[bytes], None]
+    ) -> None:
+        while True:
+            self._name = wanted or _make_filename()
+            text = _file_name(self._name)
+            if self._track is None:
+                mapping.record(text, *identity, self._family)
+            try:
+                link(PLACE_PREFIX + text)
+                return
+            except FileExistsError:
+                if self._track is None:
+                    _native.posix_forget(text, *identity)
+                    mapping.forget()
+                if wanted is not None:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._name) from None
 
     def _reserve(self, size: int) -> int:
         """A nameless file of `size` bytes that are really there."""
@@ -210,10 +235,11 @@ class SharedMemory:
 
     def _attach(self, name: str, size: int) -> None:
         text = _file_name(name)
-        path = _PLACE_PREFIX + text
+        path = PLACE_PREFIX + text
         there = _native.file_identity(path)
         mapping = None if there is None else _mappings.get(self._key(there[:2]))
-        if there is not None and mapping is not None and mapping.nbytes == there[2]:
+        # Asked again, now that it cannot become another block: we have it.
+        if there is not None and mapping is not None and there == _native.file_identity(path) and mapping.nbytes == there[2]:
             self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
             return
         flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
@@ -336,18 +362,32 @@ class SharedMemory:
         """
         if not self._name:
             return
-        text = _file_name(self._name)
+        text, identity = _file_name(self._name), self._identity
+        cached = None if identity is None else _forget(identity)
+        spare = None
+        if cached is not None and identity is not None and self._spares is not None and exists(self._name, identity):
+            spare = self._spares.of(identity)
         try:
-            os.unlink(os.path.join(os.fsencode(_PLACE), text))
+            if spare is None:
+                os.unlink(PLACE_PREFIX + text)
+            else:
+                spare.rename(text)
         except FileNotFoundError:
+            if spare is not None:
+                spare.discard()
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
-        if self._identity is not None:
-            _forget(self._identity)
-        if self._track is None and self._identity is not None:
+        if self._track is None and identity is not None:
             need()
-            _native.posix_forget(text, *self._identity)
+            _native.posix_forget(text, *identity)
         if self._track:
             self._tell_tracker("unregister")
+        if spare is not None and cached is not None and self._spares is not None:
+            heir = cached.make_heir()
+            del cached
+            if spare.settle(heir):
+                self._spares.keep(spare)
+            else:
+                spare.discard()
 
 
 # Mappings of this process by device, inode, read-only, tracked: a second instance of a block costs one system call.
@@ -359,19 +399,25 @@ _recent: collections.deque[tuple[tuple[int, int], _native.Mapping]] = collection
 _RECENT_BYTES = 1 << 20
 
 
-def _forget(identity: tuple[int, int]) -> None:
-    """A block was unlinked: keep nothing of it that no instance uses."""
+def _forget(identity: tuple[int, int]) -> _native.Mapping | None:
+    """A block is to be unlinked: keep nothing of it that no instance uses. What was kept, if it may be written and is held."""
     for readonly in (False, True):
         for tracked in (False, True):
             _mappings.pop((*identity, readonly, tracked), None)
-    kept = [entry for entry in _recent if entry[0] != identity]
+    kept, found = [], None
+    for entry in list(_recent):
+        if entry[0] != identity:
+            kept.append(entry)
+        elif not entry[1].readonly:
+            found = entry[1]
     _recent.clear()
     _recent.extend(kept)
+    return found
 
 
 def exists(name: str, identity: tuple[int, int]) -> bool:
     """Whether a name is still that of the block with this device and inode."""
-    there = _native.file_identity(_PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
+    there = _native.file_identity(PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
     return there is not None and there[:2] == identity
 
 

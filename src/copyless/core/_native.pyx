@@ -671,6 +671,7 @@ cdef class Mapping:
     cdef uint64_t hold_id
     cdef uint32_t hold_slot
     cdef object behind
+    cdef Mapping heir  # gets the memory, instead of its being unmapped
     cdef object __weakref__
 
     def __init__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
@@ -689,14 +690,22 @@ cdef class Mapping:
         return 0
 
     def __dealloc__(self):
-        cdef int rc
         if self.base != NULL:
-            munmap(self.base, self.nbytes)
-        if self.hold_id != 0:
-            rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, 0)
-            while rc == CL_AGAIN:
-                with nogil:
-                    rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, CL_MAY_WAIT)
+            if self.heir is not None:
+                self.heir.base, self.heir.nbytes = self.base, self.nbytes
+            else:
+                munmap(self.base, self.nbytes)
+        self.release()
+
+    cdef void release(self) noexcept:
+        cdef int rc
+        if self.hold_id == 0:
+            return
+        rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, 0)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_release(&STORE, self.hold_id, self.hold_slot, 0, CL_MAY_WAIT)
+        self.hold_id = 0
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.base, <Py_ssize_t>self.nbytes, self.readonly, flags)
@@ -707,6 +716,16 @@ cdef class Mapping:
     @property
     def address(self):
         return <uintptr_t>self.base
+
+    def make_heir(self):
+        """A mapping that is empty until the last view of this one is gone: then the memory is its."""
+        self.heir = Mapping.__new__(Mapping)
+        return self.heir
+
+    def clear(self):
+        """Fill it with zeros."""
+        with nogil:
+            memset(self.base, 0, self.nbytes)
 
     def record(self, bytes name, uint64_t device, uint64_t inode, bint family):
         """Write down that this process is about to publish this object, so that its death frees it."""
@@ -720,6 +739,10 @@ cdef class Mapping:
         if rc != CL_OK:
             self.hold_id = 0
             fail(rc)
+
+    def forget(self):
+        """It was not published after all."""
+        self.release()
 
     def attach(self, bytes name, uint64_t device, uint64_t inode):
         """Hold a recorded object; nothing happens for one that the registry does not know."""
@@ -772,24 +795,37 @@ def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint 
     Raises OSError as open(2) does. What dead processes left is taken back first, so a dead creator's name is gone.
     """
     cdef Mapping mapping = None
-    cdef c_stat st
+    cdef c_stat st, named
     cdef int fd, code
     if tracked:
         scan(True)
-    fd = c_open(PyBytes_AS_STRING(path), flags, mode)
-    if fd < 0:
-        raise OSError(errno, "")
-    try:
-        if fstat(fd, &st) != 0:
+    while True:
+        fd = c_open(PyBytes_AS_STRING(path), flags, mode)
+        if fd < 0:
             raise OSError(errno, "")
-        if st.st_size != 0:
-            mapping = Mapping.__new__(Mapping)
-            mapping.map(fd, st.st_size, readonly, 0)
-    finally:
-        c_close(fd)
+        try:
+            if fstat(fd, &st) != 0:
+                raise OSError(errno, "")
+            if st.st_size != 0:
+                mapping = Mapping.__new__(Mapping)
+                mapping.map(fd, st.st_size, readonly, 0)
+        finally:
+            c_close(fd)
+        # Unlinked while we opened it? Then it may be another block by now (storage/spares.py): that we have it open is seen
+        # before it is made one, so what still has its name after that is the right one.
+        if c_stat_path(PyBytes_AS_STRING(path), &named) == 0 and named.st_ino == st.st_ino and named.st_dev == st.st_dev:
+            break
+        mapping = None
     if tracked and mapping is not None:
         mapping.attach(name, st.st_dev, st.st_ino)
     return mapping, st.st_dev, st.st_ino
+
+
+def posix_record(bytes name, uint64_t device, uint64_t inode):
+    """A hold of this process on an object that it does not map and may come to publish under this name."""
+    cdef Mapping hold = Mapping.__new__(Mapping)
+    hold.record(name, device, inode, False)
+    return hold
 
 
 def posix_hold(bytes name, uint64_t device, uint64_t inode):
