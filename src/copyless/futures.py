@@ -156,7 +156,7 @@ class ProcessPoolExecutor(Executor):
                 raise WorkerDiedError(crew.broken or str(error)) from error
             crew.populate(crew.unfinished() + 1 if self._on_demand else None)
             try:
-                sealed = crew.seal(fn, [(args, kwargs)])
+                sealed = crew.seal(fn, workers.FULL, [(args, kwargs)])
             except BaseException as error:
                 if not isinstance(error, Exception):
                     raise

@@ -28,7 +28,7 @@ from typing import Any
 
 from copyless import workers
 from copyless.errors import TaskUnreadableError, WorkerDiedError
-from copyless.workers import Bundle, Crew
+from copyless.workers import SINGLE, STARRED, Bundle, Crew
 
 __all__ = ["AsyncResult", "Pool"]
 
@@ -141,6 +141,12 @@ class MapResult(AsyncResult):
             self._bar.advance()
         self._count(1)
 
+    def _tell_done(self, i: int, values: list[Any]) -> None:
+        self._results[i : i + len(values)] = values
+        if self._bar is not None:
+            self._bar.advance(len(values))
+        self._count(len(values))
+
     def _fail(self, at: int, tasks: int, error: Exception) -> None:
         """So many tasks will never run."""
         if self._error is None or at < self._error[0]:
@@ -239,9 +245,9 @@ class _Bar:
         self._total, self._count = total, 0
         self._progress.start()
 
-    def advance(self) -> None:
-        self._count += 1
-        self._progress.advance(self._task)
+    def advance(self, tasks: int = 1) -> None:
+        self._count += tasks
+        self._progress.advance(self._task, tasks)
         if self._count == self._total:
             self._progress.stop()
 
@@ -253,12 +259,8 @@ def _bar(progress: bool, total: int | None, function: Any) -> Any:
     return _Bar(total, getattr(function, "__name__", "map")) if progress and total != 0 else None
 
 
-def _single(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (args,), {}
-
-
-def _starred(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return tuple(args), {}
+def _batch(items: Any, style: int) -> Any:
+    return items if style == SINGLE else [tuple(args) for args in items]
 
 
 class Pool:
@@ -367,7 +369,7 @@ class Pool:
         result = AsyncResult(callback, error_callback)
         result._pool = self
         try:
-            sealed = self._crew.seal(func, [(tuple(args), dict(kwds or {}))])
+            sealed = self._crew.seal(func, workers.FULL, [(tuple(args), dict(kwds or {}))])
         except Exception as error:
             result._set(False, error)
             return result
@@ -395,7 +397,7 @@ class Pool:
         progress
             Show a bar.
         """
-        return self._map(func, iterable, _single, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, SINGLE, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
 
     def starmap(
         self,
@@ -406,7 +408,7 @@ class Pool:
         progress: bool = False,
     ) -> list[Any]:
         """As `map`, of ``func(*item)``."""
-        return self._map(func, iterable, _starred, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, STARRED, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
 
     def map_async(
         self,
@@ -419,7 +421,7 @@ class Pool:
         progress: bool = False,
     ) -> MapResult:
         """As `map`, without waiting."""
-        return self._map(func, iterable, _single, chunksize, callback, error_callback, progress)
+        return self._map(func, iterable, SINGLE, chunksize, callback, error_callback, progress)
 
     def starmap_async(
         self,
@@ -432,13 +434,13 @@ class Pool:
         progress: bool = False,
     ) -> MapResult:
         """As `starmap`, without waiting."""
-        return self._map(func, iterable, _starred, chunksize, callback, error_callback, progress)
+        return self._map(func, iterable, STARRED, chunksize, callback, error_callback, progress)
 
     def _map(
         self,
         func: Any,
         iterable: Any,
-        how: Any,
+        style: int,
         chunksize: int | None,
         callback: Any,
         error_callback: Any,
@@ -457,16 +459,18 @@ class Pool:
                 crew.submit(
                     [
                         Bundle(
-                            crew.seal(func, [how(item) for item in items[at : at + chunksize]]),
+                            crew.seal(func, style, _batch(items[at : at + chunksize], style)),
                             min(chunksize, len(items) - at),
                             result._tell,
                             at,
+                            None,
+                            result._tell_done,
                         )
                         for at in range(0, len(items), chunksize)
                     ]
                 )
             else:
-                _Feeder(crew, func, items, how, result).begin()
+                _Feeder(crew, func, items, style, result).begin()
         except Exception as error:
             if result._bar is not None:
                 result._bar.stop()
@@ -557,8 +561,8 @@ class Pool:
 class _Feeder:
     """Gives the tasks of a `map` to the workers in bundles that take some milliseconds each, a few ahead."""
 
-    def __init__(self, crew: Crew, func: Any, items: Any, how: Any, result: MapResult) -> None:
-        self._crew, self._func, self._items, self._how, self._result = crew, func, items, how, result
+    def __init__(self, crew: Crew, func: Any, items: Any, style: int, result: MapResult) -> None:
+        self._crew, self._func, self._items, self._style, self._result = crew, func, items, style, result
         self._at = 0
         self._began = time.perf_counter()
         self._lock = threading.RLock()
@@ -595,18 +599,19 @@ class _Feeder:
         self._size = size = max(1, min(size, _MOST, left // (2 * self._crew.processes)))
         bundles = []
         for _ in range(2 * self._crew.processes):
-            batch = [self._how(item) for item in self._items[self._at : self._at + size]]
+            batch = self._items[self._at : self._at + size]
             if not batch:
                 break
             try:
-                sealed = self._crew.seal(self._func, batch)
+                sealed = self._crew.seal(self._func, self._style, _batch(batch, self._style))
             except Exception as error:
                 if self._at == 0:
                     raise
                 at, self._at = self._at, len(self._items)
                 self._result._fail(at, len(self._items) - at, error)
                 break
-            bundles.append(Bundle(sealed, len(batch), self._result._tell, self._at))
+            result = self._result
+            bundles.append(Bundle(sealed, len(batch), result._tell, self._at, None, result._tell_done))
             self._at += len(batch)
         self._result._more_at = len(self._items) - self._at + self._crew.processes * self._size // 2 + 1
         if bundles:
@@ -622,16 +627,16 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
     try:
         batch = []
         for item in iterable:
-            batch.append(_single(item))
+            batch.append(item)
             if len(batch) == chunksize:
                 while buffersize is not None and at + chunksize > buffersize and not result._read.acquire(timeout=0.5):
                     if crew.broken is not None or crew.terminating:
                         raise WorkerDiedError(crew.broken or "the pool was terminated")
-                crew.submit([Bundle(crew.seal(func, batch), len(batch), result._tell, at)], promised=True)
+                crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
                 at += len(batch)
                 batch = []
         if batch:
-            crew.submit([Bundle(crew.seal(func, batch), len(batch), result._tell, at)], promised=True)
+            crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
             at += len(batch)
     except Exception as error:
         result._put(at, False, error)

@@ -28,7 +28,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, util
 from typing import Any
 
@@ -46,6 +46,7 @@ _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 _DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED = range(9)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+FULL, SINGLE, STARRED = range(3)  # what a task of a bundle is: (args, kwargs), the one argument, the arguments
 _HOPELESS = 5  # workers in a row that end before they are ready
 
 
@@ -167,7 +168,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
     rows[at + _PID] = me
     rows[at + _BEGUN] = first + 1
     try:
-        function, batch = unseal(sealed)
+        function, style, batch = unseal(sealed)
     except Exception as error:
         for i in range(first, count):
             results.put((number, i, _UNREADABLE, _text_of(error)))
@@ -177,9 +178,14 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         if i != first:
             rows[at + _TRIES] = 0
             rows[at + _BEGUN] = i + 1
-        args, kwargs = batch[i]
+        args = batch[i]
         try:
-            value = function(*args, **kwargs)
+            if style == SINGLE:
+                value = function(args)
+            elif style == STARRED:
+                value = function(*args)
+            else:
+                value = function(*args[0], **args[1])
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -191,7 +197,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
             else:
                 _put_value(put, number, i, value)
             del value
-        del args, kwargs
+        del args
     return count - first
 
 
@@ -237,9 +243,12 @@ def sealed_error(error: BaseException) -> tuple[Any, str]:
 
 
 class Bundle:
-    """Tasks of one call that go together; `tell(first + i, kind, value)` hears of each."""
+    """Tasks of one call that go together, answered in order.
 
-    __slots__ = ("answered", "count", "first", "row", "sealed", "start", "tell")
+    `tell(first + i, kind, value)` hears of each; `tell_done(first + i, values)`, where given, of several that went well.
+    """
+
+    __slots__ = ("count", "first", "heard", "row", "sealed", "start", "tell", "tell_done")
 
     def __init__(
         self,
@@ -248,9 +257,11 @@ class Bundle:
         tell: Callable[[int, int, Any], None],
         first: int = 0,
         start: Callable[[], bool] | None = None,
+        tell_done: Callable[[int, list[Any]], None] | None = None,
     ) -> None:
         self.sealed, self.count, self.tell, self.first, self.start = sealed, count, tell, first, start
-        self.answered: set[int] = set()
+        self.tell_done = tell_done
+        self.heard = 0  # answers to the first so many tasks
         self.row = -1  # of the board, once it is in the queue
 
 
@@ -388,8 +399,8 @@ class Crew:
 
     # ---- tasks
 
-    def seal(self, function: Any, batch: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Any:
-        return seal((function, batch), self.by_value)
+    def seal(self, function: Any, style: int, batch: Sequence[Any]) -> Any:
+        return seal((function, style, batch), self.by_value)
 
     def promise(self, tasks: int) -> None:
         """Somebody will submit more, also after `close` (1), or no longer (-1)."""
@@ -431,31 +442,69 @@ class Crew:
             self.tasks.put_many(items)
 
     def _collect(self) -> None:
-        bundles, bundle = self._bundles, None
+        bundles: dict[int, Bundle] = self._bundles
+        runs: dict[int, list[Any]] = {}
         while True:
             for message in self.results.get_many():
-                if message is None:
-                    self._end()
-                    return
-                if isinstance(message, str):
+                if type(message) is not tuple:
+                    self._tell_runs(runs)
+                    if message is None:
+                        self._end()
+                        return
                     self._fail_all(message)
                     continue
                 number, i, kind, value = message
-                try:
-                    if kind == _DONE and (bundle := bundles.get(number)) is not None and len(bundle.answered) + 1 < bundle.count:
-                        if i not in bundle.answered:  # most of what is heard, told by the shortest way
-                            bundle.answered.add(i)
-                            bundle.tell(bundle.first + i, kind, value)
-                    else:
+                if kind == _DONE:  # most of what is heard, told by the shortest way: all of a bundle at once
+                    run = runs.get(number)
+                    if run is None:
+                        bundle = bundles.get(number)
+                        run = runs[number] = [] if bundle is None else [bundle]
+                        if bundle is not None and i == bundle.heard:
+                            run.append(value)
+                    elif run and i == run[0].heard + len(run) - 1:
+                        run.append(value)
+                else:
+                    self._tell_runs(runs)
+                    try:
                         self._hear(number, i, kind, value)
-                except BaseException:  # a callback of the user's; whatever it raises, the others are waiting
-                    traceback.print_exc()
-                del message, value
-                bundle = None  # nothing here may keep results alive
+                    except BaseException:  # a callback of the user's; whatever it raises, the others are waiting
+                        traceback.print_exc()
+                run = bundle = None
+                del message, value  # nothing here may keep results alive
+            self._tell_runs(runs)
             with self._lock:
                 self._feed()
                 if self._is_done():
                     self._shut()
+
+    def _tell_runs(self, runs: dict[int, list[Any]]) -> None:
+        """Tell what went well, by bundle: the bundle, and the values from its first unheard task on."""
+        while runs:
+            number, run = runs.popitem()
+            if len(run) < 2:
+                continue
+            bundle, values = run[0], run[1:]
+            del run
+            at = bundle.first + bundle.heard
+            self._count(number, bundle, len(values))
+            try:
+                if bundle.tell_done is not None:
+                    bundle.tell_done(at, values)
+                else:
+                    values.reverse()
+                    while values:
+                        at += 1
+                        bundle.tell(at - 1, _DONE, values.pop())
+            except BaseException:
+                traceback.print_exc()
+
+    def _count(self, number: int, bundle: Bundle, tasks: int) -> None:
+        """So many more tasks of a bundle have been answered."""
+        bundle.heard += tasks
+        if bundle.heard == bundle.count:
+            with self._lock:
+                del self._bundles[number]
+                self._free.append(bundle.row)
 
     def _hear(self, number: int, i: int, kind: int, value: Any) -> None:
         if kind == _READY:
@@ -479,18 +528,14 @@ class Crew:
             self._fail_all(self.broken)
             return
         bundle = self._bundles.get(number)
-        if bundle is None or i in bundle.answered:
+        if bundle is None or i < bundle.heard:
             return
-        bundle.answered.add(i)
         if kind == _SEALED:
             try:
                 kind, value = _DONE, unseal(value)
             except BaseException as error:  # SystemExit of a __setstate__ too
                 kind, value = _UNREADABLE, _text_of(error)
-        if len(bundle.answered) == bundle.count:
-            with self._lock:
-                del self._bundles[number]
-                self._free.append(bundle.row)
+        self._count(number, bundle, 1)
         bundle.tell(bundle.first + i, kind, self._error(kind, value) if kind in (_UNREADABLE, _DIED) else value)
 
     def _error(self, kind: int, value: Any) -> Exception:
@@ -513,10 +558,9 @@ class Crew:
         for bundle in bundles:
             if bundle.sealed is not None and bundle.start is not None and not bundle.start():
                 continue
-            for i in range(bundle.count):
-                if i not in bundle.answered:
-                    with contextlib.suppress(Exception):
-                        bundle.tell(bundle.first + i, _DIED, WorkerDiedError(why))
+            for i in range(bundle.heard, bundle.count):
+                with contextlib.suppress(Exception):
+                    bundle.tell(bundle.first + i, _DIED, WorkerDiedError(why))
 
     # ---- the end
 
