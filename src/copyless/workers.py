@@ -33,7 +33,8 @@ from multiprocessing import connection, util
 from typing import Any
 
 from copyless import pickling
-from copyless.arrays import attach, handle, zeros
+from copyless.arrays import attach, handle
+from copyless.core._memory import Memory
 from copyless.errors import ClosedError, StaleHandleError, TaskUnreadableError, WorkerDiedError
 from copyless.queues import JoinableQueue, SimpleQueue
 from copyless.storage import handles
@@ -112,15 +113,15 @@ def _main_must_travel(context: Any) -> bool:
 # ---- a worker
 
 
-def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+def work(shared: list[Any], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
     try:
-        tasks, results, board = (attach(name) for name in names)
+        tasks, results, board = (attach(name) if type(name) is bytes else name for name in shared)
     except StaleHandleError:
         return  # the parent was quicker to end than we to begin
     try:
-        _work(tasks, results, memoryview(board).cast("B").cast("Q"), initializer, initargs, most, retries)
+        _work(tasks, results, memoryview(board).cast("Q"), initializer, initargs, most, retries)
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the parent too, which says what there is to say
 
@@ -292,11 +293,12 @@ class Crew:
         self._daemon, self._title = daemon, title
         self.tasks: Any = JoinableQueue(redeliver=True)
         self.results: Any = SimpleQueue()
-        self._board = zeros((ROWS, _WIDTH), "u8")
-        # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind.
-        self._names = [bytes(handle(shared)) for shared in (self.tasks, self.results, self._board)]
-        board: Any = self._board
-        self._rows = memoryview(board).cast("B").cast("Q")
+        board: Any = Memory.allocate(8 * ROWS * _WIDTH, clear=True)
+        self._rows = memoryview(board).cast("Q")
+        self._shared: list[Any] = [self.tasks, self.results, board]
+        if getattr(context, "get_start_method", lambda: "spawn")() != "fork":
+            # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind.
+            self._shared = [bytes(handle(shared)) for shared in self._shared]
         self._free = deque(range(ROWS))  # a row rests as long as it can before it is used again
         self._lock = threading.RLock()
         self._bundles: dict[int, Bundle] = {}
@@ -350,7 +352,7 @@ class Crew:
         """Start what is missing."""
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
-                worker = self.context.Process(target=work, args=(self._names, self._mask, *self._how))
+                worker = self.context.Process(target=work, args=(self._shared, self._mask, *self._how))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 worker.start()
