@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from copyless import pickling
-from copyless.core import _native
+from copyless.core import _native, _queue
 from copyless.core._memory import Memory
 from copyless.errors import CorruptSegmentError, StaleHandleError, out_of_shared_memory
 from copyless.storage import files, handles
@@ -773,7 +773,13 @@ def _for_queue(array: Any) -> bytes | None:
 
 
 pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
+def _are_plain() -> bool:
+    """Whether the pickler would do nothing of its own with an array of numbers that lies in no shared memory."""
+    return not files.any_mapped() and pickling.reduction_of(np.ndarray) is _reduce
+
+
 _native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
+_queue.know_arrays(np.ndarray, _are_plain, pickling.BESIDE)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)
 pickling.register(np.recarray, _reduce_records)

@@ -36,7 +36,7 @@ except ImportError as _error:
 from copyless import pickling
 from copyless.comm import collectives
 from copyless.comm.constants import SUM
-from copyless.comm.packets import Packet, _by_value, cut, in_memory, offsets_of
+from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory, offsets_of
 from copyless.core import _native, _queue
 from copyless.core._memory import Memory
 from copyless.errors import OutOfSharedMemory
@@ -54,7 +54,7 @@ _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
 _TRIES = 100  # a few tens of microseconds
 
-_plain = _queue.plain_dumps
+_plain, _arrays = _queue.plain_dumps, _queue.arrays_dumps
 _send, _mrecv, _rank = MPI.Comm.Send, MPI.Message.recv, MPI.Comm.Get_rank
 _improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.improbe
 _elements, _BYTE = MPI.Status.Get_elements, MPI.BYTE
@@ -182,12 +182,30 @@ def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     return pickle.loads(data, buffers=cut(block, sizes))
 
 
+def _through_block(arrives: Callable[..., Any], data: bytes, parts: list[Any]) -> bytes | None:
+    """The message of a pickle whose buffers cross in a block; None when there is no room: then as to another node."""
+    try:
+        memory = in_memory(parts)
+    except OutOfSharedMemory:
+        return None
+    handle = pickling.memory_handle(memory, 1)  # with a hold of its own, until it is loaded
+    assert handle is not None
+    return pickle.dumps(_AsPickle(arrives, data, [part.nbytes for part in parts], handle), 5)
+
+
 def _encode(obj: Any, near: bool) -> bytes | list[Any]:
     """The message of an object: bytes, or pieces that lie apart."""
     plain = _plain(obj)
     if plain is not None:
         return plain
-    if near:
+    if near and type(obj) is Packet and not obj.handles and len(obj.parts) and sum(obj.sizes) > INLINE:
+        message = _through_block(in_block, obj.data, obj.parts)
+        if message is not None:
+            return message
+    both = _arrays(obj, not near)
+    if both is not None:
+        data, parts = both
+    elif near:
         data, parts, _ = pickling.pack(obj, draft=False)
     else:
         data, parts = _by_value(obj)
@@ -197,14 +215,9 @@ def _encode(obj: Any, near: bool) -> bytes | list[Any]:
     if total <= INLINE:
         return pickle.dumps(_AsPickle(_inline, data, *map(bytearray, parts)), 5)
     if near:
-        try:
-            memory = in_memory(parts)
-        except OutOfSharedMemory:
-            pass  # then as to another node
-        else:
-            handle = pickling.memory_handle(memory, 1)  # with a hold of its own, until it is loaded
-            assert handle is not None
-            return pickle.dumps(_AsPickle(_block, data, [part.nbytes for part in parts], handle), 5)
+        message = _through_block(_block, data, parts)
+        if message is not None:
+            return message
     if total + len(data) < BIG:
         return pickle.dumps(_AsPickle(_inline, data, *map(bytearray, parts)), 5)
     whole = [memoryview(data), *parts]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from copyless import pickling
-from copyless.core import _native
+from copyless.core import _native, _queue
 from copyless.core._memory import Memory
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles
@@ -21,6 +21,7 @@ from copyless.storage import handles
 __all__ = ["Packet", "copy_of"]
 
 _ALIGN = 64
+_LITTLE = 1 << 20  # bytes that malloc has warm
 
 
 def offsets_of(sizes: Sequence[int]) -> list[int]:
@@ -69,7 +70,8 @@ class Packet:
     @classmethod
     def of(cls, obj: Any, by_value: bool = False, draft: bool = True) -> Packet:
         """Pack an object; `by_value`: what lies in shared memory too, for other hosts; `draft`: for one of our queues."""
-        return cls(*(_by_value(obj) if by_value else pickling.pack(obj, draft=draft)))
+        both = _queue.arrays_dumps(obj, by_value)  # of plain values and arrays
+        return cls(*(both or (_by_value(obj) if by_value else pickling.pack(obj, draft=draft))))
 
     @property
     def nbytes(self) -> int:
@@ -122,6 +124,15 @@ def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
     return packet
 
 
+def in_block(data: bytes, sizes: list[int], handle: bytes) -> Packet:
+    """Of one receiver, who owns the block that its parts lie in. Named in pickles: keep its name and place."""
+    block = handles.resolve(handle)[1]
+    _native.mark_private(block)
+    packet = Packet(data, [])
+    packet.parts, packet.sizes = cut(block, sizes), sizes
+    return packet
+
+
 def _together(data: bytes, sizes: list[int], handle: bytes) -> Packet:
     """Named in pickles: keep its name and place."""
     packet = Packet(data, [])
@@ -131,6 +142,9 @@ def _together(data: bytes, sizes: list[int], handle: bytes) -> Packet:
 
 
 def _by_value(obj: Any) -> tuple[bytes, list[Any]]:
+    both = _queue.arrays_dumps(obj, True)
+    if both is not None:
+        return both
     parts: list[Any] = []
 
     def beside(buffer: pickle.PickleBuffer) -> bool:
@@ -146,11 +160,11 @@ def _by_value(obj: Any) -> tuple[bytes, list[Any]]:
 def copy_of(obj: Any) -> Any:
     """The object as it would arrive: what is its own is copied, what is shared is the same."""
     data, parts = _by_value(obj)
-    if not parts:
-        return pickle.loads(data)
-    try:
-        memory = in_memory(parts)  # warm, as private memory mostly is not
-    except OutOfSharedMemory:
+    memory = None
+    if sum(part.nbytes for part in parts) > _LITTLE:
+        with contextlib.suppress(OutOfSharedMemory):
+            memory = in_memory(parts)  # warm, as much private memory mostly is not
+    if memory is None:
         return pickle.loads(data, buffers=[bytearray(part) for part in parts])
     _native.mark_private(memory.obj)
     return pickle.loads(data, buffers=cut(memory, [part.nbytes for part in parts]))

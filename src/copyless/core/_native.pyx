@@ -562,6 +562,13 @@ def load_array(bytes handle):
     return array
 
 
+def array_over(buffer, code, shape):
+    """A plain array over a buffer. Named in pickles, in plain.h: keep its name and place."""
+    if MAKE_ARRAY is None:
+        import copyless.arrays
+    return MAKE_ARRAY(PLAIN_TYPE, shape, code, buffer)
+
+
 def unsend(bytes handle):
     """Drop the hold of a message that will not be sent."""
     cdef Wire w

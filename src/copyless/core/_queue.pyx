@@ -17,7 +17,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    allocate, deadline_of, fail, token_of,
+    allocate, cl_find, deadline_of, fail, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
     CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head, cl_mark_private,
     cl_store, cl_token, cl_unsend, stand, the_store,
@@ -25,13 +25,23 @@ from copyless.core._native cimport (
 
 import pickle
 import queue as _stdlib
+import sys
 
 from copyless.core._native import private_view
 from copyless.errors import ClosedError, EndOfQueueError
 
 cdef extern from "plain.h":
     enum: PLAIN_LARGEST
+    enum: PLAIN_ARRAYS
+    ctypedef struct plain_arrays:
+        PyObject *type
+        Py_ssize_t beside
+        int (*is_shared)(const void *data, uint64_t nbytes) noexcept
+        PyObject *seen[PLAIN_ARRAYS]
+        int n
+        uint8_t is_beside[PLAIN_ARRAYS]
     size_t plain_dump(object o, uint8_t *out, size_t room)
+    size_t plain_dump_with(object o, uint8_t *out, size_t room, plain_arrays *arrays)
     PyObject *plain_load(const uint8_t *p, size_t nbytes) except? NULL
 
 cdef extern from "queue.h" nogil:
@@ -93,6 +103,7 @@ cdef enum:
     COMPOSITE = 67
     HANDLE = 72
     COPIED = 65536  # bytes
+    ARRAYS_LARGEST = 16384  # bytes of a pickle with arrays
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
@@ -113,6 +124,54 @@ def plain_dumps(obj):
     cdef uint8_t out[PLAIN_LARGEST]
     cdef size_t n = plain_dump(obj, out, PLAIN_LARGEST)
     return PyBytes_FromStringAndSize(<char *>out, n) if n else None
+
+
+cdef object ARRAY_TYPE = None, ARRAYS_ARE_PLAIN = None
+cdef Py_ssize_t BESIDE = 4096
+
+
+def know_arrays(type array_type, are_plain, Py_ssize_t beside):
+    """The type of arrays that may be pickled here, whether they may now, and the bytes from which buffers go beside a pickle."""
+    global ARRAY_TYPE, ARRAYS_ARE_PLAIN, BESIDE
+    ARRAY_TYPE, ARRAYS_ARE_PLAIN, BESIDE = array_type, are_plain, beside
+
+
+cdef int is_shared(const void *data, uint64_t nbytes) noexcept:
+    cdef cl_block_ref ref
+    cdef int rc
+    if not the_store().open:
+        return False
+    rc = cl_find(the_store(), data, nbytes, 0, &ref)
+    return rc != CL_OK and rc != 2  # 2: memory that came by value
+
+
+cdef int is_never_shared(const void *data, uint64_t nbytes) noexcept:
+    return False
+
+
+def arrays_dumps(obj, bint by_value=False):
+    """(pickle, large buffers beside it) of plain values and arrays of numbers, or None: it is for the pickle module.
+
+    An array in shared memory is for that too, unless all goes `by_value`.
+    """
+    cdef uint8_t out[ARRAYS_LARGEST]
+    cdef plain_arrays arrays
+    cdef size_t n
+    cdef list parts = []
+    if ARRAY_TYPE is None:
+        if "numpy" not in sys.modules:
+            return None
+        import copyless.arrays  # which calls know_arrays
+    if ARRAY_TYPE is None or not ARRAYS_ARE_PLAIN():
+        return None
+    arrays.type, arrays.beside, arrays.n = <PyObject *>ARRAY_TYPE, BESIDE, 0
+    arrays.is_shared = is_never_shared if by_value else is_shared
+    n = plain_dump_with(obj, out, ARRAYS_LARGEST, &arrays)
+    for i in range(arrays.n):
+        array = take_reference(arrays.seen[i])
+        if n != 0 and arrays.is_beside[i]:
+            parts.append(memoryview(array).cast("B"))
+    return (PyBytes_FromStringAndSize(<char *>out, n), parts) if n else None
 
 
 def plain_loads(bytes data):
@@ -182,6 +241,8 @@ cdef Packed pack(obj, bint in_block):
         data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
     elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
         data, handles = b"H" + handle, [handle]
+    elif (both := arrays_dumps(obj)) is not None:
+        (data, buffers), handles = both, []
     else:
         data, buffers, handles = PACK(obj)
     if handles:
