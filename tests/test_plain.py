@@ -2,11 +2,15 @@
 
 import pickle
 import pickletools
+import sys
+from multiprocessing.reduction import ForkingPickler
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import copyless
 from copyless.core import _queue
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300) | st.binary(max_size=300)
@@ -105,3 +109,122 @@ def test_opcodes_in_any_order_are_never_more_than_refused(opcodes):
     read = _queue.plain_loads(data)
     if read is not None:
         assert same(pickle.loads(data), read[0])
+
+
+# ---- with arrays
+
+
+def arrays_of(shape, dtype):
+    return (np.arange(int(np.prod(shape))) % 100).reshape(shape).astype(dtype)
+
+
+ARRAYS = st.builds(
+    arrays_of,
+    st.lists(st.integers(1, 40), max_size=4).map(tuple),
+    st.sampled_from(["?", "b", "B", "h", "H", "i", "I", "l", "L", "q", "Q", "e", "f", "d"]),
+)
+MIXED = st.recursive(
+    ATOMS | ARRAYS,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5) | st.tuples(inner, inner),
+    max_leaves=10,
+)
+
+
+def same_with_arrays(a, b):
+    if type(a) is np.ndarray:
+        return type(b) is np.ndarray and a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b) and b.flags.writeable
+    if type(a) in (list, tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same_with_arrays, a, b))
+    if type(a) is dict:
+        return list(a) == list(b) and all(same_with_arrays(a[key], b[key]) for key in a)
+    return same(a, b)
+
+
+@settings(max_examples=300, deadline=None)
+@given(MIXED)
+def test_arrays_of_numbers_are_pickled_too(value):
+    both = _queue.arrays_dumps(value)
+    if both is None:
+        return
+    data, parts = both
+    assert all(part.nbytes >= 4096 for part in parts)
+    assert same_with_arrays(value, pickle.loads(data, buffers=[bytearray(part) for part in parts]))
+    pickletools.dis(data, out=open("/dev/null", "w"))  # noqa: SIM115
+
+
+ONE = np.ones((50, 60))
+READ_ONLY = np.ones((50, 60))
+READ_ONLY.flags.writeable = False
+
+
+class Sub(np.ndarray):
+    pass
+
+
+LEFT = {
+    "in another order": np.asfortranarray(ONE), "with gaps": ONE[:, ::2], "empty": np.zeros((0, 3)), "of objects": np.array([None, 1]),
+    "of times": np.array(["2026-11-25"], "M8[s]"), "with fields": np.zeros(3, "i4,f8"), "of the other byte order": ONE.astype(">f8"),
+    "of text": np.array(["a"]), "complex": ONE.astype("c16"), "long double": ONE.astype("g"), "of a subclass": ONE.view(Sub),
+    "twice": [ONE, ONE], "small and read-only": READ_ONLY[0], "too many": [np.ones(1) for _ in range(300)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_arrays_that_are_left_to_the_pickler(what):
+    value = LEFT[what]
+    assert _queue.arrays_dumps(value) is None
+    queue = copyless.Queue()
+    queue.put(value)
+    got = queue.get()
+    assert type(got) is type(value)
+    for a, b in zip(value, got, strict=True) if isinstance(value, list) else [(value, got)]:
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert a.flags.writeable == b.flags.writeable
+        assert a.tolist() == b.tolist()
+    if what == "twice":
+        assert got[0] is got[1]
+
+
+def test_arrays_beside_their_pickle_keep_what_they_are():
+    large, zero = np.arange(6000, dtype="i4").reshape(2, 3000), np.array(5.0)
+    data, parts = _queue.arrays_dumps({"large": large, "again": large[0], "zero": zero, "fixed": READ_ONLY})
+    assert [part.nbytes for part in parts] == [24000, 12000, 24000]
+    assert len(data) < 300
+    got = pickle.loads(data, buffers=[bytearray(part) for part in parts[:2]] + [parts[2]])
+    assert got["zero"].shape == ()
+    assert got["zero"] == 5
+    assert not got["fixed"].flags.writeable
+    assert got["large"].flags.writeable
+    before = sys.getrefcount(large)
+    for _ in range(100):
+        _queue.arrays_dumps([large, object()])  # fails behind the array
+    assert sys.getrefcount(large) == before
+
+
+def test_arrays_in_shared_memory_are_left_to_their_handles():
+    shared = copyless.ones(3000)
+    plain = np.asarray(shared)
+    assert _queue.arrays_dumps(plain.view(np.ndarray)) is None
+    _, parts = _queue.arrays_dumps(plain.view(np.ndarray), True)
+    assert len(parts) == 1
+    queue = copyless.Queue()
+    queue.put({"shared": plain.view(np.ndarray), "own": ONE})
+    got = queue.get()
+    got["shared"][0] = 7
+    assert shared[0] == 7
+    queue.put(got["own"])  # it came by value: it goes on so
+    got["own"][0] = 9
+    assert queue.get()[0, 0] == 1
+
+
+def test_a_reduction_of_the_users_own_is_kept():
+    pickler = ForkingPickler._extra_reducers
+    ours = pickler[np.ndarray]
+    ForkingPickler.register(np.ndarray, lambda array: (str, ("mine",)))
+    try:
+        queue = copyless.Queue()
+        queue.put([ONE])
+        assert queue.get() == ["mine"]
+    finally:
+        pickler[np.ndarray] = ours

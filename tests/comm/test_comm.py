@@ -144,6 +144,67 @@ def test_what_is_shared_passes_by_reference_within_a_node_and_by_value_between(p
         assert done.stdout.count("well") == 2, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("transport", ["local", "mpi", "mpi on 2 nodes"])
+def test_a_bar_is_shown_for_large_transfers_when_asked_for(transport, program):
+    path = program("""
+        import sys
+        import numpy as np
+        from copyless import comm
+        world = comm.world()
+        big, small = np.arange(6 << 20, dtype="f4"), np.ones(1 << 20, "u1")
+        shared = __import__("copyless").ones(10)
+        if world.rank == 0:
+            world.send({"big": big, "shared": shared, "text": "t"}, 1, progress=True)
+            big[:] = 0
+            world.send(small, 1, progress=True)
+            world.send("word", 1, progress=True)
+            big = np.arange(6 << 20, dtype="f4")
+        if world.rank == 1:
+            got = world.recv(None, 0, progress=True)
+            assert (got["big"] == big).all() and got["big"].flags.writeable and (got["shared"] == 1).all()
+            got["big"][:] = 5
+            assert (world.recv(None, 0, progress=True) == 1).all() and world.recv(None, 0, progress=True) == "word"
+        got = world.bcast(big if world.rank == 0 else None, 0, progress=True)
+        assert (got == np.arange(6 << 20, dtype="f4")).all() and got.flags.writeable
+        world.bcast(small, 0, progress=True)
+        print("held", world.rank)
+    """)
+    done = start(3, path, mpi=transport != "local", COPYLESS_NODES="2" if "2" in transport else "1", COLUMNS="150")
+    assert done.stdout.count("held") == 3, done.stdout + done.stderr
+    output = done.stdout + done.stderr
+    assert output.count("rank 0 to 1 ") == 1, output
+    assert output.count("rank 0 to all") == 1, output
+    line = next(line for line in output.splitlines() if "rank 0 to 1 " in line)
+    assert "25.2/25.2 MB" in line
+    assert "B/s" in line
+
+
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_buffered_sends(mpi, nodes, program):
+    path = program("""
+        import numpy as np
+        from mpi4py import MPI
+        from copyless import comm
+        world = comm.world()
+        MPI.Attach_buffer(bytearray(16 << 20))
+        other, array = 1 - world.rank, np.full(1 << 20, world.rank, "u1")
+        world.bsend(array, other, 1)
+        array[:] = 9
+        request = world.ibsend({"small": world.rank}, other, 2)
+        third = np.full(3 << 20, world.rank + 5, "u1")
+        last = world.ibsend(third, other, 3)
+        assert (world.recv(None, other, 1) == other).all()
+        assert world.recv(None, other, 2) == {"small": other}
+        assert (world.recv(None, other, 3) == other + 5).all()
+        assert request.wait() is None and last.wait() is None
+        MPI.Detach_buffer()
+        print("held")
+    """)
+    done = start(2, path, mpi=mpi, COPYLESS_NODES=nodes)
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+
+
 def test_without_mpi4py_the_local_one_works_and_the_other_says_what_to_install():
     done = python("""
         import sys

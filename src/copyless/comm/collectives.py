@@ -17,6 +17,7 @@ from typing import Any
 
 from copyless.comm.constants import SUM
 from copyless.comm.packets import Packet, copy_of
+from copyless.comm.progress import shown
 
 __all__ = ["Inter", "Intra"]
 
@@ -42,20 +43,29 @@ class _Lines:
     def take(self, rank: int) -> Any:
         return self.comm.recv(None, rank, _TAG)
 
-    def finish(self, requests: list[Any]) -> None:
+    def finish(self, requests: list[Any], tell: Callable[[], Any] | None = None) -> None:
         for request in requests:
             request.wait()
+            if tell is not None:
+                tell()
 
-    def put_all(self, ranks: Sequence[int], obj: Any, packet: Packet | None) -> None:
-        """One packet to several ranks; what can be sent once only is packed for each."""
+    def put_all(self, ranks: Sequence[int], obj: Any, packet: Packet | None, title: str | None = None) -> None:
+        """One packet to several ranks; what can be sent once only is packed for each. With a `title`, a large one shows a bar."""
         if packet is None:
             packet = self.pack(obj)
         if packet.handles:
             self.finish([self.put(rank, packet if i == 0 else self.pack(obj)) for i, rank in enumerate(ranks)])
             return
-        if len(ranks) > 1 and any(self.nodes[rank] == self.nodes[self.rank] for rank in ranks):
-            packet.gather()
-        self.finish([self.put(rank, packet) for rank in ranks])
+        here = sum(self.nodes[rank] == self.nodes[self.rank] for rank in ranks)
+        once = packet.nbytes
+        with shown(title, once * (1 + len(ranks) - here)) as tell:
+            if here and (len(ranks) > 1 or tell is not None):
+                packet.gather(tell)
+            elif tell is not None:
+                tell(once)
+            requests = [self.put(rank, packet) for rank in ranks]
+            self.finish(requests[: len(ranks) - here], None if tell is None else lambda: tell(once))
+            self.finish(requests[len(ranks) - here :])
 
 
 def _tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
@@ -88,7 +98,7 @@ class Intra(_Lines):
         """The other ranks of a speaker's node."""
         return [rank for rank, node in enumerate(self.nodes) if node == self.nodes[speaker] and rank != speaker]
 
-    def bcast(self, obj: Any, root: int, readonly: bool = False) -> Any:
+    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
         if self.size == 1:
             return obj
         speakers = self._speakers(root)
@@ -100,10 +110,11 @@ class Intra(_Lines):
             mine = self._mine(self.rank)
             if packet is None and children:
                 packet = self.pack(obj)
-            if packet is not None and mine:
+            title = f"rank {root} to all" if progress and self.rank == root else None
+            if packet is not None and mine and title is None:
                 packet.gather()  # before it goes on by value: a received buffer is then this node's block
             if children or mine:
-                self.put_all([*children, *mine], obj, packet)
+                self.put_all([*children, *mine], obj, packet, title)
         else:
             speaker = next(rank for rank in speakers if self.nodes[rank] == self.nodes[self.rank])
             packet = self.take(speaker)
@@ -269,7 +280,7 @@ class Inter(_Lines):
             f"0 to {self.size - 1}"
         )
 
-    def bcast(self, obj: Any, root: int, readonly: bool = False) -> Any:
+    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
         role = self._role(root)
         if role == "root":
             self.finish([self.put(0, self.pack(obj))])

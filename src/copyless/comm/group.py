@@ -27,6 +27,7 @@ import numpy as np
 
 from copyless.arrays import attach, handle, zeros
 from copyless.comm.packets import Packet
+from copyless.comm.progress import shown
 from copyless.core import _native, _queue
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
@@ -109,7 +110,10 @@ class Arrived:
 
     def __init__(self, source: int, tag: int, number: int, sender: int, payload: Any) -> None:
         self.source, self.tag = source, tag
-        self.number, self.sender = number, sender  # of one whose sender waits for an answer; the sender's rank in the group
+        self.number, self.sender = (
+            number,
+            sender,
+        )  # of one whose sender waits for an answer; the sender's rank in the group
         self.packet = payload
         self.nbytes = len(payload) if type(payload) is bytes else payload.nbytes
 
@@ -160,12 +164,28 @@ class Engine:
 
     # ---- sending
 
-    def send(self, obj: Any, to: int, context: int, source: int, tag: int, synchronous: bool = False) -> int:
-        """Put a message into a rank's inbox; of a synchronous one the number whose acknowledgement is awaited, else 0."""
+    def send(
+        self,
+        obj: Any,
+        to: int,
+        context: int,
+        source: int,
+        tag: int,
+        synchronous: bool = False,
+        title: str | None = None,
+    ) -> int:
+        """Put a message into a rank's inbox; of a synchronous one the number whose acknowledgement is awaited, else 0.
+
+        With a `title` a large one shows a bar while it is copied.
+        """
         self._check()
         payload: Any = _queue.plain_dumps(obj)
         if payload is None:
             payload = Packet.of(obj)
+            if title is not None:
+                with shown(title, payload.nbytes) as tell:
+                    if tell is not None:
+                        payload.gather(tell).single = True
             if not payload.parts and not payload.handles and len(payload.data) <= _PLAIN_MOST:
                 payload = payload.data
         number = 0

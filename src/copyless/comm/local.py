@@ -20,7 +20,21 @@ from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, T
 from copyless.comm.group import Arrived, Engine, Group, Receive
 from copyless.errors import ClosedError
 
-__all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
+__all__ = [
+    "ANY_SOURCE",
+    "ANY_TAG",
+    "PROC_NULL",
+    "ROOT",
+    "UNDEFINED",
+    "Comm",
+    "Intercomm",
+    "Intracomm",
+    "Message",
+    "Request",
+    "Status",
+    "spawn",
+    "world",
+]
 
 
 class Status:
@@ -88,7 +102,9 @@ class Request:
         self._cancelled = False
 
     @classmethod
-    def _of(cls, comm: Comm, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None) -> Request:
+    def _of(
+        cls, comm: Comm, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None
+    ) -> Request:
         made = cls()
         made._comm, made._kind, made._receive, made._number, made._message = comm, kind, receive, number, message
         return made
@@ -367,10 +383,11 @@ class Comm:
 
     # ---- sending
 
-    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None:
         """Send an object to a rank. When this returns it is in shared memory: a snapshot.
 
-        Cost: small values some 2 us; each buffer of 4 KiB or more one copy; shared arrays none.
+        Cost: small values some 2 us; each buffer of 4 KiB or more one copy; shared arrays none. `progress` shows a bar while 16
+        MiB or more are copied.
 
         Raises
         ------
@@ -380,7 +397,8 @@ class Comm:
             When that rank has closed its inbox.
         """
         if dest != PROC_NULL:
-            self._engine.send(obj, self._peer(dest, tag), self._context, self._me, tag)
+            title = f"rank {self._me} to {dest}" if progress else None
+            self._engine.send(obj, self._peer(dest, tag), self._context, self._me, tag, False, title)
 
     bsend = send
 
@@ -418,9 +436,15 @@ class Comm:
         return Receive(self._context, source, tag, [self._peer(source, tag, ANY_TAG)])
 
     def recv(
-        self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Status | None = None
+        self,
+        buf: Any = None,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Status | None = None,
+        *,
+        progress: bool = False,
     ) -> Any:
-        """Receive an object, waiting for it. `buf` is taken for compatibility and not used.
+        """Receive an object, waiting for it. `buf` is taken for compatibility and not used; `progress` too: nothing is copied here.
 
         Raises
         ------
@@ -536,13 +560,14 @@ class Comm:
             raise ValueError(f"root {root}: there are ranks 0 to {len(self._group) - 1} here")
         return root
 
-    def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False) -> Any:
+    def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:
         """The root's object, at every rank.
 
         Its buffers are copied once, into one block; each rank's arrays are copy-on-write views of it: writable, its own, and of the
         pages that it does not change there is one copy. With `readonly` they are the block itself, which spares mapping it again.
+        `progress` shows a bar at the root while 16 MiB or more are copied.
         """
-        return self._together().bcast(obj, self._root(root), readonly)
+        return self._together().bcast(obj, self._root(root), readonly, progress)
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """The list of all ranks' objects, at the root; None elsewhere."""

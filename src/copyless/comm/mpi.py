@@ -37,6 +37,7 @@ from copyless import pickling
 from copyless.comm import collectives
 from copyless.comm.constants import SUM
 from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory, offsets_of
+from copyless.comm.progress import shown
 from copyless.core import _native, _queue
 from copyless.core._memory import Memory
 from copyless.errors import OutOfSharedMemory
@@ -182,10 +183,13 @@ def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     return pickle.loads(data, buffers=cut(block, sizes))
 
 
-def _through_block(arrives: Callable[..., Any], data: bytes, parts: list[Any]) -> bytes | None:
+def _through_block(
+    arrives: Callable[..., Any], data: bytes, parts: list[Any], title: str | None = None
+) -> bytes | None:
     """The message of a pickle whose buffers cross in a block; None when there is no room: then as to another node."""
     try:
-        memory = in_memory(parts)
+        with shown(title, sum(part.nbytes for part in parts)) as tell:
+            memory = in_memory(parts, tell)
     except OutOfSharedMemory:
         return None
     handle = pickling.memory_handle(memory, 1)  # with a hold of its own, until it is loaded
@@ -193,8 +197,8 @@ def _through_block(arrives: Callable[..., Any], data: bytes, parts: list[Any]) -
     return pickle.dumps(_AsPickle(arrives, data, [part.nbytes for part in parts], handle), 5)
 
 
-def _encode(obj: Any, near: bool) -> bytes | list[Any]:
-    """The message of an object: bytes, or pieces that lie apart."""
+def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]:
+    """The message of an object: bytes, or pieces that lie apart. With a `title`, a large one shows a bar while it is copied."""
     plain = _plain(obj)
     if plain is not None:
         return plain
@@ -215,7 +219,7 @@ def _encode(obj: Any, near: bool) -> bytes | list[Any]:
     if total <= INLINE:
         return pickle.dumps(_AsPickle(_inline, data, *map(bytearray, parts)), 5)
     if near:
-        message = _through_block(_block, data, parts)
+        message = _through_block(_block, data, parts, title)
         if message is not None:
             return message
     if total + len(data) < BIG:
@@ -285,11 +289,19 @@ def _receive(message: Any, nbytes: int) -> Any:
     return whole
 
 
-def _fetch(message: Any, nbytes: int) -> Any:
+def _titled(comm: Any, status: Any, progress: bool) -> str | None:
+    return f"rank {status.Get_source()} to {_rank(comm)}" if progress else None
+
+
+def _fetch(message: Any, nbytes: int, title: str | None = None) -> Any:
     """The object of a matched message, or of the bytes of one."""
     if not isinstance(message, MPI.Message):
         return _decode(message)
-    return MPI.Message.recv(message) if nbytes < BIG else _decode(_receive(message, nbytes))
+    if nbytes < BIG:
+        return MPI.Message.recv(message)
+    with shown(title, nbytes, steps=False):
+        whole = _receive(message, nbytes)
+    return _decode(whole)
 
 
 def _bytes_of(status: Any) -> int:
@@ -676,9 +688,7 @@ def _mprobe(comm: Any, source: int, tag: int, status: Any, wait: bool) -> Messag
     return made
 
 
-def _match(
-    comm: Any, source: int, tag: int, status: Any, wait: bool = True, probes: bool = False
-) -> tuple[Any, int]:
+def _match(comm: Any, source: int, tag: int, status: Any, wait: bool = True, probes: bool = False) -> tuple[Any, int]:
     """(an MPI message, or unless it `probes` its contents; its bytes), after the receives in line that stand before it."""
     state = _state_of(comm)
     if not state.line:
@@ -758,12 +768,16 @@ class Comm(MPI.Comm):
             datatype.Free()  # MPI keeps it until the send has ended
         return request
 
-    def send(self, obj: Any, dest: int, tag: int = 0) -> None:
-        """Send an object to a rank, in standard mode. It may be changed as soon as this returns."""
+    def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None:
+        """Send an object to a rank, in standard mode. It may be changed as soon as this returns.
+
+        `progress` shows a bar for 16 MiB or more; to another node, where MPI does not tell how far it is, one that only moves.
+        """
         if dest != PROC_NULL:
+            title = f"rank {_rank(self)} to {dest}" if progress else None
             message: Any = _plain(obj)
             if message is None:
-                message = _encode(obj, _state_of(self).near(dest))
+                message = _encode(obj, _state_of(self).near(dest), title)
             if type(message) is bytes and len(message) < INLINE and not _in_line and dest != _rank(self):
                 _send(self, (message, _BYTE), dest, tag)
                 return
@@ -771,7 +785,9 @@ class Comm(MPI.Comm):
             request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
             if datatype is not None:
                 datatype.Free()
-            request.wait()
+            apart = 0 if type(message) is bytes else sum(memoryview(piece).nbytes for piece in message)
+            with shown(title, apart, steps=False):
+                request.wait()
             return
         MPI.Comm.Send(self, (None, 0, MPI.BYTE), dest, tag)
 
@@ -797,8 +813,19 @@ class Comm(MPI.Comm):
 
     # ---- receiving
 
-    def recv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Any:
-        """Receive an object, waiting for it. `buf` is taken for compatibility and not used."""
+    def recv(
+        self,
+        buf: Any = None,
+        source: int = ANY_SOURCE,
+        tag: int = ANY_TAG,
+        status: Any = None,
+        *,
+        progress: bool = False,
+    ) -> Any:
+        """Receive an object, waiting for it. `buf` is taken for compatibility and not used.
+
+        `progress` shows a bar that moves while 16 MiB or more come from another node.
+        """
         if source == PROC_NULL:
             MPI.Comm.Recv(self, (None, 0, MPI.BYTE), source, tag, status)
             return None
@@ -809,8 +836,9 @@ class Comm(MPI.Comm):
                 message = _improbe(self, source, tag, status)
                 if message is not None:
                     nbytes = _elements(status, _BYTE)
-                    return _mrecv(message) if nbytes < BIG else _fetch(message, nbytes)
-        return _fetch(*_match(self, source, tag, status))
+                    return _mrecv(message) if nbytes < BIG else _fetch(message, nbytes, _titled(self, status, progress))
+        message, nbytes = _match(self, source, tag, status)
+        return _fetch(message, nbytes, _titled(self, status, progress))
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
         """A request that gets the next message that fits: before any receive that begins later."""
@@ -863,13 +891,14 @@ class Comm(MPI.Comm):
             raise MPI.Exception(MPI.ERR_ROOT)
         return root
 
-    def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False) -> Any:
+    def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:
         """The root's object, at every rank.
 
         To each node it crosses once. There its buffers lie in one block, and each rank's arrays are copy-on-write views of it:
-        writable, its own. With `readonly` they are the block itself, which spares mapping it again.
+        writable, its own. With `readonly` they are the block itself, which spares mapping it again. `progress` shows a bar at
+        the root for 16 MiB or more.
         """
-        return self._together().bcast(obj, self._checked(root), readonly)
+        return self._together().bcast(obj, self._checked(root), readonly, progress)
 
     def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
         """The list of all ranks' objects, at the root; None elsewhere."""

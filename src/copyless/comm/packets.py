@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from copyless import pickling
@@ -33,13 +33,10 @@ def offsets_of(sizes: Sequence[int]) -> list[int]:
     return [*offsets, at]
 
 
-def in_memory(parts: Sequence[Any]) -> Memory:
-    """Buffers copied into one block of shared memory."""
-    offsets = offsets_of([part.nbytes for part in parts])
-    memory = Memory.allocate(offsets[-1])
-    view = memoryview(memory)
-    for at, part in zip(offsets, parts, strict=False):
-        view[at : at + part.nbytes] = part
+def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Memory:
+    """Buffers copied into one block of shared memory; `tell` hears of the bytes as they go."""
+    memory = Memory.allocate(sum((part.nbytes + _ALIGN - 1) // _ALIGN * _ALIGN for part in parts))
+    _native.copy_parts(memory, list(parts), _ALIGN, tell)
     return memory
 
 
@@ -52,7 +49,7 @@ def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
 class Packet:
     """An object as it travels: pickled when it is packed, and made again only by `open`."""
 
-    __slots__ = ("block", "data", "handles", "kept", "memory", "parts", "sizes")
+    __slots__ = ("block", "data", "handles", "kept", "memory", "parts", "single", "sizes")
 
     data: bytes
     handles: list[bytes]  # in the data, when packed for one of our queues: each may be sent once
@@ -66,6 +63,7 @@ class Packet:
         self.data, self.parts, self.handles = data, parts, names or []
         self.sizes = [part.nbytes for part in parts]
         self.memory = self.block = self.kept = None
+        self.single = False  # `memory` is for one receiver, whose own it will be
 
     @classmethod
     def of(cls, obj: Any, by_value: bool = False, draft: bool = True) -> Packet:
@@ -82,11 +80,11 @@ class Packet:
         for name in self.handles:
             _native.unsend(name)
 
-    def gather(self) -> Packet:
+    def gather(self, tell: Callable[[int], None] | None = None) -> Packet:
         """Put the buffers together into one block, so that many can have it by its handle."""
         if self.parts and self.memory is None and self.block is None:
             with contextlib.suppress(OutOfSharedMemory):  # then each gets its own copy, by whatever way there is
-                self.memory = in_memory(self.parts)
+                self.memory = in_memory(self.parts, tell)
                 self.parts = []
         return self
 
@@ -97,6 +95,10 @@ class Packet:
             memory: Any = self.memory or Memory(self.block)
             handle = pickling.memory_handle(memory, pickling.message_kind())
             assert handle is not None
+            if self.single:
+                for name in self.handles:
+                    pickling.note(name)
+                return in_block, (self.data, self.sizes, pickling.note(handle), self.handles)
             return _together, (self.data, self.sizes, pickling.note(handle))
         for name in self.handles:
             pickling.note(name)
@@ -124,12 +126,13 @@ def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
     return packet
 
 
-def in_block(data: bytes, sizes: list[int], handle: bytes) -> Packet:
+def in_block(data: bytes, sizes: list[int], handle: bytes, names: Sequence[bytes] = ()) -> Packet:
     """Of one receiver, who owns the block that its parts lie in. Named in pickles: keep its name and place."""
     block = handles.resolve(handle)[1]
     _native.mark_private(block)
     packet = Packet(data, [])
     packet.parts, packet.sizes = cut(block, sizes), sizes
+    packet.kept = [handles.resolve(name) for name in names]  # what the data names lives until it is opened
     return packet
 
 

@@ -1,5 +1,6 @@
 """The binding of the native floor; what each name does stands in the .pyx beside this file."""
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
@@ -101,6 +102,7 @@ class Mapping:
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def mark_private(block: Block) -> None: ...
+def copy_parts(target: Any, parts: list[Any], align: int, tell: Callable[[int], None] | None = None) -> None: ...
 def private_view(block: Block) -> Mapping | bytearray: ...
 def posix_open(
     path: bytes, name: bytes, flags: int, mode: int, readonly: bool, tracked: bool

@@ -4,13 +4,13 @@
 Fast calls keep the GIL and try the locks once; only when one is taken, or a segment must be made, do they let the GIL
 go and wait in slices, serving signals between them.
 """
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
-from libc.stdlib cimport atexit
+from libc.stdlib cimport atexit, free, malloc
 
 import gc
 import struct
@@ -75,6 +75,7 @@ cdef struct Wire:
     uint64_t nbytes
 
 cdef enum:
+    SPAN = 1 << 26  # bytes copied before signals are served: some milliseconds
     ARRAY = 1
     MEMORY = 2
     FILE = 3
@@ -768,6 +769,48 @@ cdef class Mapping:
 def mark_private(Block block):
     """The block is what a message brought by value: its bytes are this process's own, and go on by value."""
     cl_mark_private(the_store(), &block.ref)
+
+
+def copy_parts(target, list parts, uint64_t align, tell=None):
+    """Copy buffers into one, each to the next multiple of `align`; `tell`, if given, hears after each span how many bytes it had."""
+    cdef Py_buffer whole
+    cdef Py_buffer *views
+    cdef Py_ssize_t i = 0, n = len(parts), taken = 0
+    cdef uint64_t at = 0, done = 0, span, some, most = SPAN if tell is None else SPAN // 16
+    PyObject_GetBuffer(target, &whole, PyBUF_WRITABLE)
+    views = <Py_buffer *>malloc((n or 1) * sizeof(Py_buffer))
+    try:
+        if views == NULL:
+            raise MemoryError
+        for part in parts:
+            PyObject_GetBuffer(part, &views[taken], PyBUF_SIMPLE)
+            taken += 1
+            at = (at + align - 1) // align * align + <uint64_t>views[taken - 1].len
+        if at > <uint64_t>whole.len:
+            raise ValueError(f"{at} bytes do not go into {whole.len}")
+        at = 0
+        while i < n:
+            span = 0
+            with nogil:
+                while i < n and span < most:
+                    some = <uint64_t>views[i].len - done
+                    if some > most - span:
+                        some = most - span
+                    memcpy(<uint8_t *>whole.buf + at + done, <uint8_t *>views[i].buf + done, some)
+                    done += some
+                    span += some
+                    if done == <uint64_t>views[i].len:
+                        at = (at + done + align - 1) // align * align
+                        done = 0
+                        i += 1
+            PyErr_CheckSignals()
+            if tell is not None:
+                tell(span)
+    finally:
+        for i in range(taken):
+            PyBuffer_Release(&views[i])
+        free(views)
+        PyBuffer_Release(&whole)
 
 
 def private_view(Block block):
