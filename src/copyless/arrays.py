@@ -772,12 +772,12 @@ def _for_queue(array: Any) -> bytes | None:
     return _encode(array, 2) if _native.is_open() or files.any_mapped() else None
 
 
-pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 def _are_plain() -> bool:
     """Whether the pickler would do nothing of its own with an array of numbers that lies in no shared memory."""
     return not files.any_mapped() and pickling.reduction_of(np.ndarray) is _reduce
 
 
+pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 _native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 _queue.know_arrays(np.ndarray, _are_plain, pickling.BESIDE)
 pickling.register(np.ndarray, _reduce)

@@ -159,6 +159,10 @@ def test_a_bar_is_shown_for_large_transfers_when_asked_for(transport, program):
             world.send(small, 1, progress=True)
             world.send("word", 1, progress=True)
             big = np.arange(6 << 20, dtype="f4")
+            world.send(big, 2, progress=True)
+        if world.rank == 2:
+            alone = world.recv(None, 0, progress=True)
+            assert (alone == big).all() and alone.flags.writeable
         if world.rank == 1:
             got = world.recv(None, 0, progress=True)
             assert (got["big"] == big).all() and got["big"].flags.writeable and (got["shared"] == 1).all()

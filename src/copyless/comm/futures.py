@@ -99,9 +99,7 @@ def _over_mpi(ranks: Any, max_workers: int | None, initializer: Any, initargs: A
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
-    entered = MPICommExecutor(
-        MPI.Intracomm(ranks), 0, max_workers=max_workers, initializer=initializer, initargs=initargs
-    )
+    entered = MPICommExecutor(MPI.Intracomm(ranks), 0, max_workers=max_workers, initializer=initializer, initargs=initargs)
     executor = entered.__enter__()  # on the other ranks it works until the end, and there is none
     if executor is None:
         sys.exit()

@@ -110,10 +110,7 @@ class Arrived:
 
     def __init__(self, source: int, tag: int, number: int, sender: int, payload: Any) -> None:
         self.source, self.tag = source, tag
-        self.number, self.sender = (
-            number,
-            sender,
-        )  # of one whose sender waits for an answer; the sender's rank in the group
+        self.number, self.sender = number, sender  # of one whose sender waits for an answer; the sender's rank in the group
         self.packet = payload
         self.nbytes = len(payload) if type(payload) is bytes else payload.nbytes
 
@@ -182,12 +179,12 @@ class Engine:
         payload: Any = _queue.plain_dumps(obj)
         if payload is None:
             payload = Packet.of(obj)
-            if title is not None:
+            if not payload.parts and not payload.handles and len(payload.data) <= _PLAIN_MOST:
+                payload = payload.data
+            elif title is not None:
                 with shown(title, payload.nbytes) as tell:
                     if tell is not None:
                         payload.gather(tell).single = True
-            if not payload.parts and not payload.handles and len(payload.data) <= _PLAIN_MOST:
-                payload = payload.data
         number = 0
         if synchronous:
             with self._lock:

@@ -20,21 +20,7 @@ from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, T
 from copyless.comm.group import Arrived, Engine, Group, Receive
 from copyless.errors import ClosedError
 
-__all__ = [
-    "ANY_SOURCE",
-    "ANY_TAG",
-    "PROC_NULL",
-    "ROOT",
-    "UNDEFINED",
-    "Comm",
-    "Intercomm",
-    "Intracomm",
-    "Message",
-    "Request",
-    "Status",
-    "spawn",
-    "world",
-]
+__all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
 
 
 class Status:
@@ -102,9 +88,7 @@ class Request:
         self._cancelled = False
 
     @classmethod
-    def _of(
-        cls, comm: Comm, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None
-    ) -> Request:
+    def _of(cls, comm: Comm, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None) -> Request:
         made = cls()
         made._comm, made._kind, made._receive, made._number, made._message = comm, kind, receive, number, message
         return made

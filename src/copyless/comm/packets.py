@@ -35,7 +35,7 @@ def offsets_of(sizes: Sequence[int]) -> list[int]:
 
 def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Memory:
     """Buffers copied into one block of shared memory; `tell` hears of the bytes as they go."""
-    memory = Memory.allocate(sum((part.nbytes + _ALIGN - 1) // _ALIGN * _ALIGN for part in parts))
+    memory = Memory.allocate(offsets_of([part.nbytes for part in parts])[-1])
     _native.copy_parts(memory, list(parts), _ALIGN, tell)
     return memory
 
