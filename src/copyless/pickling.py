@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
-from copyless.core import _memory, _native
+from copyless.core import _memory, _native, _queue
 from copyless.core._memory import Memory
 from copyless.storage import handles, objects
 
@@ -59,6 +59,9 @@ def pack(
     `make` makes another pickler than the plain one: of (stream, buffer_callback). Without `draft`: for a channel that is not
     ours, so the handles' holds are those of messages.
     """
+    both = _queue.arrays_dumps(obj) if make is None else None  # plain values and arrays of numbers need no pickler
+    if both is not None:
+        return (*both, [])
     outer, made = (_batch.handles, _batch.draft, _batch.beside), []  # type: tuple[Any, bool, bool], list[bytes]
     buffers: list[Any] = []
     stream = io.BytesIO()

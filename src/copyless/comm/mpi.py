@@ -55,7 +55,7 @@ _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
 _TRIES = 100  # a few tens of microseconds
 
-_plain, _arrays = _queue.plain_dumps, _queue.arrays_dumps
+_plain = _queue.plain_dumps
 _send, _mrecv, _rank = MPI.Comm.Send, MPI.Message.recv, MPI.Comm.Get_rank
 _improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.improbe
 _elements, _BYTE = MPI.Status.Get_elements, MPI.BYTE
@@ -206,10 +206,7 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
         message = _through_block(in_block, obj.data, obj.parts)
         if message is not None:
             return message
-    both = _arrays(obj, not near)
-    if both is not None:
-        data, parts = both
-    elif near:
+    if near:
         data, parts, _ = pickling.pack(obj, draft=False)
     else:
         data, parts = _by_value(obj)

@@ -68,8 +68,7 @@ class Packet:
     @classmethod
     def of(cls, obj: Any, by_value: bool = False, draft: bool = True) -> Packet:
         """Pack an object; `by_value`: what lies in shared memory too, for other hosts; `draft`: for one of our queues."""
-        both = _queue.arrays_dumps(obj, by_value)  # of plain values and arrays
-        return cls(*(both or (_by_value(obj) if by_value else pickling.pack(obj, draft=draft))))
+        return cls(*(_by_value(obj) if by_value else pickling.pack(obj, draft=draft)))
 
     @property
     def nbytes(self) -> int:

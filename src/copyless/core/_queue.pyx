@@ -241,8 +241,6 @@ cdef Packed pack(obj, bint in_block):
         data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
     elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
         data, handles = b"H" + handle, [handle]
-    elif (both := arrays_dumps(obj)) is not None:
-        (data, buffers), handles = both, []
     else:
         data, buffers, handles = PACK(obj)
     if handles:
