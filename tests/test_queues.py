@@ -909,3 +909,35 @@ def test_the_queue_of_a_killed_family_is_taken_back():
     program.kill()
     program.communicate()
     until(lambda: copyless.reap() is not None)
+
+
+def test_a_thread_that_takes_arrays_while_another_forks_does_not_stop_both():
+    """A fork holds the store's tables and wants the GIL: who has the GIL must not wait for the tables."""
+    done = python(
+        """
+        import os, threading
+        import numpy as np
+        import copyless
+        queue, array, stop = copyless.Queue(), np.ones(8192, "u1"), threading.Event()
+
+        def pass_arrays():
+            while not stop.is_set():
+                queue.put(array)
+                assert queue.get()[-1] == 1
+
+        threads = [threading.Thread(target=pass_arrays) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(400):
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        print("both went on")
+        """,
+        timeout=60,
+    )
+    assert "both went on" in done.stdout

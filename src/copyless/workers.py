@@ -113,11 +113,11 @@ def _main_must_travel(context: Any) -> bool:
 # ---- a worker
 
 
-def work(shared: list[Any], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
     try:
-        tasks, results, board = (attach(name) if type(name) is bytes else name for name in shared)
+        tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
         return  # the parent was quicker to end than we to begin
     try:
@@ -295,10 +295,10 @@ class Crew:
         self.results: Any = SimpleQueue()
         board: Any = Memory.allocate(8 * ROWS * _WIDTH, clear=True)
         self._rows = memoryview(board).cast("Q")
-        self._shared: list[Any] = [self.tasks, self.results, board]
-        if getattr(context, "get_start_method", lambda: "spawn")() != "fork":
-            # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind.
-            self._shared = [bytes(handle(shared)) for shared in self._shared]
+        self._board = board
+        # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind. A forked one
+        # too attaches anew: the objects that it inherits may be in use by another thread at the moment of the fork.
+        self._names = [bytes(handle(shared)) for shared in (self.tasks, self.results, board)]
         self._free = deque(range(ROWS))  # a row rests as long as it can before it is used again
         self._lock = threading.RLock()
         self._bundles: dict[int, Bundle] = {}
@@ -352,7 +352,7 @@ class Crew:
         """Start what is missing."""
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
-                worker = self.context.Process(target=work, args=(self._shared, self._mask, *self._how))
+                worker = self.context.Process(target=work, args=(self._names, self._mask, *self._how))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 worker.start()

@@ -108,7 +108,7 @@ cdef extern from "store.h" nogil:
     int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
     int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
     int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
-    void cl_mark_private(cl_store *store, const cl_block_ref *ref)
+    int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags)
     int cl_home(cl_store *store, uint32_t class_index, int make)
     void cl_segment_file(char *out, uint64_t id)
     enum: CL_SPILLED, CL_LARGE
@@ -151,3 +151,4 @@ cdef Block allocate(uint64_t nbytes, unsigned flags)
 cdef int fail(int rc) except -1
 cdef int64_t deadline_of(timeout) except -1
 cdef bint token_of(bytes handle, cl_token *token)
+cdef void set_private(const cl_block_ref *ref) noexcept

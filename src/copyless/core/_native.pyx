@@ -768,7 +768,15 @@ cdef class Mapping:
 
 def mark_private(Block block):
     """The block is what a message brought by value: its bytes are this process's own, and go on by value."""
-    cl_mark_private(the_store(), &block.ref)
+    set_private(&block.ref)
+
+
+cdef void set_private(const cl_block_ref *ref) noexcept:
+    # Never waits with the GIL: a thread that forks holds the tables, and wants the GIL.
+    cdef int rc = cl_mark_private(the_store(), ref, 0)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_mark_private(the_store(), ref, CL_MAY_WAIT)
 
 
 def copy_parts(target, list parts, uint64_t align, tell=None):

@@ -19,8 +19,8 @@ from libc.string cimport memcpy, memset
 from copyless.core._native cimport (
     allocate, cl_find, deadline_of, fail, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
-    CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head, cl_mark_private,
-    cl_store, cl_token, cl_unsend, stand, the_store,
+    CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
+    cl_store, cl_token, cl_unsend, set_private, stand, the_store,
 )
 
 import pickle
@@ -587,7 +587,7 @@ cdef class _Queue(Object):
             # Memory of the consumer's own: a copy when that is cheaper than to map the block anew.
             own = bytearray(block) if got.nbytes <= COPIED else private_view(block)
             return self._leased(got.sequence, unpack(own, got.ntokens))
-        cl_mark_private(the_store(), &got.payload)
+        set_private(&got.payload)
         return unpack(block, got.ntokens)
 
     cdef void commit(self) noexcept:

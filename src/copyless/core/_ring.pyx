@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from copyless.core._native cimport (
     deadline_of, fail,
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_head,
-    cl_mark_private, cl_store, the_store,
+    cl_store, set_private, the_store,
 )
 
 from copyless.errors import ClosedError
@@ -180,7 +180,7 @@ cdef class _Ring(Object):
         rc = cl_ring_attach(&self.r, the_store(), <cl_ring_head *>self.head, block.ref.capacity, block.number)
         if rc != CL_OK:
             fail(rc)
-        cl_mark_private(the_store(), &block.ref)  # what is sent on of a frame goes by value: its slot is written again
+        set_private(&block.ref)  # what is sent on of a frame goes by value: its slot is written again
 
     @property
     def _spec(self):

@@ -641,16 +641,18 @@ static int find(const cl_store *store, const uint8_t *p, uint64_t nbytes, cl_blo
     return map->blocks[index].private ? 2 : 1;
 }
 
-void cl_mark_private(cl_store *store, const cl_block_ref *ref)
+int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags)
 {
-    int rc;
-    while ((rc = cl_enter_tables(store, CL_MAY_WAIT)) == CL_AGAIN) {
+    int rc = cl_enter_tables(store, flags);
+    if (rc != CL_OK) {
+        return rc;
     }
     cl_map *map = store->maps != NULL ? store->maps[ref->segment] : NULL;
     if (map != NULL && map->id == ref->segment_id) {
         map->blocks[ref->index].private = 1;
     }
     cl_leave_tables(store);
+    return CL_OK;
 }
 
 int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)

@@ -152,7 +152,7 @@ int cl_find(
     cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
     cl_block_ref *
         out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours, 2: found, but private */
-void cl_mark_private(cl_store *store, const cl_block_ref *ref); /* cl_find says 2 */
+int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags); /* (wait) cl_find says 2 */
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
 uint64_t cl_capacity_for(uint64_t nbytes);
 int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
