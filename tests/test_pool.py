@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -388,6 +389,28 @@ def test_workers_end_when_their_parent_is_killed():
     program.wait()
     until(lambda: all(_gone(pid) for pid in pids), "workers outlive their parent", 20)
     program.stdout.close(), program.stdin.close(), program.stderr.close()
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_workers_end_when_their_parent_is_interrupted_at_its_exit(method, tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(
+        "import multiprocessing, sys, time\n"
+        "from copyless.futures import ProcessPoolExecutor\n"
+        "if __name__ == '__main__':\n"
+        "    executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(sys.argv[1]))\n"
+        "    list(executor.map(abs, range(4)))\n"
+        "    for _ in range(2): executor.submit(time.sleep, 2)\n"
+        "    print(*executor._processes, flush=True)\n"
+    )
+    program = subprocess.Popen([sys.executable, str(path), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in program.stdout.readline().split()]
+    assert len(pids) == 2
+    while program.poll() is None:  # it waits for the executor, then for its processes
+        program.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    until(lambda: all(_gone(pid) for pid in pids), "workers outlive their parent", 20)
+    program.stdout.close(), program.stderr.close()
 
 
 def _gone(pid):

@@ -143,7 +143,7 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
     done = 0
     while most is None or done < most:
         try:
-            item = tasks.get()
+            item = tasks._next()  # ends also when the parent ended well and did not shut the queue: Ctrl-C at its exit
         except (ClosedError, EOFError):
             return
         number, row, count, sealed = item
