@@ -15,34 +15,34 @@ live. A rank that was killed, or ended, is told from its row of the table that a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty
 from typing import Any
 
 import numpy as np
 
 from copyless.arrays import attach, handle, zeros
-from copyless.comm.packets import Packet
+from copyless.comm.constants import ANY_SOURCE, ANY_TAG
 from copyless.comm.progress import shown
-from copyless.core import _native, _queue
+from copyless.core import _inbox, _native
+from copyless.core._inbox import Inbox, Parcel
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
 from copyless.storage.store import need
 
-__all__ = ["Arrived", "Engine", "Group", "Receive"]
+__all__ = ["Engine", "Group", "Receive"]
 
 AWAITED, RUNS, ENDED, DIED = range(4)
 _PID, _START, _STATE, _WIDTH = range(4)
 _LOOK = 0.2  # seconds between looks at who lives
 _POLL = 5e-4  # seconds of looking before sleeping
-_SPIN = 3e-5
-_NOTHING = _queue.NOTHING_HERE
 _CONTEXT_OF_ACKS = -1
-_PLAIN_MOST = 8192  # bytes of a pickle that goes in the message itself
+
+_inbox.know(ANY_SOURCE, ANY_TAG)
 
 
 class Group:
@@ -103,25 +103,6 @@ class Group:
         return first
 
 
-class Arrived:
-    """A message that has come."""
-
-    __slots__ = ("nbytes", "number", "packet", "sender", "source", "tag")
-
-    def __init__(self, source: int, tag: int, number: int, sender: int, payload: Any) -> None:
-        self.source, self.tag = source, tag
-        self.number, self.sender = number, sender  # of one whose sender waits for an answer; the sender's rank in the group
-        self.packet = payload
-        self.nbytes = len(payload) if type(payload) is bytes else payload.nbytes
-
-    def open(self) -> Any:
-        payload, self.packet = self.packet, None
-        if type(payload) is bytes:
-            plain = _queue.plain_loads(payload)
-            return pickle.loads(payload) if plain is None else plain[0]
-        return payload.open()
-
-
 class Receive:
     """A receive, or a probe, that waits for its message."""
 
@@ -130,9 +111,9 @@ class Receive:
     def __init__(self, context: int, source: int, tag: int, sources: Any) -> None:
         self.context, self.source, self.tag = context, source, tag  # source and tag: -1 is any
         self.sources = sources  # whose death would leave it waiting for ever
-        self.message: Arrived | None = None
+        self.message: Parcel | None = None
 
-    def fits(self, message: Arrived) -> bool:
+    def fits(self, message: Parcel) -> bool:
         return (self.source < 0 or self.source == message.source) and (self.tag < 0 or self.tag == message.tag)
 
 
@@ -141,13 +122,11 @@ class Engine:
 
     def __init__(self, group: Group, rank: int) -> None:
         self.group, self.rank = group, rank
-        self._inbox = group.inboxes[rank]
         self._lock = threading.RLock()
-        self._reader = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
-        self._waiting = 0
-        self._unexpected: dict[int, list[Arrived]] = {}
+        self._unexpected: dict[int, list[Parcel]] = {}
         self._posted: dict[int, list[Receive]] = {}
+        self.inbox = Inbox(group.inboxes, rank, self._arrive, self._posted, self._unexpected, self._changed)
         self._acks: dict[int, bool] = {}
         self._number = 0
         self._pid = os.getpid()
@@ -176,15 +155,6 @@ class Engine:
         With a `title` a large one shows a bar while it is copied.
         """
         self._check()
-        payload: Any = _queue.plain_dumps(obj)
-        if payload is None:
-            payload = Packet.of(obj)
-            if not payload.parts and not payload.handles and len(payload.data) <= _PLAIN_MOST:
-                payload = payload.data
-            elif title is not None:
-                with shown(title, payload.nbytes) as tell:
-                    if tell is not None:
-                        payload.gather(tell).single = True
         number = 0
         if synchronous:
             with self._lock:
@@ -192,7 +162,7 @@ class Engine:
                 number = self._number
                 self._acks[number] = False
         try:
-            self.group.inboxes[to].put((context, source, tag, number, self.rank, payload))
+            self.inbox.send(obj, to, context, source, tag, number, title and functools.partial(shown, title))
         except ClosedError:
             raise OwnerDiedError(f"rank {to} of the group has ended: nobody takes the message") from None
         return number
@@ -205,32 +175,6 @@ class Engine:
             return False
 
     # ---- receiving
-
-    def take_next(self, context: int, source: int, tag: int) -> Arrived | None:
-        """The very next message, if it comes at once and a receive that stands behind nobody gets it; else None.
-
-        What most receives need; whatever else comes goes the way of all.
-        """
-        if self._unexpected.get(context) or self._posted.get(context) or not self._reader.acquire(blocking=False):
-            return None
-        try:
-            item = self._inbox.get(True, _SPIN)
-            of, sender, marked, number, rank, payload = item
-            if (
-                of == context
-                and (source < 0 or source == sender)
-                and (tag < 0 or tag == marked)
-                and not number
-                and not self._posted.get(context)
-                and not self._unexpected.get(context)
-            ):
-                return Arrived(sender, marked, 0, rank, payload)
-            self._arrive(item)
-        except Empty:
-            pass
-        finally:
-            self._leave()
-        return None
 
     def post(self, receive: Receive, keep: bool = False) -> Receive:
         """Give a receive its message, if it came already, else put it in line. `keep`: only look (a probe)."""
@@ -258,21 +202,19 @@ class Engine:
                 return True
         return False
 
-    def _answer(self, message: Arrived) -> None:
+    def _answer(self, message: Parcel) -> None:
         """Tell the sender of a synchronous message that its receive has begun."""
         if message.number:
             with contextlib.suppress(ClosedError):
-                self.group.inboxes[message.sender].put((_CONTEXT_OF_ACKS, 0, 0, message.number, self.rank, b""))
+                self.inbox.send(None, message.sender, _CONTEXT_OF_ACKS, 0, 0, message.number)
 
-    def _arrive(self, item: tuple[Any, ...]) -> None:
-        context, source, tag, number, sender, payload = item
+    def _arrive(self, message: Parcel) -> None:
         with self._lock:
-            if context == _CONTEXT_OF_ACKS:
-                if number in self._acks:
-                    self._acks[number] = True
+            if message.context == _CONTEXT_OF_ACKS:
+                if message.number in self._acks:
+                    self._acks[message.number] = True
                 return
-            message = Arrived(source, tag, number, sender, payload)
-            line = self._posted.get(context)
+            line = self._posted.get(message.context)
             if line:
                 for i, receive in enumerate(line):
                     if receive.fits(message):
@@ -280,19 +222,16 @@ class Engine:
                         self._answer(message)
                         receive.message = message
                         return
-            self._unexpected.setdefault(context, []).append(message)
+            self._unexpected.setdefault(message.context, []).append(message)
 
     def progress(self) -> None:
         """Take in what has come, without waiting."""
-        if self._reader.acquire(blocking=False):
+        if self.inbox.begin():
             try:
-                while True:
-                    for item in self._inbox.get_many(block=False):
-                        self._arrive(item)
-            except Empty:
-                pass
+                while (message := self.inbox.next(0)) is not None:
+                    self._arrive(message)
             finally:
-                self._leave()
+                self.inbox.leave()
 
     def wait(self, done: Callable[[], Any], sources: Any, deadline: float | None = None) -> bool:
         """Wait until something is true; OwnerDiedError when a rank that it waits for has died. False at the deadline."""
@@ -300,22 +239,22 @@ class Engine:
         while not done():
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            if self._reader.acquire(blocking=False):
+            if self.inbox.begin():
                 try:
                     self._poll(done)
                     while not done():
-                        try:
-                            left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
-                            self._arrive(self._inbox.get(timeout=left))
-                        except Empty:
+                        left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
+                        message = self.inbox.next(left)
+                        if message is None:
                             break
+                        self._arrive(message)
                 finally:
-                    self._leave()
+                    self.inbox.leave()
             else:
                 with self._changed:
-                    self._waiting += 1
+                    self.inbox.waiting += 1
                     self._changed.wait(_LOOK)
-                    self._waiting -= 1
+                    self.inbox.waiting -= 1
             if time.monotonic() - looked >= _LOOK and not done():
                 looked = time.monotonic()
                 self._look(sources, done)
@@ -323,21 +262,15 @@ class Engine:
 
     def _poll(self, done: Callable[[], Any]) -> None:
         """Take in what comes within half a millisecond, yielding the processor: waking from sleep costs a fifth of that."""
-        attempt, yielded = self._inbox._try_get, time.perf_counter() + _POLL
+        attempt, yielded = self.inbox.next, time.perf_counter() + _POLL
         while not done():
-            item = attempt()
-            if item is not _NOTHING:
-                self._arrive(item)
+            message = attempt(0)
+            if message is not None:
+                self._arrive(message)
             elif time.perf_counter() >= yielded:
                 return
             else:
                 os.sched_yield()
-
-    def _leave(self) -> None:
-        self._reader.release()
-        if self._waiting:
-            with self._changed:
-                self._changed.notify_all()
 
     def _look(self, sources: Any, done: Callable[[], Any]) -> None:
         """Raise when what is waited for cannot come any more."""

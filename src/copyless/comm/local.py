@@ -17,7 +17,9 @@ from typing import Any
 
 from copyless.comm import collectives
 from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, TAG_MOST, UNDEFINED
-from copyless.comm.group import Arrived, Engine, Group, Receive
+from copyless.comm.group import Engine, Group, Receive
+from copyless.core._inbox import Parcel, Port
+from copyless.core._queue import NOTHING_HERE
 from copyless.errors import ClosedError
 
 __all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
@@ -59,7 +61,7 @@ class Status:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def _tell(self, comm: Comm | None, message: Arrived | None) -> None:
+    def _tell(self, comm: Comm | None, message: Parcel | None) -> None:
         if message is None or comm is None:
             self.source, self.tag, self.count = PROC_NULL, ANY_TAG, 0
         else:
@@ -82,7 +84,7 @@ class Request:
         other = request
         self._comm: Comm | None = other._comm if other is not None else None
         self._receive: Receive | None = other._receive if other is not None else None
-        self._message: Arrived | None = other._message if other is not None else None
+        self._message: Parcel | None = other._message if other is not None else None
         self._number = other._number if other is not None else 0
         self._kind = other._kind if other is not None else "null"
         self._cancelled = False
@@ -205,11 +207,11 @@ class Message:
 
     def __init__(self, message: Message | None = None) -> None:
         self._comm: Comm | None = message._comm if message is not None else None
-        self._message: Arrived | None = message._message if message is not None else None
+        self._message: Parcel | None = message._message if message is not None else None
         self._kind = message._kind if message is not None else "null"
 
     @classmethod
-    def _of(cls, comm: Comm, message: Arrived | None) -> Message:
+    def _of(cls, comm: Comm, message: Parcel | None) -> Message:
         made = cls()
         made._comm, made._message, made._kind = comm, message, "nobody" if message is None else "message"
         return made
@@ -230,7 +232,7 @@ class Message:
     def free(self) -> None:
         """Do nothing, as there."""
 
-    def _take(self) -> tuple[Comm, Arrived | None]:
+    def _take(self) -> tuple[Comm, Parcel | None]:
         if self._kind == "null" or self._comm is None:
             raise ValueError("the message has been received already, or there was none")
         comm, message = self._comm, self._message
@@ -275,6 +277,7 @@ class Comm:
     _context: int
     _group: list[int]  # of the own group: ranks of the world
     _remote: list[int]  # of the group that one sends to
+    _port: Any  # the short way; None when freed
     _twin: Any  # the collective operations, on a context of their own
     _freed = False
 
@@ -292,6 +295,7 @@ class Comm:
     def _of(cls, engine: Engine, context: int, group: list[int], remote: list[int], me: int) -> Any:
         made = object.__new__(cls)
         made._engine, made._context, made._group, made._remote, made._me = engine, context, group, remote, me
+        made._port = Port(engine.inbox, context, remote, me)
         made._twin = None
         made.name = ""
         return made
@@ -380,7 +384,7 @@ class Comm:
         OwnerDiedError
             When that rank has closed its inbox.
         """
-        if dest != PROC_NULL:
+        if (self._port is None or not self._port.send(obj, dest, tag)) and dest != PROC_NULL:
             title = f"rank {self._me} to {dest}" if progress else None
             self._engine.send(obj, self._peer(dest, tag), self._context, self._me, tag, False, title)
 
@@ -435,17 +439,17 @@ class Comm:
         OwnerDiedError
             When the ranks that it could come from have died, or have ended without sending it.
         """
+        if self._port is not None:
+            found = self._port.receive(source, tag, self, status)
+            if found is not NOTHING_HERE:
+                return found
         receive = self._receive(source, tag)
         if receive is None:
             if status is not None:
                 status._tell(None, None)
             return None
         engine = self._engine
-        next_one = engine.take_next(self._context, receive.source, tag)
-        if next_one is not None:
-            receive.message = next_one
-        else:
-            engine.post(receive)
+        engine.post(receive)
         if receive.message is None:
             try:
                 engine.wait(lambda: receive.message is not None, receive.sources)
@@ -586,6 +590,7 @@ class Comm:
     def Free(self) -> None:
         """Give the communicator up. Messages under way on it are forgotten with the process."""
         self._freed = True
+        self._port = None
 
     def Abort(self, errorcode: int = 0) -> None:
         """End this rank at once, badly; the others learn of it, and ``copyless run`` ends them."""

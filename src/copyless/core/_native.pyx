@@ -782,20 +782,28 @@ cdef void set_private(const cl_block_ref *ref) noexcept:
 def copy_parts(target, list parts, uint64_t align, tell=None):
     """Copy buffers into one, each to the next multiple of `align`; `tell`, if given, hears after each span how many bytes it had."""
     cdef Py_buffer whole
+    PyObject_GetBuffer(target, &whole, PyBUF_WRITABLE)
+    try:
+        copy_into(<uint8_t *>whole.buf, whole.len, parts, align, tell)
+    finally:
+        PyBuffer_Release(&whole)
+
+
+cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell) except -1:
+    """As `copy_parts`."""
     cdef Py_buffer *views
     cdef Py_ssize_t i = 0, n = len(parts), taken = 0
     cdef uint64_t at = 0, done = 0, span, some, most = SPAN if tell is None else SPAN // 16
-    PyObject_GetBuffer(target, &whole, PyBUF_WRITABLE)
     views = <Py_buffer *>malloc((n or 1) * sizeof(Py_buffer))
+    if views == NULL:
+        raise MemoryError
     try:
-        if views == NULL:
-            raise MemoryError
         for part in parts:
             PyObject_GetBuffer(part, &views[taken], PyBUF_SIMPLE)
             taken += 1
             at = (at + align - 1) // align * align + <uint64_t>views[taken - 1].len
-        if at > <uint64_t>whole.len:
-            raise ValueError(f"{at} bytes do not go into {whole.len}")
+        if at > room:
+            raise ValueError(f"{at} bytes do not go into {room}")
         at = 0
         while i < n:
             span = 0
@@ -804,7 +812,7 @@ def copy_parts(target, list parts, uint64_t align, tell=None):
                     some = <uint64_t>views[i].len - done
                     if some > most - span:
                         some = most - span
-                    memcpy(<uint8_t *>whole.buf + at + done, <uint8_t *>views[i].buf + done, some)
+                    memcpy(out + at + done, <uint8_t *>views[i].buf + done, some)
                     done += some
                     span += some
                     if done == <uint64_t>views[i].len:
@@ -818,7 +826,7 @@ def copy_parts(target, list parts, uint64_t align, tell=None):
         for i in range(taken):
             PyBuffer_Release(&views[i])
         free(views)
-        PyBuffer_Release(&whole)
+    return 0
 
 
 def private_view(Block block):

@@ -17,7 +17,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    allocate, cl_find, deadline_of, fail, token_of,
+    allocate, cl_find, copy_into, deadline_of, fail, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
     CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
     cl_store, cl_token, cl_unsend, set_private, stand, the_store,
@@ -44,53 +44,6 @@ cdef extern from "plain.h":
     size_t plain_dump_with(object o, uint8_t *out, size_t room, plain_arrays *arrays)
     PyObject *plain_load(const uint8_t *p, size_t nbytes) except? NULL
 
-cdef extern from "queue.h" nogil:
-    enum: CL_KIND_QUEUE, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_USERS, CL_LEASES
-    enum: CL_QUEUE_OPEN, CL_QUEUE_SHUT_NOW
-    uint64_t CL_INLINE_MAX
-    ctypedef struct cl_end:
-        uint64_t commit
-    ctypedef struct cl_lease:
-        uint32_t owner
-    ctypedef struct cl_queue_head:
-        cl_head head
-        uint32_t state
-        uint64_t dropped, spilled
-        cl_end put, get
-        cl_lease leases[1]
-    ctypedef struct cl_queue:
-        cl_queue_head *head
-        uint32_t self
-    ctypedef struct cl_item:
-        const void *body
-        uint64_t nbytes
-        const cl_token *tokens
-        uint32_t ntokens
-        const cl_block_ref *payload
-    ctypedef struct cl_got:
-        const uint8_t *body
-        uint64_t nbytes
-        uint32_t ntokens
-        uint64_t sequence
-        cl_block_ref payload
-    int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number)
-    void cl_queue_detach(cl_queue *q)
-    int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
-    int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
-    int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
-    int cl_queue_needs_registry(const cl_queue *q)
-    void cl_queue_commit(cl_queue *q)
-    void cl_queue_abort(cl_queue *q)
-    uint64_t cl_queue_size(const cl_queue_head *h)
-    uint64_t cl_queue_bytes(const cl_queue_head *h)
-    uint64_t cl_queue_unfinished(cl_queue *q)
-    int cl_queue_done(cl_queue *q, uint64_t sequence)
-    int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
-    int cl_queue_shut(cl_queue *q, int now)
-    void cl_queue_role(cl_queue *q, uint32_t role, int on)
-    void cl_queue_use(cl_queue *q, uint32_t role)
-    int cl_queue_deserted(cl_queue *q)
-
 HEAD_BYTES = sizeof(cl_queue_head)
 LEASE_BYTES = sizeof(cl_lease)
 LEASES = CL_LEASES
@@ -109,7 +62,8 @@ cdef enum:
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
 cdef object loads = pickle.loads
 cdef dict DIRECT = {}
-cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, NOTHING = object()
+cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None
+NOTHING = object()
 
 
 def know(pack, dict direct, load_handle, shut_down, tell):
@@ -189,14 +143,6 @@ cdef int tell() except -1:
 
 
 cdef class Packed:
-    """An object as a queue takes it. Holds what it names until a queue does; let go, it takes that back."""
-    cdef bytes body
-    cdef Block block
-    cdef uint64_t nbytes
-    cdef cl_token *tokens
-    cdef uint32_t ntokens
-    cdef bint given
-
     def __dealloc__(self):
         if self.tokens != NULL:
             if not self.given:
@@ -226,14 +172,25 @@ cdef void unsend(const cl_token *tokens, uint32_t n) noexcept:
                 rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
 
 
-cdef Packed pack(obj, bint in_block):
+cdef size_t dump_plain(obj, uint8_t *out, size_t room):
+    """The bytes of the pickle of a small plain value; 0: it is for `pack`."""
+    return plain_dump(obj, out, room)
+
+
+cdef object load_plain(const uint8_t *data, uint64_t nbytes):
+    """The plain value in a pickle; NOTHING: it is for the pickle module."""
+    cdef PyObject *value = plain_load(data, nbytes)
+    return NOTHING if value == NULL else take_reference(value)
+
+
+cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch):
+    """An object, behind a label that is for who takes it; `watch(bytes)`, if given, is the context of copying large buffers."""
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
     cdef list buffers = [], handles
-    cdef uint64_t at, total, n, start
+    cdef uint64_t at, total, n, start, apart = 0
     cdef uint64_t *lengths
     cdef uint8_t *out
-    cdef Py_buffer view
     cdef const void *source
     cdef uint8_t plain[PLAIN_LARGEST]
     n = plain_dump(obj, plain, PLAIN_LARGEST)
@@ -249,21 +206,27 @@ cdef Packed pack(obj, bint in_block):
             raise MemoryError
         for handle in handles:
             packed.ntokens += token_of(handle, &packed.tokens[packed.ntokens])  # a file's handle has none
-    n = packed.ntokens
-    start = n * sizeof(cl_token)
+    n = packed.ntokens * sizeof(cl_token)
+    start = n + nlabel
     total = start + len(data)
     if buffers:
         total += 16 + 8 * len(buffers)
         for buffer in buffers:
+            apart += buffer.nbytes
             total = (total + 63) // 64 * 64 + buffer.nbytes
     packed.nbytes = total
     if not buffers and total <= CL_INLINE_MAX and not in_block:
-        packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, start) + data if n else data
+        if start == 0:
+            packed.body = data
+        else:
+            packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, n) + PyBytes_FromStringAndSize(<char *>label, nlabel) + data
         return packed
     packed.block = allocate(total, CL_MAY_SPILL)
     out = packed.block.ref.data
     if n != 0:
-        memcpy(out, packed.tokens, start)
+        memcpy(out, packed.tokens, n)
+    if nlabel != 0:
+        memcpy(out + n, label, nlabel)
     at = start
     if buffers:
         (<uint32_t *>(out + at))[0] = COMPOSITE
@@ -277,14 +240,13 @@ cdef Packed pack(obj, bint in_block):
     source = PyBytes_AS_STRING(data)
     with nogil:
         memcpy(out + at, source, n)
-    at += n
-    for buffer in buffers:
-        at = (at + 63) // 64 * 64
-        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-        with nogil:
-            memcpy(out + at, view.buf, view.len)
-        at += view.len
-        PyBuffer_Release(&view)
+    if buffers:
+        at = (at + n + 63) // 64 * 64
+        if watch is None:
+            copy_into(out + at, total - at, buffers, 64, None)
+        else:
+            with watch(apart) as hears:
+                copy_into(out + at, total - at, buffers, 64, hears)
     return packed
 
 
@@ -303,13 +265,13 @@ cdef object take_reference(PyObject *value):
     return made
 
 
-cdef object unpack(body, uint32_t ntokens):
+cdef object unpack(body, uint32_t ntokens, uint32_t nlabel):
     """The object in the bytes of an item, over these very bytes; buffers in it are writable if they are."""
     cdef Py_buffer view
     cdef const uint8_t *p
-    cdef uint64_t at = ntokens * sizeof(cl_token), length, total, n, i, size
+    cdef uint64_t of_tokens = ntokens * sizeof(cl_token), at = of_tokens + nlabel, length, total, n, i, size
     cdef cl_token *tokens = NULL
-    if ntokens == 0 and type(body) is bytes:
+    if at == 0 and type(body) is bytes:
         return load(<bytes>body)
     whole = memoryview(body)
     total = len(whole)
@@ -320,10 +282,10 @@ cdef object unpack(body, uint32_t ntokens):
         if at > total:
             raise ValueError("an item of the queue is damaged")
         if ntokens != 0:
-            tokens = <cl_token *>malloc(at)
+            tokens = <cl_token *>malloc(of_tokens)
             if tokens == NULL:
                 raise MemoryError
-            memcpy(tokens, p, at)
+            memcpy(tokens, p, of_tokens)
         if total > at and p[at] == HANDLE:
             value = LOAD(PyBytes_FromStringAndSize(<const char *>p + at + 1, <Py_ssize_t>(total - at - 1)))
             ntokens = 0  # which took the hold
@@ -353,10 +315,6 @@ cdef object unpack(body, uint32_t ntokens):
 
 cdef class _Queue(Object):
     KIND = CL_KIND_QUEUE
-    cdef cl_queue q
-    cdef readonly bint redelivers
-    cdef uint32_t puts_of  # the lock word of the process that has put by this object
-    cdef public bint closed
 
     def __cinit__(self, *args, **kwargs):
         memset(&self.q, 0, sizeof(self.q))
@@ -454,7 +412,7 @@ cdef class _Queue(Object):
                 if rc != CL_OK:
                     self.refuse(rc)
                 return
-        packed = pack(obj, self.redelivers)
+        packed = pack(obj, self.redelivers, NULL, 0, None)
         packed.describe(&item)
         rc = self.insert(&item, 1, &done, deadline)
         if done:
@@ -481,7 +439,7 @@ cdef class _Queue(Object):
         cdef int64_t deadline = self.deadline(block, timeout)
         self.use(CL_ROLE_PUTS)
         for obj in objects:
-            all_packed.append(pack(obj, self.redelivers))
+            all_packed.append(pack(obj, self.redelivers, NULL, 0, None))
         if not all_packed:
             return 0
         items = <cl_item *>malloc(len(all_packed) * sizeof(cl_item))
@@ -504,7 +462,7 @@ cdef class _Queue(Object):
 
     def _pack(self, obj):
         self.use(CL_ROLE_PUTS)
-        return pack(obj, self.redelivers)
+        return pack(obj, self.redelivers, NULL, 0, None)
 
     def _try_put(self, Packed packed):
         """Whether there was room; for an event loop."""
@@ -562,8 +520,6 @@ cdef class _Queue(Object):
 
     cdef object end(self, cl_got *got):
         """Commit what was taken, and make an object of it."""
-        cdef bytes body = None
-        cdef Block block
         cdef uint8_t plain[PLAIN_LARGEST]
         cdef PyObject *value
         if got.body != NULL and got.ntokens == 0 and got.nbytes <= PLAIN_LARGEST:
@@ -573,6 +529,15 @@ cdef class _Queue(Object):
             if value != NULL:
                 return take_reference(value)
             return load(PyBytes_FromStringAndSize(<char *>plain, <Py_ssize_t>got.nbytes))
+        body = self.body(got)
+        if self.redelivers:
+            return self._leased(got.sequence, unpack(body, got.ntokens, 0))
+        return unpack(body, got.ntokens, 0)
+
+    cdef object body(self, cl_got *got):
+        """Commit what was taken: its bytes, which are this process's own."""
+        cdef bytes body = None
+        cdef Block block
         if got.body != NULL:
             try:
                 body = PyBytes_FromStringAndSize(<const char *>got.body, <Py_ssize_t>got.nbytes)
@@ -580,15 +545,14 @@ cdef class _Queue(Object):
                 cl_queue_abort(&self.q)
                 raise
             self.commit()
-            return unpack(body, got.ntokens)
+            return body
         self.commit()
         block = stand(&got.payload, got.nbytes)
         if self.redelivers:
             # Memory of the consumer's own: a copy when that is cheaper than to map the block anew.
-            own = bytearray(block) if got.nbytes <= COPIED else private_view(block)
-            return self._leased(got.sequence, unpack(own, got.ntokens))
+            return bytearray(block) if got.nbytes <= COPIED else private_view(block)
         set_private(&got.payload)
-        return unpack(block, got.ntokens)
+        return block
 
     cdef void commit(self) noexcept:
         if cl_queue_needs_registry(&self.q):

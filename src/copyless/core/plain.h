@@ -301,12 +301,45 @@ static uint64_t plain_number(const uint8_t *p, int n)
     return v;
 }
 
+#ifndef Py_GIL_DISABLED
+/* The same few keys come in every message: those met last are at hand, with their hashes. */
+#define PLAIN_KEYS 256
+#define PLAIN_KEY_LONGEST 32
+static PyObject *plain_keys[PLAIN_KEYS];
+
+static PyObject *plain_key(const uint8_t *p, size_t n)
+{
+    uint32_t hash = 2166136261u;
+    if (n == 0 || n > PLAIN_KEY_LONGEST) {
+        return PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)n, NULL);
+    }
+    for (size_t i = 0; i < n; i++) {
+        hash = (hash ^ p[i]) * 16777619u;
+    }
+    PyObject **known = &plain_keys[(hash ^ hash >> 16) % PLAIN_KEYS], *key = *known;
+    if (key != NULL && (size_t)PyUnicode_GET_LENGTH(key) == n && memcmp(PyUnicode_DATA(key), p, n) == 0) {
+        return Py_NewRef(key);
+    }
+    key = PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)n, NULL);
+    if (key != NULL && PyUnicode_IS_COMPACT_ASCII(key)) { /* its characters are its bytes */
+        Py_XSETREF(*known, Py_NewRef(key));
+    }
+    return key;
+}
+#else
+static PyObject *plain_key(const uint8_t *p, size_t n)
+{
+    return PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)n, NULL);
+}
+#endif
+
 /* The value, a new reference; NULL without an exception when it is for the pickle module, with one when memory is short. */
 static PyObject *plain_load(const uint8_t *p, size_t nbytes)
 {
     const uint8_t *end = p + nbytes;
     PyObject *stack[PLAIN_STACK], *made = NULL;
     int n = 0, marks[PLAIN_DEPTH + 1], nmarks = 0;
+    uint8_t before = 0, of_dict[PLAIN_DEPTH + 1] = {0};
     if (nbytes < 3 || p[0] != 0x80) {
         return NULL;
     }
@@ -316,8 +349,9 @@ static PyObject *plain_load(const uint8_t *p, size_t nbytes)
         goto other;                                                                                                    \
     }
     while (p < end) {
-        uint8_t op = *p++;
+        uint8_t op = *p++, last = before;
         int count;
+        before = op;
         uint64_t length;
         made = NULL;
         switch (op) {
@@ -372,8 +406,12 @@ static PyObject *plain_load(const uint8_t *p, size_t nbytes)
             length = plain_number(p, count);
             p += count;
             NEED(length);
-            made = op == 0x8c || op == 'X' ? PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)length, NULL)
-                                           : PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)length);
+            if (op == 0x8c && nmarks > 0 && of_dict[nmarks - 1] && (n - marks[nmarks - 1]) % 2 == 0) {
+                made = plain_key(p, length);
+            } else {
+                made = op == 0x8c || op == 'X' ? PyUnicode_DecodeUTF8((const char *)p, (Py_ssize_t)length, NULL)
+                                               : PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)length);
+            }
             p += length;
             break;
         case ')':
@@ -406,6 +444,7 @@ static PyObject *plain_load(const uint8_t *p, size_t nbytes)
             if (nmarks > PLAIN_DEPTH) {
                 goto other;
             }
+            of_dict[nmarks] = last == '}';
             marks[nmarks++] = n;
             continue;
         case 'e':

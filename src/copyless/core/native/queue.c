@@ -258,12 +258,11 @@ static void drop_leases_beyond(cl_queue *q)
 static int enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
 {
     cl_end *end = puts ? &q->head->put : &q->head->get;
-    int64_t until = 0;
-    if (flags & CL_MAY_WAIT) { /* the lock is held for microseconds: not to wait means not to wait for an item */
-        until = cl_monotonic_ns() + CL_SLICE_NS;
-        until = deadline_ns > until ? deadline_ns : until;
+    int rc = cl_mutex_lock(q->store, &end->lock, 0, &q->spin_lock);
+    if (rc == CL_AGAIN && (flags & CL_MAY_WAIT)) { /* held for microseconds: not to wait means not to wait for an item */
+        int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
+        rc = cl_mutex_lock(q->store, &end->lock, deadline_ns > until ? deadline_ns : until, &q->spin_lock);
     }
-    int rc = cl_mutex_lock(q->store, &end->lock, until, &q->spin_lock);
     if (rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
         if (!puts) {
@@ -278,8 +277,8 @@ static int enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
     return rc;
 }
 
-/* Wait until an end moves on from what was seen of it. */
-static int wait_for(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin)
+/* Wait until an end moves on from what was seen of it; *slept: not only by looking on. */
+static int wait_for(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin, int *slept)
 {
     cl_au32 *word = low_word(end);
     for (int spun = 0;;) {
@@ -293,6 +292,7 @@ static int wait_for(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *sp
         }
         if ((v & CL_COMMIT_SLEEP) || atomic_compare_exchange_strong(&end->commit, &v, v | CL_COMMIT_SLEEP)) {
             CL_KILL_POINT();
+            *slept = 1;
             return cl_sleep(word, (uint32_t)(v | CL_COMMIT_SLEEP), deadline_ns, spin);
         }
     }
@@ -585,8 +585,7 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        slept = 1;
-        rc = wait_for(&h->get, seen, deadline_ns, &q->spin_put);
+        rc = wait_for(&h->get, seen, deadline_ns, &q->spin_put, &slept);
         if (rc != CL_OK) {
             return rc;
         }
@@ -717,8 +716,7 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
         if (!is_empty(h)) {
             continue;
         }
-        slept = 1;
-        int rc = wait_for(&h->put, seen, deadline_ns, &q->spin_get);
+        int rc = wait_for(&h->put, seen, deadline_ns, &q->spin_get, &slept);
         if (rc != CL_OK) {
             return rc;
         }

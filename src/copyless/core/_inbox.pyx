@@ -1,0 +1,306 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""Messages of ranks, in queues that are their inboxes: who may receive one is told ahead of the object.
+
+An item of an inbox is what `_queue` makes of the object, with an envelope of 32 bytes between the tokens and the pickle. Plain
+values are made as they are taken, for no code runs that way; all others when they are received, by whoever receives them.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_monotonic_ns, cl_token, deadline_of
+from copyless.core._queue cimport NOTHING, Packed, _Queue, cl_got, cl_item, dump_plain, load_plain, pack, unpack, unsend
+
+import os
+
+cdef extern from "Python.h":
+    long PyLong_AsLongAndOverflow(object o, int *overflow) except? -1
+    bint PyLong_CheckExact(object o)
+
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    static int cl_test_and_set(int *flag)
+    {
+        return atomic_exchange_explicit((_Atomic int *)flag, 1, memory_order_acquire);
+    }
+    static void cl_reset(int *flag)
+    {
+        atomic_store_explicit((_Atomic int *)flag, 0, memory_order_release);
+    }
+    """
+    int cl_test_and_set(int *flag) nogil
+    void cl_reset(int *flag) nogil
+
+cdef enum:
+    MARK = 69  # no item of another kind begins so
+    PLAIN = 2048  # bytes of a plain value that goes the short way
+    NO_NUMBER = -100  # of what is no rank and no tag
+    TAG_MOST = 0x7fffffff
+
+cdef struct envelope:
+    uint32_t mark
+    int32_t source, tag, sender
+    int64_t context, number
+
+cdef struct letter:
+    envelope label
+    uint8_t pickle[PLAIN]
+
+cdef int64_t SPIN_NS = 30000  # how long the short way waits for a message
+cdef object ANY_SOURCE = None, ANY_TAG = None
+
+
+def know(any_source, any_tag):
+    """What a receive from any rank, and with any tag, says."""
+    global ANY_SOURCE, ANY_TAG
+    ANY_SOURCE, ANY_TAG = any_source, any_tag
+
+
+# Forked children are no ranks: what was made before a fork is not theirs.
+cdef int generation = 0
+
+
+def _forked():
+    global generation
+    generation += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+cdef class Parcel:
+    """A message that has come. `open` makes its object, once.
+
+    Attributes
+    ----------
+    context, source, tag : int
+        Of which communicator; from which rank of it; with which tag.
+    number, sender : int
+        Of one whose sender waits for an answer, else 0; that rank in the group.
+    nbytes : int
+        Of the pickle, with its buffers.
+    """
+    cdef readonly int64_t context, number
+    cdef readonly int source, tag, sender
+    cdef readonly uint64_t nbytes
+    cdef bint is_value
+    cdef object content  # the value, or the bytes of the item
+    cdef cl_token *tokens  # holds on what the bytes name, ours until they are opened
+    cdef uint32_t ntokens
+
+    def __dealloc__(self):
+        if self.tokens != NULL:
+            unsend(self.tokens, self.ntokens)
+            free(self.tokens)
+
+    def open(self):
+        """The object."""
+        content, self.content = self.content, None
+        if self.is_value:
+            return content
+        free(self.tokens)  # whoever opens the bytes finds them in there
+        self.tokens = NULL
+        return unpack(content, self.ntokens, sizeof(envelope))
+
+
+cdef class Inbox:
+    """Inbox(queues, rank, arrive, posted, unexpected, changed)
+
+    One rank's side of the inboxes of a group.
+
+    Parameters
+    ----------
+    queues
+        The inboxes of all ranks.
+    rank
+        Whose this is.
+    arrive
+        What is called with each message that the short way takes and that is not for who reads.
+    posted, unexpected
+        By communicators, who waits and what nobody waits for: the short way is only for who stands behind nobody.
+    changed
+        A condition, notified when somebody has read while others wait.
+    """
+    cdef list queues
+    cdef _Queue queue
+    cdef int rank, reading
+    cdef public int waiting
+    cdef object arrive, changed
+    cdef dict posted, unexpected
+
+    def __init__(self, list queues, int rank, arrive, dict posted, dict unexpected, changed):
+        self.queues, self.queue, self.rank = queues, queues[rank], rank
+        self.arrive, self.posted, self.unexpected, self.changed = arrive, posted, unexpected, changed
+
+    # ---- one thread reads at a time
+
+    def begin(self):
+        """Whether the caller reads now; then it must call `leave`."""
+        return not cl_test_and_set(&self.reading)
+
+    cpdef leave(self):
+        cl_reset(&self.reading)
+        if self.waiting:
+            with self.changed:
+                self.changed.notify_all()
+
+    cpdef Parcel next(self, timeout):
+        """The next message, waiting at most so many seconds; None: there is none. Only for who reads."""
+        cdef cl_got got
+        if self.queue.begin(deadline_of(timeout) if timeout else 0, &got) == CL_TIMEOUT:
+            return None
+        return self.parcel(&got)
+
+    cdef Parcel parcel(self, cl_got *got):
+        cdef Parcel made = Parcel.__new__(Parcel)
+        cdef letter item
+        cdef envelope *label = &item.label
+        cdef const uint8_t *data
+        cdef uint32_t ntokens = got.ntokens
+        cdef uint64_t of_tokens = ntokens * sizeof(cl_token), nbytes = got.nbytes
+        if got.body != NULL and ntokens == 0 and nbytes <= sizeof(item):
+            memcpy(&item, got.body, nbytes)
+            self.queue.commit()
+            made.content = load_plain(item.pickle, nbytes - sizeof(envelope)) if nbytes > sizeof(envelope) else NOTHING
+            made.is_value = made.content is not NOTHING
+            if not made.is_value:
+                made.content = PyBytes_FromStringAndSize(<char *>&item, <Py_ssize_t>nbytes)
+        else:
+            made.content = self.queue.body(got)
+            data = (<Block>made.content).ref.data if isinstance(made.content, Block) else <const uint8_t *>PyBytes_AS_STRING(made.content)
+            if nbytes < of_tokens + sizeof(envelope):
+                raise ValueError(f"a message of {nbytes} bytes is damaged")
+            if ntokens:
+                made.tokens = <cl_token *>malloc(of_tokens)
+                if made.tokens == NULL:
+                    raise MemoryError
+                made.ntokens = ntokens
+                memcpy(made.tokens, data, of_tokens)
+            memcpy(label, data + of_tokens, sizeof(envelope))
+        if label.mark != MARK:
+            raise ValueError(f"a message of {nbytes} bytes without an envelope")
+        made.context, made.number = label.context, label.number
+        made.source, made.tag, made.sender = label.source, label.tag, label.sender
+        made.nbytes = nbytes - of_tokens - sizeof(envelope)
+        return made
+
+    def send(self, obj, int to, int64_t context, int source, int tag, int64_t number, watch=None):
+        """Put a message into a rank's inbox; `watch(bytes)` is the context of copying its large buffers.
+
+        Raises
+        ------
+        ShutDown
+            When that inbox is closed.
+        """
+        cdef envelope label
+        cdef Packed packed
+        cdef cl_item item
+        cdef uint32_t done = 0
+        cdef int rc
+        cdef _Queue queue = self.queues[to]
+        label.mark, label.source, label.tag, label.sender = MARK, source, tag, self.rank
+        label.context, label.number = context, number
+        packed = pack(obj, False, <uint8_t *>&label, sizeof(envelope), watch)
+        packed.describe(&item)
+        rc = queue.insert(&item, 1, &done, queue.deadline(True, None))
+        if done:
+            packed.was_given()
+        if rc != CL_OK:
+            queue.refuse(rc)
+
+
+cdef int number_of(object o) except? -1:
+    cdef int overflow
+    cdef long value
+    if not PyLong_CheckExact(o):
+        return NO_NUMBER
+    value = PyLong_AsLongAndOverflow(o, &overflow)
+    return <int>value if not overflow and 0 <= value <= TAG_MOST else NO_NUMBER
+
+
+cdef class Port:
+    """Port(inbox, context, remote, me)
+
+    The short way of one communicator: small plain values, sent at once and received by who stands behind nobody.
+
+    Parameters
+    ----------
+    inbox
+        This rank's side of the group.
+    context
+        The communicator's number.
+    remote
+        The ranks of the group that one sends to.
+    me
+        This process's rank in the communicator.
+    """
+    cdef Inbox inbox
+    cdef object key
+    cdef int64_t context
+    cdef int me, n, made
+    cdef list remote
+
+    def __init__(self, Inbox inbox, context, list remote, int me):
+        self.inbox, self.key, self.context, self.remote, self.me = inbox, context, context, remote, me
+        self.n, self.made = len(remote), generation
+
+    def send(self, obj, dest, tag):
+        """Whether it went; if not, the long way takes it or says what is wrong."""
+        cdef letter out
+        cdef envelope *label = &out.label
+        cdef int to = number_of(dest), marked = number_of(tag)
+        cdef cl_item item
+        cdef uint32_t done = 0
+        cdef size_t n
+        cdef _Queue queue
+        if not 0 <= to < self.n or marked < 0 or self.made != generation:
+            return False
+        n = dump_plain(obj, out.pickle, PLAIN)
+        if n == 0:
+            return False
+        label.mark, label.source, label.tag, label.sender = MARK, self.me, marked, self.inbox.rank
+        label.context, label.number = self.context, 0
+        item.body, item.nbytes, item.tokens, item.ntokens, item.payload = &out, n + sizeof(envelope), NULL, 0, NULL
+        queue = <_Queue>self.inbox.queues[<object>self.remote[to]]
+        return queue.insert(&item, 1, &done, 0) == CL_OK
+
+    cdef bint is_behind(self):
+        """Whether somebody or something comes before who receives now."""
+        cdef PyObject *line = PyDict_GetItem(self.inbox.posted, self.key)
+        if line != NULL and len(<list>line) != 0:
+            return True
+        line = PyDict_GetItem(self.inbox.unexpected, self.key)
+        return line != NULL and len(<list>line) != 0
+
+    def receive(self, source, tag, comm, status):
+        """The object of the very next message, if it comes at once and is for who asks here; else `NOTHING_HERE`."""
+        cdef Inbox inbox = self.inbox
+        cdef int wanted = -1 if source == ANY_SOURCE else number_of(source), marked = -1 if tag == ANY_TAG else number_of(tag)
+        cdef Parcel parcel
+        cdef cl_got got
+        if wanted < -1 or marked < -1 or wanted >= self.n or self.made != generation:
+            return NOTHING
+        if self.is_behind() or cl_test_and_set(&inbox.reading):
+            return NOTHING
+        try:
+            if inbox.queue.begin(cl_monotonic_ns() + SPIN_NS, &got) == CL_TIMEOUT:
+                return NOTHING
+            parcel = inbox.parcel(&got)
+            if (
+                parcel.context != self.context
+                or parcel.number != 0
+                or (wanted >= 0 and wanted != parcel.source)
+                or (marked >= 0 and marked != parcel.tag)
+                or self.is_behind()
+            ):
+                inbox.arrive(parcel)
+                return NOTHING
+        finally:
+            inbox.leave()
+        if status is not None:
+            status._tell(comm, parcel)
+        return parcel.open()
