@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 
 from copyless.arrays import attach, handle, zeros
-from copyless.comm.constants import ANY_SOURCE, ANY_TAG
+from copyless.comm._inbox import Inbox, Parcel
 from copyless.comm.progress import shown
-from copyless.core import _inbox, _native
-from copyless.core._inbox import Inbox, Parcel
+from copyless.core import _native
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
 from copyless.storage.store import need
@@ -41,8 +40,6 @@ _PID, _START, _STATE, _WIDTH = range(4)
 _LOOK = 0.2  # seconds between looks at who lives
 _POLL = 5e-4  # seconds of looking before sleeping
 _CONTEXT_OF_ACKS = -1
-
-_inbox.know(ANY_SOURCE, ANY_TAG)
 
 
 class Group:
@@ -117,6 +114,13 @@ class Receive:
         return (self.source < 0 or self.source == message.source) and (self.tag < 0 or self.tag == message.tag)
 
 
+def _drop(lines: dict[int, list[Any]], context: int, i: int) -> None:
+    """Take one out of a communicator's line. A line that is empty is not there: the short way looks for it."""
+    del lines[context][i]
+    if not lines[context]:
+        del lines[context]
+
+
 class Engine:
     """One rank's side of a group; any number of its threads may use it."""
 
@@ -162,7 +166,7 @@ class Engine:
                 number = self._number
                 self._acks[number] = False
         try:
-            self.inbox.send(obj, to, context, source, tag, number, title and functools.partial(shown, title))
+            self.inbox.send(obj, to, context, source, tag, number, functools.partial(shown, title) if title else None)
         except ClosedError:
             raise OwnerDiedError(f"rank {to} of the group has ended: nobody takes the message") from None
         return number
@@ -185,7 +189,7 @@ class Engine:
                 for i, message in enumerate(waiting):
                     if receive.fits(message):
                         if not keep:
-                            del waiting[i]
+                            _drop(self._unexpected, receive.context, i)
                             self._answer(message)
                         receive.message = message
                         return receive
@@ -198,7 +202,7 @@ class Engine:
         with self._lock:
             line = self._posted.get(receive.context, [])
             if receive in line:
-                line.remove(receive)
+                _drop(self._posted, receive.context, line.index(receive))
                 return True
         return False
 
@@ -218,7 +222,7 @@ class Engine:
             if line:
                 for i, receive in enumerate(line):
                     if receive.fits(message):
-                        del line[i]
+                        _drop(self._posted, message.context, i)
                         self._answer(message)
                         receive.message = message
                         return

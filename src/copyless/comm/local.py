@@ -15,11 +15,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from copyless.comm import collectives
+from copyless.comm import _inbox, collectives
+from copyless.comm._inbox import Parcel, Port
 from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, TAG_MOST, UNDEFINED
 from copyless.comm.group import Engine, Group, Receive
-from copyless.core._inbox import Parcel, Port
-from copyless.core._queue import NOTHING_HERE
 from copyless.errors import ClosedError
 
 __all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
@@ -371,24 +370,14 @@ class Comm:
 
     # ---- sending
 
-    def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None:
-        """Send an object to a rank. When this returns it is in shared memory: a snapshot.
+    send = _inbox.send
+    bsend = _inbox.send
 
-        Cost: small values some 2 us; each buffer of 4 KiB or more one copy; shared arrays none. `progress` shows a bar while 16
-        MiB or more are copied.
-
-        Raises
-        ------
-        ValueError
-            For a rank or a tag that there is not.
-        OwnerDiedError
-            When that rank has closed its inbox.
-        """
-        if (self._port is None or not self._port.send(obj, dest, tag)) and dest != PROC_NULL:
+    def _send(self, obj: Any, dest: int, tag: int, progress: bool) -> None:
+        """What does not go the short way."""
+        if dest != PROC_NULL:
             title = f"rank {self._me} to {dest}" if progress else None
             self._engine.send(obj, self._peer(dest, tag), self._context, self._me, tag, False, title)
-
-    bsend = send
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """As `send`, and wait until its receive has begun."""
@@ -423,26 +412,10 @@ class Comm:
             return Receive(self._context, -1, tag, self._everyone())
         return Receive(self._context, source, tag, [self._peer(source, tag, ANY_TAG)])
 
-    def recv(
-        self,
-        buf: Any = None,
-        source: int = ANY_SOURCE,
-        tag: int = ANY_TAG,
-        status: Status | None = None,
-        *,
-        progress: bool = False,
-    ) -> Any:
-        """Receive an object, waiting for it. `buf` is taken for compatibility and not used; `progress` too: nothing is copied here.
+    recv = _inbox.recv
 
-        Raises
-        ------
-        OwnerDiedError
-            When the ranks that it could come from have died, or have ended without sending it.
-        """
-        if self._port is not None:
-            found = self._port.receive(source, tag, self, status)
-            if found is not NOTHING_HERE:
-                return found
+    def _recv(self, source: int, tag: int, status: Status | None) -> Any:
+        """What does not come the short way."""
         receive = self._receive(source, tag)
         if receive is None:
             if status is not None:

@@ -259,7 +259,8 @@ static int enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
 {
     cl_end *end = puts ? &q->head->put : &q->head->get;
     int rc = cl_mutex_lock(q->store, &end->lock, 0, &q->spin_lock);
-    if (rc == CL_AGAIN && (flags & CL_MAY_WAIT)) { /* held for microseconds: not to wait means not to wait for an item */
+    if (rc == CL_AGAIN &&
+        (flags & CL_MAY_WAIT)) { /* held for microseconds: not to wait means not to wait for an item */
         int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
         rc = cl_mutex_lock(q->store, &end->lock, deadline_ns > until ? deadline_ns : until, &q->spin_lock);
     }
