@@ -34,7 +34,7 @@ except ImportError as _error:
     ) from None
 
 from copyless import pickling
-from copyless.comm import collectives
+from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
 from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory, offsets_of
 from copyless.comm.progress import shown
@@ -53,26 +53,12 @@ INLINE = 1 << 16  # bytes of buffers up to which they go in the pickle
 BIG = 1 << 20  # bytes of a message from which it may be a pickle and buffers behind it
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
-_TRIES = 100  # a few tens of microseconds
 
 _plain = _queue.plain_dumps
-_send, _mrecv, _rank = MPI.Comm.Send, MPI.Message.recv, MPI.Comm.Get_rank
-_improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.improbe
-_elements, _BYTE = MPI.Status.Get_elements, MPI.BYTE
-
-
-def _improbe_by_size(comm: Any, source: int, tag: int, status: Any) -> Any:
-    """`MPI.Comm.improbe` makes room for the message at once, which before MPI 4 it cannot for 2 GiB and more."""
-    with _probing:
-        if not MPI.Comm.Iprobe(comm, source, tag, status):
-            return None
-        probe = MPI.Comm.improbe if _elements(status, _BYTE) < BIG else MPI.Comm.Improbe
-        return probe(comm, status.Get_source(), status.Get_tag(), status)
-
-
-_probing = threading.Lock()
-if MPI.Get_version() < (4, 0):
-    _improbe = _improbe_by_size
+_rank = MPI.Comm.Get_rank
+# Not `improbe`, which makes room for the message at once: before MPI 4 it cannot for 2 GiB and more.
+_improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.Improbe
+_in_line = _small.in_line
 
 
 # ---- who shares this node
@@ -295,7 +281,7 @@ def _fetch(message: Any, nbytes: int, title: str | None = None) -> Any:
     if not isinstance(message, MPI.Message):
         return _decode(message)
     if nbytes < BIG:
-        return MPI.Message.recv(message)
+        return _small.fetch(message, nbytes)
     with shown(title, nbytes, steps=False):
         whole = _receive(message, nbytes)
     return _decode(whole)
@@ -306,9 +292,6 @@ def _bytes_of(status: Any) -> int:
 
 
 # ---- waiting
-
-
-_in_line: dict[int, tuple[Any, Any]] = {}  # states with receives in line, and a communicator of each
 
 
 def _wait(ended: Callable[[], Any]) -> Any:
@@ -641,7 +624,7 @@ class Message(tuple):  # type: ignore[type-arg]
         if message == MPI.MESSAGE_NO_PROC:
             MPI.Message.Recv(message, (None, 0, MPI.BYTE), status)
             return None
-        if message == MPI.MESSAGE_NULL or self._nbytes < BIG:
+        if message == MPI.MESSAGE_NULL or self._nbytes == 0:  # not of our probes
             return MPI.Message.recv(message, status)
         obj = _fetch(message, self._nbytes)
         if status is not None:
@@ -740,10 +723,11 @@ class Comm(MPI.Comm):
     """
 
     _known: Any
+    _me: int | None  # the rank, once it is needed
 
     def __new__(cls, comm: Any = None) -> Any:
         made = MPI.Comm.__new__(cls, comm)
-        made._known = None
+        made._known = made._me = None
         return made
 
     def _state(self) -> Any:
@@ -765,18 +749,15 @@ class Comm(MPI.Comm):
             datatype.Free()  # MPI keeps it until the send has ended
         return request
 
-    def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None:
-        """Send an object to a rank, in standard mode. It may be changed as soon as this returns.
+    send = _small.send
 
-        `progress` shows a bar for 16 MiB or more; to another node, where MPI does not tell how far it is, one that only moves.
-        """
+    def _send(self, obj: Any, dest: int, tag: int, progress: bool) -> None:
+        """What does not go the short way."""
         if dest != PROC_NULL:
             title = f"rank {_rank(self)} to {dest}" if progress else None
-            message: Any = _plain(obj)
-            if message is None:
-                message = _encode(obj, _state_of(self).near(dest), title)
-            if type(message) is bytes and len(message) < INLINE and not _in_line and dest != _rank(self):
-                _send(self, (message, _BYTE), dest, tag)
+            message = _encode(obj, _state_of(self).near(dest), title)
+            if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self._me:
+                MPI.Comm.Send(self, (message, MPI.BYTE), dest, tag)
                 return
             buffer, datatype = _as_buffer(message)
             request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
@@ -810,31 +791,17 @@ class Comm(MPI.Comm):
 
     # ---- receiving
 
-    def recv(
-        self,
-        buf: Any = None,
-        source: int = ANY_SOURCE,
-        tag: int = ANY_TAG,
-        status: Any = None,
-        *,
-        progress: bool = False,
-    ) -> Any:
-        """Receive an object, waiting for it. `buf` is taken for compatibility and not used.
+    recv = _small.recv
 
-        `progress` shows a bar that moves while 16 MiB or more come from another node.
-        """
+    def _recv(self, source: int, tag: int, status: Any, progress: bool) -> Any:
+        """What does not come the short way."""
         if source == PROC_NULL:
             MPI.Comm.Recv(self, (None, 0, MPI.BYTE), source, tag, status)
             return None
-        if status is None:
-            status = MPI.Status()
-        if not _in_line:  # the short way: an answer that comes at once
-            for _ in range(_TRIES):
-                message = _improbe(self, source, tag, status)
-                if message is not None:
-                    nbytes = _elements(status, _BYTE)
-                    return _mrecv(message) if nbytes < BIG else _fetch(message, nbytes, _titled(self, status, progress))
         message, nbytes = _match(self, source, tag, status)
+        return self._fetch(message, nbytes, status, progress)
+
+    def _fetch(self, message: Any, nbytes: int, status: Any, progress: bool) -> Any:
         return _fetch(message, nbytes, _titled(self, status, progress))
 
     def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
