@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.pyx' -o -name '*.pyi' -o -name '*.[ch]')
 NATIVE := src/copyless/core/native
-TESTS := wait lock journal heap holds kill sync queue ring list
+TESTS := wait copy lock journal heap holds kill sync queue ring list
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE)
 
 .PHONY: help demo test test-all check check-native bench clean

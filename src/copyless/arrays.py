@@ -205,10 +205,26 @@ class _Unpublished:
         return self.array
 
 
+def copy_large(target: Any, value: Any) -> bool:
+    """Copy a large array into another at the memory's own speed (native/copy.h); False: it is for NumPy to do."""
+    if (
+        not isinstance(value, np.ndarray)
+        or value.nbytes < _native.COPY_LARGE
+        or value.shape != target.shape
+        or value.dtype != target.dtype
+        or value.dtype.hasobject
+        or not (value.flags.c_contiguous and target.flags.c_contiguous)
+        or np.may_share_memory(target, value)
+    ):
+        return False
+    _native.copy_parts(target.reshape(-1).view("u1"), [value.reshape(-1).view(np.ndarray).view("u1")], 1)
+    return True
+
+
 def _finish(made: Any, fill: Any = None) -> Any:
     """Fill, then publish: a name never shows what is not yet there."""
     target = made.array if isinstance(made, _Unpublished) else made
-    if fill is not None:
+    if fill is not None and not copy_large(target, fill):
         target[...] = fill
     return made.publish() if isinstance(made, _Unpublished) else made
 

@@ -42,7 +42,7 @@ def is_buffer_shared(buffer: Any) -> bool:
 def move(buffer: Any) -> Any:
     """A buffer with the same bytes in shared memory; one copy."""
     memory = Memory.allocate(buffer.size)
-    memory[:] = buffer
+    _native.copy_parts(memory, [buffer], 1)
     return pa.py_buffer(memory.toreadonly())
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from copyless import aio
+from copyless.arrays import copy_large
 from copyless.core import _native, _ring
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared
@@ -88,7 +89,7 @@ def _assign(target: Any, value: Any) -> None:
     """Copy a value in, refusing what would lose its kind (a float into integers); Python numbers need only fit."""
     if isinstance(value, (bool, int, float, complex)):
         target[...] = value  # NumPy refuses what is out of range
-    else:
+    elif not copy_large(target, value):
         np.copyto(target, value, casting="same_kind")
 
 

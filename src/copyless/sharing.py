@@ -112,7 +112,7 @@ def _move_bytes(raw: memoryview) -> Memory:
         moved = Memory(raw)
     else:
         moved = Memory.allocate(raw.nbytes)
-        moved[:] = raw
+        _native.copy_parts(moved, [raw], 1)
     return moved.toreadonly() if raw.readonly else moved
 
 

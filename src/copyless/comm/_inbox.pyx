@@ -11,8 +11,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_monotonic_ns, cl_token, deadline_of
-from copyless.core._queue cimport NOTHING, Packed, _Queue, cl_got, cl_item, dump_plain, load_plain, pack, unpack, unsend
+from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
+from copyless.core._queue cimport (
+    CL_ROLE_GETS, NOTHING, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_poll, dump_plain, load_plain, pack, unpack, unsend,
+)
 
 import os
 
@@ -54,7 +56,7 @@ cdef struct letter:
     envelope label
     uint8_t pickle[PLAIN]
 
-cdef int64_t SPIN_NS = 30000  # how long the short way waits for a message
+cdef int64_t SOON_NS = 100000  # how long the short way waits for a message
 
 # Forked children are no ranks: what was made before a fork is not theirs.
 cdef int generation = 0
@@ -162,6 +164,18 @@ cdef class Inbox:
         if self.waiting:
             with self.changed:
                 self.changed.notify_all()
+
+    cdef int look_on(self, int64_t budget_ns) except -1:
+        cdef cl_queue *q = &self.queue.q
+        self.queue.use(CL_ROLE_GETS)
+        if cl_queue_poll(q, 0):
+            return True
+        with nogil:
+            return cl_queue_poll(q, budget_ns)
+
+    def poll(self, double seconds):
+        """Look on for so long at most, without sleeping, whether a message comes. Only for who reads."""
+        return self.look_on(<int64_t>(seconds * 1e9)) != 0
 
     cpdef Parcel next(self, timeout):
         """The next message, waiting at most so many seconds; None: there is none. Only for who reads."""
@@ -300,7 +314,8 @@ cdef class Port:
         if self.is_behind() or cl_test_and_set(&inbox.reading):
             return NOTHING
         try:
-            if inbox.queue.begin(cl_monotonic_ns() + SPIN_NS, &got) == CL_TIMEOUT:
+            inbox.look_on(SOON_NS)
+            if inbox.queue.begin(0, &got) == CL_TIMEOUT:
                 return NOTHING
             label = <const envelope *>got.body
             if (

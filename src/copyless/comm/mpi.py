@@ -36,7 +36,7 @@ except ImportError as _error:
 from copyless import pickling
 from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
-from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory, offsets_of
+from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory
 from copyless.comm.progress import shown
 from copyless.core import _native, _queue
 from copyless.core._memory import Memory
@@ -225,8 +225,7 @@ def _decode(whole: Any) -> Any:
     obj = pickle.loads(view)
     if type(obj) is not _Detached:
         return obj
-    at = [obj.base + offset for offset in offsets_of(obj.sizes)]
-    data, *parts = (view[start : start + size] for start, size in zip(at, obj.sizes, strict=False))
+    data, *parts = cut(view[obj.base :], obj.sizes)
     return pickle.loads(data, buffers=parts)
 
 
@@ -543,6 +542,9 @@ class Request(tuple):  # type: ignore[type-arg]
 
     def wait(self, status: Any = None) -> Any:
         """What it brought, once it has ended."""
+        if self._posted is None and self._got is None and status is None and MPI.Request.Testall(self):
+            self._end()  # most sends have ended by now
+            return None
         _wait(self._look)
         return self._take(status)
 
@@ -755,7 +757,7 @@ class Comm(MPI.Comm):
         """What does not go the short way."""
         if dest != PROC_NULL:
             title = f"rank {_rank(self)} to {dest}" if progress else None
-            message = _encode(obj, _state_of(self).near(dest), title)
+            message: Any = _encode(obj, _state_of(self).near(dest), title)
             if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self._me:
                 MPI.Comm.Send(self, (message, MPI.BYTE), dest, tag)
                 return

@@ -24,26 +24,17 @@ _ALIGN = 64
 _LITTLE = 1 << 20  # bytes that malloc has warm
 
 
-def offsets_of(sizes: Sequence[int]) -> list[int]:
-    """Where buffers of these sizes lie behind each other, and, last, the bytes of all."""
-    at, offsets = 0, []
-    for size in sizes:
-        offsets.append(at)
-        at += (size + _ALIGN - 1) // _ALIGN * _ALIGN
-    return [*offsets, at]
-
-
 def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Memory:
     """Buffers copied into one block of shared memory; `tell` hears of the bytes as they go."""
-    memory = Memory.allocate(offsets_of([part.nbytes for part in parts])[-1])
-    _native.copy_parts(memory, list(parts), _ALIGN, tell)
+    parts = list(parts)
+    memory = Memory.allocate(_native.room_of(parts, _ALIGN))
+    _native.copy_parts(memory, parts, _ALIGN, tell)
     return memory
 
 
 def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
     """The buffers that lie in one."""
-    view = memoryview(whole)
-    return [view[at : at + size] for at, size in zip(offsets_of(sizes), sizes, strict=False)]
+    return _native.cut(whole, sizes, _ALIGN)
 
 
 class Packet:

@@ -12,6 +12,10 @@ cdef extern from "wait.h" nogil:
     int cl_wait_many(cl_au32 **words, const uint32_t *expected, int n, int64_t deadline_ns)
     void cl_wake(cl_au32 *word, int n)
 
+cdef extern from "copy.h" nogil:
+    uint64_t CL_COPY_LARGE
+    void cl_copy(void *to, const void *source, uint64_t n, uint64_t whole)
+
 cdef extern from "store.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_TABLE_FULL, CL_CORRUPT, CL_STALE, CL_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM, CL_CLOSED
     enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_OP_LIST, CL_OP_REAP, CL_PAGE, CL_BLOCKS

@@ -8,6 +8,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.sequence cimport PySequence_GetSlice
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from libc.stdlib cimport atexit, free, malloc
@@ -789,11 +790,34 @@ def copy_parts(target, list parts, uint64_t align, tell=None):
         PyBuffer_Release(&whole)
 
 
+COPY_LARGE = CL_COPY_LARGE
+
+
+def room_of(list parts, uint64_t align):
+    """The bytes that buffers take behind each other, each at a multiple of `align`."""
+    cdef uint64_t at = 0
+    for part in parts:
+        at = (at + align - 1) // align * align + <uint64_t>part.nbytes
+    return at
+
+
+def cut(whole, sizes, uint64_t align):
+    """Views of these sizes in a buffer, each at a multiple of `align`: where `copy_parts` has put them."""
+    cdef uint64_t at = 0, size
+    cdef list views = []
+    view = memoryview(whole)
+    for size in sizes:
+        at = (at + align - 1) // align * align
+        views.append(PySequence_GetSlice(view, at, at + size))
+        at += size
+    return views
+
+
 cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell) except -1:
     """As `copy_parts`."""
     cdef Py_buffer *views
     cdef Py_ssize_t i = 0, n = len(parts), taken = 0
-    cdef uint64_t at = 0, done = 0, span, some, most = SPAN if tell is None else SPAN // 16
+    cdef uint64_t whole, at = 0, done = 0, span, some, most = SPAN if tell is None else SPAN // 16
     views = <Py_buffer *>malloc((n or 1) * sizeof(Py_buffer))
     if views == NULL:
         raise MemoryError
@@ -804,7 +828,7 @@ cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell
             at = (at + align - 1) // align * align + <uint64_t>views[taken - 1].len
         if at > room:
             raise ValueError(f"{at} bytes do not go into {room}")
-        at = 0
+        whole, at = at, 0
         while i < n:
             span = 0
             with nogil:
@@ -812,7 +836,7 @@ cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell
                     some = <uint64_t>views[i].len - done
                     if some > most - span:
                         some = most - span
-                    memcpy(out + at + done, <uint8_t *>views[i].buf + done, some)
+                    cl_copy(out + at + done, <uint8_t *>views[i].buf + done, some, whole)
                     done += some
                     span += some
                     if done == <uint64_t>views[i].len:

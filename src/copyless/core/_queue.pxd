@@ -36,6 +36,7 @@ cdef extern from "queue.h" nogil:
     void cl_queue_detach(cl_queue *q)
     int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
     int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+    int cl_queue_poll(cl_queue *q, int64_t budget_ns)
     int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
     int cl_queue_needs_registry(const cl_queue *q)
     void cl_queue_commit(cl_queue *q)

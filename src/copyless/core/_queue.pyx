@@ -17,7 +17,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    allocate, cl_find, copy_into, deadline_of, fail, token_of,
+    allocate, cl_copy, cl_find, copy_into, deadline_of, fail, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
     CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
     cl_store, cl_token, cl_unsend, set_private, stand, the_store,
@@ -239,7 +239,7 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
     n = len(data)
     source = PyBytes_AS_STRING(data)
     with nogil:
-        memcpy(out + at, source, n)
+        cl_copy(out + at, source, n, n)
     if buffers:
         at = (at + n + 63) // 64 * 64
         if watch is None:

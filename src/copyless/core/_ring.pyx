@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    deadline_of, fail,
+    cl_copy, deadline_of, fail,
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_head,
     cl_store, set_private, the_store,
 )
@@ -153,7 +153,7 @@ cdef class Claim:
         cdef const uint8_t *source = other.ring.r.data + other.slot * other.ring.r.stride
         cdef uint64_t n = self.ring.r.stride
         with nogil:
-            memcpy(to, source, n)
+            cl_copy(to, source, n, n)
 
     def __dealloc__(self):
         if self.ring is not None and self.undecided:

@@ -724,6 +724,12 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
     }
 }
 
+int cl_queue_poll(cl_queue *q, int64_t budget_ns)
+{
+    uint64_t seen = atomic_load(&q->head->put.commit);
+    return !is_empty(q->head) || cl_poll(low_word(&q->head->put), (uint32_t)seen, budget_ns, &q->spin_get);
+}
+
 static int load_body(cl_queue *q, const elsewhere *to, uint64_t nbytes, cl_got *out)
 {
     int rc = load(q, to->segment_id, to->generation, to->block, CL_MAY_WAIT, &out->payload);

@@ -150,6 +150,8 @@ void cl_queue_detach(cl_queue *q); /* gives up the chunks it stands on */
 int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags);
 /* Begin to take. CL_OK: under the lock, end with commit or abort. CL_TIMEOUT: empty; CL_CLOSED: empty and shut. */
 int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags);
+/* Look on, without sleeping, for so long at most: whether there may be something to take. */
+int cl_queue_poll(cl_queue *q, int64_t budget_ns);
 /* The next item of this take. CL_MISSING: no further one in this take. An item with a block or tokens is the last. */
 int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags);
 int cl_queue_needs_registry(const cl_queue *q); /* the commit will: let the GIL go */

@@ -57,23 +57,15 @@ static void part(cl_spin *spin, int64_t now)
     }
 }
 
-int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
+/* Look on for so long at most: whether the word changed, and after what time. */
+static int look_on(cl_au32 *word, uint32_t expected, int64_t budget, int64_t *spent, cl_spin *spin)
 {
-    if (one_processor()) {
-        return 0;
-    }
-    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed); /* a hint, nothing hangs on it */
-    if (budget < CL_SPIN_MIN_NS) {
-        budget = CL_SPIN_MIN_NS;
-    }
-    int64_t start = cl_monotonic_ns(), spent = 0;
+    int64_t start = cl_monotonic_ns();
     int gave_way = 0;
-    for (int round = 0; spent < (int64_t)budget; round++) {
+    *spent = 0;
+    for (int round = 0; *spent < budget; round++) {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(word, memory_order_acquire) != expected) {
-                uint64_t learnt = ((uint64_t)budget * 7 + (uint64_t)spent * 4 + CL_SPIN_MIN_NS) / 8;
-                atomic_store_explicit(&spin->budget_ns, learnt < CL_SPIN_MAX_NS ? (uint32_t)learnt : CL_SPIN_MAX_NS,
-                                      memory_order_relaxed);
                 if (gave_way) {
                     part(spin, start);
                 }
@@ -83,12 +75,34 @@ int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
         }
         if (round >= 4) {
             sched_yield(); /* with more runners than processors the peer may need this one */
-            gave_way = cl_monotonic_ns() - start - spent > SWITCH_NS;
+            gave_way = cl_monotonic_ns() - start - *spent > SWITCH_NS;
         }
-        spent = cl_monotonic_ns() - start;
+        *spent = cl_monotonic_ns() - start;
     }
-    atomic_store_explicit(&spin->budget_ns, budget / 2, memory_order_relaxed);
     return 0;
+}
+
+int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
+{
+    if (one_processor()) {
+        return 0;
+    }
+    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed); /* a hint, nothing hangs on it */
+    if (budget < CL_SPIN_MIN_NS) {
+        budget = CL_SPIN_MIN_NS;
+    }
+    int64_t spent;
+    int changed = look_on(word, expected, budget, &spent, spin);
+    uint64_t learnt = changed ? ((uint64_t)budget * 7 + (uint64_t)spent * 4 + CL_SPIN_MIN_NS) / 8 : budget / 2;
+    atomic_store_explicit(&spin->budget_ns, learnt < CL_SPIN_MAX_NS ? (uint32_t)learnt : CL_SPIN_MAX_NS,
+                          memory_order_relaxed);
+    return changed;
+}
+
+int cl_poll(cl_au32 *word, uint32_t expected, int64_t budget_ns, cl_spin *spin)
+{
+    int64_t spent;
+    return !one_processor() && look_on(word, expected, budget_ns, &spent, spin);
 }
 
 int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)

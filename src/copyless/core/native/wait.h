@@ -37,6 +37,9 @@ int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spi
 /* Only the spin: 1 when the word changed within the learnt budget. */
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin);
 
+/* A spin of so long, for who knows that it is worth it; nothing is learnt. */
+int cl_poll(cl_au32 *word, uint32_t expected, int64_t budget_ns, cl_spin *spin);
+
 /* A bell: | times rung (31) | somebody sleeps (1) |. The mark lies in the very word that is slept on, so that nobody who
  * rings late, for something long past, can take it from one who is about to sleep: only a new ring takes it, and wakes. */
 #define CL_BELL_SLEEP 1u
