@@ -16,7 +16,7 @@ from mpi4py import MPI
 
 cdef enum:
     LARGEST = 2048  # bytes of a plain value that goes the short way
-    TRIES = 150  # a few tens of microseconds
+    TRIES = 100  # a dozen microseconds
 
 cdef object BYTE = MPI.BYTE, Status = MPI.Status
 cdef object MPI_send = MPI.Comm.Send, improbe = MPI.Comm.Improbe, rank_of = MPI.Comm.Get_rank

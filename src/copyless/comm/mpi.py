@@ -294,7 +294,7 @@ def _bytes_of(status: Any) -> int:
 
 
 def _wait(ended: Callable[[], Any]) -> Any:
-    """Ask until the answer is true: at once for a tenth of a millisecond, then yielding, then with sleeps up to half of one.
+    """Ask until the answer is true: at once for ten microseconds, then giving way, then with sleeps up to half a millisecond.
 
     Meanwhile receives in line get what arrives, whatever this waits for: the other side may wait for them.
     """
@@ -308,7 +308,7 @@ def _wait(ended: Callable[[], Any]) -> Any:
     if answer := done():
         return answer
     began = time.perf_counter()
-    while time.perf_counter() - began < 1e-4:
+    while time.perf_counter() - began < 1e-5:
         if answer := done():
             return answer
     while time.perf_counter() - began < 4e-3:
@@ -891,8 +891,8 @@ class Comm(MPI.Comm):
         return self._together().allreduce(sendobj, _operation(op))
 
     def barrier(self) -> None:
-        """Wait until all ranks have come here."""
-        MPI.Comm.Barrier(self)
+        """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
+        _wait(MPI.Comm.Ibarrier(self).Test)
 
     def Free(self) -> None:
         """Give the communicator up, for all its ranks together."""

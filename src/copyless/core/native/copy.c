@@ -6,8 +6,8 @@
 #include <emmintrin.h>
 
 #define PAGE 4096
-#define PAGES 4 /* at a time */
-#define AHEAD 512 /* bytes from which the source is fetched */
+#define PAGES 8 /* at a time */
+#define AHEAD 256 /* bytes from which the source is fetched */
 #define STEP 128 /* two lines */
 
 static void copy_step(uint8_t *to, const uint8_t *from)
