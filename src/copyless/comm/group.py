@@ -230,6 +230,7 @@ class Engine:
 
     def progress(self) -> None:
         """Take in what has come, without waiting."""
+        self._check()
         if self.inbox.begin():
             try:
                 while (message := self.inbox.next(0)) is not None:
