@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
+import math
 import multiprocessing
 import os
 import random
@@ -58,6 +60,51 @@ def test_every_method(context):
         assert sorted(pool.imap_unordered(square, range(50))) == [x * x for x in range(50)]
         assert repr(pool) == "<copyless.pool.Pool state=RUN pool_size=2>"
     pool.join()
+
+
+class Counter:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, item):
+        self.calls += 1
+        return self.calls
+
+
+@pytest.fixture
+def pool(context):
+    with Pool(2, context=context) as pool:
+        yield pool
+    pool.join()
+
+
+def test_functions_of_every_kind(pool):
+    """By name, by value, bound to something: each comes as it was, and what has a state comes anew with each bundle."""
+    array = np.arange(6).reshape(2, 3)
+    assert pool.map(math.sqrt, [4, 9], chunksize=1) == [2, 3]
+    assert pool.map(len, ["ab", ()]) == [2, 0]
+    assert pool.map("-".join, [["a", "b"]], chunksize=1) == ["a-b"]
+    assert pool.map(array.sum, [0, 1], chunksize=1)[1].tolist() == [3, 12]
+    assert pool.map([3, 1].index, [1]) == [1]
+    assert pool.map(functools.partial(pow, 2), range(4), chunksize=2) == [1, 2, 4, 8]
+    assert pool.map(int, ["7"]) == [7]
+    offset = 5
+    assert pool.map(lambda x: x + offset, range(3), chunksize=1) == [5, 6, 7]
+    assert pool.map(Counter(), range(6), chunksize=2) == [1, 2] * 3
+    assert pool.starmap(divmod, [(7, 2), [9, 4]], chunksize=1) == [(3, 1), (2, 1)]
+    assert pool.apply(max, (3, 4), {"key": abs}) == 4
+    with pytest.raises(TypeError):
+        pool.map(b"no function", [1])
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, None])
+def test_an_item_that_cannot_be_pickled_fails_the_map_and_not_the_pool(pool, chunksize):
+    items = [*range(200), threading.Lock(), *range(50)]
+    with pytest.raises(TypeError, match="lock"):
+        pool.map(abs, items, chunksize=chunksize)
+    with pytest.raises(TypeError, match="lock"):
+        pool.map(abs, items[200:], chunksize=chunksize)
+    assert pool.map(abs, range(-300, 0), chunksize=chunksize) == list(range(300, 0, -1))
 
 
 def test_closures_and_lambdas_go_by_value(context):

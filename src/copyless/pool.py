@@ -34,6 +34,8 @@ __all__ = ["AsyncResult", "Pool"]
 
 _BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
 _MOST = 512  # tasks in one
+_AT_A_TIME = 32  # bundles, where their size is given
+_FEW = 64
 
 
 def processors() -> int:
@@ -121,6 +123,7 @@ class MapResult(AsyncResult):
     def __init__(self, length: int, callback: Any, error_callback: Any, bar: Any = None) -> None:
         super().__init__(callback, error_callback)
         self._results: list[Any] = [None] * length
+        self._lock = threading.Lock()  # of what follows
         self._left = length
         self._error: tuple[int, Any] | None = None
         self._more: Callable[[], None] | None = None  # called when at most `_more_at` are left, until it changes that
@@ -135,8 +138,10 @@ class MapResult(AsyncResult):
             success, value = outcome(kind, value)
         if success:
             self._results[i] = value
-        elif self._error is None or i < self._error[0]:
-            self._error = i, value
+        else:
+            with self._lock:
+                if self._error is None or i < self._error[0]:
+                    self._error = i, value
         if self._bar is not None:
             self._bar.advance()
         self._count(1)
@@ -148,16 +153,18 @@ class MapResult(AsyncResult):
         self._count(len(values))
 
     def _fail(self, at: int, tasks: int, error: Exception) -> None:
-        """So many tasks will never run."""
-        if self._error is None or at < self._error[0]:
-            self._error = at, error
+        """So many tasks will never run. By whoever feeds, beside the collector."""
+        with self._lock:
+            if self._error is None or at < self._error[0]:
+                self._error = at, error
         self._count(tasks)
 
     def _count(self, ended: int) -> None:
-        self._left -= ended
-        if self._more is not None and 0 < self._left <= self._more_at:
+        with self._lock:
+            self._left = left = self._left - ended
+        if self._more is not None and 0 < left <= self._more_at:
             self._more()
-        if not self._left:
+        if not left:
             self._more = None
             results, self._results = self._results, []
             if self._bar is not None:
@@ -454,23 +461,12 @@ class Pool:
         if not items:
             return result
         crew, result._pool = self._crew, self
+        feeder = _Feeder(crew, func, items, style, result)
         try:
-            if chunksize is not None:
-                crew.submit(
-                    [
-                        Bundle(
-                            crew.seal(func, style, _batch(items[at : at + chunksize], style)),
-                            min(chunksize, len(items) - at),
-                            result._tell,
-                            at,
-                            None,
-                            result._tell_done,
-                        )
-                        for at in range(0, len(items), chunksize)
-                    ]
-                )
+            if chunksize is None:
+                feeder.begin()
             else:
-                _Feeder(crew, func, items, style, result).begin()
+                feeder.feed_all(chunksize)
         except Exception as error:
             if result._bar is not None:
                 result._bar.stop()
@@ -597,28 +593,41 @@ class _Feeder:
     def _feed(self, size: int) -> None:
         left = len(self._items) - self._at
         self._size = size = max(1, min(size, _MOST, left // (2 * self._crew.processes)))
-        bundles = []
-        for _ in range(2 * self._crew.processes):
-            batch = self._items[self._at : self._at + size]
-            if not batch:
-                break
-            try:
-                sealed = self._crew.seal(self._func, self._style, _batch(batch, self._style))
-            except Exception as error:
-                if self._at == 0:
-                    raise
-                at, self._at = self._at, len(self._items)
-                self._result._fail(at, len(self._items) - at, error)
-                break
-            result = self._result
-            bundles.append(Bundle(sealed, len(batch), result._tell, self._at, None, result._tell_done))
-            self._at += len(batch)
+        bundles = self._bundles(2 * self._crew.processes, size)
         self._result._more_at = len(self._items) - self._at + self._crew.processes * self._size // 2 + 1
         if bundles:
             self._crew.submit(bundles, promised=True)
         if self._at == len(self._items):
             self._result._more = None
             self._crew.promise(-1)
+
+    def feed_all(self, size: int) -> None:
+        """All tasks in bundles of one size, some at a time: the first are done while the last are made."""
+        self._crew.promise(1)
+        try:
+            while bundles := self._bundles(_AT_A_TIME, size):
+                self._crew.submit(bundles, promised=True)
+        finally:
+            self._crew.promise(-1)
+
+    def _bundles(self, most: int, size: int) -> list[Bundle]:
+        """The next bundles. Where one cannot be pickled, it and all behind it fail; an exception when that is the first."""
+        bundles: list[Bundle] = []
+        result = self._result
+        while len(bundles) < most and (batch := self._items[self._at : self._at + size]):
+            if type(batch) is range and len(batch) <= _FEW:
+                batch = list(batch)  # which needs no pickler
+            try:
+                sealed = self._crew.seal(self._func, self._style, _batch(batch, self._style))
+            except Exception as error:
+                if self._at == 0:
+                    raise
+                at, self._at = self._at, len(self._items)
+                result._fail(at, len(self._items) - at, error)
+                break
+            bundles.append(Bundle(sealed, len(batch), result._tell, self._at, None, result._tell_done))
+            self._at += len(batch)
+        return bundles
 
 
 def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:

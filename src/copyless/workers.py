@@ -27,13 +27,16 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import connection, util
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 from copyless import pickling
 from copyless.arrays import attach, handle
+from copyless.core import _queue
 from copyless.core._memory import Memory
 from copyless.errors import ClosedError, StaleHandleError, TaskUnreadableError, WorkerDiedError
 from copyless.queues import JoinableQueue, SimpleQueue
@@ -48,6 +51,9 @@ _DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _EN
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 FULL, SINGLE, STARRED = range(3)  # what a task of a bundle is: (args, kwargs), the one argument, the arguments
+_NAMED = 4  # added to it: the function is said by its name, as a pickle of its own
+_WITH_NAMES = (FunctionType, BuiltinFunctionType)
+_NAMES_MOST = 64  # functions that a worker has at hand
 _HOPELESS = 5  # workers in a row that end before they are ready
 
 
@@ -90,7 +96,32 @@ def seal(obj: Any, by_value: bool = False) -> Any:
 
 
 def unseal(sealed: Any) -> Any:
-    return pickle.loads(sealed) if type(sealed) is bytes else sealed.open()
+    if type(sealed) is not bytes:
+        return sealed.open()
+    plain = _queue.plain_loads(sealed)
+    return pickle.loads(sealed) if plain is None else plain[0]
+
+
+def _name_of(function: Any) -> bytes | None:
+    """The pickle of a function that is found by its name, so that whoever loads it gets what he has already; else None."""
+    if not isinstance(getattr(function, "__self__", None), (NoneType, ModuleType)):
+        return None  # a bound method of something in C
+    try:
+        return pickle.dumps(function, 5)
+    except Exception:
+        return None
+
+
+_named: dict[bytes, Any] = {}
+
+
+def _function_of(name: bytes) -> Any:
+    function = _named.get(name)
+    if function is None:
+        if len(_named) >= _NAMES_MOST:
+            _named.clear()
+        function = _named[name] = pickle.loads(name)
+    return function
 
 
 def _sealed(data: Any, names: list[bytes], *buffers: Any) -> Sealed:
@@ -170,6 +201,8 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
     rows[at + _BEGUN] = first + 1
     try:
         function, style, batch = unseal(sealed)
+        if style & _NAMED:
+            function, style = _function_of(function), style & ~_NAMED
     except Exception as error:
         for i in range(first, count):
             results.put((number, i, _UNREADABLE, _text_of(error)))
@@ -305,6 +338,7 @@ class Crew:
         self._waiting: deque[Bundle] = deque()
         self._promised = 0
         self._number = 0
+        self._last: tuple[Callable[[], Any], bytes | None] = lambda: None, None  # a function, and its name
         self.pace: tuple[Callable[[], Any], float] | None = None  # the function last mapped, and the seconds that it takes
         self._exits: dict[int, int | None] = {}
         self._hopeless = 0.0
@@ -402,7 +436,12 @@ class Crew:
     # ---- tasks
 
     def seal(self, function: Any, style: int, batch: Sequence[Any]) -> Any:
-        return seal((function, style, batch), self.by_value)
+        name = None
+        if type(function) in _WITH_NAMES and not self.by_value:
+            last, name = self._last
+            if last() is not function:
+                self._last = weakref.ref(function), (name := _name_of(function))
+        return seal((function, style, batch), self.by_value) if name is None else seal((name, style | _NAMED, batch))
 
     def promise(self, tasks: int) -> None:
         """Somebody will submit more, also after `close` (1), or no longer (-1)."""
