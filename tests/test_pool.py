@@ -71,40 +71,38 @@ class Counter:
         return self.calls
 
 
-@pytest.fixture
-def pool(context):
+def test_functions_of_every_kind(context):
+    """By name, by value, bound to something: each comes as it was, and what has a state comes anew with each bundle."""
+    array = np.arange(6).reshape(2, 3)
+    offset = 5
     with Pool(2, context=context) as pool:
-        yield pool
+        assert pool.map(math.sqrt, [4, 9], chunksize=1) == [2, 3]
+        assert pool.map(len, ["ab", ()]) == [2, 0]
+        assert pool.map("-".join, [["a", "b"]], chunksize=1) == ["a-b"]
+        assert pool.map(array.sum, [0, 1], chunksize=1)[1].tolist() == [3, 12]
+        assert pool.map([3, 1].index, [1]) == [1]
+        assert pool.map(functools.partial(pow, 2), range(4), chunksize=2) == [1, 2, 4, 8]
+        assert pool.map(int, ["7"]) == [7]
+        assert pool.map(lambda x: x + offset, range(3), chunksize=1) == [5, 6, 7]
+        assert pool.map(Counter(), range(6), chunksize=2) == [1, 2] * 3
+        assert pool.starmap(divmod, [(7, 2), [9, 4]], chunksize=1) == [(3, 1), (2, 1)]
+        assert pool.apply(max, (3, 4), {"key": abs}) == 4
+        with pytest.raises(TypeError):
+            pool.map(b"no function", [1])
     pool.join()
 
 
-def test_functions_of_every_kind(pool):
-    """By name, by value, bound to something: each comes as it was, and what has a state comes anew with each bundle."""
-    array = np.arange(6).reshape(2, 3)
-    assert pool.map(math.sqrt, [4, 9], chunksize=1) == [2, 3]
-    assert pool.map(len, ["ab", ()]) == [2, 0]
-    assert pool.map("-".join, [["a", "b"]], chunksize=1) == ["a-b"]
-    assert pool.map(array.sum, [0, 1], chunksize=1)[1].tolist() == [3, 12]
-    assert pool.map([3, 1].index, [1]) == [1]
-    assert pool.map(functools.partial(pow, 2), range(4), chunksize=2) == [1, 2, 4, 8]
-    assert pool.map(int, ["7"]) == [7]
-    offset = 5
-    assert pool.map(lambda x: x + offset, range(3), chunksize=1) == [5, 6, 7]
-    assert pool.map(Counter(), range(6), chunksize=2) == [1, 2] * 3
-    assert pool.starmap(divmod, [(7, 2), [9, 4]], chunksize=1) == [(3, 1), (2, 1)]
-    assert pool.apply(max, (3, 4), {"key": abs}) == 4
-    with pytest.raises(TypeError):
-        pool.map(b"no function", [1])
-
-
 @pytest.mark.parametrize("chunksize", [1, 7, None])
-def test_an_item_that_cannot_be_pickled_fails_the_map_and_not_the_pool(pool, chunksize):
+def test_an_item_that_cannot_be_pickled_fails_the_map_and_not_the_pool(chunksize):
     items = [*range(200), threading.Lock(), *range(50)]
+    pool = Pool(2)
     with pytest.raises(TypeError, match="lock"):
         pool.map(abs, items, chunksize=chunksize)
     with pytest.raises(TypeError, match="lock"):
         pool.map(abs, items[200:], chunksize=chunksize)
     assert pool.map(abs, range(-300, 0), chunksize=chunksize) == list(range(300, 0, -1))
+    pool.terminate()
+    pool.join()
 
 
 def test_closures_and_lambdas_go_by_value(context):
