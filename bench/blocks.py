@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 import copyless
+from copyless.arrays import copy_large
 
 MIB = 1 << 20
 
@@ -161,6 +162,24 @@ def load(rounds: int) -> dict[str, float]:
     return {**figures, "first_use_in_a_process": statistics.median(first)}
 
 
+def copies(rounds: int) -> dict[str, float]:
+    """Copying into warm shared memory from more sources than caches hold: memcpy (by NumPy) and ours."""
+    calls: dict[str, Callable[[], float]] = {}
+    for mib in (1, 16, 64, 128):
+        sources = [np.ones(mib * MIB, "u1") for _ in range(max(2, 128 // mib))]
+        target = copyless.zeros(mib * MIB, "u1")
+        plain, turn = target.view(np.ndarray), iter(range(10**9))
+
+        def theirs(t: Any = plain, s: Any = sources, turn: Any = turn) -> None:
+            np.copyto(t, s[next(turn) % len(s)])
+
+        def ours(t: Any = target, s: Any = sources, turn: Any = turn) -> None:
+            copy_large(t, s[next(turn) % len(s)])
+
+        calls |= {f"{mib} MiB, memcpy": timed(theirs, 128 // mib), f"{mib} MiB, copyless": timed(ours, 128 // mib)}
+    return medians(rounds, **calls)
+
+
 def echo(pipe: Any) -> None:
     while (item := pipe.recv()) is not None:
         pipe.send_bytes(b"x") if isinstance(item, np.ndarray) else pipe.send(item)
@@ -243,6 +262,7 @@ def main() -> None:
         "load a handle": lambda: load(n),
         "1 GiB array through a Pipe, one byte back": lambda: send_1_gib(n),
         "eight workers on one 1 GiB array": eight_workers,
+        "copying into warm shared memory": lambda: copies(n),
     }
     results: dict[str, dict[str, float]] = {}
     for title, job in track(list(jobs.items()), "measuring", console=Console(stderr=True)):
@@ -260,6 +280,7 @@ def main() -> None:
         ("load a handle / stdlib attach", r[6]["attach_handle"] / stdlib_attach, 0.1),
         ("1 GiB through a Pipe / small dict", r[7]["array_1_gib"] / r[7]["small_dict"], 1.5),
         ("PSS of eight workers above idle, GiB", r[8]["gib_above_idle"], 1.01),
+        ("16 MiB copied in / memcpy", r[9]["16 MiB, copyless"] / r[9]["16 MiB, memcpy"], 1.0),
     ]
     console = Console()
     table = Table(

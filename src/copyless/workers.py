@@ -210,7 +210,8 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
     put = results.put
     for i in range(first, count):
         if i != first:
-            rows[at + _TRIES] = 0
+            if retries:
+                rows[at + _TRIES] = 0
             rows[at + _BEGUN] = i + 1
         args = batch[i]
         try:
