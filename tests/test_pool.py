@@ -16,6 +16,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import psutil
 import pytest
 
 import copyless
@@ -473,6 +474,7 @@ def test_a_storm_of_kills_loses_and_doubles_nothing():
 
     def work(n):
         ran[n] += 1
+        time.sleep(0.002)
         return n, np.full(n % 3000, n)
 
     chance = random.Random(5)
@@ -480,33 +482,59 @@ def test_a_storm_of_kills_loses_and_doubles_nothing():
         results = [pool.apply_async(work, (n,)) for n in range(2000)]
         mapped = pool.imap(work, range(2000, 4000), chunksize=20)
         kills = 0
-        while kills < 120 and not all(r.ready() for r in results):
+        while kills < 250 and not all(r.ready() for r in results):
             workers = list(pool._pool)
             if workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(chance.choice(workers).pid, signal.SIGKILL)
                     kills += 1
-            time.sleep(chance.random() * 0.02)
+            time.sleep(chance.random() * 0.01)
         died = 0
-        for n, result in enumerate(results):
+        for n in range(4000):
             try:
-                got, array = result.get(60)
+                got, array = results[n].get(60) if n < 2000 else mapped.next(60)
                 assert got == n
                 assert (array == n).all()
                 assert len(array) == n % 3000
             except WorkerDiedError:
                 died += 1
-        for n in range(2000, 4000):
-            try:
-                got, array = mapped.next(60)
-                assert got == n
-                assert (array == n).all()
-            except WorkerDiedError:
-                died += 1
+        assert kills > 100
         assert died <= kills
         assert ran.max() == 1  # none was run twice
         assert (ran == 0).sum() <= died
         assert len(pool._pool) <= 3
+
+
+def test_a_storm_of_kills_of_those_whose_pools_they_are():
+    """Killed anywhere from the first worker's start on: the workers end, and nothing is left."""
+    chance = random.Random(6)
+
+    def own(connection, how):
+        pool = Pool(2, context=FORK, maxtasksperchild=how or None)
+        connection.send([worker.pid for worker in pool._pool])
+        while True:
+            pool.map(lambda n: np.full(n, n), range(500))
+
+    for _ in range(5):
+        owners = []
+        for how in range(8):
+            ours, theirs = FORK.Pipe(duplex=False)
+            owner = FORK.Process(target=own, args=(theirs, how * 5))
+            owner.start()
+            theirs.close()
+            owners.append((owner, ours))
+        pids = []
+        for owner, ours in owners:
+            if chance.random() < 0.7:
+                pids += ours.recv()
+            time.sleep(chance.random() * 0.02)
+            pids += [child.pid for child in psutil.Process(owner.pid).children()]
+            owner.kill()
+        for owner, ours in owners:
+            owner.join()
+            owner.close()
+            ours.close()
+        until(lambda: all(_gone(pid) for pid in pids), "workers outlive their parents", 30)  # noqa: B023
 
 
 # ---- the executor

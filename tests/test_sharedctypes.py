@@ -1,6 +1,7 @@
 """ctypes objects in shared memory."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import pytest
 
 import copyless
 from copyless import OutOfSharedMemory, OwnerDiedError, sharedctypes
+from copyless.cli.look import listing
 from copyless.sharedctypes import Array, RawArray, RawValue, Value, copy, synchronized
 from tests.conftest import until
 
@@ -241,6 +243,14 @@ def _both(ours, other):
 
 
 def test_no_leak_by_many():
+    def blocks():
+        copyless.reap()
+        return len(listing()["blocks"])
+
+    before = blocks()
     made = [Value("i", n) for n in range(2000)]
+    assert blocks() >= before + 2000
+    assert [value.value for value in made] == list(range(2000))
     del made
-    until(lambda: True)
+    gc.collect()
+    until(lambda: blocks() <= before, lambda: f"{blocks()} blocks, {before} before")

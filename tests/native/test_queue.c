@@ -405,6 +405,31 @@ static void kill_everywhere(int kind)
     }
     CHECK(n > 10);
 }
+
+/* Who put is killed while it holds the registry's lock, and no other is left to take that over. */
+static void deserted_by_who_held_the_registry(void)
+{
+    cl_queue q;
+    attach(&q, &store, make(0, 0, 0));
+    cl_queue_use(&q, CL_ROLE_GETS);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        cl_store own = {0};
+        open_store(&own, 7);
+        cl_queue mine;
+        attach(&mine, &own, q.head);
+        cl_queue_use(&mine, CL_ROLE_PUTS);
+        while (cl_enter(&own, CL_OP_LIST, CL_MAY_WAIT) != CL_OK) {
+        }
+        kill(getpid(), SIGKILL);
+    }
+    CHECK(!ended(child));
+    CHECK(cl_queue_deserted(&q) == 2);
+    audit(&store);
+    cl_queue_detach(&q);
+    release(&store, &place);
+}
 #endif
 
 int main(void)
@@ -420,6 +445,7 @@ int main(void)
     for (int kind = 0; kind < KINDS; kind++) {
         kill_everywhere(kind);
     }
+    deserted_by_who_held_the_registry();
 #endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();

@@ -13,7 +13,8 @@ from libc.string cimport memcpy
 
 from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
 from copyless.core._queue cimport (
-    CL_ROLE_GETS, NOTHING, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_poll, dump_plain, load_plain, pack, unpack, unsend,
+    CL_ROLE_GETS, NOTHING, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, dump_plain, load_plain, pack, unpack,
+    unsend,
 )
 
 import os
@@ -185,11 +186,17 @@ cdef class Inbox:
         return self.parcel(&got)
 
     cdef Parcel parcel(self, cl_got *got):
-        cdef Parcel made = Parcel.__new__(Parcel)
+        """What was taken, which is committed."""
+        cdef Parcel made
         cdef letter item
         cdef const uint8_t *data
         cdef uint32_t ntokens = got.ntokens
         cdef uint64_t of_tokens = ntokens * sizeof(cl_token), nbytes = got.nbytes
+        try:
+            made = Parcel.__new__(Parcel)
+        except BaseException:
+            cl_queue_abort(&self.queue.q)
+            raise
         if got.body != NULL and ntokens == 0 and nbytes <= sizeof(item):
             memcpy(&item, got.body, nbytes)
             self.queue.commit()

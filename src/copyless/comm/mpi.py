@@ -724,13 +724,8 @@ class Comm(MPI.Comm):
     A communicator. Mirrors `mpi4py.util.pkl5.Comm`; upper-case methods are `mpi4py.MPI.Comm`'s own.
     """
 
-    _known: Any
-    _me: int | None  # the rank, once it is needed
-
-    def __new__(cls, comm: Any = None) -> Any:
-        made = MPI.Comm.__new__(cls, comm)
-        made._known = made._me = None
-        return made
+    _known: Any = None
+    _me: int | None = None  # the rank, once it is needed
 
     def _state(self) -> Any:
         return _state_of(self)

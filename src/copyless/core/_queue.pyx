@@ -513,7 +513,9 @@ cdef class _Queue(Object):
             self.use(CL_ROLE_GETS)
             slices += 1
             if deadline == CL_FOREVER and slices % 4 == 0:
-                deserted = deserted + 4 if cl_queue_deserted(&self.q) >= (1 if ends else 2) else 0
+                with nogil:
+                    rc = cl_queue_deserted(&self.q)
+                deserted = deserted + 4 if rc >= (1 if ends else 2) else 0
                 if deserted >= DESERTED_SLICES:
                     raise EndOfQueueError(f"nobody is left who could put into {self!r}: every process that did has ended or "
                                           "closed it, and no other has it")

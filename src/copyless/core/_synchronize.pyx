@@ -126,9 +126,11 @@ cdef class _Lock(Object):
         cl_unlock(&(<cl_mutex *>self.head).word)
 
     cdef bint get(self, int64_t deadline, bint keep) except -1:
-        cdef int rc
         self.mutex()
-        rc = self.once(0)
+        return self.got(self.once(0), deadline, keep)
+
+    cdef bint got(self, int rc, int64_t deadline, bint keep) except -1:
+        """Go on from what the first try gave."""
         if rc == CL_AGAIN and deadline != 0:
             while rc == CL_AGAIN:
                 with nogil:
@@ -236,10 +238,20 @@ cdef class _RLock(_Lock):
     cdef void let_go(self) noexcept:
         cl_runlock(<cl_mutex *>self.head)
 
+    def __enter__(self):
+        cdef int rc = cl_rlock(STORE, self.mutex(), PyThread_get_thread_ident(), 0, &self.spin)
+        if rc == CL_OK:
+            self.recovered = False
+            return True
+        return self.got(rc, CL_FOREVER, False)
+
+    def __exit__(self, kind, value, traceback):
+        self.put_back()
+
     cdef int put_back(self) except -1:
-        if not cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()):
+        if not cl_rlock_is_mine(STORE, self.mutex(), PyThread_get_thread_ident()):
             raise NotHeldError("attempt to release recursive lock not owned by thread")
-        self.let_go()
+        cl_runlock(<cl_mutex *>self.head)
         return 0
 
     def _is_mine(self):

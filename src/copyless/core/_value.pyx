@@ -4,7 +4,7 @@
 What it means to its users, names and documents, is in `copyless.sharedctypes`. What is not plain (other types, other locks, a
 lock that is taken) goes through the Python objects; this is the short way.
 """
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
@@ -12,11 +12,13 @@ from copyless.core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
 cdef extern from "sync.h" nogil:
     ctypedef struct cl_mutex:
         pass
+    int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
     int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
     void cl_runlock(cl_mutex *m)
 
-cdef extern from "pythread.h" nogil:
+cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
+    long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
 
 DATA_OFFSET = 128  # of what lies behind a lock in its block: on a cache line of its own
 
@@ -41,6 +43,10 @@ cdef class _Value:
             self.data = <char *>block.ref.data + <int>DATA_OFFSET
             self.code = ord(code) if code and code in "bBhHiIlLqQfd" else 0
             self.size = size
+
+    cdef bint is_mine(self) noexcept:
+        """Whether this thread holds the lock already, and a number of C is all that there is to read or write."""
+        return self.code != 0 and self.mutex != NULL and cl_rlock_is_mine(the_store(), self.mutex, PyThread_get_thread_ident())
 
     cdef bint enter(self) except -1:
         """Acquire; whether the short way."""
@@ -85,17 +91,24 @@ cdef class _Value:
         cdef double d
         cdef float f
         cdef int64_t i
+        cdef int overflow
         if self.code == c"d" and type(value) is float:
             d = value
             memcpy(self.data, &d, 8)
-        elif self.code == c"f" and type(value) is float:
+            return 0
+        if self.code == c"f" and type(value) is float:
             f = value
             memcpy(self.data, &f, 4)
-        elif self.code != 0 and self.code != c"d" and self.code != c"f" and type(value) is int and -1 << 62 < value < 1 << 62:
-            i = value
-            memcpy(self.data, &i, self.size)  # the low bytes, as ctypes
-        else:
-            self._obj.value = value
+            return 0
+        if self.code != 0 and self.code != c"d" and self.code != c"f" and type(value) is int:
+            i = PyLong_AsLongLongAndOverflow(value, &overflow)
+            if not overflow:
+                if self.size == 4:
+                    (<int32_t *>self.data)[0] = <int32_t>i
+                else:
+                    memcpy(self.data, &i, self.size)  # the low bytes, as ctypes
+                return 0
+        self._obj.value = value
         return 0
 
     def get_obj(self):
@@ -109,7 +122,10 @@ cdef class _Value:
     @property
     def value(self):
         """The value; each access takes the lock. To change it by what it was: `add`, or ``with v.get_lock():``."""
-        cdef bint how = self.enter()
+        cdef bint how
+        if self.is_mine():
+            return self.load()
+        how = self.enter()
         try:
             return self.load()
         finally:
@@ -117,7 +133,11 @@ cdef class _Value:
 
     @value.setter
     def value(self, value):
-        cdef bint how = self.enter()
+        cdef bint how
+        if self.is_mine():
+            self.store(value)
+            return
+        how = self.enter()
         try:
             self.store(value)
         finally:

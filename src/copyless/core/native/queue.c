@@ -171,7 +171,7 @@ int cl_queue_deserted(cl_queue *q)
         died |= !(role & CL_ROLE_CLOSED);
         others |= owner != self;
     }
-    if (!others || cl_enter(q->store, CL_OP_LIST, 0) != CL_OK) {
+    if (!others || cl_enter(q->store, CL_OP_LIST, CL_MAY_WAIT) != CL_OK) {
         return 0;
     }
     cl_store *s = q->store;
