@@ -57,7 +57,8 @@ cdef struct letter:
     envelope label
     uint8_t pickle[PLAIN]
 
-cdef int64_t SOON_NS = 100000  # how long the short way waits for a message
+# How long the short way waits for a message; and where there are more ranks than processors: who sleeps leaves his to them.
+cdef int64_t SOON_NS = 100000, CROWDED_NS = 3000
 
 # Forked children are no ranks: what was made before a fork is not theirs.
 cdef int generation = 0
@@ -126,7 +127,7 @@ cdef class Parcel:
 
 
 cdef class Inbox:
-    """Inbox(queues, rank, arrive, posted, unexpected, changed)
+    """Inbox(queues, rank, arrive, posted, unexpected, changed, crowded)
 
     One rank's side of the inboxes of a group.
 
@@ -142,17 +143,21 @@ cdef class Inbox:
         By communicators, who waits and what nobody waits for: the short way is only for who stands behind nobody.
     changed
         A condition, notified when somebody has read while others wait.
+    crowded
+        Whether there are more ranks than processors.
     """
     cdef list queues
     cdef _Queue queue
     cdef int rank, reading
+    cdef int64_t soon
     cdef public int waiting
     cdef object arrive, changed
     cdef dict posted, unexpected
 
-    def __init__(self, list queues, int rank, arrive, dict posted, dict unexpected, changed):
+    def __init__(self, list queues, int rank, arrive, dict posted, dict unexpected, changed, bint crowded):
         self.queues, self.queue, self.rank = queues, queues[rank], rank
         self.arrive, self.posted, self.unexpected, self.changed = arrive, posted, unexpected, changed
+        self.soon = CROWDED_NS if crowded else SOON_NS
 
     # ---- one thread reads at a time
 
@@ -321,7 +326,7 @@ cdef class Port:
         if self.is_behind() or cl_test_and_set(&inbox.reading):
             return NOTHING
         try:
-            inbox.look_on(SOON_NS)
+            inbox.look_on(inbox.soon)
             if inbox.queue.begin(0, &got) == CL_TIMEOUT:
                 return NOTHING
             label = <const envelope *>got.body

@@ -130,7 +130,9 @@ class Engine:
         self._changed = threading.Condition(threading.Lock())
         self._unexpected: dict[int, list[Parcel]] = {}
         self._posted: dict[int, list[Receive]] = {}
-        self.inbox = Inbox(group.inboxes, rank, self._arrive, self._posted, self._unexpected, self._changed)
+        crowded = group.size > len(os.sched_getaffinity(0))
+        self._look_on = 0.0 if crowded else _POLL
+        self.inbox = Inbox(group.inboxes, rank, self._arrive, self._posted, self._unexpected, self._changed, crowded)
         self._acks: dict[int, bool] = {}
         self._number = 0
         self._pid = os.getpid()
@@ -246,7 +248,7 @@ class Engine:
                 return False
             if self.inbox.begin():
                 try:
-                    self.inbox.poll(_POLL)
+                    self.inbox.poll(self._look_on)
                     while not done():
                         left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
                         message = self.inbox.next(left)
