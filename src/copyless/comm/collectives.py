@@ -197,9 +197,9 @@ class Intra(_Lines):
     def alltoall(self, objs: Any) -> list[Any]:
         objs = _listed(objs, self.size)
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
-        requests = [self.put(rank, self.pack(objs[rank])) for rank in others]
-        got = {self.rank: copy_of(objs[self.rank])}  # while the others pack
-        got |= {rank: self.take(rank).open() for rank in reversed(others)}
+        requests = [self.put(rank, objs[rank]) for rank in others]  # no packets: each goes to one
+        got = {self.rank: copy_of(objs[self.rank])}  # while the others send
+        got |= {rank: self.take(rank) for rank in reversed(others)}
         self.finish(requests)
         return [got[rank] for rank in range(self.size)]
 
