@@ -258,7 +258,7 @@ def test_a17_a_block_cut_by_a_peer_is_seen_at_the_next_call(shm):
 def test_a18_killed_all_at_once_leaves_nothing_after_the_next_use():
     group = subprocess.Popen(
         [sys.executable, "-c", "from copyless import SharedMemory as S; s = S(create=True, size=1 << 20); "
-         "import os, time; os.fork(); print(s.name, flush=True); time.sleep(60)"],
+         "import os, time; os.fork(); os.write(1, s.name.encode() + b'\\n'); time.sleep(60)"],
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     names = {group.stdout.readline().strip(), group.stdout.readline().strip()}
