@@ -1,6 +1,8 @@
 """Photographs scattered to the ranks, filtered there, and gathered.
 
     copyless run -n 4 examples/scatter_frames.py          (or mpiexec -n 4 python examples/scatter_frames.py)
+
+The photographs and the filter are scikit-image's and SciPy's: pip install '.[demo]' brings both.
 """
 
 import numpy as np

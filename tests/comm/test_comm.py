@@ -113,6 +113,8 @@ def test_a_wrapper_needs_no_other_rank_and_upper_case_methods_work(program):
             c = pkl5.Intracomm(MPI.COMM_WORLD)
             pkl5.Intracomm(MPI.COMM_SELF)
         assert isinstance(c, MPI.Intracomm)
+        assert repr(c) == f"<copyless.comm.mpi.Intracomm 'MPI_COMM_WORLD' rank {rank} of {size}>"
+        assert repr(pkl5.Intracomm(MPI.COMM_NULL)) == "<copyless.comm.mpi.Intracomm of nobody>"
         a, b = np.full(10, rank), np.zeros(10, int)
         c.Sendrecv(a, (rank + 1) % size, 0, b, (rank - 1) % size, 0)
         assert (b == (rank - 1) % size).all()

@@ -730,6 +730,12 @@ class Comm(MPI.Comm):
     _known: Any = None
     _me: int | None = None  # the rank, once it is needed
 
+    def __repr__(self) -> str:
+        kind = f"{type(self).__module__}.{type(self).__name__}"
+        if MPI.Is_finalized() or not self:
+            return f"<{kind} of nobody>"
+        return f"<{kind} {self.Get_name()!r} rank {_rank(self)} of {self.Get_size()}>"
+
     def _state(self) -> Any:
         return _state_of(self)
 
