@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from copyless import workers
 from copyless.errors import WorkerDiedError
-from copyless.pool import outcome, processors
+from copyless.pool import outcome
+from copyless.storage.settings import processors
 from copyless.workers import Bundle, Crew
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]

@@ -21,7 +21,7 @@ except ImportError as error:
 
 from copyless import arrays
 from copyless.futures import ProcessPoolExecutor
-from copyless.pool import processors
+from copyless.storage.settings import processors
 
 __all__ = ["Backend"]
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import threading
 import time
 import warnings
@@ -28,6 +27,7 @@ from typing import Any
 
 from copyless import workers
 from copyless.errors import TaskUnreadableError, WorkerDiedError
+from copyless.storage.settings import processors
 from copyless.workers import SINGLE, STARRED, Bundle, Crew
 
 __all__ = ["AsyncResult", "Pool"]
@@ -35,12 +35,7 @@ __all__ = ["AsyncResult", "Pool"]
 _BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
 _MOST = 512  # tasks in one
 _AT_A_TIME = 32  # bundles, where their size is given
-_FEW = 64
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_FEW = 64  # tasks of a range that go as a list
 
 
 def outcome(kind: int, value: Any) -> tuple[bool, Any]:

@@ -28,10 +28,10 @@ int main(void)
         word ^= word << 13, word ^= word >> 7, word ^= word << 17;
         from[i] = (uint8_t)word;
     }
-    const size_t sizes[] = {0,     1,          63,         64,    4095,  4096,    16383,    16384,
-                            16385, 16384 + 63, 16384 + 64, 40000, 65536, 1 << 20, MOST - 64};
+    const size_t sizes[] = {0,          1,     63,    64,         4095,       4096,  16383, 16384,  16385,   16384 + 63,
+                            16384 + 64, 32767, 32768, 32768 + 63, 32768 + 64, 40000, 65536, 131072, 1 << 20, MOST - 64};
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
-        for (size_t at = 0; at < 64; at += k < 12 ? 1 : 13) {
+        for (size_t at = 0; at < 64; at += sizes[k] < 65536 ? 1 : 13) {
             one(sizes[k], at % 17, at, CL_COPY_LARGE);
             one(sizes[k], at, 0, UINT64_MAX);
         }

@@ -72,7 +72,7 @@ def examine() -> dict[str, Any]:
         "copyless": __import__("copyless").__version__,
         "python": platform.python_version(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": len(os.sched_getaffinity(0)),
+        "processors": settings.processors(),
         "storage directory": directory.current(),
     }
     try:

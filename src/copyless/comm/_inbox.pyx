@@ -3,6 +3,9 @@
 
 An item of an inbox is what `_queue` makes of the object, with an envelope of 32 bytes between the tokens and the pickle. Plain
 values are made as they are taken, for no code runs that way; all others when they are received, by whoever receives them.
+
+What SIGKILL leaves of an inbox is what queue.h says of a queue: a message is there whole, or not at all. A message that was taken and
+not opened is its process's own: block and holds go with that, as all that the dead held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
@@ -13,7 +16,7 @@ from libc.string cimport memcpy
 
 from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
 from copyless.core._queue cimport (
-    CL_ROLE_GETS, NOTHING, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, dump_plain, load_plain, pack, unpack,
+    CL_ROLE_GETS, NOTHING, PLAIN_MOST, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, dump_plain, load_plain, pack, unpack,
     unsend,
 )
 
@@ -22,6 +25,7 @@ import os
 from copyless.comm import constants
 
 cdef object ANY_SOURCE = constants.ANY_SOURCE, ANY_TAG = constants.ANY_TAG
+cdef long TAG_MOST = constants.TAG_MOST
 
 cdef extern from "Python.h":
     long PyLong_AsLongAndOverflow(object o, int *overflow) except? -1
@@ -44,9 +48,7 @@ cdef extern from *:
 
 cdef enum:
     MARK = 69  # no item of another kind begins so
-    PLAIN = 2048  # bytes of a plain value that goes the short way
     NO_NUMBER = -100  # of what is no rank and no tag
-    TAG_MOST = 0x7fffffff
 
 cdef struct envelope:
     uint32_t mark
@@ -55,10 +57,11 @@ cdef struct envelope:
 
 cdef struct letter:
     envelope label
-    uint8_t pickle[PLAIN]
+    uint8_t pickle[PLAIN_MOST]
 
-# How long the short way waits for a message; and where there are more ranks than processors: who sleeps leaves his to them.
-cdef int64_t SOON_NS = 100000, CROWDED_NS = 3000
+# How long the short way looks on for a message, and how long who waits does before he sleeps: to wake takes a fifth of that.
+cdef int64_t SOON_NS = 100000, LATER_NS = 500000
+cdef int64_t CROWDED_NS = 3000  # instead of the first, and nothing of the second, where ranks are more than processors
 
 # Forked children are no ranks: what was made before a fork is not theirs.
 cdef int generation = 0
@@ -148,8 +151,8 @@ cdef class Inbox:
     """
     cdef list queues
     cdef _Queue queue
-    cdef int rank, reading
-    cdef int64_t soon
+    cdef int rank, reading, made
+    cdef int64_t soon, later
     cdef public int waiting
     cdef object arrive, changed
     cdef dict posted, unexpected
@@ -157,7 +160,14 @@ cdef class Inbox:
     def __init__(self, list queues, int rank, arrive, dict posted, dict unexpected, changed, bint crowded):
         self.queues, self.queue, self.rank = queues, queues[rank], rank
         self.arrive, self.posted, self.unexpected, self.changed = arrive, posted, unexpected, changed
+        self.made = generation
         self.soon = CROWDED_NS if crowded else SOON_NS
+        self.later = 0 if crowded else LATER_NS
+
+    @property
+    def inherited(self):
+        """Whether this process was forked by the one whose inbox it is."""
+        return self.made != generation
 
     # ---- one thread reads at a time
 
@@ -179,9 +189,9 @@ cdef class Inbox:
         with nogil:
             return cl_queue_poll(q, budget_ns)
 
-    def poll(self, double seconds):
-        """Look on for so long at most, without sleeping, whether a message comes. Only for who reads."""
-        return self.look_on(<int64_t>(seconds * 1e9)) != 0
+    def poll(self):
+        """Look on for a while, without sleeping, whether a message comes. Only for who reads."""
+        return self.look_on(self.later) != 0
 
     cpdef Parcel next(self, timeout):
         """The next message, waiting at most so many seconds; None: there is none. Only for who reads."""
@@ -280,12 +290,12 @@ cdef class Port:
     cdef Inbox inbox
     cdef object key
     cdef int64_t context
-    cdef int me, n, made
+    cdef int me, n
     cdef list remote
 
     def __init__(self, Inbox inbox, context, list remote, int me):
         self.inbox, self.key, self.context, self.remote, self.me = inbox, context, context, remote, me
-        self.n, self.made = len(remote), generation
+        self.n = len(remote)
 
     cdef bint send(self, obj, dest, tag) except -1:
         """Whether it went; if not, the long way takes it or says what is wrong."""
@@ -295,9 +305,9 @@ cdef class Port:
         cdef uint32_t done = 0
         cdef size_t n
         cdef _Queue queue
-        if not 0 <= to < self.n or marked < 0 or self.made != generation:
+        if not 0 <= to < self.n or marked < 0 or self.inbox.made != generation:
             return False
-        n = dump_plain(obj, out.pickle, PLAIN)
+        n = dump_plain(obj, out.pickle, PLAIN_MOST)
         if n == 0:
             return False
         out.label.mark, out.label.source, out.label.tag, out.label.sender = MARK, self.me, marked, self.inbox.rank
@@ -321,7 +331,7 @@ cdef class Port:
         cdef letter item
         cdef const envelope *label
         cdef cl_got got
-        if (wanted < 0 and source != ANY_SOURCE) or (marked < 0 and tag != ANY_TAG) or wanted >= self.n or self.made != generation:
+        if (wanted < 0 and source != ANY_SOURCE) or (marked < 0 and tag != ANY_TAG) or wanted >= self.n or self.inbox.made != generation:
             return NOTHING
         if self.is_behind() or cl_test_and_set(&inbox.reading):
             return NOTHING

@@ -8,14 +8,13 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
-from copyless.core._queue cimport NOTHING, dump_plain, load_plain
+from copyless.core._queue cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
 
 import pickle
 
 from mpi4py import MPI
 
 cdef enum:
-    LARGEST = 2048  # bytes of a plain value that goes the short way
     TRIES = 100  # a dozen microseconds
 
 cdef object BYTE = MPI.BYTE, Status = MPI.Status
@@ -31,8 +30,8 @@ in_line = lines
 
 def fetch(message, Py_ssize_t nbytes):
     """The object of a matched message of so many bytes."""
-    cdef uint8_t small[LARGEST]
-    if nbytes <= LARGEST:
+    cdef uint8_t small[PLAIN_MOST]
+    if nbytes <= PLAIN_MOST:
         MPI_recv(message, (PyMemoryView_FromMemory(<char *>small, nbytes, PyBUF_WRITE), nbytes, BYTE))
         value = load_plain(small, nbytes)
         return loads(PyBytes_FromStringAndSize(<char *>small, nbytes)) if value is NOTHING else value
@@ -46,8 +45,8 @@ def send(self, obj, dest, tag=0, *, progress=False):
 
     `progress` shows a bar for 16 MiB or more; to another node, where MPI does not tell how far it is, one that only moves.
     """
-    cdef uint8_t small[LARGEST]
-    cdef size_t n = dump_plain(obj, small, LARGEST)
+    cdef uint8_t small[PLAIN_MOST]
+    cdef size_t n = dump_plain(obj, small, PLAIN_MOST)
     if self._me is None:
         self._me = rank_of(self)
     if n == 0 or len(lines) != 0 or dest == self._me:  # MPI may wait in a send to oneself for its receive
@@ -70,5 +69,5 @@ def recv(self, buf=None, source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG, status=None, *,
             message = improbe(self, source, tag, status)
             if message is not None:
                 nbytes = elements_of(status, BYTE)
-                return fetch(message, nbytes) if nbytes <= LARGEST else self._fetch(message, nbytes, status, progress)
+                return fetch(message, nbytes) if nbytes <= PLAIN_MOST else self._fetch(message, nbytes, status, progress)
     return self._recv(source, tag, status, progress)

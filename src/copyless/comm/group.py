@@ -31,6 +31,7 @@ from copyless.comm.progress import shown
 from copyless.core import _native
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
+from copyless.storage.settings import processors
 from copyless.storage.store import need
 
 __all__ = ["Engine", "Group", "Receive"]
@@ -38,7 +39,6 @@ __all__ = ["Engine", "Group", "Receive"]
 AWAITED, RUNS, ENDED, DIED = range(4)
 _PID, _START, _STATE, _WIDTH = range(4)
 _LOOK = 0.2  # seconds between looks at who lives
-_POLL = 5e-4  # seconds of looking on before sleeping: to wake takes a fifth of that
 _CONTEXT_OF_ACKS = -1
 
 
@@ -130,16 +130,14 @@ class Engine:
         self._changed = threading.Condition(threading.Lock())
         self._unexpected: dict[int, list[Parcel]] = {}
         self._posted: dict[int, list[Receive]] = {}
-        crowded = group.size > len(os.sched_getaffinity(0))
-        self._look_on = 0.0 if crowded else _POLL
+        crowded = group.size > processors()
         self.inbox = Inbox(group.inboxes, rank, self._arrive, self._posted, self._unexpected, self._changed, crowded)
         self._acks: dict[int, bool] = {}
         self._number = 0
-        self._pid = os.getpid()
         group.begin(rank)
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if self.inbox.inherited:
             raise RuntimeError(
                 f"this process was forked by rank {self.rank}: it is no rank, and must not use its communicators"
             )
@@ -248,7 +246,7 @@ class Engine:
                 return False
             if self.inbox.begin():
                 try:
-                    self.inbox.poll(self._look_on)
+                    self.inbox.poll()
                     while not done():
                         left = _LOOK if deadline is None else max(0.0, min(_LOOK, deadline - time.monotonic()))
                         message = self.inbox.next(left)
@@ -282,5 +280,5 @@ class Engine:
         raise OwnerDiedError(f"rank {rank} of the group (process {pid}) {what}")
 
     def close(self) -> None:
-        if os.getpid() == self._pid:
+        if not self.inbox.inherited:
             self.group.end(self.rank)

@@ -278,7 +278,6 @@ class Comm:
     _remote: list[int]  # of the group that one sends to
     _port: Any  # the short way; None when freed
     _twin: Any  # the collective operations, on a context of their own
-    _freed = False
 
     def __new__(cls, comm: Comm | None = None) -> Any:
         made = super().__new__(cls)
@@ -346,7 +345,7 @@ class Comm:
     __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
-        return not self._freed
+        return self._port is not None
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -360,7 +359,7 @@ class Comm:
 
     def _peer(self, rank: int, tag: int, least: int = 0) -> int:
         """A checked rank, as the world knows it."""
-        if self._freed:
+        if self._port is None:
             raise ClosedError("this communicator was freed")
         if not least <= tag <= TAG_MOST:
             raise ValueError(f"a tag is 0 to {TAG_MOST}, not {tag}")
@@ -405,7 +404,7 @@ class Comm:
         if source == PROC_NULL:
             return None
         if source == ANY_SOURCE:
-            if self._freed:
+            if self._port is None:
                 raise ClosedError("this communicator was freed")
             if tag < 0 and tag != ANY_TAG:
                 raise ValueError(f"a tag is 0 to {TAG_MOST}, or ANY_TAG, not {tag}")
@@ -507,7 +506,7 @@ class Comm:
     # ---- together
 
     def _together(self) -> Any:
-        if self._freed:
+        if self._port is None:
             raise ClosedError("this communicator was freed")
         if self._twin is None:
             self._twin = self._make_twin()
@@ -562,7 +561,6 @@ class Comm:
 
     def Free(self) -> None:
         """Give the communicator up. Messages under way on it are forgotten with the process."""
-        self._freed = True
         self._port = None
 
     def Abort(self, errorcode: int = 0) -> None:
@@ -709,7 +707,7 @@ def _end() -> None:
 
 def world() -> Intracomm:
     """The communicator of all ranks that were started together; a group of one where nobody started any."""
-    if _world is not None and _world._engine._pid == os.getpid():
+    if _world is not None and not _world._engine.inbox.inherited:
         return _world
     card = os.environ.get(CARD)
     if card is not None and _world is None:

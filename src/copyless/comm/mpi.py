@@ -174,11 +174,8 @@ def _through_block(
 ) -> bytes | None:
     """The message of a pickle whose buffers cross in a block; None when there is no room: then as to another node."""
     try:
-        if title is None:
-            memory = in_memory(parts)
-        else:
-            with shown(title, sum(part.nbytes for part in parts)) as tell:
-                memory = in_memory(parts, tell)
+        with shown(title, sum(part.nbytes for part in parts)) as tell:
+            memory = in_memory(parts, tell)
     except OutOfSharedMemory:
         return None
     handle = pickling.memory_handle(memory, 1)  # with a hold of its own, until it is loaded

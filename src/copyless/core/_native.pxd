@@ -157,3 +157,4 @@ cdef int64_t deadline_of(timeout) except -1
 cdef bint token_of(bytes handle, cl_token *token)
 cdef void set_private(const cl_block_ref *ref) noexcept
 cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell) except -1
+cpdef uint64_t room_of(list parts, uint64_t align) except? 0

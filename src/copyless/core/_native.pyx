@@ -793,7 +793,7 @@ def copy_parts(target, list parts, uint64_t align, tell=None):
 COPY_LARGE = CL_COPY_LARGE
 
 
-def room_of(list parts, uint64_t align):
+cpdef uint64_t room_of(list parts, uint64_t align) except? 0:
     """The bytes that buffers take behind each other, each at a multiple of `align`."""
     cdef uint64_t at = 0
     for part in parts:

@@ -52,6 +52,10 @@ cdef extern from "queue.h" nogil:
     int cl_queue_deserted(cl_queue *q)
 
 
+cdef enum:
+    PLAIN_MOST = 2048  # bytes of the pickle of a plain value that needs no pickler
+
+
 cdef class Packed:
     """An object as a queue takes it. Holds what it names until a queue does; let go, it takes that back."""
     cdef bytes body

@@ -17,7 +17,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless.core._native cimport (
-    allocate, cl_copy, cl_find, copy_into, deadline_of, fail, token_of,
+    allocate, cl_copy, cl_find, copy_into, deadline_of, fail, room_of, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
     CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
     cl_store, cl_token, cl_unsend, set_private, stand, the_store,
@@ -31,7 +31,6 @@ from copyless.core._native import private_view
 from copyless.errors import ClosedError, EndOfQueueError
 
 cdef extern from "plain.h":
-    enum: PLAIN_LARGEST
     enum: PLAIN_ARRAYS
     ctypedef struct plain_arrays:
         PyObject *type
@@ -75,8 +74,8 @@ def know(pack, dict direct, load_handle, shut_down, tell):
 
 def plain_dumps(obj):
     """The pickle of a small plain value, or None: for tests."""
-    cdef uint8_t out[PLAIN_LARGEST]
-    cdef size_t n = plain_dump(obj, out, PLAIN_LARGEST)
+    cdef uint8_t out[PLAIN_MOST]
+    cdef size_t n = plain_dump(obj, out, PLAIN_MOST)
     return PyBytes_FromStringAndSize(<char *>out, n) if n else None
 
 
@@ -188,12 +187,12 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
     cdef list buffers = [], handles
-    cdef uint64_t at, total, n, start, apart = 0
+    cdef uint64_t at, total, n, start
     cdef uint64_t *lengths
     cdef uint8_t *out
     cdef const void *source
-    cdef uint8_t plain[PLAIN_LARGEST]
-    n = plain_dump(obj, plain, PLAIN_LARGEST)
+    cdef uint8_t plain[PLAIN_MOST]
+    n = plain_dump(obj, plain, PLAIN_MOST)
     if n != 0:
         data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
     elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
@@ -211,9 +210,7 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
     total = start + len(data)
     if buffers:
         total += 16 + 8 * len(buffers)
-        for buffer in buffers:
-            apart += buffer.nbytes
-            total = (total + 63) // 64 * 64 + buffer.nbytes
+        total = (total + 63) // 64 * 64 + room_of(buffers, 64)
     packed.nbytes = total
     if not buffers and total <= CL_INLINE_MAX and not in_block:
         if start == 0:
@@ -245,7 +242,7 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
         if watch is None:
             copy_into(out + at, total - at, buffers, 64, None)
         else:
-            with watch(apart) as hears:
+            with watch(sum([buffer.nbytes for buffer in buffers])) as hears:
                 copy_into(out + at, total - at, buffers, 64, hears)
     return packed
 
@@ -401,9 +398,9 @@ cdef class _Queue(Object):
         if self.closed or self.head == NULL:
             self.use(CL_ROLE_PUTS)
         cdef int64_t deadline = self.deadline(block, timeout)
-        cdef uint8_t plain[PLAIN_LARGEST]
+        cdef uint8_t plain[PLAIN_MOST]
         if not self.redelivers:
-            item.nbytes = plain_dump(obj, plain, PLAIN_LARGEST)
+            item.nbytes = plain_dump(obj, plain, PLAIN_MOST)
             if item.nbytes != 0:
                 item.body, item.tokens, item.ntokens, item.payload = plain, NULL, 0, NULL
                 rc = self.insert(&item, 1, &done, deadline)
@@ -522,9 +519,9 @@ cdef class _Queue(Object):
 
     cdef object end(self, cl_got *got):
         """Commit what was taken, and make an object of it."""
-        cdef uint8_t plain[PLAIN_LARGEST]
+        cdef uint8_t plain[PLAIN_MOST]
         cdef PyObject *value
-        if got.body != NULL and got.ntokens == 0 and got.nbytes <= PLAIN_LARGEST:
+        if got.body != NULL and got.ntokens == 0 and got.nbytes <= PLAIN_MOST:
             memcpy(plain, got.body, got.nbytes)
             self.commit()
             value = plain_load(plain, got.nbytes)

@@ -17,7 +17,6 @@
 #define PLAIN_DEPTH 8
 #define PLAIN_CONTAINERS 16
 #define PLAIN_STACK 192
-#define PLAIN_LARGEST 2048
 
 #define PLAIN_ARRAYS 256
 #define PLAIN_NUMBERS "?bBhHiIlLqQefd" /* formats of the buffer protocol */

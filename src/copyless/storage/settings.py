@@ -6,9 +6,14 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["Settings", "configure", "current", "describe"]
+__all__ = ["Settings", "configure", "current", "describe", "processors"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _bytes(text: str) -> int:

@@ -1,7 +1,7 @@
 /* Waiting for a shared 32-bit word to change: a short polite spin, then the kernel.
  *
- * Promise: never busy for longer than CL_SPIN_MAX_NS, never early, wakes at a change or at the deadline, and comes
- * back at least every CL_SLICE_NS so that the caller can serve signals and ask whether its peer still lives.
+ * Promise: never busy for longer than CL_SPIN_MAX_NS (or what cl_poll is told), never early, wakes at a change or at the
+ * deadline, and comes back at least every CL_SLICE_NS so that the caller can serve signals and ask whether its peer still lives.
  * Any thread of any process that maps the word may wait or wake. The caller must not hold the GIL.
  *
  * A spinner gives way to others. When the one it waits for runs on the same processor, the two take turns there although
