@@ -10,7 +10,7 @@ import sys
 import pytest
 
 EXAMPLES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "examples")
-MODULES = ["copyless.arrays", "copyless.memory", "copyless.core._memory", "copyless.shared_memory", "copyless.sharing",
+MODULES = ["copyless.arrays", "copyless.memory", "copyless._core._memory", "copyless.shared_memory", "copyless.sharing",
            "copyless.storage.settings", "copyless.storage.store", "copyless.synchronize", "copyless.queues", "copyless.rings",
            "copyless.sharedctypes", "copyless.pool", "copyless.futures",
            "copyless.managers", "copyless.context", "copyless.explaining", "copyless.records",

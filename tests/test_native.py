@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NATIVE = os.path.join(HERE, "..", "src", "copyless", "core", "native")
+NATIVE = os.path.join(HERE, "..", "src", "copyless", "_core", "native")
 TESTS = sorted(os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(HERE, "native", "test_*.c")))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import copyless
-from copyless.core import _queue
+from copyless._core import _queue
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300) | st.binary(max_size=300)
 VALUES = st.recursive(

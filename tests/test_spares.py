@@ -217,7 +217,7 @@ def test_killed_at_every_step_leaves_nothing(step, at):
         """
         import os, signal, sys, fcntl, multiprocessing
         import copyless
-        from copyless.core import _native
+        from copyless._core import _native
         from copyless.storage import spares
         target, after, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         manager = copyless.SharedMemoryManager(ctx=multiprocessing.get_context("fork"))

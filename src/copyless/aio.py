@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from copyless.core import _native
+from copyless._core import _native
 
 __all__ = ["until"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from copyless import pickling
-from copyless.core import _native, _queue
-from copyless.core._memory import Memory
+from copyless._core import _native, _queue
+from copyless._core._memory import Memory
 from copyless.errors import CorruptSegmentError, StaleHandleError, out_of_shared_memory
 from copyless.storage import files, handles
 from copyless.storage.blocks import allocate

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from copyless import pickling
-from copyless.core import _native
-from copyless.core._memory import Memory
+from copyless._core import _native
+from copyless._core._memory import Memory
 from copyless.storage import handles
 from copyless.storage.store import need
 

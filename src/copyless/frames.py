@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 
 from copyless import pickling
-from copyless.core import _native
-from copyless.core._memory import Memory
+from copyless._core import _native
+from copyless._core._memory import Memory
 
 __all__ = ["is_buffer", "is_buffer_shared", "move", "reduction"]
 

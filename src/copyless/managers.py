@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from copyless import arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
-from copyless.core import _native
+from copyless._core import _native
 from copyless.errors import ClosedError, ForeignHostError, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from copyless.core._memory import Memory
+from copyless._core._memory import Memory
 
 __all__ = ["Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer", "memory"]
 

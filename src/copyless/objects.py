@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from copyless import pickling
-from copyless.core import _native
+from copyless._core import _native
 from copyless.errors import ClosedError
 from copyless.storage.objects import obtain
 

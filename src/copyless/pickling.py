@@ -16,8 +16,8 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
-from copyless.core import _memory, _native, _queue
-from copyless.core._memory import Memory
+from copyless._core import _memory, _native, _queue
+from copyless._core._memory import Memory
 from copyless.storage import handles, objects
 
 __all__ = ["register"]

@@ -28,7 +28,7 @@ from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from copyless import aio, pickling
-from copyless.core import _native, _queue
+from copyless._core import _native, _queue
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Shared
 

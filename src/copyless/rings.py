@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from copyless import aio
+from copyless._core import _native, _ring
 from copyless.arrays import copy_large
-from copyless.core import _native, _ring
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared
 from copyless.storage.handles import dtype_from_bytes, dtype_to_bytes

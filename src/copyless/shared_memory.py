@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from copyless.core import _list, _native
+from copyless._core import _list, _native
 from copyless.errors import out_of_shared_memory
 from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
 from copyless.storage.store import need

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from copyless import pickling
-from copyless.core import _native, _value
-from copyless.core._memory import Memory
+from copyless._core import _native, _value
+from copyless._core._memory import Memory
 from copyless.storage.blocks import allocate
 from copyless.storage.store import need
 from copyless.synchronize import RLock

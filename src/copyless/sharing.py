@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from copyless import arrays
-from copyless.core import _native
-from copyless.core._memory import Memory
+from copyless._core import _native
+from copyless._core._memory import Memory
 from copyless.storage.store import need
 
 __all__ = ["is_shared", "share"]

@@ -23,7 +23,7 @@ from threading import BrokenBarrierError
 from typing import Any, TypeVar
 
 from copyless import aio
-from copyless.core import _native, _synchronize
+from copyless._core import _native, _synchronize
 from copyless.objects import SILENT, Shared
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]

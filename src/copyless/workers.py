@@ -35,9 +35,9 @@ from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 from copyless import pickling
+from copyless._core import _queue
+from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
-from copyless.core import _queue
-from copyless.core._memory import Memory
 from copyless.errors import ClosedError, StaleHandleError, TaskUnreadableError, WorkerDiedError
 from copyless.queues import JoinableQueue, SimpleQueue
 from copyless.storage import handles

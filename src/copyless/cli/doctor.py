@@ -117,7 +117,7 @@ def examine() -> dict[str, Any]:
             f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it"
         )
     try:
-        from copyless.core import _native
+        from copyless._core import _native
         from copyless.storage.store import need
 
         need()

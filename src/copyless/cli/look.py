@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.storage import directory
 from copyless.storage.store import need
 

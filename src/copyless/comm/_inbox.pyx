@@ -14,8 +14,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless.core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
-from copyless.core._queue cimport (
+from copyless._core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
+from copyless._core._queue cimport (
     CL_ROLE_GETS, NOTHING, PLAIN_MOST, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, dump_plain, load_plain, pack, unpack,
     unsend,
 )

@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
-from copyless.core._queue cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
+from copyless._core._queue cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
 
 import pickle
 

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from copyless._core import _native
 from copyless.arrays import attach, handle, zeros
 from copyless.comm._inbox import Inbox, Parcel
 from copyless.comm.progress import shown
-from copyless.core import _native
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
 from copyless.storage.settings import processors

@@ -34,12 +34,12 @@ except ImportError as _error:
     ) from None
 
 from copyless import pickling
+from copyless._core import _native, _queue
+from copyless._core._memory import Memory
 from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
 from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory
 from copyless.comm.progress import shown
-from copyless.core import _native, _queue
-from copyless.core._memory import Memory
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles, store
 

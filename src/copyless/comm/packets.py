@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from copyless import pickling
-from copyless.core import _native, _queue
-from copyless.core._memory import Memory
+from copyless._core import _native, _queue
+from copyless._core._memory import Memory
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles
 

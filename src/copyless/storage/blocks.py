@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.storage.store import need
 
 __all__ = ["allocate"]

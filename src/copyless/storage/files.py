@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.errors import CorruptSegmentError, StaleHandleError
 
 __all__ = ["FileMapping", "any_mapped", "map_again", "map_file", "mapped_at"]

@@ -11,7 +11,7 @@ import os
 import struct
 from typing import Any
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.errors import ForeignHostError, StaleHandleError
 from copyless.storage.store import need
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.errors import CorruptSegmentError, StaleHandleError
 from copyless.storage import handles
 from copyless.storage.store import need

@@ -30,7 +30,7 @@ import signal
 import weakref
 from typing import Any
 
-from copyless.core import _native
+from copyless._core import _native
 
 __all__ = ["PLACE_PREFIX", "Spare", "Spares"]
 

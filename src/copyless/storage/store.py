@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-from copyless.core import _native
+from copyless._core import _native
 from copyless.storage import directory
 from copyless.storage.settings import current as settings
 

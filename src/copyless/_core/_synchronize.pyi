@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from copyless.core._native import Object
+from copyless._core._native import Object
 
 HEAD_BYTES: int
 MUTEX_BYTES: int

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from copyless.core._native import Block, Object
+from copyless._core._native import Block, Object
 
 MAY_BLOCK: int
 DROPS: int

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless.core._native cimport CL_AGAIN, CL_FOREVER, CL_FULL, CL_OK, CL_STALE, cl_last_error, cl_store, fail, the_store
+from copyless._core._native cimport CL_AGAIN, CL_FOREVER, CL_FULL, CL_OK, CL_STALE, cl_last_error, cl_store, fail, the_store
 
 from copyless.errors import ClosedError, CorruptSegmentError, ForeignHostError
 

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless.core._native cimport (
+from copyless._core._native cimport (
     cl_copy, deadline_of, fail,
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_head,
     cl_store, set_private, the_store,

@@ -7,13 +7,13 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless.core._native cimport (
+from copyless._core._native cimport (
     deadline_of, fail,
     Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_TIMEOUT, Object, cl_au32,
     cl_head, cl_spin, cl_store, cl_wake, the_store,
 )
 
-from copyless.core._native import object_kind
+from copyless._core._native import object_kind
 from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
 
 cdef extern from "sync.h" nogil:

@@ -1,7 +1,7 @@
 # What `_queue` shares with `_inbox`: the C floor's queue, and an item's way into one and out of it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from copyless.core._native cimport Block, Object, cl_block_ref, cl_head, cl_store, cl_token
+from copyless._core._native cimport Block, Object, cl_block_ref, cl_head, cl_store, cl_token
 
 cdef extern from "queue.h" nogil:
     enum: CL_KIND_QUEUE, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_USERS, CL_LEASES

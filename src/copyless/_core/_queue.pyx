@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless.core._native cimport (
+from copyless._core._native cimport (
     allocate, cl_copy, cl_find, copy_into, deadline_of, fail, room_of, token_of,
     Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
     CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
@@ -27,7 +27,7 @@ import pickle
 import queue as _stdlib
 import sys
 
-from copyless.core._native import private_view
+from copyless._core._native import private_view
 from copyless.errors import ClosedError, EndOfQueueError
 
 cdef extern from "plain.h":

@@ -7,7 +7,7 @@ lock that is taken) goes through the Python objects; this is the short way.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from copyless.core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
+from copyless._core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
 
 cdef extern from "sync.h" nogil:
     ctypedef struct cl_mutex:

@@ -1,6 +1,6 @@
 from typing import Any
 
-from copyless.core._native import Block
+from copyless._core._native import Block
 
 DATA_OFFSET: int
 

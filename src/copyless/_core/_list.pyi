@@ -1,6 +1,6 @@
 from typing import Any
 
-from copyless.core._native import Mapping
+from copyless._core._native import Mapping
 
 def check(value: Any) -> None: ...
 def room_for(value: Any) -> int: ...
