@@ -1,101 +1,15 @@
 /* The heap: blocks of shared memory, given out again while their pages are warm.
  *
- * Promise: a block handed out is reserved memory that nobody else holds; freed blocks are given out again last in, first
- * out, so that the pages are in the page tables (and often in the cache) of those who used them last.
- *
- *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
- *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
- *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
- *
- * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another
- * allocation would otherwise fail; and all that lie idle longer than settings.idle_ns.
+ * Promise: a block handed out is reserved memory that no other process holds; freed blocks are given out again last in,
+ * first out, so that the pages are in the page tables (and often in the cache) of the processes that used them last.
  *
  * Making a segment, and what SIGKILL leaves: (1) a slot in state `making` with our name: the reaper frees it;
  * (2) the file, in any state of completeness: nobody reads it, the reaper unlinks it; (3) one transaction makes the slot
- * `ready`, its first block ours and the others free. Giving one back: (1) `going`, with our name; (2) its blocks leave
- * the free list one by one; (3) the file is unlinked; (4) the slot is free. Killed anywhere, the reaper goes on from there,
- * and an allocation that meets a free block of a `going` segment takes it off the list. */
-#define _GNU_SOURCE
+ * `ready`, its first block ours and the others free. How one is given back: segment_table.c. */
 #include "store.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-
-static uint64_t class_size(uint32_t k)
-{
-    return (k % 2 ? (uint64_t)192 : (uint64_t)128) << (k / 2);
-}
-
-static uint32_t class_of(uint64_t nbytes)
-{
-    uint32_t k = 0;
-    while (k < CL_LARGE && class_size(k) < nbytes) {
-        k++;
-    }
-    return k;
-}
-
-uint64_t cl_capacity_for(uint64_t nbytes)
-{
-    uint32_t k = class_of(nbytes);
-    return k < CL_LARGE ? class_size(k) : (nbytes + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
-}
-
-static uint32_t blocks_for(uint32_t k)
-{
-    uint64_t n = k == CL_LARGE ? 1 : ((uint64_t)1 << 20) / class_size(k);
-    return n > CL_BLOCKS ? CL_BLOCKS : (uint32_t)n;
-}
-
-/* ---- free lists: doubly linked, last freed first */
-
-static int unlink_free(cl_store *store, cl_txn *txn, uint32_t number)
-{
-    cl_control *c = store->control;
-    cl_block *b, *other;
-    int rc = cl_block_checked(store, number, &b);
-    uint32_t k = store->segments[number / CL_BLOCKS].class_index;
-    if (rc == CL_OK && b->prev != 0) {
-        rc = cl_block_checked(store, b->prev - 1, &other);
-        if (rc == CL_OK) {
-            cl_set32(txn, &other->next, b->next);
-        }
-    } else if (rc == CL_OK) {
-        cl_set32(txn, &c->first[k], b->next);
-    }
-    if (rc == CL_OK && b->next != 0) {
-        rc = cl_block_checked(store, b->next - 1, &other);
-        if (rc == CL_OK) {
-            cl_set32(txn, &other->prev, b->prev);
-        }
-    } else if (rc == CL_OK) {
-        cl_set32(txn, &c->last[k], b->prev);
-    }
-    return rc;
-}
-
-void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number)
-{
-    cl_control *c = store->control;
-    cl_segment *s = &store->segments[number / CL_BLOCKS];
-    cl_block *b = &s->blocks[number % CL_BLOCKS], *head;
-    uint32_t k = s->class_index, first = c->first[k];
-    cl_set32(txn, &b->state, CL_BLOCK_FREE);
-    cl_set32(txn, &b->prev, 0);
-    cl_set32(txn, &b->next, first);
-    cl_set32(txn, &c->first[k], number + 1);
-    if (first == 0 || cl_block_checked(store, first - 1, &head) != CL_OK) {
-        cl_set32(txn, &c->last[k], number + 1);
-    } else {
-        cl_set32(txn, &head->prev, number + 1);
-    }
-    cl_set32(txn, &s->used, s->used - (s->used != 0));
-    if (s->used == 1) {
-        s->idle_since_ns = cl_monotonic_ns();
-        cl_set64(txn, &c->warm_bytes, c->warm_bytes + s->file_size);
-    }
-}
 
 /* A free block of at least nbytes, or 0; block number + 1. */
 static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *found)
@@ -115,7 +29,7 @@ static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *f
         uint32_t next = b->next;
         if (s->state == CL_SEGMENT_GOING) { /* its owner was killed while giving it back */
             cl_txn txn = cl_begin(store->base);
-            rc = unlink_free(store, &txn, at - 1);
+            rc = cl_unlink_free(store, &txn, at - 1);
             if (rc != CL_OK) {
                 return rc;
             }
@@ -132,198 +46,6 @@ static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *f
     }
     return CL_OK;
 }
-
-/* ---- segments */
-
-static int grow_segments(cl_store *store)
-{
-    cl_control *c = store->control;
-    uint32_t high = c->segments_high, n = high < 64 ? 8 : 64;
-    if (high + n > CL_MAX_SEGMENTS) {
-        return cl_fail(CL_TABLE_FULL, 0, "all %u segments are taken", high);
-    }
-    int rc = cl_reserve(store, CL_OFF_SEGMENTS + (uint64_t)high * sizeof(cl_segment), n * sizeof(cl_segment));
-    if (rc != CL_OK) {
-        return rc;
-    }
-    for (uint32_t i = high; i < high + n; i++) {
-        store->segments[i].state = CL_SEGMENT_FREE;
-        store->segments[i].next = i + 1 < high + n ? i + 2 : 0;
-    }
-    cl_txn txn = cl_begin(store->base);
-    cl_set32(&txn, &c->segments_free, high + 1);
-    cl_set32(&txn, &c->segments_high, high + n);
-    cl_commit(&txn);
-    return CL_OK;
-}
-
-int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot)
-{
-    cl_control *c = store->control;
-    int rc = c->segments_free == 0 ? grow_segments(store) : CL_OK;
-    if (rc != CL_OK) {
-        return rc;
-    }
-    uint32_t i = c->segments_free - 1;
-    if (i >= c->segments_high || store->segments[i].state != CL_SEGMENT_FREE) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the free list of segments names %u", i);
-    }
-    cl_segment *s = &store->segments[i];
-    s->nblocks = 0; /* a free slot is ours to prepare: nobody looks at it before its state changes */
-    s->used = 0;
-    s->file_size = 0;
-    cl_txn txn = cl_begin(store->base);
-    cl_set32(&txn, &c->segments_free, s->next);
-    cl_set64(&txn, &s->id, id);
-    cl_set32(&txn, &s->owner, store->slot + 1);
-    cl_set32(&txn, &s->state, state);
-    cl_commit(&txn);
-    *slot = i;
-    return CL_OK;
-}
-
-void cl_segment_forget(cl_store *store, uint32_t slot)
-{
-    cl_segment *s = &store->segments[slot];
-    cl_control *c = store->control;
-    cl_txn txn = cl_begin(store->base);
-    cl_set64(&txn, &c->total_bytes, c->total_bytes - (c->total_bytes < s->file_size ? c->total_bytes : s->file_size));
-    cl_set32(&txn, &s->state, CL_SEGMENT_FREE);
-    cl_set32(&txn, &s->next, c->segments_free);
-    cl_set32(&txn, &c->segments_free, slot + 1);
-    cl_commit(&txn);
-}
-
-int cl_segment_retire(cl_store *store, uint32_t slot)
-{
-    cl_segment *s = &store->segments[slot];
-    if (s->state == CL_SEGMENT_READY || s->owner != store->slot + 1) {
-        cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &s->owner, store->slot + 1);
-        cl_set32(&txn, &s->state, CL_SEGMENT_GOING);
-        if (s->state == CL_SEGMENT_READY) {
-            cl_set64(&txn, &store->control->warm_bytes,
-                     store->control->warm_bytes - (store->control->warm_bytes < s->file_size ? 0 : s->file_size));
-        }
-        cl_commit(&txn);
-    }
-    for (uint32_t i = 0; i < s->nblocks && i < CL_BLOCKS; i++) {
-        if (s->blocks[i].state == CL_BLOCK_FREE) {
-            cl_txn txn = cl_begin(store->base);
-            int rc = unlink_free(store, &txn, slot * CL_BLOCKS + i);
-            if (rc != CL_OK) {
-                return rc;
-            }
-            cl_set32(&txn, &s->blocks[i].state, CL_BLOCK_NONE);
-            cl_commit(&txn);
-        }
-    }
-    return CL_OK;
-}
-
-void cl_finish_going(cl_store *store, int keep_locked)
-{
-    uint32_t n = store->ngoing, slots[64];
-    uint64_t ids[64];
-    store->ngoing = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        slots[i] = store->going[i];
-        ids[i] = store->segments[slots[i]].id;
-    }
-    int locked = 1;
-    if (!keep_locked) {
-        cl_unlock(&store->control->lock);
-        locked = 0;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        cl_segment_destroy(store, ids[i]);
-        CL_KILL_POINT();
-    }
-    while (!locked) {
-        int rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
-        if (rc != CL_OK && rc != CL_AGAIN) {
-            return; /* damaged meanwhile: whoever meets it next will say so */
-        }
-        locked = rc == CL_OK;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        cl_segment_forget(store, slots[i]);
-    }
-}
-
-int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed)
-{
-    cl_control *c = store->control;
-    for (uint32_t round = 0; round < CL_MAX_SEGMENTS && store->ngoing < 64; round++) {
-        uint32_t victim = UINT32_MAX;
-        int over = c->warm_bytes > keep_bytes;
-        if (c->first[CL_SPILLED] != 0) {
-            cl_block *b;
-            int rc = cl_block_checked(store, c->first[CL_SPILLED] - 1, &b);
-            if (rc != CL_OK) {
-                return rc;
-            }
-            victim = (c->first[CL_SPILLED] - 1) / CL_BLOCKS;
-            if (store->segments[victim].class_index != CL_SPILLED || b->state != CL_BLOCK_FREE) {
-                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free one on disk", c->first[CL_SPILLED] - 1);
-            }
-        }
-        /* Large ones first, the longest unused of them: the tail of their list. */
-        if (victim == UINT32_MAX && c->last[CL_LARGE] != 0) {
-            cl_block *b;
-            uint32_t slot = (c->last[CL_LARGE] - 1) / CL_BLOCKS;
-            int rc = cl_block_checked(store, c->last[CL_LARGE] - 1, &b);
-            if (rc != CL_OK) {
-                return rc;
-            }
-            if (over || store->segments[slot].idle_since_ns < idle_before_ns) {
-                victim = slot;
-            }
-        }
-        for (uint32_t i = 0; victim == UINT32_MAX && i < c->segments_high; i++) {
-            const cl_segment *s = &store->segments[i];
-            if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
-                (over || s->idle_since_ns < idle_before_ns)) {
-                victim = i;
-            }
-        }
-        if (victim == UINT32_MAX) {
-            break;
-        }
-        cl_segment *s = &store->segments[victim];
-        int rc = cl_segment_retire(store, victim);
-        if (rc != CL_OK) {
-            return rc;
-        }
-        if (freed != NULL) {
-            *freed += s->file_size;
-        }
-        if (store->maps != NULL && store->maps[victim] != NULL && store->maps[victim]->id == s->id) {
-            cl_map_drop(store, store->maps[victim]);
-        }
-        store->going[store->ngoing++] = victim;
-    }
-    return CL_OK;
-}
-
-int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
-{
-    *freed = 0;
-    for (;;) { /* 64 segments a turn, the lock let go between */
-        uint64_t before = *freed;
-        int rc = cl_enter(store, CL_OP_REAP, flags);
-        if (rc != CL_OK) {
-            return rc == CL_AGAIN && *freed != 0 ? CL_OK : rc;
-        }
-        rc = cl_trim_locked(store, keep_bytes, 0, freed);
-        cl_leave(store);
-        if (rc != CL_OK || *freed == before) {
-            return rc;
-        }
-    }
-}
-
-/* ---- allocating */
 
 /* Write down that a free block becomes ours. The transaction must be empty. */
 static int occupy(cl_store *store, cl_txn *txn, uint32_t number, uint64_t nbytes, uint32_t *hold)
@@ -350,7 +72,7 @@ static int occupy_listed(cl_store *store, uint32_t number, uint64_t nbytes, uint
     cl_txn txn = cl_begin(store->base);
     int rc = occupy(store, &txn, number, nbytes, hold);
     if (rc == CL_OK) {
-        rc = unlink_free(store, &txn, number);
+        rc = cl_unlink_free(store, &txn, number);
     }
     if (rc != CL_OK) {
         return rc;
@@ -539,7 +261,7 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
 
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
 {
-    uint32_t k = class_of(nbytes);
+    uint32_t k = cl_class_of(nbytes);
     int rc = cl_enter(store, CL_OP_ALLOC, flags);
     if (rc != CL_OK) {
         return rc;
@@ -553,7 +275,7 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
     if (!(flags & CL_MAY_WAIT)) {
         return CL_AGAIN; /* making a segment takes a while: come back without the GIL */
     }
-    rc = alloc_fresh(store, k, nbytes, blocks_for(k), out);
+    rc = alloc_fresh(store, k, nbytes, cl_blocks_for(k), out);
     if (rc == CL_FULL) { /* everything that is not in use goes back first */
         uint64_t freed;
         cl_reap(store, CL_MAY_WAIT, NULL);
@@ -664,4 +386,21 @@ int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flag
     rc = store->open ? find(store, address, nbytes, out) : 0;
     cl_leave_tables(store);
     return rc;
+}
+
+int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
+{
+    *freed = 0;
+    for (;;) { /* 64 segments a turn, the lock let go between */
+        uint64_t before = *freed;
+        int rc = cl_enter(store, CL_OP_REAP, flags);
+        if (rc != CL_OK) {
+            return rc == CL_AGAIN && *freed != 0 ? CL_OK : rc;
+        }
+        rc = cl_trim_locked(store, keep_bytes, 0, freed);
+        cl_leave(store);
+        if (rc != CL_OK || *freed == before) {
+            return rc;
+        }
+    }
 }

@@ -10,37 +10,10 @@
 #include "store.h"
 
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-uint64_t cl_process_start(uint32_t pid)
-{
-    char path[32], text[1024];
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return 0;
-    }
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0) {
-        return 0;
-    }
-    text[n] = 0;
-    const char *p = strrchr(text, ')'); /* the name before it may hold anything */
-    unsigned long long start = 0;
-    char state = 0;
-    if (p == NULL || sscanf(p + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-                            &state, &start) != 2) {
-        return 0;
-    }
-    return state == 'Z' || state == 'X' ? 0 : start;
-}
 
 static int reap_owner(cl_store *store, uint32_t slot, cl_reaped *reaped)
 {

@@ -1,4 +1,4 @@
-/* Opening a user's registry, and entering it.
+/* A user's registry: opening it, making it, and leaving it for good.
  *
  * States of the directory and who moves them:
  *
@@ -25,25 +25,6 @@ static const char *const REGISTRY = "registry.2"; /* carries CL_LAYOUT_VERSION: 
 static void live_file(char *out, size_t room, uint64_t id)
 {
     snprintf(out, room, "live.%016llx", (unsigned long long)id);
-}
-
-static int reserve_fd(int fd, uint64_t offset, uint64_t length)
-{
-    int rc;
-    do {
-        rc = posix_fallocate(fd, (off_t)offset, (off_t)length);
-    } while (rc == EINTR);
-    if (rc == ENOSPC) {
-        cl_fail(CL_FULL, rc, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
-        cl_last_error()->asked = length;
-        return CL_FULL;
-    }
-    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "reserving the registry");
-}
-
-int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
-{
-    return reserve_fd(store->registry_fd, offset, length);
 }
 
 /* ---- making one */
@@ -73,7 +54,7 @@ static int fill_new(int fd, const cl_header *header)
         {CL_OFF_SEGMENTS, 8 * sizeof(cl_segment)},
     };
     for (size_t i = 0; i < sizeof first / sizeof *first; i++) {
-        int rc = reserve_fd(fd, first[i].offset, first[i].length);
+        int rc = cl_reserve_fd(fd, first[i].offset, first[i].length);
         if (rc != CL_OK) {
             return rc;
         }
@@ -307,118 +288,6 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
         }
     }
     return rc;
-}
-
-/* ---- entering */
-
-int cl_check_registry(cl_store *store)
-{
-    struct stat st;
-    if (fstat(store->registry_fd, &st) != 0) {
-        return cl_fail(CL_SYSTEM, errno, "reading the registry");
-    }
-    if ((uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
-        return cl_fail(CL_CORRUPT, 0, "registry: file of %lld bytes, expected %llu", (long long)st.st_size,
-                       (unsigned long long)CL_REGISTRY_SIZE);
-    }
-    if (st.st_nlink == 0) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the file was removed or replaced under us");
-    }
-    if (*(volatile uint64_t *)store->base != CL_MAGIC || store->control->guard != CL_GUARD ||
-        store->control->guard_end != CL_GUARD) {
-        return cl_fail(CL_CORRUPT, 0, "registry: header or control area is overwritten");
-    }
-    return CL_OK;
-}
-
-static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
-{
-    return cl_owner_life(context, slot, incarnation);
-}
-
-int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
-{
-    int rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
-    if (rc != CL_OK) {
-        return rc;
-    }
-    cl_owner *me = &store->owners[store->slot];
-    /* relaxed: read by others only after our death */
-    atomic_store_explicit(&me->op, op, memory_order_relaxed);
-    rc = cl_lock(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), deadline_ns, &store->spin,
-                 life_of, store);
-    if (rc == CL_OWNER_DIED) {
-        store->control->recoveries++;
-        rc = cl_replay(store->base);
-    } else if (rc != CL_OK) {
-        atomic_store_explicit(&me->op, CL_OP_NONE, memory_order_relaxed);
-        return rc == CL_TIMEOUT ? CL_AGAIN : rc;
-    }
-    if (rc == CL_OK && (me->state == CL_OWNER_FREE || me->incarnation != store->incarnation)) {
-        rc = cl_fail(CL_CORRUPT, 0, "registry: our owner slot %u is overwritten", store->slot);
-    }
-    if (rc != CL_OK) {
-        cl_unlock(&store->control->lock);
-    }
-    return rc;
-}
-
-/* The forking thread already has the mutex, from prepare to the end of the fork. */
-static int in_own_fork(cl_store *store)
-{
-    return atomic_load_explicit(&store->forking, memory_order_acquire) &&
-           pthread_equal(atomic_load(&store->fork_thread), pthread_self());
-}
-
-int cl_enter_tables(cl_store *store, unsigned flags)
-{
-    if (in_own_fork(store) || pthread_mutex_trylock(&store->mutex) == 0) {
-        return CL_OK;
-    }
-    if (!(flags & CL_MAY_WAIT)) {
-        return CL_AGAIN;
-    }
-    int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
-    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
-#ifdef __SANITIZE_THREAD__ /* its runtime does not know clocklock */
-    return (void)t, pthread_mutex_lock(&store->mutex) == 0 ? CL_OK : CL_AGAIN;
-#else
-    return pthread_mutex_clocklock(&store->mutex, CLOCK_MONOTONIC, &t) == 0 ? CL_OK : CL_AGAIN;
-#endif
-}
-
-void cl_leave_tables(cl_store *store)
-{
-    if (!in_own_fork(store)) {
-        pthread_mutex_unlock(&store->mutex);
-    }
-}
-
-int cl_enter(cl_store *store, enum cl_op op, unsigned flags)
-{
-    int rc = cl_enter_tables(store, flags);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    rc = cl_lock_registry(store, op, flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0);
-    if (rc == CL_OK) {
-        CL_KILL_POINT();
-        return CL_OK;
-    }
-    cl_error kept = *cl_last_error();
-    cl_leave_tables(store);
-    *cl_last_error() = kept;
-    return rc;
-}
-
-void cl_leave(cl_store *store)
-{
-    if (store->ngoing != 0) {
-        cl_finish_going(store, 0);
-    }
-    atomic_store_explicit(&store->owners[store->slot].op, CL_OP_NONE, memory_order_relaxed);
-    cl_unlock(&store->control->lock);
-    cl_leave_tables(store);
 }
 
 /* ---- leaving for good */

@@ -11,7 +11,9 @@
 
 #include "journal.h"
 #include "lock.h"
+#include "process.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/types.h>
 
@@ -99,39 +101,21 @@ typedef struct cl_block_ref {
     int spilled; /* it is a file on disk */
 } cl_block_ref;
 
-/* ---- registry.c: opening, entering */
-int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings);
-/* Leave for good: give up what nothing of this process uses; if nobody else lives, take the files away (returns 1). */
-int cl_store_leave(cl_store *store);
-int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
-void cl_leave(cl_store *store);
+/* The files of the floor, lowest first: each calls those above it in this list, never those below.
+ *
+ * ---- enter.c: the way in, and whether an owner lives */
 int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
 int cl_lock_registry(cl_store *store, enum cl_op op,
                      int64_t deadline_ns); /* the second lock alone; checks the registry first */
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
-
-/* ---- owners.c: who lives, who died, fork */
+int cl_reserve_fd(int fd, uint64_t offset, uint64_t length); /* ... of one that is being made */
+struct flock cl_owner_byte(uint32_t slot, short type); /* of the liveness file */
+int cl_owner_byte_locked(int fd, uint32_t slot);
 cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation);
-int cl_join(cl_store *store);
-int cl_fork_prepare(cl_store *store, unsigned flags); /* (wait) */
-void cl_fork_parent(cl_store *store);
-int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start);
 
-/* ---- reap.c: taking back what the dead held. All under the registry's lock. */
-typedef struct cl_reaped {
-    uint32_t owners, blocks, segments, messages;
-} cl_reaped;
-#define CL_SCAN_FORCE 1u
-int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
-int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
-uint64_t cl_process_start(uint32_t pid); /* clock ticks after boot; 0: no such process */
-
-/* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
-int cl_audit(cl_store *store);
-
-/* ---- segment.c: files and mappings */
+/* ---- segment_file.c: files and mappings */
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
                       uint32_t nblocks);
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
@@ -145,7 +129,72 @@ void cl_map_drop(cl_store *store, cl_map *map);
 void cl_map_discard(cl_map *map); /* one that is in no table */
 void cl_map_prune(cl_store *store); /* unmap what no longer exists */
 
-/* ---- heap.c: blocks */
+/* ---- blocks.c: sizes, free lists, growing a table. Under the registry's lock. */
+int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
+uint32_t cl_class_of(uint64_t nbytes);
+uint64_t cl_capacity_for(uint64_t nbytes);
+uint32_t cl_blocks_for(uint32_t class_index); /* how many of a class share a segment */
+int cl_unlink_free(cl_store *store, cl_txn *txn, uint32_t number); /* off its free list */
+void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* onto its free list */
+
+/* A table of the registry whose unused entries are chained: state 0, and the index + 1 of the next one. */
+typedef struct cl_table {
+    const char *what; /* its entries are, for people */
+    uint64_t offset; /* of its first entry in the registry */
+    uint64_t stride; /* bytes of an entry */
+    size_t state_at, next_at; /* where in an entry the two words lie */
+    uint32_t most; /* entries that there may ever be */
+    uint32_t *free, *high; /* the first unused entry's index + 1; how many entries have pages */
+} cl_table;
+/* Pages and free-list links for the next n entries of a table that has no unused one. A transaction of its own. */
+int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n);
+
+/* ---- segment_table.c: a segment's slot, from the first to the last. Under the registry's lock. */
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id,
+                    uint32_t *slot); /* a slot in `making` or `external` */
+int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
+void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
+void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
+
+/* ---- name_table.c: entries and chains of names. Under the registry's lock. */
+/* What is looked for. POSIX objects are told apart by device and inode too: a name may have been given again. */
+typedef struct cl_name_key {
+    const char *name;
+    uint32_t length, kind;
+    uint64_t device, inode;
+} cl_name_key;
+cl_name_key cl_array_key(const char *name, uint32_t length);
+cl_name_key cl_posix_key(const char *name, uint32_t length, uint64_t device, uint64_t inode);
+int cl_name_check(const char *name, uint32_t length);
+int cl_name_find(cl_store *store, cl_name_key key, cl_name **entry, uint32_t **before);
+int cl_name_prepare(cl_store *store, cl_name_key key, uint32_t number, cl_name **out);
+void cl_name_link(cl_store *store, cl_txn *txn, uint32_t kind, cl_name *entry);
+void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
+
+/* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
+int cl_audit(cl_store *store);
+
+/* ---- operation.c: both locks */
+int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
+void cl_leave(cl_store *store);
+void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is still what the operation said */
+
+/* ---- holds.c: why blocks live. Under the registry's lock. */
+uint64_t cl_new_nonce(cl_store *store);
+int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
+int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
+void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out); /* describe a block */
+
+/* ---- reap.c: taking back what the dead held. cl_scan is under the registry's lock. */
+typedef struct cl_reaped {
+    uint32_t owners, blocks, segments, messages;
+} cl_reaped;
+#define CL_SCAN_FORCE 1u
+int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
+int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
+
+/* ---- heap.c: blocks, allocated and released */
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out); /* (wait) */
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags); /* (wait) */
 int cl_find(
@@ -154,38 +203,44 @@ int cl_find(
         out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours, 2: found, but private */
 int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags); /* (wait) cl_find says 2 */
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
-uint64_t cl_capacity_for(uint64_t nbytes);
-int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
-void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* onto its free list */
-int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
-void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
-void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */
-int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id,
-                    uint32_t *slot); /* a slot in `making` or `external` */
 
-/* ---- holds.c: why blocks live */
-int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
-int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
-int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
-
-void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out); /* describe a block */
-
+/* ---- messages.c: a block on its way to another process */
 typedef struct cl_address { /* what a handle says of a block */
     uint64_t segment_id, generation, nonce;
     uint32_t segment, index, hold;
 } cl_address;
 int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
+int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out); /* (wait) */
+int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce,
+                  uint32_t number); /* under the lock; UINT32_MAX: of any block */
 
-/* Channels. A token names a hold by index and nonce. An item's holds are drafted (still ours, gone with us), given to
- * the queue's own block before the item is published in it, and taken by its receiver. */
+/* ---- names.c: arrays by name */
+typedef struct cl_named {
+    cl_address address;
+    uint64_t spec_offset, spec_length, nbytes, device, inode;
+} cl_named;
+int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+               uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags); /* (wait) */
+int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out); /* (wait) */
+int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags); /* (wait) */
+int cl_name_withdraw(cl_store *store, cl_name *entry); /* under the lock: the name, and the hold that goes with it */
+
+/* ---- owners.c: joining */
+int cl_join(cl_store *store);
+int cl_owner_take_slot(cl_store *store, int live_fd, uint32_t *slot);
+void cl_owner_go_live(cl_store *store, uint32_t slot, const cl_identity *who); /* under the lock */
+
+/* ---- channels.c: what lies in a queue
+ *
+ * A token names a hold by index and nonce. An item's holds are drafted (still ours, gone with us), given to the queue's
+ * own block before the item is published in it, and taken by its receiver. */
 typedef struct cl_token {
     uint64_t nonce;
     uint32_t hold;
     uint32_t pad;
 } cl_token;
-int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
 int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token *tokens, uint32_t n,
             const cl_block_ref *payload, unsigned flags, cl_token *payload_token); /* (wait) */
 /* The holds of `tokens` become ours, as drafted ones; that of `drop` (or NULL) ends. */
@@ -195,23 +250,22 @@ int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t 
 int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
              void *context, unsigned flags); /* (wait) */
 
-/* ---- names.c: arrays and POSIX objects by name */
-typedef struct cl_named {
-    cl_address address;
-    uint64_t spec_offset, spec_length, nbytes, device, inode;
-} cl_named;
-int cl_name_check(const char *name, uint32_t length);
-int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
-               uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags); /* (wait) */
-int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out); /* (wait) */
-int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags); /* (wait) */
-void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
-/* POSIX objects: recorded before they appear under their name, forgotten when unlinked. */
+/* ---- posix.c: POSIX objects, recorded before they appear under their name, forgotten when unlinked */
 int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
                     uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot); /* (wait) */
 int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode, unsigned flags,
                     uint64_t *id, uint32_t *slot); /* (wait) */
 int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
                     unsigned flags); /* (wait) */
+
+/* ---- fork.c */
+int cl_fork_prepare(cl_store *store, unsigned flags); /* (wait) */
+void cl_fork_parent(cl_store *store);
+int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start);
+
+/* ---- registry.c: opening, leaving */
+int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings);
+/* Leave for good: give up what nothing of this process uses; if nobody else lives, take the files away (returns 1). */
+int cl_store_leave(cl_store *store);
 
 #endif

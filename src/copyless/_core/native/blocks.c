@@ -1,0 +1,124 @@
+/* Blocks in the registry: their sizes, the lists of free ones, and how the tables grow.
+ *
+ * Promise: a block's entry is handed out only after the segment that it lies in was seen to be sound. A free block lies
+ * on exactly one list, that of its size; the lists are doubly linked, last freed first.
+ *
+ *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
+ *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
+ *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
+ *
+ * What SIGKILL leaves: the state before or after a transaction, never between. Killed before a grown table's commit,
+ * reserved pages that the table does not count yet: the same work is done again. */
+#include "store.h"
+
+int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
+{
+    uint32_t slot = number / CL_BLOCKS, index = number % CL_BLOCKS;
+    if (slot >= store->control->segments_high || slot >= CL_MAX_SEGMENTS) {
+        return cl_fail(CL_CORRUPT, 0, "registry: block %u lies beyond %u segments", number,
+                       store->control->segments_high);
+    }
+    cl_segment *s = &store->segments[slot];
+    if (s->nblocks > CL_BLOCKS || index >= s->nblocks || s->state > CL_SEGMENT_EXTERNAL ||
+        s->class_index >= CL_CLASSES) {
+        return cl_fail(CL_CORRUPT, 0, "registry: segment slot %u is overwritten", slot);
+    }
+    *block = &s->blocks[index];
+    return CL_OK;
+}
+
+static uint64_t class_size(uint32_t k)
+{
+    return (k % 2 ? (uint64_t)192 : (uint64_t)128) << (k / 2);
+}
+
+uint32_t cl_class_of(uint64_t nbytes)
+{
+    uint32_t k = 0;
+    while (k < CL_LARGE && class_size(k) < nbytes) {
+        k++;
+    }
+    return k;
+}
+
+uint64_t cl_capacity_for(uint64_t nbytes)
+{
+    uint32_t k = cl_class_of(nbytes);
+    return k < CL_LARGE ? class_size(k) : (nbytes + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+}
+
+uint32_t cl_blocks_for(uint32_t k)
+{
+    uint64_t n = k == CL_LARGE ? 1 : ((uint64_t)1 << 20) / class_size(k);
+    return n > CL_BLOCKS ? CL_BLOCKS : (uint32_t)n;
+}
+
+int cl_unlink_free(cl_store *store, cl_txn *txn, uint32_t number)
+{
+    cl_control *c = store->control;
+    cl_block *b, *other;
+    int rc = cl_block_checked(store, number, &b);
+    uint32_t k = store->segments[number / CL_BLOCKS].class_index;
+    if (rc == CL_OK && b->prev != 0) {
+        rc = cl_block_checked(store, b->prev - 1, &other);
+        if (rc == CL_OK) {
+            cl_set32(txn, &other->next, b->next);
+        }
+    } else if (rc == CL_OK) {
+        cl_set32(txn, &c->first[k], b->next);
+    }
+    if (rc == CL_OK && b->next != 0) {
+        rc = cl_block_checked(store, b->next - 1, &other);
+        if (rc == CL_OK) {
+            cl_set32(txn, &other->prev, b->prev);
+        }
+    } else if (rc == CL_OK) {
+        cl_set32(txn, &c->last[k], b->prev);
+    }
+    return rc;
+}
+
+void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number)
+{
+    cl_control *c = store->control;
+    cl_segment *s = &store->segments[number / CL_BLOCKS];
+    cl_block *b = &s->blocks[number % CL_BLOCKS], *head;
+    uint32_t k = s->class_index, first = c->first[k];
+    cl_set32(txn, &b->state, CL_BLOCK_FREE);
+    cl_set32(txn, &b->prev, 0);
+    cl_set32(txn, &b->next, first);
+    cl_set32(txn, &c->first[k], number + 1);
+    if (first == 0 || cl_block_checked(store, first - 1, &head) != CL_OK) {
+        cl_set32(txn, &c->last[k], number + 1);
+    } else {
+        cl_set32(txn, &head->prev, number + 1);
+    }
+    cl_set32(txn, &s->used, s->used - (s->used != 0));
+    if (s->used == 1) {
+        s->idle_since_ns = cl_monotonic_ns();
+        cl_set64(txn, &c->warm_bytes, c->warm_bytes + s->file_size);
+    }
+}
+
+int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n)
+{
+    uint32_t high = *table->high;
+    if (high + n > table->most) {
+        return cl_fail(CL_TABLE_FULL, 0, "all %u %s are taken", high, table->what);
+    }
+    uint64_t begin = table->offset + (uint64_t)high * table->stride;
+    int rc = cl_reserve(store, begin, n * table->stride);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint8_t *entry = store->base + begin;
+    for (uint32_t i = high; i < high + n; i++, entry += table->stride) {
+        *(uint32_t *)(void *)(entry + table->state_at) = 0;
+        *(uint32_t *)(void *)(entry + table->next_at) = i + 1 < high + n ? i + 2 : 0;
+    }
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, table->free, high + 1);
+    cl_set32(&txn, table->high, high + n);
+    cl_commit(&txn);
+    return CL_OK;
+}

@@ -1,0 +1,108 @@
+/* Channels: what lies in a queue is held by the queue's own block.
+ *
+ * Promise: an item's holds pass from the sender to the queue's block, and from there to the receiver, each in one
+ * transaction: a block that is under way always has a hold.
+ *
+ *   owner's --(draft, give: put into a queue)--> channel's --(take)--> owner's
+ *                            --(the queue's own block is freed)--> free
+ *
+ * What SIGKILL leaves: holds of a channel that no item names, when the sender dies between giving and publishing, or the
+ * receiver between the queue and cl_take. cl_clean drops them. */
+#include "store.h"
+
+static int is_channels(cl_store *store, uint32_t channel, const cl_token *t)
+{
+    if (t->nonce == 0 || t->hold >= store->control->holds_high) {
+        return 0;
+    }
+    const cl_hold *h = &store->holds[t->hold];
+    return h->kind == CL_HOLD_CHANNEL && h->channel == channel + 1 && h->nonce == t->nonce;
+}
+
+static int give(cl_store *store, uint32_t channel, uint64_t sequence, uint32_t hold)
+{
+    cl_block *block;
+    int rc = cl_block_checked(store, channel, &block);
+    if (rc == CL_OK) {
+        cl_hold *h = &store->holds[hold];
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &h->kind, CL_HOLD_CHANNEL);
+        cl_set32(&txn, &h->owner, 0);
+        cl_set32(&txn, &h->channel, channel + 1);
+        cl_set64(&txn, &h->sequence, sequence);
+        cl_set32(&txn, &block->children, block->children + 1);
+        cl_commit(&txn);
+    }
+    return rc;
+}
+
+int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token *tokens, uint32_t n,
+            const cl_block_ref *payload, unsigned flags, cl_token *payload_token)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
+        rc = cl_is_message(store, tokens[i].hold, tokens[i].nonce, UINT32_MAX)
+                 ? give(store, channel, sequence, tokens[i].hold)
+                 : cl_fail(CL_STALE, 0, "what was to be sent is gone");
+    }
+    if (rc == CL_OK && payload != NULL) {
+        cl_map *map = store->maps[payload->segment];
+        cl_local_block *local = &map->blocks[payload->index];
+        uint32_t hold = local->hold - 1;
+        store->holds[hold].nonce = cl_new_nonce(store); /* ours alone until it is given */
+        *payload_token = (cl_token){.hold = hold, .nonce = store->holds[hold].nonce};
+        rc = give(store, channel, sequence, hold);
+        if (rc == CL_OK) {
+            local->hold = 0;
+            local->references = 0;
+            map->in_use--;
+        }
+    }
+    cl_leave_keeping_error(store);
+    return rc;
+}
+
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_block *block;
+    rc = cl_block_checked(store, channel, &block);
+    for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
+        if (is_channels(store, channel, &tokens[i])) { /* else it is gone, and loading it will say so */
+            cl_hold *h = &store->holds[tokens[i].hold];
+            cl_txn txn = cl_begin(store->base);
+            cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
+            cl_set32(&txn, &h->owner, store->slot + 1);
+            cl_set32(&txn, &block->children, block->children - (block->children != 0));
+            cl_commit(&txn);
+        }
+    }
+    if (rc == CL_OK && drop != NULL && is_channels(store, channel, drop)) {
+        rc = cl_hold_drop(store, drop->hold);
+    }
+    cl_leave_keeping_error(store);
+    return rc;
+}
+
+int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
+             void *context, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_REAP, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (uint32_t i = 0; rc == CL_OK && i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
+        const cl_hold *h = &store->holds[i];
+        if (h->kind == CL_HOLD_CHANNEL && h->channel == channel + 1 && !keep(context, h->sequence, h->nonce)) {
+            rc = cl_hold_drop(store, i);
+        }
+    }
+    cl_leave_keeping_error(store);
+    return rc;
+}

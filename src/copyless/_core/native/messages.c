@@ -1,0 +1,206 @@
+/* Messages: a block on its way to another process, and its arrival.
+ *
+ * Promise: loading verifies the block's generation under the registry's lock, so a process never gets another block's
+ * bytes. A message's hold becomes its receiver's in one transaction: at every instant one of the two exists, whichever
+ * process is killed.
+ *
+ *   free --(send)--> message --(load with the right nonce)--> owner's
+ *                            --(failed pickling, end of the family, time)--> free
+ *
+ * What SIGKILL leaves: a message that was sent and never loaded; the reaper drops it when its time or its family ends.
+ * A receiver that is killed after the load leaves an owner's hold, which is reaped with the owner. */
+#include "store.h"
+
+/* A hold that travels with bytes: a message's, or our own on its way into or out of a channel. */
+int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
+{
+    if (nonce == 0 || hold >= store->control->holds_high) {
+        return 0;
+    }
+    const cl_hold *h = &store->holds[hold];
+    return (h->kind == CL_HOLD_MESSAGE || (h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1)) &&
+           h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
+}
+
+static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, unsigned flags, cl_address *out)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_map *map = segment < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[segment] : NULL;
+    if (map == NULL || index >= map->nblocks || map->blocks[index].references == 0) {
+        rc = cl_fail(CL_STALE, 0, "this process holds no such block");
+    } else {
+        rc = cl_segment_check(store, map);
+    }
+    if (rc == CL_OK) {
+        uint32_t hold;
+        cl_txn txn = cl_begin(store->base);
+        rc = cl_hold_take(store, &txn, draft ? CL_HOLD_OWNER : CL_HOLD_MESSAGE, store->slot + 1,
+                          segment * CL_BLOCKS + index, &hold);
+        if (rc == CL_OK) {
+            if (draft) {
+                store->holds[hold].nonce = cl_new_nonce(store); /* a free hold's: nobody reads it yet */
+            }
+            cl_commit(&txn);
+            *out = (cl_address){.segment_id = map->id,
+                                .generation = map->blocks[index].generation,
+                                .segment = segment,
+                                .index = index,
+                                .hold = hold,
+                                .nonce = store->holds[hold].nonce};
+        }
+    }
+    cl_leave(store);
+    return rc;
+}
+
+int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+{
+    return send(store, segment, index, 0, flags, out);
+}
+
+int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+{
+    return send(store, segment, index, 1, flags, out);
+}
+
+int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc == CL_OK) {
+        if (cl_is_message(store, hold, nonce, UINT32_MAX)) {
+            rc = cl_hold_drop(store, hold);
+        }
+        cl_leave(store);
+    }
+    return rc;
+}
+
+/* The hold part of a load: ours already, or the message's made ours, or a new one. */
+static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, const cl_block *block)
+{
+    uint32_t number = a->segment * CL_BLOCKS + a->index;
+    cl_local_block *local = &map->blocks[a->index];
+    int message = cl_is_message(store, a->hold, a->nonce, number);
+    int rc = CL_OK;
+    if (local->hold != 0) {
+        return message ? cl_hold_drop(store, a->hold) : CL_OK;
+    }
+    if (message && !atomic_load(&store->forking)) {
+        cl_hold *h = &store->holds[a->hold];
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
+        cl_set32(&txn, &h->owner, store->slot + 1);
+        cl_set64(&txn, &h->nonce, 0);
+        if (h->kind == CL_HOLD_MESSAGE) {
+            cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        }
+        cl_commit(&txn);
+        local->hold = a->hold + 1;
+    } else {
+        uint32_t hold;
+        cl_txn txn = cl_begin(store->base);
+        rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, number, &hold);
+        if (rc == CL_OK) {
+            cl_commit(&txn);
+            local->hold = hold + 1;
+            if (store->fork_slot != 0) { /* a fork is under way in this thread: the child will have the object too */
+                txn = cl_begin(store->base);
+                rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->fork_slot, number, &hold);
+                if (rc == CL_OK) {
+                    cl_commit(&txn);
+                    local->fork_hold = hold + 1;
+                }
+            }
+        }
+    }
+    local->generation = block->generation;
+    return rc;
+}
+
+/* Whether the registry looks sound without its lock; with the lock taken it cannot be told so cheaply. */
+static int looks_sound(cl_store *store)
+{
+    const cl_owner *me = &store->owners[store->slot];
+    return cl_check_registry(store) == CL_OK && atomic_load(&store->control->lock) == 0 &&
+           me->incarnation == store->incarnation && me->state == CL_OWNER_LIVE;
+}
+
+/* Another object over a block that this process holds already: its own tables tell, the registry is only looked at.
+ * CL_AGAIN: go the long way, which also says what is wrong. */
+static int load_held(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+{
+    if (a->nonce != 0 || a->segment >= CL_MAX_SEGMENTS || a->index >= CL_BLOCKS ||
+        cl_enter_tables(store, flags) != CL_OK) {
+        return CL_AGAIN;
+    }
+    int rc = CL_AGAIN;
+    cl_map *map = store->open && store->maps != NULL ? store->maps[a->segment] : NULL;
+    if (map != NULL && map->id == a->segment_id && map->base != NULL && a->index < map->nblocks) {
+        cl_local_block *local = &map->blocks[a->index];
+        if (local->references != 0 && local->hold != 0 && local->generation == a->generation && looks_sound(store) &&
+            !atomic_load_explicit(&store->forking,
+                                  memory_order_relaxed)) { /* our own thread's, or excluded by the mutex */
+            rc = cl_segment_check(store, map);
+            if (rc == CL_OK) {
+                local->references++;
+                cl_refer(map, a->index, local->generation, out);
+            }
+        }
+    }
+    cl_leave_tables(store);
+    return rc;
+}
+
+static int load_entered(cl_store *store, const cl_address *a, cl_block_ref *out)
+{
+    int rc;
+    cl_block *block = NULL;
+    cl_map *map = NULL;
+    cl_segment *segment = &store->segments[a->segment < CL_MAX_SEGMENTS ? a->segment : 0];
+    if (a->segment >= store->control->segments_high || a->index >= CL_BLOCKS || segment->id != a->segment_id ||
+        segment->state != CL_SEGMENT_READY || segment->blocks[a->index].generation != a->generation ||
+        segment->blocks[a->index].state != CL_BLOCK_USED) {
+        return cl_fail(CL_STALE, 0, "the block is gone (segment %016llx, generation %llu)",
+                       (unsigned long long)a->segment_id, (unsigned long long)a->generation);
+    }
+    rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
+    if (rc == CL_OK) {
+        rc = cl_segment_map(store, a->segment_id, a->segment, &map);
+        if (rc == CL_STALE) {
+            rc = cl_fail(CL_CORRUPT, 0, "segment %016llx: its file was removed", (unsigned long long)a->segment_id);
+        }
+    }
+    if (rc == CL_OK) {
+        rc = cl_segment_agrees(store, map);
+    }
+    if (rc == CL_OK) {
+        rc = hold_for_load(store, a, map, block);
+    }
+    if (rc == CL_OK) {
+        map->in_use += map->blocks[a->index].references == 0;
+        map->blocks[a->index].references++;
+        cl_refer(map, a->index, a->generation, out);
+    }
+    return rc;
+}
+
+int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
+{
+    int rc = load_held(store, a, flags, out);
+    if (rc != CL_AGAIN) {
+        return rc;
+    }
+    rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (cl_monotonic_ns() - (int64_t)store->control->scanned_ns > 1000000000) {
+        cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
+    }
+    rc = load_entered(store, a, out);
+    cl_leave_keeping_error(store);
+    return rc;
+}

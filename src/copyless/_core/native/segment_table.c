@@ -1,0 +1,176 @@
+/* The table of segments: taking a slot, and giving a segment back.
+ *
+ * Promise: a slot in `making` or `going` carries the name of the owner that works on it, so that it can be finished for
+ * a dead owner. No block of a segment in `going` is handed out.
+ *
+ * Giving a segment back, and what SIGKILL leaves: (1) the slot is `going`, with our name; (2) its blocks leave the free
+ * list one by one; (3) the file is unlinked; (4) the slot is free. Killed anywhere, the reaper goes on from there, and an
+ * allocation that meets a free block of a `going` segment takes it off the list.
+ *
+ * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another allocation
+ * would otherwise fail; and all that lie idle longer than settings.idle_ns. */
+#include "store.h"
+
+static int grow(cl_store *store)
+{
+    cl_control *c = store->control;
+    const cl_table table = {.what = "segments",
+                            .offset = CL_OFF_SEGMENTS,
+                            .stride = sizeof(cl_segment),
+                            .state_at = offsetof(cl_segment, state),
+                            .next_at = offsetof(cl_segment, next),
+                            .most = CL_MAX_SEGMENTS,
+                            .free = &c->segments_free,
+                            .high = &c->segments_high};
+    _Static_assert(CL_SEGMENT_FREE == 0, "a grown table's entries are in state 0");
+    return cl_table_grow(store, &table, c->segments_high < 64 ? 8 : 64);
+}
+
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot)
+{
+    cl_control *c = store->control;
+    int rc = c->segments_free == 0 ? grow(store) : CL_OK;
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint32_t i = c->segments_free - 1;
+    if (i >= c->segments_high || store->segments[i].state != CL_SEGMENT_FREE) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of segments names %u", i);
+    }
+    cl_segment *s = &store->segments[i];
+    s->nblocks = 0; /* a free slot is ours to prepare: nobody looks at it before its state changes */
+    s->used = 0;
+    s->file_size = 0;
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, &c->segments_free, s->next);
+    cl_set64(&txn, &s->id, id);
+    cl_set32(&txn, &s->owner, store->slot + 1);
+    cl_set32(&txn, &s->state, state);
+    cl_commit(&txn);
+    *slot = i;
+    return CL_OK;
+}
+
+void cl_segment_forget(cl_store *store, uint32_t slot)
+{
+    cl_segment *s = &store->segments[slot];
+    cl_control *c = store->control;
+    cl_txn txn = cl_begin(store->base);
+    cl_set64(&txn, &c->total_bytes, c->total_bytes - (c->total_bytes < s->file_size ? c->total_bytes : s->file_size));
+    cl_set32(&txn, &s->state, CL_SEGMENT_FREE);
+    cl_set32(&txn, &s->next, c->segments_free);
+    cl_set32(&txn, &c->segments_free, slot + 1);
+    cl_commit(&txn);
+}
+
+int cl_segment_retire(cl_store *store, uint32_t slot)
+{
+    cl_segment *s = &store->segments[slot];
+    if (s->state == CL_SEGMENT_READY || s->owner != store->slot + 1) {
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &s->owner, store->slot + 1);
+        cl_set32(&txn, &s->state, CL_SEGMENT_GOING);
+        if (s->state == CL_SEGMENT_READY) {
+            cl_set64(&txn, &store->control->warm_bytes,
+                     store->control->warm_bytes - (store->control->warm_bytes < s->file_size ? 0 : s->file_size));
+        }
+        cl_commit(&txn);
+    }
+    for (uint32_t i = 0; i < s->nblocks && i < CL_BLOCKS; i++) {
+        if (s->blocks[i].state == CL_BLOCK_FREE) {
+            cl_txn txn = cl_begin(store->base);
+            int rc = cl_unlink_free(store, &txn, slot * CL_BLOCKS + i);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            cl_set32(&txn, &s->blocks[i].state, CL_BLOCK_NONE);
+            cl_commit(&txn);
+        }
+    }
+    return CL_OK;
+}
+
+void cl_finish_going(cl_store *store, int keep_locked)
+{
+    uint32_t n = store->ngoing, slots[64];
+    uint64_t ids[64];
+    store->ngoing = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        slots[i] = store->going[i];
+        ids[i] = store->segments[slots[i]].id;
+    }
+    int locked = 1;
+    if (!keep_locked) {
+        cl_unlock(&store->control->lock);
+        locked = 0;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cl_segment_destroy(store, ids[i]);
+        CL_KILL_POINT();
+    }
+    while (!locked) {
+        int rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
+        if (rc != CL_OK && rc != CL_AGAIN) {
+            return; /* damaged meanwhile: whoever meets it next will say so */
+        }
+        locked = rc == CL_OK;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        cl_segment_forget(store, slots[i]);
+    }
+}
+
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed)
+{
+    cl_control *c = store->control;
+    for (uint32_t round = 0; round < CL_MAX_SEGMENTS && store->ngoing < 64; round++) {
+        uint32_t victim = UINT32_MAX;
+        int over = c->warm_bytes > keep_bytes;
+        if (c->first[CL_SPILLED] != 0) {
+            cl_block *b;
+            int rc = cl_block_checked(store, c->first[CL_SPILLED] - 1, &b);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            victim = (c->first[CL_SPILLED] - 1) / CL_BLOCKS;
+            if (store->segments[victim].class_index != CL_SPILLED || b->state != CL_BLOCK_FREE) {
+                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free one on disk", c->first[CL_SPILLED] - 1);
+            }
+        }
+        /* Large ones first, the longest unused of them: the tail of their list. */
+        if (victim == UINT32_MAX && c->last[CL_LARGE] != 0) {
+            cl_block *b;
+            uint32_t slot = (c->last[CL_LARGE] - 1) / CL_BLOCKS;
+            int rc = cl_block_checked(store, c->last[CL_LARGE] - 1, &b);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            if (over || store->segments[slot].idle_since_ns < idle_before_ns) {
+                victim = slot;
+            }
+        }
+        for (uint32_t i = 0; victim == UINT32_MAX && i < c->segments_high; i++) {
+            const cl_segment *s = &store->segments[i];
+            if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
+                (over || s->idle_since_ns < idle_before_ns)) {
+                victim = i;
+            }
+        }
+        if (victim == UINT32_MAX) {
+            break;
+        }
+        cl_segment *s = &store->segments[victim];
+        int rc = cl_segment_retire(store, victim);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        if (freed != NULL) {
+            *freed += s->file_size;
+        }
+        if (store->maps != NULL && store->maps[victim] != NULL && store->maps[victim]->id == s->id) {
+            cl_map_drop(store, store->maps[victim]);
+        }
+        store->going[store->ngoing++] = victim;
+    }
+    return CL_OK;
+}
