@@ -123,7 +123,7 @@ def test_noise_over_any_table_never_hangs_or_crashes(place):
                                       4730880 + 64 * random.randrange(20), 71839744 + random.randrange(9000)]))
                 f.write(random.randbytes(random.choice([4, 64, 400])))
             for call in (lambda: copyless.attach(ha), lambda: copyless.zeros(5), lambda: copyless.open('n'), lambda: copyless.full(50_000, 1.0),
-                         lambda: copyless.attach(hs), copyless.reap, copyless.trim, copyless.storage.store._native.audit,
+                         lambda: copyless.attach(hs), copyless.reap, copyless.trim, copyless.storage.store._store.audit,
                          lambda: copyless.zeros(2, name='m'), lambda: pickle.loads(__import__('multiprocessing').reduction.ForkingPickler.dumps(a))):
                 try: call()
                 except (copyless.CopylessError, FileNotFoundError, FileExistsError): pass

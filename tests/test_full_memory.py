@@ -45,7 +45,7 @@ BODY = """
             assert error.asked >= n and pickle.loads(pickle.dumps(error)).asked == error.asked
         gc.collect()
         assert used() <= base + 4096, (used(), base)
-        assert 'big' not in str(copyless.storage.store._native.snapshot()['names'])
+        assert 'big' not in str(copyless.storage.store._store.snapshot()['names'])
     # Fill it to the brim with small ones: the last fails cleanly, every byte of the others can be written.
     kept = []
     try:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import copyless
+from copyless._core import _store
 from copyless.cli.look import listing
-from copyless.storage.store import _native
 from tests.conftest import python, start_python, until
 
 
 def messages() -> int:
     copyless.reap()
-    return _native.statistics()["messages"]
+    return _store.statistics()["messages"]
 
 
 def test_a_sent_array_arrives_whole_after_its_sender_let_it_go():

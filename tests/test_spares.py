@@ -201,8 +201,8 @@ def test_a_taken_name_costs_nothing(manager):
 
 
 STEPS = {
-    "before the spare name": ("_native.posix_record", 0), "after the spare name": ("_native.posix_record", 1),
-    "before rename": ("os.rename", 0), "after rename": ("os.rename", 1), "after forgetting": ("_native.posix_forget", 1),
+    "before the spare name": ("_posix.posix_record", 0), "after the spare name": ("_posix.posix_record", 1),
+    "before rename": ("os.rename", 0), "after rename": ("os.rename", 1), "after forgetting": ("_posix.posix_forget", 1),
     "before lease": ("fcntl.fcntl", 0), "after lease": ("fcntl.fcntl", 1),
     "before link": ("os.link", 0), "after link": ("os.link", 1), "after unlink": ("os.unlink", 1),
 }  # fmt: skip
@@ -217,7 +217,7 @@ def test_killed_at_every_step_leaves_nothing(step, at):
         """
         import os, signal, sys, fcntl, multiprocessing
         import copyless
-        from copyless._core import _native
+        from copyless._core import _posix
         from copyless.storage import spares
         target, after, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         manager = copyless.SharedMemoryManager(ctx=multiprocessing.get_context("fork"))
@@ -227,11 +227,11 @@ def test_killed_at_every_step_leaves_nothing(step, at):
             block.close(); block.unlink()
         cycle("t-first")
         manager.SharedMemory(1 << 20)
-        if target == "_native.posix_record":
+        if target == "_posix.posix_record":
             at -= 1  # of each object once
             manager._spares.clear()
         module, _, function = target.rpartition(".")
-        owner = {"os": os, "fcntl": fcntl, "_native": _native}[module]
+        owner = {"os": os, "fcntl": fcntl, "_posix": _posix}[module]
         real, calls = getattr(owner, function), 0
         def step(*args, **kwds):
             global calls
@@ -245,7 +245,7 @@ def test_killed_at_every_step_leaves_nothing(step, at):
         setattr(owner, function, step)
         for i in range(4):
             cycle(f"t-{i}")
-            if target == "_native.posix_record":
+            if target == "_posix.posix_record":
                 manager._spares.clear()
         """,
         target, str(after), str(at), check=False,

@@ -41,8 +41,9 @@ _HOMES = {
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
     "copyless.errors": (
-        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "NotHeldError",
-        "OutOfSharedMemory", "OwnerDiedError", "ServerEndedError", "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
+        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "LimitExceededError",
+        "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "ServerEndedError", "StaleHandleError", "TaskUnreadableError",
+        "WorkerDiedError",
     ),
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
@@ -73,6 +74,7 @@ __all__ = [
     "Get_address",
     "Handle",
     "JoinableQueue",
+    "LimitExceededError",
     "Lock",
     "Manager",
     "Memory",
@@ -194,6 +196,7 @@ if TYPE_CHECKING:
         CorruptSegmentError,
         EndOfQueueError,
         ForeignHostError,
+        LimitExceededError,
         NotHeldError,
         OutOfSharedMemory,
         OwnerDiedError,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from copyless._core import _native
+from copyless._core import _blocks
 
 __all__ = ["until"]
 
@@ -50,7 +50,7 @@ class _Watcher:
     """One thread and the words it sleeps on."""
 
     def __init__(self) -> None:
-        self.bell = _native.Bell()
+        self.bell = _blocks.Bell()
         self.watched: dict[_Waiter, tuple[int, int]] = {}
         self.lock = threading.Lock()
         self.busy = threading.Event()
@@ -82,7 +82,7 @@ class _Watcher:
                 self.busy.wait()
                 looked = time.monotonic()
                 continue
-            index = _native.wait_many(words, _LOOK_AGAIN)
+            index = _blocks.wait_many(words, _LOOK_AGAIN)
             due = waiters[index - 1 : index] if index > 0 else []
             if time.monotonic() - looked >= _LOOK_AGAIN:
                 due, looked = waiters, time.monotonic()

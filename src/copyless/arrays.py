@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from copyless import pickling
-from copyless._core import _native, _queue
+from copyless._core import _blocks, _copying, _handles, _names, _queue, _store
 from copyless._core._memory import Memory
-from copyless.errors import CorruptSegmentError, StaleHandleError, out_of_shared_memory
+from copyless._core.failures import out_of_shared_memory
+from copyless.errors import CorruptSegmentError, StaleHandleError
 from copyless.storage import files, handles
 from copyless.storage.blocks import allocate
 from copyless.storage.handles import Handle
@@ -47,7 +48,7 @@ __all__ = [
 Shape = SupportsIndex | Sequence[SupportsIndex]
 _BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
 _ndarray_new = np.ndarray.__new__
-_WIRE_SIZE = _native.WIRE_SIZE
+_WIRE_SIZE = _handles.WIRE_SIZE
 
 
 class SharedArray(np.ndarray[Any, Any]):
@@ -196,7 +197,7 @@ class _Unpublished:
         self._name = name
 
     def publish(self) -> Any:
-        if not _native.publish(*self._publish):
+        if not _names.publish(*self._publish):
             raise FileExistsError(
                 17,
                 f"an array of this name exists: open it with copyless.open({self._name!r}), or unlink it",
@@ -209,7 +210,7 @@ def copy_large(target: Any, value: Any) -> bool:
     """Copy a large array into another at the memory's own speed (native/copy.h); False: it is for NumPy to do."""
     if (
         not isinstance(value, np.ndarray)
-        or value.nbytes < _native.COPY_LARGE
+        or value.nbytes < _copying.COPY_LARGE
         or value.shape != target.shape
         or value.dtype != target.dtype
         or value.dtype.hasobject
@@ -217,7 +218,7 @@ def copy_large(target: Any, value: Any) -> bool:
         or np.may_share_memory(target, value)
     ):
         return False
-    _native.copy_parts(target.reshape(-1).view("u1"), [value.reshape(-1).view(np.ndarray).view("u1")], 1)
+    _copying.copy_parts(target.reshape(-1).view("u1"), [value.reshape(-1).view(np.ndarray).view("u1")], 1)
     return True
 
 
@@ -463,8 +464,8 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
     deadline = None if timeout is None else time.monotonic() + timeout
     need()
     while True:
-        seen = _native.names_seq()
-        found = _native.lookup(text)
+        seen = _names.names_seq()
+        found = _names.lookup(text)
         if found is not None:
             try:
                 opened = _open_found(*found)
@@ -478,12 +479,12 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
             waited = f" after waiting {timeout:g} s" if timeout else ""
             raise FileNotFoundError(2, f"no array of this name{waited}: 'copyless ls' lists those there are", name)
         # Names also come free when their holders die, which rings no bell: look again now and then.
-        _native.wait_for_name(seen, min(left, 0.2))
+        _names.wait_for_name(seen, min(left, 0.2))
 
 
 def _open_found(wire: bytes, at: int, length: int) -> Any:
     block = handles.resolve(wire)[1]
-    if length == 0 and _native.object_kind(block):
+    if length == 0 and _blocks.object_kind(block):
         from copyless.storage import objects
 
         return objects.stand(block)
@@ -516,7 +517,7 @@ def unlink(name: str) -> None:
     """
     text = check_name(name)
     need()
-    if not _native.unpublish(text):
+    if not _names.unpublish(text):
         raise FileNotFoundError(2, "no array of this name: 'copyless ls' lists those there are", name)
 
 
@@ -529,7 +530,7 @@ def _encode(array: Any, message: int) -> bytes | None:
     if dtype.hasobject:
         return None
     flags = handles.WRITEABLE * array.flags.writeable | handles.SHARED_ARRAY * (type(array) is SharedArray)
-    made = _native.array_handle(array, handles.remembered_dtype(dtype), flags, message)
+    made = _handles.array_handle(array, handles.remembered_dtype(dtype), flags, message)
     if made is not None or not files.any_mapped() or array.size == 0:
         return made
     first = array.__array_interface__["data"][0]
@@ -567,7 +568,7 @@ def shared_memory_of(array: Any) -> bool:
     first = array.__array_interface__["data"][0]
     before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
     return (
-        _native.find(first - before, before + after) is not None
+        _blocks.find(first - before, before + after) is not None
         or files.mapped_at(first - before, before + after) is not None
     )
 
@@ -598,7 +599,7 @@ def handle(obj: Any) -> Handle:
         made = pickling.memory_handle(obj, 0)
     elif isinstance(obj, np.ndarray):
         made = _encode(obj, 0)
-    elif isinstance(obj, _native.Object):
+    elif isinstance(obj, _blocks.Object):
         made = pickling.object_handle(obj, 0)
     else:
         raise TypeError(f"handle() takes an array, a Memory, a lock, queue or ring, not {type(obj).__name__!r}")
@@ -636,7 +637,7 @@ def attach(handle: bytes) -> Any:
         if not isinstance(handle, (bytes, bytearray, memoryview)):
             raise TypeError(f"a handle is bytes, not {type(handle).__name__!r}")
         handle = bytes(handle)
-    found = _native.load_array(handle)
+    found = _handles.load_array(handle)
     return pickling.load(handle) if found is None else found
 
 
@@ -758,7 +759,7 @@ _frombuffer = np.zeros(1).__reduce_ex__(5)[0]
 
 
 def _reduce(array: Any) -> Any:
-    message = _encode(array, pickling.message_kind()) if _native.is_open() or files.any_mapped() else None
+    message = _encode(array, pickling.message_kind()) if _store.is_open() or files.any_mapped() else None
     if message is not None:
         return pickling.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:
@@ -785,7 +786,7 @@ def _reduce_records(array: Any) -> Any:
 
 
 def _for_queue(array: Any) -> bytes | None:
-    return _encode(array, 2) if _native.is_open() or files.any_mapped() else None
+    return _encode(array, 2) if _store.is_open() or files.any_mapped() else None
 
 
 def _are_plain() -> bool:
@@ -794,7 +795,7 @@ def _are_plain() -> bool:
 
 
 pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
-_native.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
+_handles.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 _queue.know_arrays(np.ndarray, _are_plain, pickling.BESIDE)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)

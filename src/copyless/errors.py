@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
@@ -12,11 +10,13 @@ __all__ = [
     "CorruptSegmentError",
     "EndOfQueueError",
     "ForeignHostError",
+    "LimitExceededError",
     "NotHeldError",
     "OutOfSharedMemory",
     "OwnerDiedError",
     "ServerEndedError",
     "StaleHandleError",
+    "TableFullError",
     "TaskUnreadableError",
     "WorkerDiedError",
 ]
@@ -37,6 +37,24 @@ class OutOfSharedMemory(CopylessError, OSError, MemoryError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), self.args, {"asked": self.asked, "directory": self.directory}
+
+
+class LimitExceededError(CopylessError):
+    """There are as many of something as there can be. Says of what, and what helps.
+
+    `limit` is how many there can be, `present` how many there are (0 each when it is not known), `remedy` what helps.
+    """
+
+    limit: int = 0
+    present: int = 0
+    remedy: str = ""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, dict(self.__dict__)
+
+
+class TableFullError(LimitExceededError, OutOfSharedMemory):
+    """A table of fixed size has no free entry. Also an `OutOfSharedMemory`, for who goes another way then."""
 
 
 class StaleHandleError(CopylessError, ValueError):
@@ -84,50 +102,3 @@ def __getattr__(name: str) -> Any:
 
         return getattr(crew_errors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-_AGAIN, _CORRUPT, _STALE, _FULL, _TABLE_FULL, _SYSTEM, _CLOSED = -1, -4, -5, -6, -7, -10, -12
-
-
-def out_of_shared_memory(code: int, what: str, asked: int, directory: str) -> OutOfSharedMemory:
-    """Name the mount, its size, the request and the remedy."""
-    try:
-        st = os.statvfs(directory)
-        mount = f"{directory}: {st.f_blocks * st.f_frsize:,} bytes in all, {st.f_bavail * st.f_frsize:,} free"
-    except OSError:
-        mount = directory
-    remedy = (
-        "free arrays, call copyless.trim(), or give it more room (mount -o remount,size=...; Docker --shm-size=...)"
-    )
-    if "memory.max" in what or "available" in what:
-        remedy = "free memory, or raise the limit"
-    text = f"out of shared memory: {what}"
-    if asked:
-        text += f"; asked for {asked:,} bytes"
-    error = OutOfSharedMemory(
-        code or errno.ENOSPC, f"{text} ({mount}). Remedy: {remedy}, or set COPYLESS_DIR", directory
-    )
-    error.asked = asked
-    error.directory = directory
-    return error
-
-
-def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
-    """The exception for a result of the native floor."""
-    from copyless.storage import directory
-
-    if code in (_FULL, _TABLE_FULL):
-        return out_of_shared_memory(sys, what, asked, directory.current())
-    if code == _STALE:
-        return StaleHandleError(f"{what}. Whoever held it has let it go: keep the array until it is loaded")
-    if code == _CORRUPT:
-        return CorruptSegmentError(
-            f"{what} (in {directory.current()}). End the programs that use it and run 'copyless reap --force'"
-        )
-    if code == _CLOSED:
-        return ClosedError(what)
-    if code == _SYSTEM and sys == errno.ENOMEM:
-        return out_of_shared_memory(sys, what, asked, directory.current())
-    if code == _SYSTEM:
-        return OSError(sys, f"{os.strerror(sys)}: {what}")
-    return CopylessError(f"{what} (result {code})")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from copyless import pickling
-from copyless._core import _native
+from copyless._core import _handles
 from copyless._core._memory import Memory
 from copyless.storage import handles
 from copyless.storage.store import need
@@ -152,7 +152,7 @@ def _weigh(path: str, obj: Any) -> Part:
         shared = sum(_named_by(handle) for handle in made)
     finally:
         for handle in made:
-            _native.unsend(handle)
+            _handles.unsend(handle)
     # A handle and its surroundings are a few hundred bytes: the message, not the thing.
     copied = sum(buffer.nbytes for buffer in buffers) + (0 if made and len(data) < 512 * len(made) else len(data))
     return Part(path, kind, shared, copied, _why(obj, copied) if copied > 1024 else "")
@@ -160,10 +160,10 @@ def _weigh(path: str, obj: Any) -> Part:
 
 def _named_by(handle: bytes) -> int:
     """Bytes that a handle names; of an array those of its elements, not what lies between."""
-    kind, _, nbytes, *_ = _native.wire_fields(handle)
-    if kind != _native.KIND_ARRAY:
+    kind, _, nbytes, *_ = _handles.wire_fields(handle)
+    if kind != _handles.KIND_ARRAY:
         return nbytes
-    dtype, shape, *_ = handles.decode_spec(handle[_native.WIRE_SIZE :])
+    dtype, shape, *_ = handles.decode_spec(handle[_handles.WIRE_SIZE :])
     return int(dtype.itemsize * np.prod(shape, dtype="i8"))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from copyless import pickling
-from copyless._core import _native
+from copyless._core import _blocks, _copying, _handles, _store
 from copyless._core._memory import Memory
 
 __all__ = ["is_buffer", "is_buffer_shared", "move", "reduction"]
@@ -36,13 +36,13 @@ def is_buffer(obj: Any) -> bool:
 
 
 def is_buffer_shared(buffer: Any) -> bool:
-    return not buffer.size or _native.find(buffer.address, buffer.size) is not None
+    return not buffer.size or _blocks.find(buffer.address, buffer.size) is not None
 
 
 def move(buffer: Any) -> Any:
     """A buffer with the same bytes in shared memory; one copy."""
     memory = Memory.allocate(buffer.size)
-    _native.copy_parts(memory, [buffer], 1)
+    _copying.copy_parts(memory, [buffer], 1)
     return pa.py_buffer(memory.toreadonly())
 
 
@@ -57,8 +57,8 @@ def _buffer_of(handle: bytes) -> Any:
 
 
 def _reduce_buffer(buffer: Any) -> Any:
-    if buffer.size and _native.is_open():
-        handle = _native.handle_of(buffer.address, buffer.size, _native.KIND_MEMORY, pickling.message_kind())
+    if buffer.size and _store.is_open():
+        handle = _handles.handle_of(buffer.address, buffer.size, _handles.KIND_MEMORY, pickling.message_kind())
         if handle is not None:
             return _buffer_of, (pickling.note(handle + b"r"),)
     return buffer.__reduce_ex__(pickling.protocol())

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from copyless import arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
-from copyless._core import _native
+from copyless._core import _posix
 from copyless.errors import ClosedError, ForeignHostError, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (
@@ -929,7 +929,7 @@ class SharedMemoryServer(Server):
                     continue
                 verb, key, *more = entry
                 if verb == "block":
-                    self._blocks.add(key, tuple(more[0]), _native.posix_hold(os.fsencode(key), *more[0]))
+                    self._blocks.add(key, tuple(more[0]), _posix.posix_hold(os.fsencode(key), *more[0]))
                 elif verb == "gone":
                     self._blocks.forget(key)
                 elif verb == "keep":
@@ -1037,7 +1037,7 @@ class SharedMemoryManager(BaseManager):
             block.unlink()
             raise
         # Held here too: the server may read later, or be killed.
-        self._made.add(block.name, identity, _native.posix_hold(os.fsencode(block.name), *identity))
+        self._made.add(block.name, identity, _posix.posix_hold(os.fsencode(block.name), *identity))
         return block
 
     def array(self, shape: Any, dtype: Any = float, order: str = "C", *, zeroed: bool = True) -> arrays.SharedArray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from copyless import pickling
-from copyless._core import _native
+from copyless._core import _blocks
 from copyless.errors import ClosedError
 from copyless.storage.objects import obtain
 
@@ -21,7 +21,7 @@ class Shared:
     name: str | None = None
 
     @classmethod
-    def _from_block(cls, block: _native.Block) -> Any:
+    def _from_block(cls, block: _blocks.Block) -> Any:
         obj = cls.__new__(cls)
         obj._stand(block)  # type: ignore[attr-defined]
         obj._stood()
@@ -36,7 +36,7 @@ class Shared:
         self,
         name: str | None,
         persist: bool,
-        make: Callable[[], _native.Block],
+        make: Callable[[], _blocks.Block],
         kinds: tuple[int, ...],
         recover: str | None,
     ) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
-from copyless._core import _memory, _native, _queue
+from copyless._core import _blocks, _handles, _memory, _queue
 from copyless._core._memory import Memory
 from copyless.storage import handles, objects
 
@@ -44,7 +44,7 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
         pickle.Pickler.dump(self, obj)
     except BaseException:
         for handle in made:
-            _native.unsend(handle)
+            _handles.unsend(handle)
         raise
     finally:
         _batch.handles = outer
@@ -83,7 +83,7 @@ def pack(
         pickler.dump(obj)
     except BaseException:
         for handle in made:
-            _native.unsend(handle)
+            _handles.unsend(handle)
         raise
     finally:
         _batch.handles, _batch.draft, _batch.beside = outer
@@ -142,13 +142,13 @@ _decode: Any = None  # copyless.arrays.decode, which imports NumPy, once an arra
 def load(handle: bytes) -> Any:
     """What a message's handle names. Named in pickles: keep its name and place."""
     global _decode
-    found = _native.load_array(handle)  # the short way, for descriptions met before
+    found = _handles.load_array(handle)  # the short way, for descriptions met before
     if found is not None:
         return found
     kind, block, offset, nbytes = handles.resolve(handle)
-    if kind == _native.KIND_MEMORY:
-        return _memory._from_block(block, offset, nbytes, handle[_native.WIRE_SIZE :] == b"r")
-    if kind == _native.KIND_OBJECT:
+    if kind == _handles.KIND_MEMORY:
+        return _memory._from_block(block, offset, nbytes, handle[_handles.WIRE_SIZE :] == b"r")
+    if kind == _handles.KIND_OBJECT:
         return objects.stand(block)
     if _decode is None:
         from copyless.arrays import decode as _decode
@@ -156,7 +156,7 @@ def load(handle: bytes) -> Any:
 
 
 def memory_handle(memory: Memory, message: int) -> bytes | None:
-    wire = _native.handle_of(memory.address, memory.nbytes, _native.KIND_MEMORY, message)
+    wire = _handles.handle_of(memory.address, memory.nbytes, _handles.KIND_MEMORY, message)
     return None if wire is None else wire + (b"r" if memory.readonly else b"")
 
 
@@ -165,15 +165,15 @@ def _reduce_memory(memory: Memory) -> Any:
     return memory.__reduce__() if handle is None else (load, (note(handle),))
 
 
-def object_handle(obj: _native.Object, message: int) -> bytes:
+def object_handle(obj: _blocks.Object, message: int) -> bytes:
     """The handle of a lock, queue or ring."""
     address, nbytes = obj._address
-    handle = _native.handle_of(address, nbytes, _native.KIND_OBJECT, message)
+    handle = _handles.handle_of(address, nbytes, _handles.KIND_OBJECT, message)
     assert handle is not None
     return handle
 
 
-def reduce_object(obj: _native.Object) -> Any:
+def reduce_object(obj: _blocks.Object) -> Any:
     """How a lock, queue or ring is pickled: as its address, whatever the pickler."""
     return load, (note(object_handle(obj, message_kind())),)
 

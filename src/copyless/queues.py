@@ -28,14 +28,13 @@ from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from copyless import aio, pickling
-from copyless._core import _native, _queue
+from copyless._core import _blocks, _queue, c_library
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Shared
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
-_QUEUE = 9
 _SIMPLE, _PLAIN, _JOINABLE = 0, 4, 8  # which class, in the flags of the head
 _NOTHING = _queue.NOTHING_HERE
 _base: type[Exception] = getattr(queue, "ShutDown", Exception)
@@ -101,22 +100,22 @@ class _Base(_queue._Queue, Shared, Generic[T]):
             raise ValueError(f"maxbytes must be 0 (unlimited) or more bytes, not {maxbytes}")
         flags |= self._flags_of_class
 
-        def make() -> _native.Block:
+        def make() -> _blocks.Block:
             nbytes = _queue.HEAD_BYTES + leases * _queue.LEASE_BYTES
-            block = _native.new_object(nbytes, _QUEUE, max(maxsize, 0), leases, flags)
+            block = _blocks.new_object(nbytes, c_library.KIND_QUEUE, max(maxsize, 0), leases, flags)
             begin = _queue._Queue()
             begin._stand(block)
             begin._begin_with(maxbytes)
             return block
 
-        self._obtain(name, persist, make, (_QUEUE,), None)
+        self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
         if self._flags != flags:
             raise FileExistsError(
                 17, f"the queue of that name is a {_class_of(self._flags).__name__} of another kind", name
             )
 
     @classmethod
-    def _from_block(cls, block: _native.Block) -> Any:
+    def _from_block(cls, block: _blocks.Block) -> Any:
         obj: Any = _Base.__new__(SimpleQueue)
         obj._stand(block)
         kind: Any = _class_of(obj._flags)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from copyless import aio
-from copyless._core import _native, _ring
+from copyless._core import _blocks, _ring, c_library
 from copyless.arrays import copy_large
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared
@@ -31,7 +31,6 @@ from copyless.storage.handles import dtype_from_bytes, dtype_to_bytes
 
 __all__ = ["Frame", "RingBuffer", "Subscription"]
 
-_RING = 10
 _ALIGN = 64
 _new = np.ndarray.__new__
 Field = tuple["str | None", "tuple[int, ...]", Any, int]  # name (None: the one array), shape, dtype, offset
@@ -502,14 +501,14 @@ class RingBuffer(_ring._Ring, Shared):
             )
         fields = None if spec is None else _fields(spec)
 
-        def make() -> _native.Block:
+        def make() -> _blocks.Block:
             if fields is None:
                 raise FileNotFoundError(2, "no ring of this name, and no description to make one", name)
             text, stride = _encode(fields), _stride(fields)
             flags = _ring.MAY_BLOCK if allow_block else 0
-            block = _native.new_object(
+            block = _blocks.new_object(
                 _ring.ring_bytes(slots, stride, len(text)),
-                _RING,
+                c_library.KIND_RING,
                 slots,
                 0,
                 flags,
@@ -518,7 +517,7 @@ class RingBuffer(_ring._Ring, Shared):
             _ring.begin(block, slots, stride, text, int((block_timeout or 0) * 1e9))
             return block
 
-        new = self._obtain(name, persist, make, (_RING,), None)
+        new = self._obtain(name, persist, make, (c_library.KIND_RING,), None)
         if not new and fields is not None and _encode(fields) != _encode(self._fields):
             raise FileExistsError(17, f"the ring of that name has other frames ({self!r})", name)
 

@@ -25,8 +25,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from copyless._core import _list, _native
-from copyless.errors import out_of_shared_memory
+from copyless._core import _blocks, _list, _posix, _store
+from copyless._core.failures import out_of_shared_memory
 from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
 from copyless.storage.store import need
 
@@ -103,7 +103,7 @@ class SharedMemory:
 
     # Class attributes as the standard library has them: subclasses override _flags and _mode.
     _name: str | None = None
-    _mapping: _native.Mapping | None = None
+    _mapping: _blocks.Mapping | None = None
     _buf: memoryview | None = None
     _flags = os.O_RDWR
     _mode = 0o600
@@ -113,7 +113,7 @@ class SharedMemory:
     _stands: weakref.ref[ShareableList] | None = None  # whom to tell that this was closed
     _family = True  # it lives as long as its creator's process family; else as long as any process holds it
     _spares: Spares | None = None  # of its manager: where a small one goes when it is unlinked, and comes from
-    _fill: Callable[[_native.Mapping], None] | None = None  # writes what must lie in a block before it has a name
+    _fill: Callable[[_blocks.Mapping], None] | None = None  # writes what must lie in a block before it has a name
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class SharedMemory:
         wanted = None if name is None else "/" + _str(name).removeprefix("/")
         if wanted is not None:
             _file_name(wanted)
-            _native.scan()  # a dead creator's name is free again
+            _store.scan()  # a dead creator's name is free again
         spare = None if self._spares is None else self._spares.take(size)
         if spare is None:
             mapping, identity = self._make(wanted, size)
@@ -172,12 +172,12 @@ class SharedMemory:
         self._mapping, self._identity = mapping, identity
         self._remember()
 
-    def _make(self, wanted: str | None, size: int) -> tuple[_native.Mapping, tuple[int, int]]:
+    def _make(self, wanted: str | None, size: int) -> tuple[_blocks.Mapping, tuple[int, int]]:
         fd = self._reserve(size)
         try:
             st = os.fstat(fd)
             identity = st.st_dev, st.st_ino
-            mapping = _native.Mapping(fd, size, self._readonly)
+            mapping = _blocks.Mapping(fd, size, self._readonly)
             if self._fill is not None:
                 self._fill(mapping)
             source = f"/proc/self/fd/{fd}"
@@ -189,7 +189,7 @@ class SharedMemory:
         return mapping, identity
 
     def _publish(
-        self, wanted: str | None, mapping: _native.Mapping, identity: tuple[int, int], link: Callable[[bytes], None]
+        self, wanted: str | None, mapping: _blocks.Mapping, identity: tuple[int, int], link: Callable[[bytes], None]
     ) -> None:
         while True:
             self._name = wanted or _make_filename()
@@ -201,7 +201,7 @@ class SharedMemory:
                 return
             except FileExistsError:
                 if self._track is None:
-                    _native.posix_forget(text, *identity)
+                    _posix.posix_forget(text, *identity)
                     mapping.forget()
                 if wanted is not None:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._name) from None
@@ -218,7 +218,7 @@ class SharedMemory:
             os.fchmod(fd, self._mode)
             if size >= 1 << 62:
                 raise OverflowError(f"a block of {size:,} bytes")
-            _native.check_capacity(fd, size)
+            _posix.check_capacity(fd, size)
             os.posix_fallocate(fd, 0, size)
         except BaseException as error:
             os.close(fd)
@@ -236,17 +236,17 @@ class SharedMemory:
     def _attach(self, name: str, size: int) -> None:
         text = _file_name(name)
         path = PLACE_PREFIX + text
-        there = _native.file_identity(path)
+        there = _posix.file_identity(path)
         mapping = None if there is None else _mappings.get(self._key(there[:2]))
         # Asked again, now that it cannot become another block: we have it.
-        if there is not None and mapping is not None and there == _native.file_identity(path) and mapping.nbytes == there[2]:
+        if there is not None and mapping is not None and there == _posix.file_identity(path) and mapping.nbytes == there[2]:
             self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
             return
         flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
         deadline = None
         while True:
             try:
-                mapping, *identity = _native.posix_open(
+                mapping, *identity = _posix.posix_open(
                     path, text, flags, self._mode, self._readonly, self._track is None
                 )
             except OSError as error:
@@ -378,7 +378,7 @@ class SharedMemory:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
         if self._track is None and identity is not None:
             need()
-            _native.posix_forget(text, *identity)
+            _posix.posix_forget(text, *identity)
         if self._track:
             self._tell_tracker("unregister")
         if spare is not None and cached is not None and self._spares is not None:
@@ -394,12 +394,12 @@ class SharedMemory:
 # The last few small ones closed stay mapped, because workers attach and close the same block for every task; a block
 # unlinked meanwhile by another process stays in memory until they are pushed out: 4 MiB at most.
 _Key = tuple[int, int, bool, bool]
-_mappings: weakref.WeakValueDictionary[_Key, _native.Mapping] = weakref.WeakValueDictionary()
-_recent: collections.deque[tuple[tuple[int, int], _native.Mapping]] = collections.deque(maxlen=4)
+_mappings: weakref.WeakValueDictionary[_Key, _blocks.Mapping] = weakref.WeakValueDictionary()
+_recent: collections.deque[tuple[tuple[int, int], _blocks.Mapping]] = collections.deque(maxlen=4)
 _RECENT_BYTES = 1 << 20
 
 
-def _forget(identity: tuple[int, int]) -> _native.Mapping | None:
+def _forget(identity: tuple[int, int]) -> _blocks.Mapping | None:
     """A block is to be unlinked: keep nothing of it that no instance uses. What was kept, if it may be written and is held."""
     for readonly in (False, True):
         for tracked in (False, True):
@@ -417,7 +417,7 @@ def _forget(identity: tuple[int, int]) -> _native.Mapping | None:
 
 def exists(name: str, identity: tuple[int, int]) -> bool:
     """Whether a name is still that of the block with this device and inode."""
-    there = _native.file_identity(PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
+    there = _posix.file_identity(PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
     return there is not None and there[:2] == identity
 
 
@@ -428,7 +428,7 @@ def discard(name: str, identity: tuple[int, int]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(os.fsencode(_PLACE), text))
         _forget(identity)
-        _native.posix_forget(text, *identity)
+        _posix.posix_forget(text, *identity)
 
 
 def _str(name: object) -> str:
@@ -488,7 +488,7 @@ class ShareableList(_list._Slots):
             return
         items = list(() if sequence is None else sequence)
         for item in items:
-            _list.check(item)
+            _list.check_value(item)
         rooms = [_list.room_for(item) for item in items]
         size = _list.bytes_for(rooms)
         if size == 0:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from copyless import pickling
-from copyless._core import _native, _value
+from copyless._core import _blocks, _handles, _value, c_library
 from copyless._core._memory import Memory
 from copyless.storage.blocks import allocate
 from copyless.storage.store import need
@@ -39,7 +39,6 @@ typecode_to_type: dict[str, Any] = {
     "g": ctypes.c_longdouble, "?": ctypes.c_bool,
 }  # fmt: skip
 
-_RLOCK = 2  # kind of an object's head
 _SimpleCData: type = ctypes.c_int.__mro__[1]
 _POINTERS = (
     ctypes._Pointer,
@@ -128,7 +127,7 @@ def _over(kind: Any, memory: Any, offset: int = 0) -> Any:
 def _reduce(obj: Any) -> Any:
     size = ctypes.sizeof(obj)
     handle = (
-        _native.handle_of(ctypes.addressof(obj), size, _native.KIND_MEMORY, pickling.message_kind()) if size else None
+        _handles.handle_of(ctypes.addressof(obj), size, _handles.KIND_MEMORY, pickling.message_kind()) if size else None
     )
     if handle is not None:
         return _rebuild, (*_describe(type(obj)), _Message(pickling.note(handle)))
@@ -273,7 +272,7 @@ def _with_lock(kind: Any, lock: Any) -> tuple[Any, Any, Any]:
             raise AttributeError(f"{lock!r} has no method 'acquire'")
         return _over(kind, _zeros(ctypes.sizeof(kind))), lock, None
     need()
-    block = _native.new_object(_value.DATA_OFFSET + max(ctypes.sizeof(kind), 1), _RLOCK, 0, 0, 0)
+    block = _blocks.new_object(_value.DATA_OFFSET + max(ctypes.sizeof(kind), 1), c_library.KIND_RLOCK, 0, 0, 0)
     return _over(kind, block, _value.DATA_OFFSET), RLock._from_block(block), block
 
 

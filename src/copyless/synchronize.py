@@ -23,7 +23,17 @@ from threading import BrokenBarrierError
 from typing import Any, TypeVar
 
 from copyless import aio
-from copyless._core import _native, _synchronize
+from copyless._core import _blocks, _synchronize
+from copyless._core.c_library import (
+    KIND_BARRIER,
+    KIND_CONDITION,
+    KIND_EVENT,
+    KIND_LOCK,
+    KIND_RLOCK,
+    KIND_ROBUST_SEMAPHORE,
+    KIND_RWLOCK,
+    KIND_SEMAPHORE,
+)
 from copyless.objects import SILENT, Shared
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
@@ -31,7 +41,6 @@ __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock",
 SEM_VALUE_MAX = 0x7FFFFFFF
 _BOUNDED, _OWN_LOCK = 2, 4  # flags of an object's head, beside SILENT
 _WAITERS = 512  # threads and processes that may wait on one condition, or read under one RWLock
-_LOCK, _RLOCK, _RWLOCK, _SEMAPHORE, _ROBUST, _CONDITION, _EVENT, _BARRIER = range(1, 9)
 
 T = TypeVar("T")
 
@@ -92,7 +101,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
     ) -> None:
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _native.new_object(_synchronize.MUTEX_BYTES, _LOCK, 0, 0, flags), (_LOCK,), recover
+            name, persist, lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_LOCK, 0, 0, flags), (KIND_LOCK,), recover
         )
 
     def _state(self) -> str:
@@ -122,7 +131,7 @@ class RLock(_synchronize._RLock, Shared):
     ) -> None:
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _native.new_object(_synchronize.MUTEX_BYTES, _RLOCK, 0, 0, flags), (_RLOCK,), recover
+            name, persist, lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_RLOCK, 0, 0, flags), (KIND_RLOCK,), recover
         )
 
     _state = Lock._state
@@ -169,21 +178,21 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
             raise ValueError(f"a semaphore's value is 0 to {65536 if robust else SEM_VALUE_MAX:,}, not {value}")
         flags = _flag_of(recover) | (_BOUNDED if self._bounded else 0)
 
-        def make() -> _native.Block:
+        def make() -> _blocks.Block:
             if robust:
                 nbytes = _synchronize.ROBUST_BYTES + value * _synchronize.ENTRY_BYTES
-                return _native.new_object(nbytes, _ROBUST, value, value, flags)
+                return _blocks.new_object(nbytes, KIND_ROBUST_SEMAPHORE, value, value, flags)
             most = value if self._bounded else 0
-            block = _native.new_object(_synchronize.SEMAPHORE_BYTES, _SEMAPHORE, most, 0, flags)
+            block = _blocks.new_object(_synchronize.SEMAPHORE_BYTES, KIND_SEMAPHORE, most, 0, flags)
             begin = _synchronize._Semaphore()
             begin._stand(block)
             begin._begin(value)
             return block
 
-        self._obtain(name, persist, make, (_SEMAPHORE, _ROBUST), recover)
+        self._obtain(name, persist, make, (KIND_SEMAPHORE, KIND_ROBUST_SEMAPHORE), recover)
 
     @classmethod
-    def _from_block(cls, block: _native.Block) -> Any:
+    def _from_block(cls, block: _blocks.Block) -> Any:
         obj = super()._from_block(block)
         return BoundedSemaphore._from_block(block) if obj._flags & _BOUNDED and cls is Semaphore else obj
 
@@ -226,7 +235,7 @@ class Event(_synchronize._Event, Shared):
 
     def __init__(self, *, name: str | None = None, persist: bool = False, ctx: object = None) -> None:
         self._obtain(
-            name, persist, lambda: _native.new_object(_synchronize.EVENT_BYTES, _EVENT, 0, 0, 0), (_EVENT,), None
+            name, persist, lambda: _blocks.new_object(_synchronize.EVENT_BYTES, KIND_EVENT, 0, 0, 0), (KIND_EVENT,), None
         )
 
     async def await_(self, timeout: float | None = None) -> bool:
@@ -273,13 +282,13 @@ class Condition(_synchronize._Condition, Shared):
                 f"the lock of a Condition is a Lock or RLock of copyless, which processes share, not {lock!r}"
             )
 
-        def make() -> _native.Block:
+        def make() -> _blocks.Block:
             entries = _synchronize.CONDITION_BYTES + _WAITERS * _synchronize.ENTRY_BYTES
-            return _native.new_object(
-                entries + (_synchronize.MUTEX_BYTES if own else 0), _CONDITION, 0, _WAITERS, _OWN_LOCK if own else 0
+            return _blocks.new_object(
+                entries + (_synchronize.MUTEX_BYTES if own else 0), KIND_CONDITION, 0, _WAITERS, _OWN_LOCK if own else 0
             )
 
-        self._obtain(name, persist, make, (_CONDITION,), None)
+        self._obtain(name, persist, make, (KIND_CONDITION,), None)
         if not own:
             self._lock = lock
 
@@ -399,7 +408,7 @@ class Barrier(_synchronize._Barrier, Shared):
             raise ValueError(f"a barrier has 1 to 65,536 parties, not {parties}")
         nbytes = _synchronize.BARRIER_BYTES + parties * _synchronize.ENTRY_BYTES
         self._obtain(
-            name, persist, lambda: _native.new_object(nbytes, _BARRIER, parties, parties, 0), (_BARRIER,), None
+            name, persist, lambda: _blocks.new_object(nbytes, KIND_BARRIER, parties, parties, 0), (KIND_BARRIER,), None
         )
         if self.parties != parties:
             raise ValueError(f"the barrier {name!r} has {self.parties} parties, not {parties}")
@@ -483,7 +492,7 @@ class RWLock(_synchronize._RWLock, Shared):
         nbytes = _synchronize.RWLOCK_BYTES + _WAITERS * _synchronize.ENTRY_BYTES
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _native.new_object(nbytes, _RWLOCK, 0, _WAITERS, flags), (_RWLOCK,), recover
+            name, persist, lambda: _blocks.new_object(nbytes, KIND_RWLOCK, 0, _WAITERS, flags), (KIND_RWLOCK,), recover
         )
 
     def acquire_read(self, timeout: float | None = None) -> bool:

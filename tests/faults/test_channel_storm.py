@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import copyless
+from copyless._core import _store
 from copyless.cli.look import listing
-from copyless.storage.store import _native
 from tests.conftest import until
 
 QUEUE_KILLS, REDELIVER_KILLS, RING_KILLS, LOCK_KILLS = 1300, 700, 400, 300
@@ -86,7 +86,7 @@ def dict_of(jobs, kind):
 
 def check_nothing_left():
     copyless.reap()
-    _native.audit()
+    _store.audit()
 
 
 # ---- queues
@@ -164,7 +164,7 @@ def test_queue(tmp_path, redeliver):
             fifo[me] = int(n)
     assert q.qsize() == 0
     copyless.reap()
-    channel = [hold for hold in _native.snapshot()["holds"] if hold["kind"] == "channel"]
+    channel = [hold for hold in _store.snapshot()["holds"] if hold["kind"] == "channel"]
     assert len(channel) == 1  # the chunk that the queue stands on
     print(f"{len(put)} put, {len(got)} taken, {len(rest)} left, {killed}")
     del q

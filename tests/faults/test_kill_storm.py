@@ -11,8 +11,8 @@ import signal
 import time
 
 import copyless
+from copyless._core import _store
 from copyless.cli.look import listing
-from copyless.storage.store import _native
 from tests.conftest import until
 
 KILLS = 1000
@@ -68,7 +68,7 @@ def test_a_thousand_kills():
     for process in survivors:
         process.start()
     rng = random.Random(1)
-    before = _native.statistics()
+    before = _store.statistics()
     running: list = []
     kills = 0
     while kills < KILLS:
@@ -102,8 +102,8 @@ def test_a_thousand_kills():
         assert process.exitcode == 0
     assert not failed.is_set()
     copyless.reap()
-    _native.audit()
-    after = _native.statistics()
+    _store.audit()
+    after = _store.statistics()
     deaths = after["deaths"] - before["deaths"]
     inside = after["deaths_in_operation"] - before["deaths_in_operation"]
     print(
@@ -121,10 +121,10 @@ def test_a_thousand_kills():
 
 def _drop_messages() -> int:
     """End all undelivered messages, as the end of the family would."""
-    for hold in _native.snapshot()["holds"]:
+    for hold in _store.snapshot()["holds"]:
         if hold["kind"] == "message":
-            _native.drop_message(hold["index"])
-    return int(_native.statistics()["messages"])
+            _store.drop_message(hold["index"])
+    return int(_store.statistics()["messages"])
 
 
 def test_parent_and_child_of_a_fork_killed_at_random():
@@ -157,7 +157,7 @@ def test_parent_and_child_of_a_fork_killed_at_random():
         assert b"bad" not in os.read(read, 1000)
         os.close(read)
     until(lambda: (copyless.reap(), listing()["blocks"] == [])[1])
-    _native.audit()
+    _store.audit()
 
 
 def test_killed_all_at_once_everything_is_free_after_the_next_use():

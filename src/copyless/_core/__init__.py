@@ -1,1 +1,1 @@
-"""The native floor: layouts and algorithms in C11 (``native/``), bound by Cython (``_native``). No policy lives here."""
+"""The native floor: layouts and algorithms in C11 (``native/``), bound by Cython (``_*.pyx``). No policy lives here."""

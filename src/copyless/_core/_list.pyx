@@ -11,25 +11,14 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless._core._native cimport CL_AGAIN, CL_FOREVER, CL_FULL, CL_OK, CL_STALE, cl_last_error, cl_store, fail, the_store
+from copyless._core._check cimport check, fail
+from copyless._core._store cimport the_store
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_FOREVER, CL_FULL, CL_OK, CL_STALE, cl_last_error, cl_list, cl_list_begin, cl_list_bytes, cl_list_check, cl_list_get, cl_list_set,
+    cl_store, cl_value,
+)
 
 from copyless.errors import ClosedError, CorruptSegmentError, ForeignHostError
-
-cdef extern from "list.h" nogil:
-    ctypedef struct cl_slot:
-        uint64_t room
-    ctypedef struct cl_list:
-        uint64_t nslots
-        cl_slot slots[1]
-    ctypedef struct cl_value:
-        uint64_t kind, word, length
-    uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms)
-    void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t registry)
-    int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry)
-    int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes, uint64_t room,
-                    int64_t deadline_ns)
-    int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
-                    int64_t deadline_ns)
 
 cdef enum:
     NONE = 0  # so that new memory holds Nones
@@ -42,7 +31,7 @@ cdef enum:
     SHORT = 512  # bytes that a value of usual length has
 
 
-def check(value):
+def check_value(value):
     """Raise what storing a value would."""
     cdef cl_value v
     describe(value, &v)
@@ -116,6 +105,7 @@ cdef object describe(value, cl_value *out):
 cdef class _Slots:
     cdef Py_buffer view
     cdef cl_list *list
+    cdef cl_store *store  # whose owners its locks name
     cdef uint64_t capacity
     cdef Py_ssize_t n
     cdef readonly object shm
@@ -133,7 +123,7 @@ cdef class _Slots:
         """Lay out a new list over zeros, and fill it."""
         cdef uint64_t *numbers = numbers_of(rooms)
         self.hold(mapping)
-        cl_list_begin(self.list, len(rooms), numbers, the_store().registry_id)
+        cl_list_begin(self.list, len(rooms), numbers, self.store.registry_id)
         free(numbers)
         self.n = self.list.nslots
         for at, item in enumerate(items):
@@ -144,7 +134,7 @@ cdef class _Slots:
         cdef int rc
         self.hold(shm._mapping)
         self._own(shm)
-        rc = cl_list_check(self.list, self.capacity, the_store().registry_id)
+        rc = cl_list_check(self.list, self.capacity, self.store.registry_id)
         if rc != CL_OK:
             why = (<bytes>cl_last_error().what).decode()
             if rc == CL_STALE:
@@ -163,6 +153,7 @@ cdef class _Slots:
     cdef int hold(self, mapping) except -1:
         PyObject_GetBuffer(mapping, &self.view, PyBUF_SIMPLE | (0 if mapping.readonly else PyBUF_WRITABLE))
         self.list = <cl_list *>self.view.buf
+        self.store = the_store()
         self.capacity = self.view.len
         return 0
 
@@ -191,10 +182,10 @@ cdef class _Slots:
         cdef int rc
         held = None
         while True:
-            rc = cl_list_get(the_store(), self.list, self.capacity, at, &v, room, size, 0)
+            rc = cl_list_get(self.store, self.list, self.capacity, at, &v, room, size, 0)
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_list_get(the_store(), self.list, self.capacity, at, &v, room, size, CL_FOREVER)
+                    rc = cl_list_get(self.store, self.list, self.capacity, at, &v, room, size, CL_FOREVER)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
             if rc != CL_FULL or only_kind:
@@ -239,14 +230,13 @@ cdef class _Slots:
         if v.length > self.list.slots[at].room:
             raise ValueError(f"bytes/str item exceeds available storage: {v.length} bytes, and item {at} has room for "
                              f"{self.list.slots[at].room}")
-        rc = cl_list_set(the_store(), self.list, self.capacity, at, &v, source, 0)
+        rc = cl_list_set(self.store, self.list, self.capacity, at, &v, source, 0)
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_list_set(the_store(), self.list, self.capacity, at, &v, source, CL_FOREVER)
+                rc = cl_list_set(self.store, self.list, self.capacity, at, &v, source, CL_FOREVER)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
         return 0
 
     def __len__(self):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from copyless._core._native import Object
+from copyless._core._blocks import Object
 
 HEAD_BYTES: int
 LEASE_BYTES: int

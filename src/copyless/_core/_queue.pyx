@@ -10,30 +10,37 @@ array; or, when large buffers go beside the pickle, 67 as 32 bits, their number,
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless._core._native cimport (
-    allocate, cl_copy, cl_find, copy_into, deadline_of, fail, room_of, token_of,
-    Block, CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK, CL_OWNER_DIED,
-    CL_STALE, CL_TIMEOUT, Object, cl_block_ref, cl_head,
-    cl_store, cl_token, cl_unsend, set_private, stand, the_store,
+from copyless._core._blocks cimport Block, Object, allocate, set_private, stand
+from copyless._core._check cimport check, deadline_of, fail
+from copyless._core._copying cimport copy_into, room_of
+from copyless._core._handles cimport token_of
+from copyless._core._store cimport the_store
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
+    CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_TIMEOUT, cl_add_bits64,
+    cl_block_ref, cl_copy, cl_end, cl_find, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
+    cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
+    cl_queue_put, cl_queue_role, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
+    cl_unsend,
 )
 
 import pickle
 import queue as _stdlib
 import sys
 
-from copyless._core._native import private_view
+from copyless._core._blocks import private_view
 from copyless.errors import ClosedError, EndOfQueueError
 
 cdef extern from "plain.h":
     enum: PLAIN_ARRAYS
     ctypedef struct plain_arrays:
-        PyObject *type
+        PyTypeObject *type
         Py_ssize_t beside
         int (*is_shared)(const void *data, uint64_t nbytes) noexcept
         PyObject *seen[PLAIN_ARRAYS]
@@ -56,6 +63,7 @@ cdef enum:
     HANDLE = 72
     COPIED = 65536  # bytes
     ARRAYS_LARGEST = 16384  # bytes of a pickle with arrays
+    SLEEPS = 2  # bit of a `commit`: somebody sleeps on it
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
@@ -91,10 +99,11 @@ def know_arrays(type array_type, are_plain, Py_ssize_t beside):
 
 cdef int is_shared(const void *data, uint64_t nbytes) noexcept:
     cdef cl_block_ref ref
+    cdef cl_store *store = the_store()
     cdef int rc
-    if not the_store().open:
+    if not store.open:
         return False
-    rc = cl_find(the_store(), data, nbytes, 0, &ref)
+    rc = cl_find(store, data, nbytes, 0, &ref)
     return rc != CL_OK and rc != 2  # 2: memory that came by value
 
 
@@ -117,7 +126,7 @@ def arrays_dumps(obj, bint by_value=False):
         import copyless.arrays  # which calls know_arrays
     if ARRAY_TYPE is None or not ARRAYS_ARE_PLAIN():
         return None
-    arrays.type, arrays.beside, arrays.n = <PyObject *>ARRAY_TYPE, BESIDE, 0
+    arrays.type, arrays.beside, arrays.n = <PyTypeObject *>ARRAY_TYPE, BESIDE, 0
     arrays.is_shared = is_never_shared if by_value else is_shared
     n = plain_dump_with(obj, out, ARRAYS_LARGEST, &arrays)
     for i in range(arrays.n):
@@ -145,7 +154,7 @@ cdef class Packed:
     def __dealloc__(self):
         if self.tokens != NULL:
             if not self.given:
-                unsend(self.tokens, self.ntokens)
+                unsend(self.store, self.tokens, self.ntokens)
             free(self.tokens)
 
     cdef void describe(self, cl_item *item) noexcept:
@@ -161,14 +170,14 @@ cdef class Packed:
             self.block.ref.data = NULL  # its hold is the queue's now
 
 
-cdef void unsend(const cl_token *tokens, uint32_t n) noexcept:
+cdef void unsend(cl_store *store, const cl_token *tokens, uint32_t n) noexcept:
     cdef uint32_t i
     cdef int rc
     for i in range(n):
-        rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, 0)
+        rc = cl_unsend(store, tokens[i].hold, tokens[i].nonce, 0)
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_unsend(the_store(), tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
+                rc = cl_unsend(store, tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
 
 
 cdef size_t dump_plain(obj, uint8_t *out, size_t room):
@@ -182,7 +191,7 @@ cdef object load_plain(const uint8_t *data, uint64_t nbytes):
     return NOTHING if value == NULL else take_reference(value)
 
 
-cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch):
+cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch):
     """An object, behind a label that is for who takes it; `watch(bytes)`, if given, is the context of copying large buffers."""
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
@@ -199,6 +208,7 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
         data, handles = b"H" + handle, [handle]
     else:
         data, buffers, handles = PACK(obj)
+    packed.store = store
     if handles:
         packed.tokens = <cl_token *>malloc(len(handles) * sizeof(cl_token))
         if packed.tokens == NULL:
@@ -218,7 +228,7 @@ cdef Packed pack(obj, bint in_block, const uint8_t *label, uint32_t nlabel, watc
         else:
             packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, n) + PyBytes_FromStringAndSize(<char *>label, nlabel) + data
         return packed
-    packed.block = allocate(total, CL_MAY_SPILL)
+    packed.block = allocate(store, total, CL_MAY_SPILL)
     out = packed.block.ref.data
     if n != 0:
         memcpy(out, packed.tokens, n)
@@ -262,7 +272,7 @@ cdef object take_reference(PyObject *value):
     return made
 
 
-cdef object unpack(body, uint32_t ntokens, uint32_t nlabel):
+cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
     """The object in the bytes of an item, over these very bytes; buffers in it are writable if they are."""
     cdef Py_buffer view
     cdef const uint8_t *p
@@ -306,7 +316,7 @@ cdef object unpack(body, uint32_t ntokens, uint32_t nlabel):
     finally:
         PyBuffer_Release(&view)
         if tokens != NULL:
-            unsend(tokens, ntokens)  # what loading did not take
+            unsend(store, tokens, ntokens)  # what loading did not take
             free(tokens)
 
 
@@ -318,7 +328,7 @@ cdef class _Queue(Object):
 
     def __dealloc__(self):
         if self.q.head != NULL:
-            if self.puts_of != 0 and self.puts_of == self.q.self and self.block is not None:
+            if self.puts_of != 0 and self.puts_of == cl_seen(&self.q.self) and self.block is not None:
                 cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
             with nogil:
                 cl_queue_detach(&self.q)
@@ -326,17 +336,16 @@ cdef class _Queue(Object):
     def _stand(self, Block block):
         cdef int rc
         Object._stand(self, block)
-        rc = cl_queue_attach(&self.q, the_store(), <cl_queue_head *>self.head, block.ref.capacity, block.number)
-        if rc != CL_OK:
-            fail(rc)
+        rc = cl_queue_attach(&self.q, self.store, <cl_queue_head *>self.head, block.ref.capacity, block.number)
+        check(rc)
         self.redelivers = (self.head.flags & CL_QUEUE_REDELIVER) != 0
 
     cdef int use(self, uint32_t role) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"{type(self).__name__} {self!r} is closed")
         cl_queue_use(&self.q, role)
-        if role == CL_ROLE_PUTS and self.puts_of != self.q.self:
-            self.puts_of = self.q.self
+        if role == CL_ROLE_PUTS and self.puts_of != cl_seen(&self.q.self):
+            self.puts_of = cl_seen(&self.q.self)
             self._puts()
         return 0
 
@@ -363,7 +372,7 @@ cdef class _Queue(Object):
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
                 self.use(CL_ROLE_PUTS)
-        if self.q.head.spilled != 0:
+        if cl_seen64(&self.q.head.spilled) != 0:
             tell()
         return rc
 
@@ -409,7 +418,7 @@ cdef class _Queue(Object):
                 if rc != CL_OK:
                     self.refuse(rc)
                 return
-        packed = pack(obj, self.redelivers, NULL, 0, None)
+        packed = pack(self.store, obj, self.redelivers, NULL, 0, None)
         packed.describe(&item)
         rc = self.insert(&item, 1, &done, deadline)
         if done:
@@ -436,7 +445,7 @@ cdef class _Queue(Object):
         cdef int64_t deadline = self.deadline(block, timeout)
         self.use(CL_ROLE_PUTS)
         for obj in objects:
-            all_packed.append(pack(obj, self.redelivers, NULL, 0, None))
+            all_packed.append(pack(self.store, obj, self.redelivers, NULL, 0, None))
         if not all_packed:
             return 0
         items = <cl_item *>malloc(len(all_packed) * sizeof(cl_item))
@@ -459,7 +468,7 @@ cdef class _Queue(Object):
 
     def _pack(self, obj):
         self.use(CL_ROLE_PUTS)
-        return pack(obj, self.redelivers, NULL, 0, None)
+        return pack(self.store, obj, self.redelivers, NULL, 0, None)
 
     def _try_put(self, Packed packed):
         """Whether there was room; for an event loop."""
@@ -530,8 +539,8 @@ cdef class _Queue(Object):
             return load(PyBytes_FromStringAndSize(<char *>plain, <Py_ssize_t>got.nbytes))
         body = self.body(got)
         if self.redelivers:
-            return self._leased(got.sequence, unpack(body, got.ntokens, 0))
-        return unpack(body, got.ntokens, 0)
+            return self._leased(got.sequence, unpack(self.store, body, got.ntokens, 0))
+        return unpack(self.store, body, got.ntokens, 0)
 
     cdef object body(self, cl_got *got):
         """Commit what was taken: its bytes, which are this process's own."""
@@ -546,11 +555,11 @@ cdef class _Queue(Object):
             self.commit()
             return body
         self.commit()
-        block = stand(&got.payload, got.nbytes)
+        block = stand(self.store, &got.payload, got.nbytes)
         if self.redelivers:
             # Memory of the consumer's own: a copy when that is cheaper than to map the block anew.
             return bytearray(block) if got.nbytes <= COPIED else private_view(block)
-        set_private(&got.payload)
+        set_private(block)
         return block
 
     cdef void commit(self) noexcept:
@@ -646,12 +655,12 @@ cdef class _Queue(Object):
     def _numbers(self):
         """(put, taken, bytes that lie in it, spilled, dropped, leases) so far."""
         cdef cl_queue_head *h = <cl_queue_head *>self._need()
-        return (h.put.commit >> 2, h.get.commit >> 2, cl_queue_bytes(h), h.spilled, h.dropped,
+        return (cl_seen64(&h.put.commit) >> 2, cl_seen64(&h.get.commit) >> 2, cl_queue_bytes(h), cl_seen64(&h.spilled), cl_seen64(&h.dropped),
                 cl_queue_unfinished(&self.q) - cl_queue_size(h) if self.redelivers else 0)
 
     @property
     def _ended(self):
-        return (<cl_queue_head *>self._need()).state
+        return cl_seen(&(<cl_queue_head *>self._need()).state)
 
     def _begin_with(self, uint64_t maxbytes):
         self._need().spare[0] = maxbytes
@@ -668,8 +677,7 @@ cdef class _Queue(Object):
                 PyErr_CheckSignals()
         if rc == CL_MISSING:
             return False
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
         return True
 
     def _unfinished(self):
@@ -703,8 +711,7 @@ cdef class _Queue(Object):
                 rc = cl_queue_shut(&self.q, now)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
 
     # ---- what an event loop sleeps on
 
@@ -715,19 +722,8 @@ cdef class _Queue(Object):
         return watch(&(<cl_queue_head *>self._need()).get)
 
 
-cdef extern from *:
-    """
-    #include <stdatomic.h>
-    static unsigned long long cl_watch_end(void *commit)
-    {
-        return atomic_fetch_or((_Atomic unsigned long long *)commit, 2ull) | 2ull;
-    }
-    """
-    uint64_t cl_watch_end(void *commit) nogil
-
-
 cdef tuple watch(cl_end *end):
-    cdef uint64_t seen = cl_watch_end(&end.commit)
+    cdef uint64_t seen = cl_add_bits64(&end.commit, SLEEPS)
     return <uintptr_t>&end.commit, <uint32_t>seen
 
 

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from copyless._core._native import Block, Object
+from copyless._core._blocks import Block, Object
 
 MAY_BLOCK: int
-DROPS: int
-BLOCKS: int
 
 Lent = tuple["Loan", int, int, int]
 
@@ -36,8 +34,6 @@ class _Ring(Object):
     def _spec(self) -> bytes: ...
     @property
     def _stride(self) -> int: ...
-    @property
-    def _block_timeout_ns(self) -> int: ...
     @property
     def _ended(self) -> bool: ...
     @property

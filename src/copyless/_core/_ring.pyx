@@ -10,64 +10,19 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless._core._native cimport (
-    cl_copy, deadline_of, fail,
-    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_MAY_WAIT, CL_OK, CL_STALE, CL_TIMEOUT, Object, cl_head,
-    cl_store, set_private, the_store,
+from copyless._core._blocks cimport Block, Object, set_private
+from copyless._core._check cimport check, deadline_of, fail
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_LOCK_SLOT, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
+    CL_RING_READERS, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy, cl_frame, cl_reader, cl_ring,
+    cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last,
+    cl_ring_latest, cl_ring_next, cl_ring_publish, cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen,
+    cl_self,
 )
 
 from copyless.errors import ClosedError
 
-cdef extern from "ring.h" nogil:
-    enum: CL_KIND_RING, CL_RING_MEMBERS, CL_RING_READERS, CL_SLOT_FREE, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_RING_OPEN
-    enum: CL_READER_DROPS, CL_READER_BLOCKS
-    int CL_RING_MAY_BLOCK_FLAG "CL_RING_MAY_BLOCK"
-    ctypedef struct cl_slot:
-        uint32_t state
-        uint64_t seq
-        int64_t time_ns
-        uint64_t loans[4]
-    ctypedef struct cl_reader:
-        uint32_t owner, policy, demoted
-        uint64_t cursor, taken, dropped
-    ctypedef struct cl_ring_head:
-        cl_head head
-        uint32_t state, published, changed, nfree, newest
-        uint64_t last, waits
-        uint32_t members[256]
-        cl_reader readers[256]
-        cl_slot slots[1]
-    ctypedef struct cl_ring:
-        cl_ring_head *head
-        uint8_t *data
-        uint64_t stride
-        uint32_t self
-        uint32_t member
-    ctypedef struct cl_frame:
-        uint32_t slot
-        uint64_t seq
-        int64_t time_ns
-        uint64_t missed
-    uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
-    void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec)
-    uint8_t *cl_ring_spec(cl_ring_head *head)
-    int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number)
-    void cl_ring_detach(cl_ring *r)
-    int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
-    int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
-    int cl_ring_give_up(cl_ring *r, uint32_t slot)
-    int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
-    int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
-    int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader)
-    int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
-    int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
-    int cl_ring_return(cl_ring *r, uint32_t slot)
-    void cl_ring_shut(cl_ring *r)
-    int cl_ring_bury(cl_ring *r)
-    uint32_t cl_self(const cl_store *store)
-
-MAY_BLOCK = CL_RING_MAY_BLOCK_FLAG
-DROPS, BLOCKS = CL_READER_DROPS, CL_READER_BLOCKS
+MAY_BLOCK = CL_RING_MAY_BLOCK
 
 
 def ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec):
@@ -98,7 +53,7 @@ cdef class Loan:
     def __dealloc__(self):
         if self.claim is not None:
             self.claim.lost_its_memory()
-        elif self.ring is not None and self.self == cl_self(the_store()):
+        elif self.ring is not None and self.self == cl_self(self.ring.store):
             with nogil:
                 cl_ring_return(&self.ring.r, self.slot)
 
@@ -117,7 +72,7 @@ cdef class Claim:
             self.give_up()
 
     cdef void give_up(self) noexcept:
-        if self.self == cl_self(the_store()):
+        if self.self == cl_self(self.ring.store):
             with nogil:
                 cl_ring_give_up(&self.ring.r, self.slot)
 
@@ -133,11 +88,10 @@ cdef class Claim:
         cdef cl_frame frame
         cdef int rc
         self.undecided = False
-        if self.self != cl_self(the_store()):
+        if self.self != cl_self(self.ring.store):
             raise ClosedError("this frame is being written by the parent process")
         rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
         return frame.seq, frame.time_ns
 
     def discard(self):
@@ -177,10 +131,9 @@ cdef class _Ring(Object):
     def _stand(self, Block block):
         cdef int rc
         Object._stand(self, block)
-        rc = cl_ring_attach(&self.r, the_store(), <cl_ring_head *>self.head, block.ref.capacity, block.number)
-        if rc != CL_OK:
-            fail(rc)
-        set_private(&block.ref)  # what is sent on of a frame goes by value: its slot is written again
+        rc = cl_ring_attach(&self.r, self.store, <cl_ring_head *>self.head, block.ref.capacity, block.number)
+        check(rc)
+        set_private(block)  # what is sent on of a frame goes by value: its slot is written again
 
     @property
     def _spec(self):
@@ -191,11 +144,7 @@ cdef class _Ring(Object):
     def _stride(self):
         return self._need().spare[0]
 
-    @property
-    def _block_timeout_ns(self):
-        return self._need().spare[3]
-
-    cdef int check(self) except -1:
+    cdef int be_open(self) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
         return 0
@@ -216,14 +165,14 @@ cdef class _Ring(Object):
         cdef uint32_t slot = 0
         cdef Claim claim
         cdef int rc
-        self.check()
+        self.be_open()
         rc = cl_ring_claim(&self.r, 0, 0, &since, &slot)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_claim(&self.r, deadline, CL_MAY_WAIT, &since, &slot)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
-                self.check()
+                self.be_open()
         if rc == CL_TIMEOUT:
             return None
         if rc != CL_OK:
@@ -237,14 +186,14 @@ cdef class _Ring(Object):
         cdef int64_t deadline = deadline_of(timeout)
         cdef cl_frame frame
         cdef int rc
-        self.check()
+        self.be_open()
         rc = cl_ring_latest(&self.r, after, 0, 0, &frame)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_latest(&self.r, after, deadline, CL_MAY_WAIT, &frame)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
-                self.check()
+                self.be_open()
         if rc == CL_TIMEOUT:
             return None
         if rc != CL_OK:
@@ -255,15 +204,14 @@ cdef class _Ring(Object):
         cdef cl_frame *frames
         cdef uint32_t n = 0
         cdef int rc
-        self.check()
+        self.be_open()
         most = min(most, self.head.number)
         frames = <cl_frame *>malloc(most * sizeof(cl_frame))
         if frames == NULL:
             raise MemoryError
         try:
             rc = cl_ring_last(&self.r, most, frames, &n)
-            if rc != CL_OK:
-                fail(rc)
+            check(rc)
             return [(self.lend(&frames[i]), frames[i].seq, frames[i].time_ns, 0) for i in range(n)]
         finally:
             free(frames)
@@ -271,11 +219,10 @@ cdef class _Ring(Object):
     def _subscribe(self, bint blocks, since):
         cdef uint32_t reader = 0
         cdef int rc
-        self.check()
+        self.be_open()
         rc = cl_ring_subscribe(&self.r, CL_READER_BLOCKS if blocks else CL_READER_DROPS,
                                0xffffffffffffffff if since is None else since, &reader)
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
         return reader
 
     def _unsubscribe(self, uint32_t reader):
@@ -287,14 +234,14 @@ cdef class _Ring(Object):
         cdef int64_t deadline = deadline_of(timeout)
         cdef cl_frame frame
         cdef int rc
-        self.check()
+        self.be_open()
         rc = cl_ring_next(&self.r, reader, 0, 0, &frame)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_next(&self.r, reader, deadline, CL_MAY_WAIT, &frame)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
-                self.check()
+                self.be_open()
         if rc == CL_TIMEOUT:
             return None
         if rc == CL_STALE:
@@ -317,7 +264,7 @@ cdef class _Ring(Object):
     @property
     def _ended(self):
         self._need()
-        return self.r.head.state != CL_RING_OPEN
+        return cl_seen(&self.r.head.state) != CL_RING_OPEN
 
     @property
     def _last_seq(self):
@@ -341,7 +288,7 @@ cdef class _Ring(Object):
                 if first == 0 or h.slots[i].seq < first:
                     first, oldest = h.slots[i].seq, h.slots[i].time_ns
                 newest = max(newest, h.slots[i].time_ns)
-        readers = [(the_store().owners[(h.readers[i].owner & 0xfff) - 1].pid, h.readers[i].taken, h.readers[i].dropped,
+        readers = [(self.store.owners[CL_LOCK_SLOT(h.readers[i].owner) - 1].pid, h.readers[i].taken, h.readers[i].dropped,
                     h.last - h.readers[i].cursor, h.readers[i].policy == CL_READER_BLOCKS)
                    for i in range(CL_RING_READERS) if h.readers[i].owner != 0]
         return h.last, published, writing, loans, h.waits, first, oldest, newest, readers
@@ -353,16 +300,5 @@ cdef class _Ring(Object):
         return watch(&self.r.head.changed)
 
 
-cdef extern from *:
-    """
-    #include <stdatomic.h>
-    static unsigned cl_watch_bell(void *bell)
-    {
-        return atomic_fetch_or((_Atomic unsigned *)bell, 1u) | 1u;
-    }
-    """
-    uint32_t cl_watch_bell(void *bell) nogil
-
-
-cdef tuple watch(uint32_t *bell):
-    return <uintptr_t>bell, cl_watch_bell(bell)
+cdef tuple watch(cl_au32 *bell):
+    return <uintptr_t>bell, cl_add_bits(bell, CL_BELL_SLEEP)

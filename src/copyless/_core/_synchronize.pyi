@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from copyless._core._native import Object
+from copyless._core._blocks import Object
 
-HEAD_BYTES: int
 MUTEX_BYTES: int
 SEMAPHORE_BYTES: int
 EVENT_BYTES: int

@@ -4,93 +4,27 @@
 What the classes mean to their users, names and documents, is in `copyless.synchronize`.
 """
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless._core._native cimport (
-    deadline_of, fail,
-    Block, CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_TIMEOUT, Object, cl_au32,
-    cl_head, cl_spin, cl_store, cl_wake, the_store,
+from copyless._core._blocks cimport Block, Object
+from copyless._core._check cimport check, deadline_of, fail
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
+    CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_LOCK_SLOT, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
+    CL_TIMEOUT, cl_au32, cl_barrier, cl_barrier_arrive, cl_barrier_break, cl_barrier_release, cl_barrier_wait, cl_barrier_waiting, cl_condition,
+    cl_condition_begin, cl_condition_end, cl_condition_notify, cl_condition_wait, cl_entry, cl_event, cl_event_clear, cl_event_set,
+    cl_event_wait, cl_head, cl_mark, cl_monitor, cl_mutex, cl_mutex_lock, cl_put, cl_rlock, cl_rlock_is_mine, cl_robust, cl_robust_acquire,
+    cl_robust_release, cl_robust_value, cl_runlock, cl_rw_forget, cl_rw_read, cl_rw_release, cl_rw_write, cl_rwlock, cl_seen, cl_self,
+    cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_store, cl_swap, cl_unlock, cl_wake,
 )
 
-from copyless._core._native import object_kind
+from copyless._core._blocks import object_kind
 from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
-
-cdef extern from "sync.h" nogil:
-    ctypedef struct cl_mutex:
-        cl_head head
-        cl_au32 word
-    ctypedef struct cl_semaphore:
-        cl_head head
-        cl_au32 word
-    ctypedef struct cl_entry:
-        cl_au32 owner
-    ctypedef struct cl_robust:
-        cl_head head
-    ctypedef struct cl_rwlock:
-        cl_head head
-        cl_au32 writer
-        cl_entry readers[1]
-    ctypedef struct cl_event:
-        cl_head head
-        cl_au32 word
-    ctypedef struct cl_condition:
-        cl_head head
-    ctypedef struct cl_barrier:
-        cl_head head
-        cl_au32 broken
-    enum: CL_LOCK_SLEEP, CL_SEM_SLEEP
-    enum: CL_KIND_LOCK, CL_KIND_RLOCK, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_KIND_ROBUST_SEMAPHORE, CL_KIND_CONDITION
-    enum: CL_KIND_EVENT, CL_KIND_BARRIER
-    uint32_t cl_self(const cl_store *store)
-    int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
-    void cl_unlock(cl_au32 *word)
-    int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
-    int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
-    void cl_runlock(cl_mutex *m)
-    int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
-    int cl_sem_release(cl_semaphore *s, uint32_t n)
-    int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin)
-    int cl_robust_release(cl_store *store, cl_robust *s)
-    uint32_t cl_robust_value(cl_store *store, cl_robust *s)
-    int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
-    int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
-    void cl_rw_forget(cl_store *store, cl_rwlock *l)
-    int cl_rw_release(cl_store *store, cl_rwlock *l, int write)
-    void cl_event_set(cl_event *e)
-    void cl_event_clear(cl_event *e)
-    int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spin)
-    int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry)
-    int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin)
-    int cl_condition_end(cl_condition *c, uint32_t entry)
-    uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n)
-    int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
-    int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns)
-    int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry)
-    int cl_barrier_break(cl_store *store, cl_barrier *b, int reset)
-    uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b)
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
 
-cdef extern from *:
-    """
-    static uint32_t cl_swap(uint32_t *word, uint32_t wanted)
-    {
-        return __atomic_exchange_n(word, wanted, __ATOMIC_RELEASE);
-    }
-    static int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted)
-    {
-        return __atomic_compare_exchange_n(word, &seen, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
-    """
-    uint32_t cl_swap(uint32_t *word, uint32_t wanted) nogil
-    int cl_mark(uint32_t *word, uint32_t seen, uint32_t wanted) nogil
-
-
-cdef cl_store *STORE = the_store()
-
-HEAD_BYTES = sizeof(cl_head)
 MUTEX_BYTES = sizeof(cl_mutex)
 SEMAPHORE_BYTES = sizeof(cl_semaphore)
 EVENT_BYTES = sizeof(cl_event)
@@ -101,9 +35,16 @@ CONDITION_BYTES = sizeof(cl_condition)
 BARRIER_BYTES = sizeof(cl_barrier)
 
 
-cdef uint32_t pid_of(uint32_t word) noexcept:
+cdef uint32_t pid_of(cl_store *store, uint32_t word) noexcept:
     """The process number of a lock word's owner, for display."""
-    return the_store().owners[(word & 0xfff) - 1].pid if word & 0xfff else 0
+    return store.owners[CL_LOCK_SLOT(word) - 1].pid if CL_LOCK_SLOT(word) else 0
+
+
+cdef tuple watch_monitor(cl_monitor *monitor):
+    """What to sleep on: the word that moves on when something changes."""
+    cdef uint32_t seen = cl_seen(&monitor.change)
+    cl_put(&monitor.sleeping, 1)
+    return <uintptr_t>&monitor.change, seen
 
 
 cdef class _Lock(Object):
@@ -120,7 +61,7 @@ cdef class _Lock(Object):
         return <cl_mutex *>self._need()
 
     cdef int once(self, int64_t deadline) noexcept nogil:
-        return cl_mutex_lock(the_store(), &(<cl_mutex *>self.head).word, deadline, &self.spin)
+        return cl_mutex_lock(self.store, &(<cl_mutex *>self.head).word, deadline, &self.spin)
 
     cdef void let_go(self) noexcept:
         cl_unlock(&(<cl_mutex *>self.head).word)
@@ -154,17 +95,17 @@ cdef class _Lock(Object):
         return True
 
     def acquire(self, block=True, timeout=None):
-        if self.simple and cl_mark(<uint32_t *>&(<cl_mutex *>self.head).word, 0, cl_self(STORE)):
+        if self.simple and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
             self.recovered = False
             return True
         return self.get(deadline_of(timeout) if block else 0, False)
 
     cdef int put_back(self) except -1:
-        cdef uint32_t *word = <uint32_t *>&self.mutex().word
+        cdef cl_au32 *word = &self.mutex().word
         cdef uint32_t held = cl_swap(word, 0)
-        if held & <uint32_t>CL_LOCK_SLEEP:
-            cl_wake(&(<cl_mutex *>self.head).word, 1)
-        if held & ~<uint32_t>CL_LOCK_SLEEP == 0:
+        if held & CL_LOCK_SLEEP:
+            cl_wake(word, 1)
+        if held & ~CL_LOCK_SLEEP == 0:
             raise NotHeldError("semaphore or lock released too many times")
         return 0
 
@@ -176,10 +117,10 @@ cdef class _Lock(Object):
         self.simple = self.KIND == CL_KIND_LOCK
 
     def locked(self):
-        return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) != 0
+        return (cl_seen(&self.mutex().word) & ~CL_LOCK_SLEEP) != 0
 
     def __enter__(self):
-        if self.simple and cl_mark(<uint32_t *>&(<cl_mutex *>self.head).word, 0, cl_self(STORE)):
+        if self.simple and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
             self.recovered = False
             return True
         return self.get(CL_FOREVER, False)
@@ -189,7 +130,7 @@ cdef class _Lock(Object):
 
     # What a condition asks of its lock.
     def _is_mine(self):
-        return ((<uint32_t *>&self.mutex().word)[0] & ~<uint32_t>CL_LOCK_SLEEP) == cl_self(the_store())
+        return (cl_seen(&self.mutex().word) & ~CL_LOCK_SLEEP) == cl_self(self.store)
 
     def _release_save(self):
         self.let_go()
@@ -201,24 +142,20 @@ cdef class _Lock(Object):
     @property
     def _owner_pid(self):
         """0: free; else the holder's process number."""
-        return pid_of((<uint32_t *>&self.mutex().word)[0])
+        return pid_of(self.store, cl_seen(&self.mutex().word))
 
     # What an event loop asks: one try that knows whether it slept, and the word to sleep on.
     def _try(self, bint slept):
         return self.get(0, False)
 
     def _watch(self):
-        cdef uint32_t *word = <uint32_t *>&self.mutex().word
-        cdef uint32_t seen = word[0]
-        if seen & ~<uint32_t>CL_LOCK_SLEEP == 0:
+        cdef cl_au32 *word = &self.mutex().word
+        cdef uint32_t seen = cl_seen(word)
+        if seen & ~CL_LOCK_SLEEP == 0:
             return None
-        if not seen & <uint32_t>CL_LOCK_SLEEP and not mark(word, seen, seen | <uint32_t>CL_LOCK_SLEEP):
+        if not seen & CL_LOCK_SLEEP and not cl_mark(word, seen, seen | CL_LOCK_SLEEP):
             return None
-        return <uintptr_t>word, seen | <uint32_t>CL_LOCK_SLEEP
-
-
-cdef bint mark(uint32_t *word, uint32_t seen, uint32_t wanted) noexcept:
-    return cl_mark(word, seen, wanted)
+        return <uintptr_t>word, seen | CL_LOCK_SLEEP
 
 
 cdef class _RLock(_Lock):
@@ -229,17 +166,16 @@ cdef class _RLock(_Lock):
         cdef uint64_t at = sizeof(cl_condition) + <uint64_t>condition.head.room * sizeof(cl_entry)
         if at + sizeof(cl_mutex) > condition.block.ref.capacity:
             raise CorruptSegmentError("the condition keeps no lock of its own")
-        self.block = condition.block
-        self.head = <cl_head *>(condition.block.ref.data + at)
+        self.take(condition.block, <cl_head *>(condition.block.ref.data + at))
 
     cdef int once(self, int64_t deadline) noexcept nogil:
-        return cl_rlock(the_store(), <cl_mutex *>self.head, PyThread_get_thread_ident(), deadline, &self.spin)
+        return cl_rlock(self.store, <cl_mutex *>self.head, PyThread_get_thread_ident(), deadline, &self.spin)
 
     cdef void let_go(self) noexcept:
         cl_runlock(<cl_mutex *>self.head)
 
     def __enter__(self):
-        cdef int rc = cl_rlock(STORE, self.mutex(), PyThread_get_thread_ident(), 0, &self.spin)
+        cdef int rc = cl_rlock(self.store, self.mutex(), PyThread_get_thread_ident(), 0, &self.spin)
         if rc == CL_OK:
             self.recovered = False
             return True
@@ -249,13 +185,13 @@ cdef class _RLock(_Lock):
         self.put_back()
 
     cdef int put_back(self) except -1:
-        if not cl_rlock_is_mine(STORE, self.mutex(), PyThread_get_thread_ident()):
+        if not cl_rlock_is_mine(self.store, self.mutex(), PyThread_get_thread_ident()):
             raise NotHeldError("attempt to release recursive lock not owned by thread")
         cl_runlock(<cl_mutex *>self.head)
         return 0
 
     def _is_mine(self):
-        return cl_rlock_is_mine(the_store(), self.mutex(), PyThread_get_thread_ident()) != 0
+        return cl_rlock_is_mine(self.store, self.mutex(), PyThread_get_thread_ident()) != 0
 
     def _release_save(self):
         cdef int depth = 0
@@ -282,13 +218,13 @@ cdef class _Semaphore(Object):
     def _stand(self, Block block):
         self.robust = object_kind(block) == CL_KIND_ROBUST_SEMAPHORE
         if self.robust:
-            self.block, self.head = block, <cl_head *>block.ref.data
+            self.take(block, <cl_head *>block.ref.data)
         else:
             Object._stand(self, block)
 
     cdef int once(self, int64_t deadline) noexcept nogil:
         if self.robust:
-            return cl_robust_acquire(the_store(), <cl_robust *>self.head, deadline, &self.spin)
+            return cl_robust_acquire(self.store, <cl_robust *>self.head, deadline, &self.spin)
         return cl_sem_acquire(<cl_semaphore *>self.head, deadline, &self.spin)
 
     cdef bint get(self, int64_t deadline) except -1:
@@ -309,7 +245,7 @@ cdef class _Semaphore(Object):
             fail(rc)
         self.recovered = True
         if not self.silent:
-            cl_robust_release(the_store(), <cl_robust *>self.head)
+            cl_robust_release(self.store, <cl_robust *>self.head)
             raise OwnerDiedError("a process that held a permit of this semaphore has died, so what it guards may be half changed. "
                                  "Put that right: the permit is back, the next acquire succeeds")
         return True
@@ -324,24 +260,23 @@ cdef class _Semaphore(Object):
             raise ValueError(f"n must be one or more, not {n}")
         if self.robust:
             for _ in range(n):
-                rc = cl_robust_release(the_store(), <cl_robust *>self.head)
+                rc = cl_robust_release(self.store, <cl_robust *>self.head)
                 if rc == CL_MISSING:
                     raise NotHeldError("semaphore or lock released too many times (by this process: its permits are attributed)")
         else:
             rc = cl_sem_release(<cl_semaphore *>self.head, n)
         if rc == CL_FULL:
             raise NotHeldError("semaphore or lock released too many times")
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
 
     def get_value(self):
         self._need()
         if self.robust:
-            return cl_robust_value(the_store(), <cl_robust *>self.head)
-        return (<uint32_t *>&(<cl_semaphore *>self.head).word)[0] & ~<uint32_t>CL_SEM_SLEEP
+            return cl_robust_value(self.store, <cl_robust *>self.head)
+        return cl_seen(&(<cl_semaphore *>self.head).word) & ~<uint32_t>CL_SEM_SLEEP
 
     def _begin(self, uint32_t value):
-        (<uint32_t *>&(<cl_semaphore *>self.head).word)[0] = value
+        cl_put(&(<cl_semaphore *>self.head).word, value)
 
     def __enter__(self):
         return self.get(CL_FOREVER)
@@ -353,16 +288,14 @@ cdef class _Semaphore(Object):
         return self.get(0)
 
     def _watch(self):
-        cdef uint32_t *word = <uint32_t *>&(<cl_semaphore *>self.head).word
-        cdef uint32_t seen = word[0]
+        cdef cl_au32 *word = &(<cl_semaphore *>self.head).word
+        cdef uint32_t seen
         if self.robust:
-            word = <uint32_t *>self.head + 17  # the monitor's change, and its sleeping
-            seen = word[0]
-            word[1] = 1
-            return <uintptr_t>word, seen
+            return watch_monitor(&(<cl_robust *>self.head).monitor)
+        seen = cl_seen(word)
         if seen & ~<uint32_t>CL_SEM_SLEEP != 0:
             return None
-        if not seen & <uint32_t>CL_SEM_SLEEP and not mark(word, seen, seen | <uint32_t>CL_SEM_SLEEP):
+        if not seen & <uint32_t>CL_SEM_SLEEP and not cl_mark(word, seen, seen | <uint32_t>CL_SEM_SLEEP):
             return None
         return <uintptr_t>word, seen | <uint32_t>CL_SEM_SLEEP
 
@@ -372,7 +305,7 @@ cdef class _Event(Object):
     cdef cl_spin spin
 
     def is_set(self):
-        return ((<uint32_t *>&(<cl_event *>self._need()).word)[0] & 1) != 0
+        return (cl_seen(&(<cl_event *>self._need()).word) & 1) != 0
 
     def set(self):
         cl_event_set(<cl_event *>self._need())
@@ -397,16 +330,16 @@ cdef class _Event(Object):
         return self.is_set()
 
     def _watch(self):
-        cdef uint32_t *word = <uint32_t *>&(<cl_event *>self._need()).word
-        cdef uint32_t seen = word[0]
+        cdef cl_au32 *word = &(<cl_event *>self._need()).word
+        cdef uint32_t seen = cl_seen(word)
         if seen & 1:
             return None
-        if not seen & 2 and not mark(word, seen, seen | 2):
+        if not seen & 2 and not cl_mark(word, seen, seen | 2):
             return None
         return <uintptr_t>word, seen | 2
 
     def _sets(self):
-        return (<uint32_t *>&(<cl_event *>self._need()).word)[0] >> 2
+        return cl_seen(&(<cl_event *>self._need()).word) >> 2
 
 
 cdef class _Condition(Object):
@@ -417,16 +350,15 @@ cdef class _Condition(Object):
         """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
-        cdef int rc = cl_condition_begin(the_store(), <cl_condition *>self.head, &entry)
+        cdef int rc = cl_condition_begin(self.store, <cl_condition *>self.head, &entry)
         cdef bint notified = False
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
         depth = lock._release_save()
         try:
             rc = CL_AGAIN
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_condition_wait(the_store(), <cl_condition *>self.head, entry, deadline, &self.spin)
+                    rc = cl_condition_wait(self.store, <cl_condition *>self.head, entry, deadline, &self.spin)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
         finally:
@@ -435,7 +367,7 @@ cdef class _Condition(Object):
         return notified
 
     def _notify(self, uint32_t n):
-        return cl_condition_notify(the_store(), <cl_condition *>self.head, n)
+        return cl_condition_notify(self.store, <cl_condition *>self.head, n)
 
 
 cdef class _RWLock(Object):
@@ -457,7 +389,7 @@ cdef class _RWLock(Object):
                     PyErr_CheckSignals()
         except BaseException:
             if write:
-                cl_rw_forget(the_store(), <cl_rwlock *>self.head)
+                cl_rw_forget(self.store, <cl_rwlock *>self.head)
             raise
         if rc == CL_OK:
             self.recovered = False
@@ -475,34 +407,30 @@ cdef class _RWLock(Object):
 
     cdef int once(self, bint write, int64_t deadline) noexcept nogil:
         if write:
-            return cl_rw_write(the_store(), <cl_rwlock *>self.head, deadline, &self.spin)
-        return cl_rw_read(the_store(), <cl_rwlock *>self.head, deadline, &self.spin)
+            return cl_rw_write(self.store, <cl_rwlock *>self.head, deadline, &self.spin)
+        return cl_rw_read(self.store, <cl_rwlock *>self.head, deadline, &self.spin)
 
     # For an event loop: the word that moves on when something changes.
     def _watch(self):
-        cdef uint32_t *word = <uint32_t *>self.head + 17  # the monitor's change, and its sleeping
-        cdef uint32_t seen = word[0]
-        word[1] = 1
-        return <uintptr_t>word, seen
+        return watch_monitor(&(<cl_rwlock *>self.head).monitor)
 
     @property
     def _users(self):
         """(the writer's process number or 0, how many processes read)."""
         cdef cl_rwlock *l = <cl_rwlock *>self._need()
-        return pid_of((<uint32_t *>&l.writer)[0]), sum((<uint32_t *>&l.readers[i].owner)[0] != 0 for i in range(self.head.room))
+        return pid_of(self.store, cl_seen(&l.writer)), sum([cl_seen(&l.readers[i].owner) != 0 for i in range(self.head.room)])
 
     def _forget_writing(self):
-        cl_rw_forget(the_store(), <cl_rwlock *>self._need())
+        cl_rw_forget(self.store, <cl_rwlock *>self._need())
 
     def _let_go(self, bint write):
         cdef int rc
         self._need()
         with nogil:
-            rc = cl_rw_release(the_store(), <cl_rwlock *>self.head, write)
+            rc = cl_rw_release(self.store, <cl_rwlock *>self.head, write)
         if rc == CL_MISSING:
             raise ValueError(f"this process does not hold the lock for {'writing' if write else 'reading'}")
-        if rc != CL_OK:
-            fail(rc)
+        check(rc)
 
 
 cdef class _Barrier(Object):
@@ -515,7 +443,7 @@ cdef class _Barrier(Object):
         cdef int rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_barrier_arrive(the_store(), <cl_barrier *>self.head, &entry, &index, deadline)
+                rc = cl_barrier_arrive(self.store, <cl_barrier *>self.head, &entry, &index, deadline)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
         if rc == CL_OK:
@@ -533,12 +461,12 @@ cdef class _Barrier(Object):
         try:
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_barrier_wait(the_store(), <cl_barrier *>self.head, entry, deadline)
+                    rc = cl_barrier_wait(self.store, <cl_barrier *>self.head, entry, deadline)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
         except BaseException:
             self._break(False)
-            cl_barrier_wait(the_store(), <cl_barrier *>self.head, entry, 0)
+            cl_barrier_wait(self.store, <cl_barrier *>self.head, entry, 0)
             raise
         if rc == CL_OK:
             return True
@@ -548,11 +476,11 @@ cdef class _Barrier(Object):
 
     def _release(self, uint32_t entry):
         with nogil:
-            cl_barrier_release(the_store(), <cl_barrier *>self.head, entry)
+            cl_barrier_release(self.store, <cl_barrier *>self.head, entry)
 
     def _break(self, bint reset):
         with nogil:
-            cl_barrier_break(the_store(), <cl_barrier *>self.head, reset)
+            cl_barrier_break(self.store, <cl_barrier *>self.head, reset)
 
     @property
     def parties(self):
@@ -560,8 +488,8 @@ cdef class _Barrier(Object):
 
     @property
     def n_waiting(self):
-        return cl_barrier_waiting(the_store(), <cl_barrier *>self.head)
+        return cl_barrier_waiting(self.store, <cl_barrier *>self.head)
 
     @property
     def broken(self):
-        return (<uint32_t *>&(<cl_barrier *>self.head).broken)[0] != 0
+        return cl_seen(&(<cl_barrier *>self.head).broken) != 0

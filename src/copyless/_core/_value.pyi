@@ -1,6 +1,6 @@
 from typing import Any
 
-from copyless._core._native import Block
+from copyless._core._blocks import Block
 
 DATA_OFFSET: int
 

@@ -4,17 +4,11 @@
 What it means to its users, names and documents, is in `copyless.sharedctypes`. What is not plain (other types, other locks, a
 lock that is taken) goes through the Python objects; this is the short way.
 """
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from copyless._core._native cimport Block, CL_OK, cl_spin, cl_store, the_store
-
-cdef extern from "sync.h" nogil:
-    ctypedef struct cl_mutex:
-        pass
-    int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
-    int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
-    void cl_runlock(cl_mutex *m)
+from copyless._core._blocks cimport Block
+from copyless._core.c_library cimport CL_OK, cl_mutex, cl_rlock, cl_rlock_is_mine, cl_runlock, cl_spin, cl_store
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
@@ -27,6 +21,7 @@ cdef class _Value:
     """Base of `Synchronized`: `_obj` is the ctypes object, `_lock` its lock."""
     cdef public object _obj, _lock
     cdef object block
+    cdef cl_store *store_of_block
     cdef cl_mutex *mutex  # NULL: the lock is not one of ours in the same block
     cdef char *data
     cdef char code  # 0: not a plain number
@@ -40,17 +35,18 @@ cdef class _Value:
         self._obj, self._lock, self.block = obj, lock, block
         if block is not None:
             self.mutex = <cl_mutex *>block.ref.data
+            self.store_of_block = block.store
             self.data = <char *>block.ref.data + <int>DATA_OFFSET
             self.code = ord(code) if code and code in "bBhHiIlLqQfd" else 0
             self.size = size
 
     cdef bint is_mine(self) noexcept:
         """Whether this thread holds the lock already, and a number of C is all that there is to read or write."""
-        return self.code != 0 and self.mutex != NULL and cl_rlock_is_mine(the_store(), self.mutex, PyThread_get_thread_ident())
+        return self.code != 0 and self.mutex != NULL and cl_rlock_is_mine(self.store_of_block, self.mutex, PyThread_get_thread_ident())
 
     cdef bint enter(self) except -1:
         """Acquire; whether the short way."""
-        if self.mutex != NULL and cl_rlock(the_store(), self.mutex, PyThread_get_thread_ident(), 0, &self.spin) == CL_OK:
+        if self.mutex != NULL and cl_rlock(self.store_of_block, self.mutex, PyThread_get_thread_ident(), 0, &self.spin) == CL_OK:
             return True
         self._lock.acquire()
         return False

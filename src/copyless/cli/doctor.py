@@ -117,13 +117,13 @@ def examine() -> dict[str, Any]:
             f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it"
         )
     try:
-        from copyless._core import _native
+        from copyless._core import _store
         from copyless.storage.store import need
 
         need()
-        _native.audit()
+        _store.audit()
         facts["registry"] = "sound"
-        statistics = _native.statistics()
+        statistics = _store.statistics()
         facts["in shared memory"] = (
             f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
         )

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from copyless._core import _native
+from copyless._core import _store
 from copyless.storage import directory
 from copyless.storage.store import need
 
@@ -37,7 +37,7 @@ def age(ns: int) -> str:
 def listing() -> dict[str, Any]:
     """Segments, blocks, owners and holds, each block with its names, its holders and whether it is alive."""
     need()
-    found = _native.snapshot()
+    found = _store.snapshot()
     pids = {owner["slot"]: owner["pid"] for owner in found["owners"]}
     names: dict[int, str] = {entry["block"]: entry["name"] for entry in found["names"]}
     for block in found["blocks"]:
@@ -59,7 +59,7 @@ def listing() -> dict[str, Any]:
         deadlines = [h["deadline_ns"] for h in holds if h["kind"] == "message"]
         left = min(deadlines, default=0) - time.monotonic_ns()
         block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
-    statistics = _native.statistics()
+    statistics = _store.statistics()
     return {
         "directory": directory.current(),
         "total_bytes": statistics["total_bytes"],

@@ -9,15 +9,15 @@ not opened is its process's own: block and holds go with that, as all that the d
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
-from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless._core._native cimport Block, CL_OK, CL_TIMEOUT, cl_token, deadline_of
-from copyless._core._queue cimport (
-    CL_ROLE_GETS, NOTHING, PLAIN_MOST, Packed, _Queue, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, dump_plain, load_plain, pack, unpack,
-    unsend,
+from copyless._core._blocks cimport Block
+from copyless._core._check cimport deadline_of
+from copyless._core._queue cimport NOTHING, PLAIN_MOST, Packed, _Queue, dump_plain, load_plain, pack, unpack, unsend
+from copyless._core.c_library cimport (
+    CL_OK, CL_ROLE_GETS, CL_TIMEOUT, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, cl_store, cl_token,
 )
 
 import os
@@ -91,12 +91,13 @@ cdef class Parcel:
     cdef readonly uint64_t nbytes
     cdef bint is_value
     cdef object content  # the value, or the bytes of the item
+    cdef cl_store *store  # of the inbox
     cdef cl_token *tokens  # holds on what the bytes name, ours until they are opened
     cdef uint32_t ntokens
 
     def __dealloc__(self):
         if self.tokens != NULL:
-            unsend(self.tokens, self.ntokens)
+            unsend(self.store, self.tokens, self.ntokens)
             free(self.tokens)
 
     @property
@@ -126,7 +127,7 @@ cdef class Parcel:
             return content
         free(self.tokens)  # whoever opens the bytes finds them in there
         self.tokens = NULL
-        return unpack(content, self.ntokens, sizeof(envelope))
+        return unpack(self.store, content, self.ntokens, sizeof(envelope))
 
 
 cdef class Inbox:
@@ -212,6 +213,7 @@ cdef class Inbox:
         except BaseException:
             cl_queue_abort(&self.queue.q)
             raise
+        made.store = self.queue.store
         if got.body != NULL and ntokens == 0 and nbytes <= sizeof(item):
             memcpy(&item, got.body, nbytes)
             self.queue.commit()
@@ -253,7 +255,7 @@ cdef class Inbox:
         cdef _Queue queue = self.queues[to]
         label.mark, label.source, label.tag, label.sender = MARK, source, tag, self.rank
         label.context, label.number = context, number
-        packed = pack(obj, False, <uint8_t *>&label, sizeof(envelope), watch)
+        packed = pack(queue.store, obj, False, <uint8_t *>&label, sizeof(envelope), watch)
         packed.describe(&item)
         rc = queue.insert(&item, 1, &done, queue.deadline(True, None))
         if done:
@@ -360,7 +362,7 @@ cdef class Port:
             value = load_plain(item.pickle, got.nbytes - sizeof(envelope))
             if value is not NOTHING:
                 return value
-            return unpack(PyBytes_FromStringAndSize(<char *>&item, <Py_ssize_t>got.nbytes), 0, sizeof(envelope))
+            return unpack(inbox.queue.store, PyBytes_FromStringAndSize(<char *>&item, <Py_ssize_t>got.nbytes), 0, sizeof(envelope))
         if status is not None:
             status._tell(comm, parcel)
         return parcel.open()

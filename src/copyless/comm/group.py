@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from copyless._core import _native
+from copyless._core import _store
 from copyless.arrays import attach, handle, zeros
 from copyless.comm._inbox import Inbox, Parcel
 from copyless.comm.progress import shown
@@ -77,7 +77,7 @@ class Group:
 
     def begin(self, rank: int) -> None:
         row = self.table[rank]
-        row[_PID], row[_START] = os.getpid(), _native.process_start(os.getpid())
+        row[_PID], row[_START] = os.getpid(), _store.process_start(os.getpid())
         row[_STATE] = RUNS
 
     def end(self, rank: int, state: int = ENDED) -> None:
@@ -87,7 +87,7 @@ class Group:
     def state(self, rank: int) -> int:
         """What became of a rank: a process that is gone and did not say that it ended has died."""
         pid, start, state = self.table[rank].tolist()
-        if state == RUNS and _native.process_start(pid) != start:
+        if state == RUNS and _store.process_start(pid) != start:
             self.end(rank, DIED)
             state = int(self.table[rank, _STATE])
         return int(state)

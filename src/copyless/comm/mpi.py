@@ -34,7 +34,7 @@ except ImportError as _error:
     ) from None
 
 from copyless import pickling
-from copyless._core import _native, _queue
+from copyless._core import _blocks, _queue, _store
 from copyless._core._memory import Memory
 from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
@@ -165,7 +165,7 @@ def _inline(data: bytes, *parts: bytearray) -> Any:
 def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     """Named in pickles: keep its name and place."""
     block = handles.resolve(handle)[1]
-    _native.mark_private(block)  # it came by value: it is this rank's own
+    _blocks.mark_private(block)  # it came by value: it is this rank's own
     return pickle.loads(data, buffers=cut(block, sizes))
 
 
@@ -254,8 +254,8 @@ def _room(nbytes: int) -> Any:
     except OutOfSharedMemory:
         return bytearray(nbytes)
     block = memory.obj
-    if isinstance(block, _native.Block):
-        _native.mark_private(block)
+    if isinstance(block, _blocks.Block):
+        _blocks.mark_private(block)
     return memory
 
 
@@ -931,7 +931,7 @@ class _Inter(collectives.Inter):
 def _lines_of(private: Any) -> _Intra:
     """Collective operations on a communicator that is theirs alone; finds out who shares which node."""
     size = private.Get_size()
-    where = (_native.process_start(1), os.uname().nodename, _node(), _near is None and private.Get_rank())
+    where = (_store.process_start(1), os.uname().nodename, _node(), _near is None and private.Get_rank())
     nodes = MPI.Comm.allgather(private, where)
     return _Intra(Intracomm(private), private.Get_rank(), size, nodes)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from copyless import pickling
-from copyless._core import _native, _queue
+from copyless._core import _blocks, _copying, _handles, _queue
 from copyless._core._memory import Memory
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles
@@ -27,14 +27,14 @@ _LITTLE = 1 << 20  # bytes that malloc has warm
 def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Memory:
     """Buffers copied into one block of shared memory; `tell` hears of the bytes as they go."""
     parts = list(parts)
-    memory = Memory.allocate(_native.room_of(parts, _ALIGN))
-    _native.copy_parts(memory, parts, _ALIGN, tell)
+    memory = Memory.allocate(_copying.room_of(parts, _ALIGN))
+    _copying.copy_parts(memory, parts, _ALIGN, tell)
     return memory
 
 
 def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
     """The buffers that lie in one."""
-    return _native.cut(whole, sizes, _ALIGN)
+    return _copying.cut(whole, sizes, _ALIGN)
 
 
 class Packet:
@@ -68,7 +68,7 @@ class Packet:
     def drop(self) -> None:
         """It will not be sent: let go what it names."""
         for name in self.handles:
-            _native.unsend(name)
+            _handles.unsend(name)
 
     def gather(self, tell: Callable[[int], None] | None = None) -> Packet:
         """Put the buffers together into one block, so that many can have it by its handle."""
@@ -102,7 +102,7 @@ class Packet:
         elif readonly:
             whole = block
         else:
-            whole = _native.private_view(block)
+            whole = _blocks.private_view(block)
         buffers = self.parts if whole is None else cut(whole, self.sizes)
         if readonly:
             buffers = [memoryview(buffer).toreadonly() for buffer in buffers]
@@ -119,7 +119,7 @@ def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
 def in_block(data: bytes, sizes: list[int], handle: bytes, names: Sequence[bytes] = ()) -> Packet:
     """Of one receiver, who owns the block that its parts lie in. Named in pickles: keep its name and place."""
     block = handles.resolve(handle)[1]
-    _native.mark_private(block)
+    _blocks.mark_private(block)
     packet = Packet(data, [])
     packet.parts, packet.sizes = cut(block, sizes), sizes
     packet.kept = [handles.resolve(name) for name in names]  # what the data names lives until it is opened
@@ -159,5 +159,5 @@ def copy_of(obj: Any) -> Any:
             memory = in_memory(parts)  # warm, as much private memory mostly is not
     if memory is None:
         return pickle.loads(data, buffers=[bytearray(part) for part in parts])
-    _native.mark_private(memory.obj)
+    _blocks.mark_private(memory.obj)
     return pickle.loads(data, buffers=cut(memory, [part.nbytes for part in parts]))

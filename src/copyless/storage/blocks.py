@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from copyless._core import _native
+from copyless._core import _blocks
 from copyless.storage.store import need
 
 __all__ = ["allocate"]
 
 
-def allocate(nbytes: int) -> _native.Block:
+def allocate(nbytes: int) -> _blocks.Block:
     """A block of `nbytes` bytes (0 or more), warm if there is one; `block.recycled` tells that it is not zero.
 
     Raises
@@ -18,8 +18,8 @@ def allocate(nbytes: int) -> _native.Block:
     """
     need()
     if nbytes >= 1 << 62:
-        from copyless.errors import out_of_shared_memory
+        from copyless._core.failures import out_of_shared_memory
         from copyless.storage import directory
 
         raise out_of_shared_memory(0, "more than any machine has", nbytes, directory.current())
-    return _native.alloc(nbytes)
+    return _blocks.alloc(nbytes)

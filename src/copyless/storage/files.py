@@ -6,13 +6,13 @@ import os
 import threading
 import weakref
 
-from copyless._core import _native
+from copyless._core import _blocks
 from copyless.errors import CorruptSegmentError, StaleHandleError
 
 __all__ = ["FileMapping", "any_mapped", "map_again", "map_file", "mapped_at"]
 
 
-class FileMapping(_native.Mapping):
+class FileMapping(_blocks.Mapping):
     path: str
     device: int
     inode: int

@@ -11,13 +11,13 @@ import os
 import struct
 from typing import Any
 
-from copyless._core import _native
+from copyless._core import _handles
 from copyless.errors import ForeignHostError, StaleHandleError
 from copyless.storage.store import need
 
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 
-_HEAD = _native.SPEC_HEAD
+_HEAD = _handles.SPEC_HEAD
 WRITEABLE, SHARED_ARRAY = 1, 2  # the binding's load_array knows them too
 MAX_NDIM = 64
 
@@ -30,12 +30,12 @@ class Handle(bytes):
     """
 
     def __repr__(self) -> str:
-        kind, _, nbytes, number, generation = _native.wire_fields(bytes(self))
-        what = {_native.KIND_ARRAY: "array", _native.KIND_MEMORY: "memory", _native.KIND_FILE: "file"}[kind]
-        if kind == _native.KIND_ARRAY:
-            dtype, shape, *_ = decode_spec(bytes(self[_native.WIRE_SIZE :]))
+        kind, _, nbytes, number, generation = _handles.wire_fields(bytes(self))
+        what = {_handles.KIND_ARRAY: "array", _handles.KIND_MEMORY: "memory", _handles.KIND_FILE: "file"}[kind]
+        if kind == _handles.KIND_ARRAY:
+            dtype, shape, *_ = decode_spec(bytes(self[_handles.WIRE_SIZE :]))
             what = f"array {shape} {dtype}"
-        where = "" if kind == _native.KIND_FILE else f", block {number}, generation {generation}"
+        where = "" if kind == _handles.KIND_FILE else f", block {number}, generation {generation}"
         return f"<Handle of {what}: {nbytes:,} bytes{where}>"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     StaleHandleError
         When what it names is gone, or it was made before this host's last boot.
     """
-    found = _native.resolve(handle)
+    found = _handles.resolve(handle)
     if type(found) is tuple:
         return found
     if found == "closed":
@@ -185,7 +185,7 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
 
 def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) -> bytes:
     return (
-        _native.file_wire(offset, nbytes)
+        _handles.file_wire(offset, nbytes)
         + struct.pack("<QQH", device, inode, len(os.fsencode(path)))
         + os.fsencode(path)
     )
@@ -194,8 +194,8 @@ def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) ->
 def decode_file(handle: bytes) -> tuple[str, int, int, bytes]:
     """(path, device, inode, description of the array)."""
     try:
-        device, inode, length = struct.unpack_from("<QQH", handle, _native.WIRE_SIZE)
+        device, inode, length = struct.unpack_from("<QQH", handle, _handles.WIRE_SIZE)
     except struct.error:
         raise ValueError("the handle's description of the file is damaged") from None
-    at = _native.WIRE_SIZE + 18
+    at = _handles.WIRE_SIZE + 18
     return os.fsdecode(handle[at : at + length]), device, inode, handle[at + length :]

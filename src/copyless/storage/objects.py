@@ -7,25 +7,25 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from copyless._core import _native
+from copyless._core import _blocks, _names, c_library
 from copyless.errors import CorruptSegmentError, StaleHandleError
 from copyless.storage import handles
 from copyless.storage.store import need
 
 __all__ = ["check_name", "obtain", "stand"]
 
-# Which class stands on which kind of block; the numbers are those of layout.h.
+# Which class stands on which kind of block.
 KINDS = {
-    1: ("copyless.synchronize", "Lock"),
-    2: ("copyless.synchronize", "RLock"),
-    3: ("copyless.synchronize", "RWLock"),
-    4: ("copyless.synchronize", "Semaphore"),
-    5: ("copyless.synchronize", "Semaphore"),
-    6: ("copyless.synchronize", "Condition"),
-    7: ("copyless.synchronize", "Event"),
-    8: ("copyless.synchronize", "Barrier"),
-    9: ("copyless.queues", "SimpleQueue"),
-    10: ("copyless.rings", "RingBuffer"),
+    c_library.KIND_LOCK: ("copyless.synchronize", "Lock"),
+    c_library.KIND_RLOCK: ("copyless.synchronize", "RLock"),
+    c_library.KIND_RWLOCK: ("copyless.synchronize", "RWLock"),
+    c_library.KIND_SEMAPHORE: ("copyless.synchronize", "Semaphore"),
+    c_library.KIND_ROBUST_SEMAPHORE: ("copyless.synchronize", "Semaphore"),
+    c_library.KIND_CONDITION: ("copyless.synchronize", "Condition"),
+    c_library.KIND_EVENT: ("copyless.synchronize", "Event"),
+    c_library.KIND_BARRIER: ("copyless.synchronize", "Barrier"),
+    c_library.KIND_QUEUE: ("copyless.queues", "SimpleQueue"),
+    c_library.KIND_RING: ("copyless.rings", "RingBuffer"),
 }
 
 
@@ -43,9 +43,9 @@ def check_name(name: str) -> bytes:
     return text
 
 
-def stand(block: _native.Block) -> Any:
+def stand(block: _blocks.Block) -> Any:
     """The object that lies in a block, as its class says."""
-    kind = _native.object_kind(block)
+    kind = _blocks.object_kind(block)
     if kind not in KINDS:
         raise CorruptSegmentError(f"block {block.number} holds no object of this version (kind {kind})")
     module, name = KINDS[kind]
@@ -53,8 +53,8 @@ def stand(block: _native.Block) -> Any:
 
 
 def obtain(
-    name: str | None, persist: bool, make: Callable[[], _native.Block], kinds: tuple[int, ...]
-) -> tuple[_native.Block, bool]:
+    name: str | None, persist: bool, make: Callable[[], _blocks.Block], kinds: tuple[int, ...]
+) -> tuple[_blocks.Block, bool]:
     """A new block with an object, or the one that has the name already: (block, whether it is new).
 
     `make` fills the block completely: once published, anybody may use it.
@@ -66,22 +66,22 @@ def obtain(
         return make(), True
     text = check_name(name)
     while True:
-        found = _native.lookup(text)
+        found = _names.lookup(text)
         if found is not None:
             try:
                 block = handles.resolve(found[0])[1]
             except StaleHandleError:
                 continue  # it went between our two calls
-            if _native.object_kind(block) not in kinds:
+            if _blocks.object_kind(block) not in kinds:
                 _refuse(name, block)
             return block, False
         block = make()
-        if _native.publish(block, text, 0, 0, persist):
+        if _names.publish(block, text, 0, 0, persist):
             return block, True
 
 
-def _refuse(name: str, block: _native.Block) -> NoReturn:
-    what = KINDS.get(_native.object_kind(block), ("", "array"))[1]
+def _refuse(name: str, block: _blocks.Block) -> NoReturn:
+    what = KINDS.get(_blocks.object_kind(block), ("", "array"))[1]
     raise FileExistsError(
         17, f"the name belongs to another thing ({what}): choose another, or copyless.unlink it", name
     )

@@ -30,7 +30,7 @@ import signal
 import weakref
 from typing import Any
 
-from copyless._core import _native
+from copyless._core import _blocks, _posix
 
 __all__ = ["PLACE_PREFIX", "Spare", "Spares"]
 
@@ -53,10 +53,10 @@ class Spare:
     def rename(self, name: bytes) -> None:
         """Take its own name away. FileNotFoundError when that is gone."""
         if self._hold is None:
-            self._hold = _native.posix_record(self.name, *self.identity)
+            self._hold = _posix.posix_record(self.name, *self.identity)
         os.rename(PLACE_PREFIX + name, PLACE_PREFIX + self.name)
 
-    def settle(self, heir: _native.Mapping) -> bool:
+    def settle(self, heir: _blocks.Mapping) -> bool:
         """Whether it is ours alone: then it is ready."""
         if len(heir) != self.nbytes or not self._is_alone():
             return False
@@ -65,7 +65,7 @@ class Spare:
 
     def _is_alone(self) -> bool:
         st = os.fstat(self.fd)
-        there = _native.file_identity(PLACE_PREFIX + self.name)
+        there = _posix.file_identity(PLACE_PREFIX + self.name)
         if there is None or there[:2] != self.identity or st.st_nlink != 1:
             return False
         if st.st_size != self.nbytes or st.st_blocks * 512 < self.nbytes:  # somebody cut it, or made a hole
@@ -94,7 +94,7 @@ class Spare:
 
     def forget(self) -> None:
         if self._hold is not None:
-            _native.posix_forget(self.name, *self.identity)
+            _posix.posix_forget(self.name, *self.identity)
             self._hold = None
         self.memory = None
 

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 
-from copyless._core import _native
+from copyless._core import _store
 from copyless.storage import directory
 from copyless.storage.settings import current as settings
 
@@ -53,7 +53,7 @@ def _family() -> int:
     inherited = os.environ.get("COPYLESS_FAMILY")
     if inherited is None and any(name in os.environ for name in _RANK_VARIABLES):
         parent = os.getppid()
-        inherited = os.environ["COPYLESS_FAMILY"] = f"{parent}:{_native.process_start(parent)}"
+        inherited = os.environ["COPYLESS_FAMILY"] = f"{parent}:{_store.process_start(parent)}"
     return _hash(bytes(current_process().authkey) if inherited is None else inherited.encode())
 
 
@@ -63,7 +63,7 @@ def _parent() -> tuple[int, int]:
     parent = parent_process()
     if parent is None or parent.pid is None:
         return 0, 0
-    return parent.pid, _native.process_start(parent.pid)
+    return parent.pid, _store.process_start(parent.pid)
 
 
 def _limits(path: str) -> tuple[int, int, int]:
@@ -82,29 +82,29 @@ def _spill(path: str) -> bytes:
 
 
 def is_open() -> bool:
-    return _native.is_open()
+    return _store.is_open()
 
 
 def apply_settings() -> None:
-    if _native.is_open():
-        _native.configure(*_limits(directory.current()))
+    if _store.is_open():
+        _store.configure(*_limits(directory.current()))
 
 
 def need() -> None:
     """Open the store if this process has not yet. Cost: two directory look-ups the first time, then a flag."""
-    if not _native.is_open():
+    if not _store.is_open():
         _open()
 
 
 def _open() -> None:
     global _hooks, _directory_fd
     with _lock:
-        if _native.is_open():
+        if _store.is_open():
             return
         for attempt in range(10):
             path, fd = directory.ensure()
             try:
-                _native.open_store(
+                _store.open_store(
                     fd,
                     os.fsencode(path),
                     _host(),
@@ -131,14 +131,14 @@ def _open() -> None:
         if not _hooks:
             _hooks = True
             os.register_at_fork(
-                before=_native.fork_prepare, after_in_parent=_native.fork_parent, after_in_child=_after_in_child
+                before=_store.fork_prepare, after_in_parent=_store.fork_parent, after_in_child=_after_in_child
             )
 
 
 def _after_in_child() -> None:
     global _lock
     _lock = threading.Lock()
-    _native.fork_child()
+    _store.fork_child()
 
 
 def reap() -> dict[str, int]:
@@ -161,7 +161,7 @@ def reap() -> dict[str, int]:
     ['blocks', 'messages', 'owners', 'segments']
     """
     need()
-    return _native.reap()
+    return _store.reap()
 
 
 def trim(keep_bytes: int = 0) -> int:
@@ -186,4 +186,4 @@ def trim(keep_bytes: int = 0) -> int:
     True
     """
     need()
-    return _native.trim(keep_bytes)
+    return _store.trim(keep_bytes)

@@ -9,10 +9,10 @@
 
 uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms)
 {
-    if (nslots > LONGEST / sizeof(cl_slot)) {
+    if (nslots > LONGEST / sizeof(cl_list_slot)) {
         return 0;
     }
-    uint64_t total = sizeof(cl_list) + nslots * sizeof(cl_slot);
+    uint64_t total = sizeof(cl_list) + nslots * sizeof(cl_list_slot);
     for (uint64_t i = 0; i < nslots; i++) {
         if (rooms[i] > LONGEST || (total += 2 * ALIGN(rooms[i])) > LONGEST) {
             return 0;
@@ -23,7 +23,7 @@ uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms)
 
 void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t registry)
 {
-    uint64_t at = sizeof(cl_list) + nslots * sizeof(cl_slot);
+    uint64_t at = sizeof(cl_list) + nslots * sizeof(cl_list_slot);
     for (uint64_t i = 0; i < nslots; i++) {
         l->slots[i].room = rooms[i];
         l->slots[i].offset = at;
@@ -41,7 +41,7 @@ int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry)
         return cl_fail(CL_CORRUPT, 0, "it begins with no mark of one");
     }
     uint64_t nslots = l->nslots, nbytes = l->nbytes;
-    if (nbytes > capacity || nslots > (capacity - sizeof *l) / sizeof(cl_slot)) {
+    if (nbytes > capacity || nslots > (capacity - sizeof *l) / sizeof(cl_list_slot)) {
         return cl_fail(CL_CORRUPT, 0, "it says %llu bytes and %llu items, and has %llu bytes",
                        (unsigned long long)nbytes, (unsigned long long)nslots, (unsigned long long)capacity);
     }
@@ -89,7 +89,7 @@ static void copy_in(uint8_t *to, const void *from, uint64_t n)
     }
 }
 
-static int lock(cl_store *store, cl_slot *s, int64_t deadline_ns)
+static int lock(cl_store *store, cl_list_slot *s, int64_t deadline_ns)
 {
     cl_spin spin = {0};
     int rc = cl_mutex_lock(store, &s->lock, deadline_ns, &spin);
@@ -99,7 +99,7 @@ static int lock(cl_store *store, cl_slot *s, int64_t deadline_ns)
 int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes,
                 uint64_t room, int64_t deadline_ns)
 {
-    cl_slot *s = &l->slots[at];
+    cl_list_slot *s = &l->slots[at];
     uint64_t has, offset;
     int rc = place(l, capacity, at, &has, &offset), locked = 0;
     if (rc != CL_OK) {
@@ -141,7 +141,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_
 int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
                 int64_t deadline_ns)
 {
-    cl_slot *s = &l->slots[at];
+    cl_list_slot *s = &l->slots[at];
     uint64_t has, offset;
     int rc = place(l, capacity, at, &has, &offset);
     if (rc != CL_OK) {

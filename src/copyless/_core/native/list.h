@@ -23,7 +23,7 @@
 
 typedef _Atomic uint64_t cl_list_word;
 
-typedef struct cl_slot {
+typedef struct cl_list_slot {
     cl_list_word commit; /* times the value was replaced */
     cl_au32 lock;
     uint32_t pad;
@@ -31,8 +31,8 @@ typedef struct cl_slot {
     uint64_t offset; /* where its two sides lie, one after the other */
     cl_list_word kind[2]; /* | length (56) | enum of the binding (8) |, a side each */
     cl_list_word word[2]; /* a value of 8 bytes */
-} cl_slot;
-_Static_assert(sizeof(cl_slot) == 64, "one cache line");
+} cl_list_slot;
+_Static_assert(sizeof(cl_list_slot) == 64, "one cache line");
 
 typedef struct cl_list {
     uint64_t magic;
@@ -40,7 +40,7 @@ typedef struct cl_list {
     uint64_t nslots;
     uint64_t registry; /* whose owners the locks name */
     uint64_t pad[4];
-    cl_slot slots[];
+    cl_list_slot slots[];
 } cl_list;
 
 uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms); /* 0: too many */

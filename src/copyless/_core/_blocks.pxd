@@ -1,0 +1,39 @@
+# Blocks, for the other bindings.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store
+
+
+cdef class Block:
+    cdef cl_block_ref ref
+    cdef cl_store *store  # that it belongs to: it is released there
+    cdef readonly uint64_t nbytes
+    cdef object __weakref__
+
+
+cdef class Object:
+    cdef readonly Block block
+    cdef cl_head *head
+    cdef cl_store *store  # the block's
+    cdef object __weakref__
+    cdef void take(self, Block block, cl_head *head) noexcept
+    cdef cl_head *_need(self) except NULL
+
+
+cdef class Mapping:
+    cdef uint8_t *base
+    cdef readonly uint64_t nbytes
+    cdef readonly bint readonly
+    cdef cl_store *store  # of the hold
+    cdef uint64_t hold_id  # 0: none
+    cdef uint32_t hold_slot
+    cdef object behind
+    cdef Mapping heir  # gets the memory, instead of its being unmapped
+    cdef object __weakref__
+    cdef int map(self, int fd, uint64_t nbytes, bint readonly, uint64_t offset) except -1
+    cdef void release(self) noexcept
+
+
+cdef Block stand(cl_store *store, const cl_block_ref *ref, uint64_t nbytes)
+cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags)
+cdef void set_private(Block block) noexcept

@@ -1,0 +1,9 @@
+"""Copies without the GIL; what each name does stands in the .pyx beside this file."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+COPY_LARGE: int
+def room_of(parts: list[Any], align: int) -> int: ...
+def cut(whole: Any, sizes: Sequence[int], align: int) -> list[memoryview]: ...
+def copy_parts(target: Any, parts: list[Any], align: int, tell: Callable[[int], None] | None = None) -> None: ...

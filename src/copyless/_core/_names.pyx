@@ -1,0 +1,88 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""Names of blocks: given, found, waited for, taken away."""
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from copyless._core._blocks cimport Block
+from copyless._core._check cimport check
+from copyless._core._handles cimport wire_of_memory
+from copyless._core._store cimport enter_listing, the_store
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_EXISTS, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_leave, cl_lookup, cl_monotonic_ns, cl_named, cl_publish, cl_seen, cl_spin, cl_store,
+    cl_unpublish, cl_wait,
+)
+
+
+def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length, bint persist):
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_publish(block.store, text, n, block.ref.segment, block.ref.index, spec_offset, spec_length, persist,
+                            CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_EXISTS:
+        return False
+    check(rc)
+    return True
+
+
+def lookup(bytes name):
+    """(handle, offset and length of the description) or None."""
+    cdef cl_store *store = the_store()
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef cl_named found
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_lookup(store, text, n, CL_MAY_WAIT, &found)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_MISSING:
+        return None
+    check(rc)
+    return wire_of_memory(store, &found.address, found.nbytes), found.spec_offset, found.spec_length
+
+
+def unpublish(bytes name):
+    cdef cl_store *store = the_store()
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_unpublish(store, text, n, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    if rc == CL_MISSING:
+        return False
+    check(rc)
+    return True
+
+
+def names_seq():
+    cdef cl_store *store = the_store()
+    cdef uint32_t seq
+    enter_listing(store)
+    seq = cl_seen(&store.control.names_seq)
+    cl_leave(store)
+    return seq
+
+
+def wait_for_name(uint32_t seen, double seconds):
+    """Wait until a name is published after `names_seq()` was `seen`, at most `seconds`; serves signals."""
+    cdef cl_store *store = the_store()
+    cdef cl_spin spin
+    cdef int rc = CL_AGAIN
+    cdef int64_t deadline = cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+    memset(&spin, 0, sizeof(spin))
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_wait(&store.control.names_seq, seen, deadline, &spin)
+        PyErr_CheckSignals()
+    return rc == CL_OK

@@ -1,0 +1,286 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""The open store of this process: opened, left, carried through fork, cleaned and looked at.
+
+Fast calls keep the GIL and try the locks once; only when one is taken, or a segment must be made, do they let the GIL
+go and wait in slices, serving signals between them. So do all other bindings. When it is opened is said in `copyless.storage.store`.
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport atexit, calloc
+from libc.string cimport memcpy, memset
+
+import gc
+import warnings
+
+from copyless._core._check cimport check
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT, CL_NAME_ARRAY, CL_NAME_FREE,
+    CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_SCAN_FORCE, CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY,
+    CL_STALE, cl_audit, cl_block, cl_enter, cl_fork_child, cl_fork_parent, cl_fork_prepare, cl_hold, cl_hold_drop, cl_identity, cl_leave,
+    cl_name, cl_owner, cl_owner_life, cl_process_start, cl_reap, cl_reaped, cl_scan, cl_segment, cl_settings, cl_store, cl_store_leave,
+    cl_store_open, cl_trim,
+)
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+    int getppid()
+    int rmdir(const char *path)
+
+# The store that this process uses now. What stands in one keeps it by a pointer of its own, so none is ever freed.
+cdef cl_store *current = <cl_store *>calloc(1, sizeof(cl_store))
+if current == NULL:
+    raise MemoryError
+cdef char DIRECTORY_PATH[4096]
+cdef bint LEAVES_AT_EXIT = False
+
+
+cdef cl_store *the_store() noexcept nogil:
+    return current
+
+
+# ---- opening, leaving, fork
+
+
+cdef void leave_at_exit() noexcept nogil:
+    # Runs after the interpreter is gone: everything Python held has been released by then.
+    if current.open and cl_store_leave(current) == 1:
+        rmdir(DIRECTORY_PATH)
+
+
+def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t family, uint64_t pid_namespace,
+               uint32_t parent_pid, uint64_t parent_start, bytes command, uint64_t warm_limit, int64_t idle_ns,
+               int64_t message_ttl_ns, bytes spill):
+    """Open the registry in an open directory, joining as an owner. One store a process."""
+    global LEAVES_AT_EXIT
+    cdef cl_store *store = current
+    cdef cl_identity who
+    cdef cl_settings settings
+    cdef int rc
+    memset(&who, 0, sizeof(who))
+    memset(&settings, 0, sizeof(settings))
+    if len(spill) >= sizeof(settings.spill):
+        raise ValueError(f"the path of the directory for spilled items is too long: {spill!r}")
+    memcpy(settings.spill, PyBytes_AS_STRING(spill), len(spill))
+    who.host, who.boot, who.family, who.pid_namespace = host, boot, family, pid_namespace
+    who.pid = <uint32_t>getpid()
+    who.start = cl_process_start(who.pid)
+    who.parent_pid, who.parent_start = parent_pid, parent_start
+    command = command[:31]
+    memcpy(who.command, PyBytes_AS_STRING(command), len(command))
+    settings.warm_limit, settings.idle_ns, settings.message_ttl_ns = warm_limit, idle_ns, message_ttl_ns
+    if len(path) >= sizeof(DIRECTORY_PATH):
+        raise ValueError(f"the path of the storage directory is too long: {path!r}")
+    memcpy(DIRECTORY_PATH, PyBytes_AS_STRING(path), len(path) + 1)
+    with nogil:
+        rc = cl_store_open(store, directory, &who, &settings)
+    check(rc)
+    if not LEAVES_AT_EXIT:
+        LEAVES_AT_EXIT = True
+        atexit(leave_at_exit)
+
+
+def path():
+    """The directory of the open store, or of the one that was to be opened last; empty: none was."""
+    return <bytes>DIRECTORY_PATH
+
+
+def is_open():
+    return current.open != 0
+
+
+def configure(uint64_t warm_limit, int64_t idle_ns, int64_t message_ttl_ns):
+    cdef cl_store *store = the_store()
+    store.settings.warm_limit = warm_limit
+    store.settings.idle_ns = idle_ns
+    store.settings.message_ttl_ns = message_ttl_ns
+
+
+def process_start(uint32_t pid):
+    """Start of a process in clock ticks after boot; 0 when there is none (or only its zombie)."""
+    return cl_process_start(pid)
+
+
+def fork_prepare():
+    cdef cl_store *store = the_store()
+    cdef int rc
+    if not store.open:
+        return
+    rc = cl_fork_prepare(store, 0)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_fork_prepare(store, CL_MAY_WAIT)
+
+
+def fork_parent():
+    cdef cl_store *store = the_store()
+    if store.open and store.forking:
+        cl_fork_parent(store)
+
+
+def fork_child():
+    cdef cl_store *store = the_store()
+    cdef uint32_t parent
+    if not store.open:
+        return
+    if not store.forking:
+        store.open = 0  # the registry was damaged before the fork: the child opens anew, and is told then
+        return
+    parent = <uint32_t>getppid()
+    if cl_fork_child(store, <uint32_t>getpid(), cl_process_start(<uint32_t>getpid()), parent,
+                     cl_process_start(parent)) != CL_OK:
+        warnings.warn("copyless: this forked child could not be registered (too many open files or processes): shared "
+                      "arrays it inherited may be freed when its parent lets them go", RuntimeWarning, stacklevel=2)
+
+
+# ---- looking and cleaning
+
+
+cpdef scan(bint force=False):
+    """Take back what the dead held; unless forced, only if nobody did a moment ago."""
+    cdef cl_store *store = the_store()
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT)
+            if rc == CL_OK:
+                cl_scan(store, CL_SCAN_FORCE if force else 0, NULL)
+                cl_leave(store)
+    check(rc)
+
+
+def reap():
+    """Take back what dead processes held: {'owners', 'blocks', 'segments', 'messages'} as counts."""
+    cdef cl_store *store = the_store()
+    cdef cl_reaped reaped
+    cdef int rc = CL_AGAIN
+    with nogil:
+        rc = cl_reap(store, CL_MAY_WAIT, &reaped)
+    check(rc)
+    return {"owners": reaped.owners, "blocks": reaped.blocks, "segments": reaped.segments, "messages": reaped.messages}
+
+
+def trim(uint64_t keep_bytes):
+    """Give whole free segments back to the system until at most `keep_bytes` stay warm; bytes given back."""
+    cdef cl_store *store = the_store()
+    cdef uint64_t freed
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_trim(store, keep_bytes, CL_MAY_WAIT, &freed)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
+    return freed
+
+
+cdef int enter_listing(cl_store *store) except -1:
+    """Enter, to look on; end it with `cl_leave`."""
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_enter(store, CL_OP_LIST, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
+    return 0
+
+
+def audit():
+    """Raise CorruptSegmentError unless every count and list of the registry agrees with what it counts."""
+    cdef cl_store *store = the_store()
+    cdef int rc
+    enter_listing(store)
+    with nogil:
+        rc = cl_audit(store)
+        cl_leave(store)
+    check(rc)
+
+
+def statistics():
+    """Totals of the registry, without walking it."""
+    cdef cl_store *store = the_store()
+    cdef uint64_t total, warm, deaths, in_op, recoveries
+    cdef uint32_t messages, persistent
+    enter_listing(store)
+    total, warm, deaths = store.control.total_bytes, store.control.warm_bytes, store.control.deaths
+    in_op, recoveries = store.control.deaths_in_op, store.control.recoveries
+    messages, persistent = store.control.messages, store.control.persistent
+    cl_leave(store)
+    return {"total_bytes": total, "warm_bytes": warm, "messages": messages, "persistent": persistent,
+            "deaths": deaths, "deaths_in_operation": in_op, "recoveries": recoveries,
+            "registry": f"{store.registry_id:016x}", "slot": store.slot}
+
+
+cdef dict take_snapshot(cl_store *store):
+    cdef uint32_t i, b
+    cdef cl_segment *s
+    cdef cl_block *block
+    cdef cl_owner *o
+    cdef cl_hold *h
+    cdef cl_name *n
+    owners, segments, blocks, holds, names = [], [], [], [], []
+    for i in range(store.control.owners_high):
+        o = &store.owners[i]
+        if o.state != CL_OWNER_FREE:
+            owners.append({"slot": i, "pid": o.pid, "start": o.start, "alive": cl_owner_life(store, i, o.incarnation) == CL_ALIVE,
+                           "family": o.family, "pid_namespace": o.pid_namespace, "since_ns": o.since_ns,
+                           "leaving": o.leaving != 0, "command": (<bytes>o.command).decode("utf-8", "replace"),
+                           "self": i == store.slot})
+    for i in range(store.control.segments_high):
+        s = &store.segments[i]
+        if s.state == CL_SEGMENT_FREE:
+            continue
+        segments.append({"slot": i, "id": f"{s.id:016x}", "state": s.state, "external": s.state == CL_SEGMENT_EXTERNAL,
+                         "bytes": s.file_size, "block_bytes": s.block_size, "blocks": s.nblocks, "used": s.used})
+        if s.state != CL_SEGMENT_READY and s.state != CL_SEGMENT_EXTERNAL:
+            continue
+        for b in range(min(s.nblocks, <uint32_t>CL_BLOCKS)):
+            block = &s.blocks[b]
+            if block.state == CL_BLOCK_USED:
+                blocks.append({"number": i * CL_BLOCKS + b, "segment": f"{s.id:016x}", "bytes": block.nbytes,
+                               "capacity": s.block_size, "holds": block.holds, "generation": block.generation,
+                               "creator_pid": block.creator_pid, "created_ns": block.created_ns,
+                               "external": s.state == CL_SEGMENT_EXTERNAL})
+    for i in range(store.control.holds_high):
+        h = &store.holds[i]
+        if h.kind != CL_HOLD_FREE:
+            holds.append({"kind": ("", "owner", "message", "family", "persist", "channel")[h.kind if h.kind < 6 else 0],
+                          "index": i,
+                          "channel": <int64_t>h.channel - 1 if h.kind == CL_HOLD_CHANNEL else -1,
+                          "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
+    for i in range(store.control.names_high):
+        n = &store.names[i]
+        if n.kind != CL_NAME_FREE:
+            names.append({"name": PyBytes_FromStringAndSize(n.name, min(n.length, <uint32_t>CL_NAME_MAX)).decode("utf-8", "surrogateescape"),
+                          "posix": n.kind != CL_NAME_ARRAY, "block": <int64_t>n.block - 1})
+    return {"owners": owners, "segments": segments, "blocks": blocks, "holds": holds, "names": names}
+
+
+def snapshot():
+    """Owners, segments, blocks, holds and names as they are, as lists of dicts."""
+    # A collection under the lock could run a finaliser that wants the lock.
+    cdef cl_store *store = the_store()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        enter_listing(store)
+        try:
+            return take_snapshot(store)
+        finally:
+            cl_leave(store)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def drop_message(uint32_t index):
+    """End a message's hold, as the end of its family or of its time does; other holds are left alone."""
+    cdef cl_store *store = the_store()
+    cdef int rc
+    enter_listing(store)
+    rc = CL_STALE
+    if index < store.control.holds_high and store.holds[index].kind == CL_HOLD_MESSAGE:
+        rc = cl_hold_drop(store, index)
+    cl_leave(store)
+    return rc == CL_OK

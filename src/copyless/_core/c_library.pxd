@@ -1,0 +1,370 @@
+# The one declaration of the C library for all bindings: what they call, and the constants and structs that they need of it.
+# The headers in native/ say what each does. The compiler checks every use against them (-Werror=incompatible-pointer-types).
+#
+# The library is linked into each extension module by itself. The copies share the store, which is passed to them; each has a last
+# error of its own, so what a module calls it must check in the same module: see _check.pxd.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "base.h" nogil:
+    enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
+    enum: CL_CLOSED
+    ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
+        pass
+    ctypedef struct cl_error:
+        int code
+        int sys
+        uint64_t asked
+        char what[160]
+    cl_error *cl_last_error()
+    int64_t cl_monotonic_ns()
+
+cdef extern from "wait.h" nogil:
+    ctypedef struct cl_spin:
+        pass
+    enum: CL_WAIT_MANY, CL_BELL_SLEEP
+    int64_t CL_FOREVER
+    int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
+    int cl_wait_many(cl_au32 **words, const uint32_t *expected, int n, int64_t deadline_ns)
+    void cl_wake(cl_au32 *word, int n)
+
+cdef extern from "copy.h" nogil:
+    uint64_t CL_COPY_LARGE
+    void cl_copy(void *to, const void *source, uint64_t n, uint64_t whole)
+
+cdef extern from "capacity.h" nogil:
+    int cl_capacity_check(int fd, uint64_t size)
+
+cdef extern from "lock.h" nogil:
+    uint32_t CL_LOCK_SLEEP
+    uint32_t CL_LOCK_SLOT(uint32_t word)
+    ctypedef enum cl_life:
+        CL_ALIVE
+    void cl_unlock(cl_au32 *word)
+
+cdef extern from "layout.h" nogil:
+    enum cl_kind:  # of what lies in a block; Python has the numbers from c_library.pyx
+        CL_KIND_LOCK
+        CL_KIND_RLOCK
+        CL_KIND_RWLOCK
+        CL_KIND_SEMAPHORE
+        CL_KIND_ROBUST_SEMAPHORE
+        CL_KIND_CONDITION
+        CL_KIND_EVENT
+        CL_KIND_BARRIER
+        CL_KIND_QUEUE
+        CL_KIND_RING
+    enum cl_op:
+        CL_OP_REAP
+        CL_OP_LIST
+    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC
+    enum: CL_OWNER_FREE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
+    enum: CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
+    ctypedef struct cl_control:
+        cl_au32 names_seq
+        uint32_t owners_high, segments_high, holds_high, names_high, messages, persistent
+        uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries
+    ctypedef struct cl_owner:
+        uint32_t state, incarnation, pid, parent_pid, leaving
+        uint64_t start, pid_namespace, family, since_ns
+        char command[32]
+    ctypedef struct cl_hold:
+        uint32_t kind, owner, block, channel
+        int64_t deadline_ns
+        uint64_t family
+    ctypedef struct cl_block:
+        uint64_t generation, nbytes, created_ns
+        uint32_t state, holds, name, creator_pid
+    ctypedef struct cl_segment:
+        uint64_t id, file_size, block_size
+        int64_t idle_since_ns
+        uint32_t state, owner, nblocks, used, class_index
+        cl_block blocks[64]
+    ctypedef struct cl_name:
+        uint32_t kind, block, length
+        uint64_t spec_offset, spec_length
+        char name[256]
+    ctypedef struct cl_head:
+        uint32_t magic, kind, number, room
+        uint64_t flags
+        uint64_t spare[5]
+
+cdef extern from "store.h" nogil:
+    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_SCAN_FORCE
+    ctypedef struct cl_identity:
+        uint64_t host, boot, family, start, parent_start, pid_namespace
+        uint32_t pid, parent_pid
+        char command[32]
+    ctypedef struct cl_settings:
+        uint64_t warm_limit
+        int64_t idle_ns
+        int64_t message_ttl_ns
+        char spill[256]
+    ctypedef struct cl_store:
+        int open
+        int forking
+        int directory
+        uint32_t slot
+        uint64_t registry_id
+        cl_control *control
+        cl_owner *owners
+        cl_name *names
+        cl_hold *holds
+        cl_segment *segments
+        cl_identity identity
+        cl_settings settings
+    ctypedef struct cl_block_ref:
+        uint64_t segment_id, generation, capacity, offset
+        uint8_t *data
+        uint32_t segment, index
+        int recycled
+        int spilled
+    ctypedef struct cl_address:
+        uint64_t segment_id, generation, nonce
+        uint32_t segment, index, hold
+    ctypedef struct cl_token:
+        uint64_t nonce
+        uint32_t hold
+    ctypedef struct cl_named:
+        cl_address address
+        uint64_t spec_offset, spec_length, nbytes, device, inode
+    ctypedef struct cl_reaped:
+        uint32_t owners, blocks, segments, messages
+    int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
+    int cl_store_leave(cl_store *store)
+    int cl_enter(cl_store *store, cl_op op, unsigned flags)
+    void cl_leave(cl_store *store)
+    cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
+    int cl_fork_prepare(cl_store *store, unsigned flags)
+    void cl_fork_parent(cl_store *store)
+    int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
+    int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
+    int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
+    uint64_t cl_process_start(uint32_t pid)
+    int cl_audit(cl_store *store)
+    void cl_segment_file(char *out, uint64_t id)
+    int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+    int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
+    int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)
+    int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags)
+    int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
+    int cl_hold_drop(cl_store *store, uint32_t index)
+    int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+    int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+    int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
+    int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out)
+    int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+                   uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags)
+    int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out)
+    int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
+    int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot)
+    int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        unsigned flags, uint64_t *id, uint32_t *slot)
+    int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
+                        unsigned flags)
+
+cdef extern from "sync.h" nogil:
+    enum: CL_SEM_SLEEP
+    ctypedef struct cl_mutex:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_semaphore:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_monitor:
+        cl_au32 change
+        cl_au32 sleeping
+    ctypedef struct cl_entry:
+        cl_au32 owner
+    ctypedef struct cl_robust:
+        cl_head head
+        cl_monitor monitor
+    ctypedef struct cl_rwlock:
+        cl_head head
+        cl_monitor monitor
+        cl_au32 writer
+        cl_entry readers[1]
+    ctypedef struct cl_event:
+        cl_head head
+        cl_au32 word
+    ctypedef struct cl_condition:
+        cl_head head
+    ctypedef struct cl_barrier:
+        cl_head head
+        cl_au32 broken
+    uint32_t cl_self(const cl_store *store)
+    int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
+    int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
+    int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
+    void cl_runlock(cl_mutex *m)
+    int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
+    int cl_sem_release(cl_semaphore *s, uint32_t n)
+    int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin)
+    int cl_robust_release(cl_store *store, cl_robust *s)
+    uint32_t cl_robust_value(cl_store *store, cl_robust *s)
+    int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
+    int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
+    void cl_rw_forget(cl_store *store, cl_rwlock *l)
+    int cl_rw_release(cl_store *store, cl_rwlock *l, int write)
+    void cl_event_set(cl_event *e)
+    void cl_event_clear(cl_event *e)
+    int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spin)
+    int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry)
+    int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin)
+    int cl_condition_end(cl_condition *c, uint32_t entry)
+    uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n)
+    int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
+    int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns)
+    int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry)
+    int cl_barrier_break(cl_store *store, cl_barrier *b, int reset)
+    uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b)
+
+cdef extern from "queue.h" nogil:
+    enum: CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_LEASES, CL_INLINE_MAX
+    ctypedef struct cl_au64:  # as cl_au32
+        pass
+    ctypedef struct cl_end:
+        cl_au64 commit
+    ctypedef struct cl_lease:
+        cl_au32 owner
+    ctypedef struct cl_queue_head:
+        cl_head head
+        cl_au32 state
+        cl_au64 dropped, spilled
+        cl_end put, get
+    ctypedef struct cl_queue:
+        cl_store *store
+        cl_queue_head *head
+        cl_au32 self
+    ctypedef struct cl_item:
+        const void *body
+        uint64_t nbytes
+        const cl_token *tokens
+        uint32_t ntokens
+        const cl_block_ref *payload
+    ctypedef struct cl_got:
+        const uint8_t *body
+        uint64_t nbytes
+        uint32_t ntokens
+        uint64_t sequence
+        cl_block_ref payload
+    int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number)
+    void cl_queue_detach(cl_queue *q)
+    int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
+    int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+    int cl_queue_poll(cl_queue *q, int64_t budget_ns)
+    int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
+    int cl_queue_needs_registry(const cl_queue *q)
+    void cl_queue_commit(cl_queue *q)
+    void cl_queue_abort(cl_queue *q)
+    uint64_t cl_queue_size(const cl_queue_head *h)
+    uint64_t cl_queue_bytes(const cl_queue_head *h)
+    uint64_t cl_queue_unfinished(cl_queue *q)
+    int cl_queue_done(cl_queue *q, uint64_t sequence)
+    int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
+    int cl_queue_shut(cl_queue *q, int now)
+    void cl_queue_role(cl_queue *q, uint32_t role, int on)
+    void cl_queue_use(cl_queue *q, uint32_t role)
+    int cl_queue_deserted(cl_queue *q)
+
+cdef extern from "ring.h" nogil:
+    enum: CL_RING_READERS, CL_RING_MAY_BLOCK, CL_SLOT_WRITING, CL_SLOT_PUBLISHED, CL_RING_OPEN, CL_READER_DROPS, CL_READER_BLOCKS
+    ctypedef struct cl_slot:
+        uint32_t state
+        uint64_t seq
+        int64_t time_ns
+        uint64_t loans[4]
+    ctypedef struct cl_reader:
+        uint32_t owner, policy, demoted
+        uint64_t cursor, taken, dropped
+    ctypedef struct cl_ring_head:
+        cl_head head
+        cl_au32 state, published, changed
+        uint64_t last, waits
+        cl_reader readers[256]
+        cl_slot slots[1]
+    ctypedef struct cl_ring:
+        cl_store *store
+        cl_ring_head *head
+        uint8_t *data
+        uint64_t stride
+        uint32_t self
+    ctypedef struct cl_frame:
+        uint32_t slot
+        uint64_t seq
+        int64_t time_ns
+        uint64_t missed
+    uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
+    void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec)
+    uint8_t *cl_ring_spec(cl_ring_head *head)
+    int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number)
+    void cl_ring_detach(cl_ring *r)
+    int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
+    int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
+    int cl_ring_give_up(cl_ring *r, uint32_t slot)
+    int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
+    int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
+    int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader)
+    int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
+    int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
+    int cl_ring_return(cl_ring *r, uint32_t slot)
+    void cl_ring_shut(cl_ring *r)
+    int cl_ring_bury(cl_ring *r)
+
+cdef extern from "list.h" nogil:
+    ctypedef struct cl_list_slot:
+        uint64_t room
+    ctypedef struct cl_list:
+        uint64_t nslots
+        cl_list_slot slots[1]
+    ctypedef struct cl_value:
+        uint64_t kind, word, length
+    uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms)
+    void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t registry)
+    int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry)
+    int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes, uint64_t room,
+                    int64_t deadline_ns)
+    int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
+                    int64_t deadline_ns)
+
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    #include "queue.h"
+
+    static inline uint32_t cl_seen(const cl_au32 *word)
+    {
+        return atomic_load_explicit(word, memory_order_acquire);
+    }
+    static inline uint64_t cl_seen64(const cl_au64 *word)
+    {
+        return atomic_load_explicit(word, memory_order_acquire);
+    }
+    static inline void cl_put(cl_au32 *word, uint32_t value)
+    {
+        atomic_store_explicit(word, value, memory_order_release);
+    }
+    static inline uint32_t cl_swap(cl_au32 *word, uint32_t value)
+    {
+        return atomic_exchange_explicit(word, value, memory_order_release);
+    }
+    static inline int cl_mark(cl_au32 *word, uint32_t seen, uint32_t value)
+    {
+        return atomic_compare_exchange_strong(word, &seen, value);
+    }
+    static inline uint32_t cl_add_bits(cl_au32 *word, uint32_t bits)
+    {
+        return atomic_fetch_or(word, bits) | bits;
+    }
+    static inline uint64_t cl_add_bits64(cl_au64 *word, uint64_t bits)
+    {
+        return atomic_fetch_or(word, bits) | bits;
+    }
+    """
+    uint32_t cl_seen(const cl_au32 *word) nogil
+    uint64_t cl_seen64(const cl_au64 *word) nogil
+    void cl_put(cl_au32 *word, uint32_t value) nogil
+    uint32_t cl_swap(cl_au32 *word, uint32_t value) nogil
+    int cl_mark(cl_au32 *word, uint32_t seen, uint32_t value) nogil  # whether it was `seen` and is `value` now
+    uint32_t cl_add_bits(cl_au32 *word, uint32_t bits) nogil  # the word with these bits
+    uint64_t cl_add_bits64(cl_au64 *word, uint64_t bits) nogil

@@ -1,0 +1,19 @@
+"""The C library's numbers; where each stands in the headers, the .pxd beside this file says."""
+
+CORRUPT: int
+STALE: int
+FULL: int
+TABLE_FULL: int
+SYSTEM: int
+CLOSED: int
+
+KIND_LOCK: int
+KIND_RLOCK: int
+KIND_RWLOCK: int
+KIND_SEMAPHORE: int
+KIND_ROBUST_SEMAPHORE: int
+KIND_CONDITION: int
+KIND_EVENT: int
+KIND_BARRIER: int
+KIND_QUEUE: int
+KIND_RING: int
