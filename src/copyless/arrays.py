@@ -568,7 +568,7 @@ def shared_memory_of(array: Any) -> bool:
     first = array.__array_interface__["data"][0]
     before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
     return (
-        _blocks.find(first - before, before + after) is not None
+        _handles.find(first - before, before + after) is not None
         or files.mapped_at(first - before, before + after) is not None
     )
 

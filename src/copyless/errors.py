@@ -19,6 +19,7 @@ __all__ = [
     "TableFullError",
     "TaskUnreadableError",
     "WorkerDiedError",
+    "WrongProcessError",
 ]
 
 
@@ -71,6 +72,10 @@ class ForeignHostError(CopylessError, ValueError):
 
 class OwnerDiedError(CopylessError, RuntimeError):
     """The process that held what was asked for has died."""
+
+
+class WrongProcessError(CopylessError, RuntimeError):
+    """What is used here belongs to the process that this one was forked from."""
 
 
 class NotHeldError(CopylessError, ValueError, RuntimeError, AssertionError):

@@ -36,7 +36,7 @@ def is_buffer(obj: Any) -> bool:
 
 
 def is_buffer_shared(buffer: Any) -> bool:
-    return not buffer.size or _blocks.find(buffer.address, buffer.size) is not None
+    return not buffer.size or _handles.find(buffer.address, buffer.size) is not None
 
 
 def move(buffer: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from copyless import arrays
-from copyless._core import _blocks, _copying
+from copyless._core import _blocks, _copying, _handles
 from copyless._core._memory import Memory
 from copyless.storage.store import need
 
@@ -65,7 +65,7 @@ class _Pickler(pickle.Pickler):
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
-        there = raw.nbytes == 0 or _blocks.find(Memory(raw).address, raw.nbytes) is not None
+        there = raw.nbytes == 0 or _handles.find(Memory(raw).address, raw.nbytes) is not None
         self._shared.append(there)
         if self._move:
             self._parts.append((buffer, _move_bytes(raw)))
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _move_bytes(raw: memoryview) -> Memory:
-    if raw.nbytes and _blocks.find(Memory(raw).address, raw.nbytes) is not None:
+    if raw.nbytes and _handles.find(Memory(raw).address, raw.nbytes) is not None:
         moved = Memory(raw)
     else:
         moved = Memory.allocate(raw.nbytes)
@@ -224,7 +224,7 @@ def is_shared(obj: Any) -> bool:
     if isinstance(obj, np.ndarray):
         return arrays.shared_memory_of(obj)
     if isinstance(obj, Memory):
-        return _blocks.find(obj.address, obj.nbytes) is not None
+        return _handles.find(obj.address, obj.nbytes) is not None
     if isinstance(obj, (list, tuple, dict)) or dataclasses.is_dataclass(obj):
         inside = (
             list(obj.values())

@@ -102,21 +102,28 @@ static void reap_another(cl_store *s)
     CHECK(cl_reap(s, CL_MAY_WAIT, NULL) == CL_OK);
 }
 
-/* fork: `who` says whether parent or child is the one to die */
+/* fork: `who` says whether parent or child is the one to die. The child's points begin inside fork(), in the store's own
+ * handler: this one was registered before it, so it runs first. */
+static long child_dies_at;
+
+static void aim_in_child(void)
+{
+    cl_kill_at = child_dies_at != 0 ? cl_kill_passed + child_dies_at : 0;
+}
+
 static void fork_and_use(cl_store *s, long n, int who)
 {
     cl_block_ref r, q;
+    CHECK(pthread_atfork(NULL, NULL, aim_in_child) == 0 && cl_fork_follow(s) == CL_OK);
     CHECK(cl_alloc(s, 300, CL_MAY_WAIT, &r) == CL_OK && cl_alloc(s, 200000, CL_MAY_WAIT, &q) == CL_OK);
     r.data[0] = 5;
     if (who == 0) {
         cl_kill_at = cl_kill_passed + n;
     }
-    CHECK(cl_fork_prepare(s, CL_MAY_WAIT) == CL_OK);
-    pid_t parent = getpid(), child = fork();
+    child_dies_at = who == 1 ? n : 0;
+    pid_t child = fork();
     if (child == 0) {
-        cl_kill_at = who == 1 ? cl_kill_passed + n : 0;
-        CHECK(cl_fork_child(s, (uint32_t)getpid(), 1, (uint32_t)parent, 1) == CL_OK);
-        cl_reap(s, CL_MAY_WAIT, NULL); /* with the parent dead or alive: our copies stand */
+        cl_reap(s, CL_MAY_WAIT, NULL); /* with the parent dead or alive: what we inherited stands */
         CHECK(r.data[0] == 5);
         cl_block_ref fresh;
         CHECK(cl_alloc(s, 300, CL_MAY_WAIT, &fresh) == CL_OK && fresh.data != r.data);
@@ -124,7 +131,6 @@ static void fork_and_use(cl_store *s, long n, int who)
         release(s, &r);
         _exit(0);
     }
-    cl_fork_parent(s);
     int status;
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(cl_reap(s, CL_MAY_WAIT, NULL) == CL_OK && r.data[0] == 5);
@@ -132,6 +138,22 @@ static void fork_and_use(cl_store *s, long n, int who)
     if (who == 1) {
         _exit(WIFSIGNALED(status) ? 99 : 0);
     }
+}
+
+/* One that starts after the death, before any survivor has acted. */
+static void newcomer(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        cl_store own;
+        cl_block_ref r;
+        cl_kill_at = 0;
+        open_store(&own, 9);
+        CHECK(cl_alloc(&own, 300, CL_MAY_WAIT, &r) == CL_OK && r.data != kept.data);
+        audit(&own);
+        _exit(0);
+    }
+    CHECK(ended(child));
 }
 
 static void settle(const char *what, long n)
@@ -197,6 +219,7 @@ static void kill_everywhere(const char *what, void (*operation)(cl_store *), int
         int killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
         int grandchild_killed = WIFEXITED(status) && WEXITSTATUS(status) == 99;
         CHECK(killed || grandchild_killed || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+        newcomer();
         cl_block_ref mine;
         if (cl_load(&survivor, &to_load, CL_MAY_WAIT, &mine) == CL_OK) { /* unless the victim took it */
             CHECK(mine.data[1] == 77);

@@ -10,12 +10,12 @@ from libc.string cimport memset
 from copyless._core._check cimport check, fail
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_find, cl_head,
+    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
 )
 
-from copyless.errors import ClosedError, CorruptSegmentError
+from copyless.errors import ClosedError, CorruptSegmentError, WrongProcessError
 
 cdef extern from "sys/mman.h" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
@@ -103,22 +103,6 @@ cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
     return stand(store, &ref, nbytes)
 
 
-def find(uintptr_t address, uint64_t nbytes):
-    """(block number, offset in it) of memory that lies wholly in one block held here, or None."""
-    cdef cl_store *store = the_store()
-    cdef cl_block_ref ref
-    cdef int rc
-    if not store.open:
-        return None
-    rc = cl_find(store, <void *>address, nbytes, 0, &ref)
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_find(store, <void *>address, nbytes, CL_MAY_WAIT, &ref)
-    if rc != 1:
-        return None
-    return ref.segment * CL_BLOCKS + ref.index, address - <uintptr_t>ref.data
-
-
 def mark_private(Block block):
     """The block is what a message brought by value: its bytes are this process's own, and go on by value."""
     set_private(block)
@@ -197,6 +181,8 @@ cdef class Object:
     cdef cl_head *_need(self) except NULL:
         if self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
+        if self.store.here[0] == 0 or self.store.orphan:
+            raise WrongProcessError(f"this {type(self).__name__} is the parent's: this child was not forked by fork(), or could not be registered")
         return self.head
 
 

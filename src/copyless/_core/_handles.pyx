@@ -12,8 +12,10 @@ from copyless._core._blocks cimport Block, stand
 from copyless._core._check cimport check
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find, cl_load, cl_send, cl_store, cl_token, cl_unsend,
+    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_send, cl_store, cl_token, cl_unsend,
 )
+
+from copyless.errors import WrongProcessError
 
 SPEC_HEAD = struct.Struct("<BBHq")  # of an array's description: flags, dimensions, length of the dtype, start
 
@@ -80,12 +82,9 @@ def array_handle(array, bytes dtype, uint8_t flags, int message):
 
     Costs one find, and for a message one hold; `dtype` and `flags` stand in it as they are given.
     """
-    cdef cl_store *store = the_store()
     cdef ArrayInterface *a
     cdef int64_t before = 0, after, numbers[2 * 64]
     cdef int i, nd
-    if not store.open:
-        return None
     capsule = array.__array_struct__
     a = <ArrayInterface *>PyCapsule_GetPointer(capsule, NULL)
     nd, after = a.nd, a.itemsize
@@ -111,22 +110,41 @@ cdef int post(cl_store *store, uint32_t segment, uint32_t index, bint draft, uns
     return cl_send(store, segment, index, flags, out)
 
 
+cdef int find_block(const void *address, uint64_t nbytes, cl_block_ref *ref, cl_store **store) except -1:
+    """As cl_find_any, waiting without the GIL; raises for memory that an unregistered fork inherited."""
+    cdef cl_store *newest = the_store()
+    cdef int rc
+    if not newest.open and newest.older == NULL and not newest.orphan:
+        return 0
+    rc = cl_find_any(newest, address, nbytes, 0, ref, store)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_find_any(newest, address, nbytes, CL_MAY_WAIT, ref, store)
+    if rc == 3:
+        raise WrongProcessError(
+            "this memory is the parent's: this forked child could not be registered. Copy it, or fork with more "
+            "descriptors and processes allowed")
+    return rc if rc > 0 else 0
+
+
+cdef cl_store *store_of(uint64_t registry) noexcept nogil:
+    """The open store of that registry, or NULL: the one in use, or one that was in use before."""
+    cdef cl_store *store = the_store()
+    while store != NULL and (store.registry_id != registry or not store.open):
+        store = store.older
+    return store
+
+
 def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
     """The first part of the handle of memory that lies in a block held here, or None.
 
     With `message` 1 the handle carries a hold of its own, which ends when it is loaded; with 2 one that is still this
     process's, to be given to a queue.
     """
-    cdef cl_store *store = the_store()
+    cdef cl_store *store
     cdef cl_block_ref ref
     cdef cl_address out
-    cdef int rc
-    if not store.open:
-        return None
-    rc = cl_find(store, <void *>address, nbytes, 0, &ref)
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_find(store, <void *>address, nbytes, CL_MAY_WAIT, &ref)
+    cdef int rc = find_block(<void *>address, nbytes, &ref, &store)
     if rc != 1 and not (rc == 2 and kind == OBJECT):
         return None
     if message:
@@ -141,6 +159,15 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
         memset(&out, 0, sizeof(out))
         out.segment_id, out.generation, out.segment, out.index = ref.segment_id, ref.generation, ref.segment, ref.index
     return wire(store, kind, &out, address - <uintptr_t>ref.data, nbytes)
+
+
+def find(uintptr_t address, uint64_t nbytes):
+    """(block number, offset in it) of memory that lies wholly in one block held here, or None."""
+    cdef cl_store *store
+    cdef cl_block_ref ref
+    if find_block(<void *>address, nbytes, &ref, &store) != 1:
+        return None
+    return ref.segment * CL_BLOCKS + ref.index, address - <uintptr_t>ref.data
 
 
 cdef bint token_of(bytes handle, cl_token *token):
@@ -179,7 +206,9 @@ cdef object load_block(bytes handle, Wire *w):
     if w.kind == FILE:
         return None
     if w.registry != store.registry_id:
-        return "registry"
+        store = store_of(w.registry)
+        if store == NULL:
+            return "registry"
     a.segment_id, a.generation, a.nonce = w.segment_id, w.generation, w.nonce
     a.segment, a.index, a.hold = w.segment, w.index, w.hold
     rc = cl_load(store, &a, 0, &ref)
@@ -251,10 +280,13 @@ def array_over(buffer, code, shape):
 
 def unsend(bytes handle):
     """Drop the hold of a message that will not be sent."""
-    cdef cl_store *store = the_store()
+    cdef cl_store *store
     cdef Wire w
     cdef int rc
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
+    store = store_of(w.registry)
+    if store == NULL:
+        return
     rc = cl_unsend(store, w.hold, w.nonce, 0)
     while rc == CL_AGAIN:
         with nogil:

@@ -8,9 +8,9 @@ from libc.string cimport memset
 from copyless._core._blocks cimport Block
 from copyless._core._check cimport check
 from copyless._core._handles cimport wire_of_memory
-from copyless._core._store cimport enter_listing, the_store
+from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_EXISTS, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_leave, cl_lookup, cl_monotonic_ns, cl_named, cl_publish, cl_seen, cl_spin, cl_store,
+    CL_AGAIN, CL_EXISTS, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_control, cl_lookup, cl_monotonic_ns, cl_named, cl_peek, cl_publish, cl_seen, cl_spin, cl_store,
     cl_unpublish, cl_wait,
 )
 
@@ -67,11 +67,15 @@ def unpublish(bytes name):
 
 def names_seq():
     cdef cl_store *store = the_store()
-    cdef uint32_t seq
-    enter_listing(store)
-    seq = cl_seen(&store.control.names_seq)
-    cl_leave(store)
-    return seq
+    cdef cl_control c
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_peek(store, &c, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
+    return cl_seen(&c.names_seq)
 
 
 def wait_for_name(uint32_t seen, double seconds):

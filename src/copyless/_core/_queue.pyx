@@ -24,7 +24,7 @@ from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_TIMEOUT, cl_add_bits64,
-    cl_block_ref, cl_copy, cl_end, cl_find, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
+    cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
     cl_queue_put, cl_queue_role, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
     cl_unsend,
@@ -98,13 +98,13 @@ def know_arrays(type array_type, are_plain, Py_ssize_t beside):
 
 
 cdef int is_shared(const void *data, uint64_t nbytes) noexcept:
+    cdef cl_store *store
     cdef cl_block_ref ref
-    cdef cl_store *store = the_store()
     cdef int rc
-    if not store.open:
+    if not the_store().open and the_store().older == NULL and not the_store().orphan:
         return False
-    rc = cl_find(store, data, nbytes, 0, &ref)
-    return rc != CL_OK and rc != 2  # 2: memory that came by value
+    rc = cl_find_any(the_store(), data, nbytes, 0, &ref, &store)
+    return rc != CL_OK and rc != 2  # 2: memory that came by value; 3 and what is busy: the long way says what is wrong
 
 
 cdef int is_never_shared(const void *data, uint64_t nbytes) noexcept:

@@ -2,5 +2,4 @@
 from copyless._core.c_library cimport cl_store
 
 cdef cl_store *the_store() noexcept nogil
-cdef int enter_listing(cl_store *store) except -1
 cpdef scan(bint force=*)

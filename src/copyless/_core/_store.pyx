@@ -7,24 +7,20 @@ go and wait in slices, serving signals between them. So do all other bindings. W
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport atexit, calloc
+from libc.stdlib cimport atexit, calloc, free
 from libc.string cimport memcpy, memset
-
-import gc
-import warnings
 
 from copyless._core._check cimport check
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT, CL_NAME_ARRAY, CL_NAME_FREE,
-    CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_SCAN_FORCE, CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY,
-    CL_STALE, cl_audit, cl_block, cl_enter, cl_fork_child, cl_fork_parent, cl_fork_prepare, cl_hold, cl_hold_drop, cl_identity, cl_leave,
-    cl_name, cl_owner, cl_owner_life, cl_process_start, cl_reap, cl_reaped, cl_scan, cl_segment, cl_settings, cl_store, cl_store_leave,
-    cl_store_open, cl_trim,
+    CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE, CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE,
+    CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_fork_follow, cl_hold, cl_hold_drop, cl_identity, cl_leave,
+    cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek, cl_process_lives, cl_process_start, cl_reap, cl_reaped, cl_scan,
+    cl_segment, cl_settings, cl_snapshot, cl_snapshot_free, cl_snapshot_take, cl_store, cl_store_leave, cl_store_open, cl_trim,
 )
 
 cdef extern from "unistd.h" nogil:
     int getpid()
-    int getppid()
     int rmdir(const char *path)
 
 # The store that this process uses now. What stands in one keeps it by a pointer of its own, so none is ever freed.
@@ -52,7 +48,7 @@ def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t
                uint32_t parent_pid, uint64_t parent_start, bytes command, uint64_t warm_limit, int64_t idle_ns,
                int64_t message_ttl_ns, bytes spill):
     """Open the registry in an open directory, joining as an owner. One store a process."""
-    global LEAVES_AT_EXIT
+    global LEAVES_AT_EXIT, current
     cdef cl_store *store = current
     cdef cl_identity who
     cdef cl_settings settings
@@ -72,8 +68,19 @@ def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t
     if len(path) >= sizeof(DIRECTORY_PATH):
         raise ValueError(f"the path of the storage directory is too long: {path!r}")
     memcpy(DIRECTORY_PATH, PyBytes_AS_STRING(path), len(path) + 1)
+    if store.base != NULL:  # used before: what stands in it stays there
+        store = <cl_store *>calloc(1, sizeof(cl_store))
+        if store == NULL:
+            raise MemoryError
     with nogil:
         rc = cl_store_open(store, directory, &who, &settings)
+        if rc == CL_OK:
+            rc = cl_fork_follow(store)
+    if store != current:
+        if rc == CL_OK:
+            store.older, current = current, store
+        else:
+            free(store)
     check(rc)
     if not LEAVES_AT_EXIT:
         LEAVES_AT_EXIT = True
@@ -97,40 +104,18 @@ def configure(uint64_t warm_limit, int64_t idle_ns, int64_t message_ttl_ns):
 
 
 def process_start(uint32_t pid):
-    """Start of a process in clock ticks after boot; 0 when there is none (or only its zombie)."""
+    """Start of a process in clock ticks after boot; 0 when there is none."""
     return cl_process_start(pid)
 
 
-def fork_prepare():
-    cdef cl_store *store = the_store()
-    cdef int rc
-    if not store.open:
-        return
-    rc = cl_fork_prepare(store, 0)
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_fork_prepare(store, CL_MAY_WAIT)
+def process_lives(uint32_t pid, uint64_t start):
+    """Whether the process that had this number and this start still runs; a zombie does not."""
+    return cl_process_lives(pid, start) != 0
 
 
-def fork_parent():
-    cdef cl_store *store = the_store()
-    if store.open and store.forking:
-        cl_fork_parent(store)
-
-
-def fork_child():
-    cdef cl_store *store = the_store()
-    cdef uint32_t parent
-    if not store.open:
-        return
-    if not store.forking:
-        store.open = 0  # the registry was damaged before the fork: the child opens anew, and is told then
-        return
-    parent = <uint32_t>getppid()
-    if cl_fork_child(store, <uint32_t>getpid(), cl_process_start(<uint32_t>getpid()), parent,
-                     cl_process_start(parent)) != CL_OK:
-        warnings.warn("copyless: this forked child could not be registered (too many open files or processes): shared "
-                      "arrays it inherited may be freed when its parent lets them go", RuntimeWarning, stacklevel=2)
+def is_orphan():
+    """This is a forked child that could not be registered: what it inherited is not its own."""
+    return current.orphan != 0
 
 
 # ---- looking and cleaning
@@ -174,45 +159,39 @@ def trim(uint64_t keep_bytes):
     return freed
 
 
-cdef int enter_listing(cl_store *store) except -1:
-    """Enter, to look on; end it with `cl_leave`."""
+def audit():
+    """Raise CorruptSegmentError unless every count and list of the registry agrees with what it counts."""
+    cdef cl_store *store = the_store()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_enter(store, CL_OP_LIST, CL_MAY_WAIT)
+            if rc == CL_OK:
+                rc = cl_audit(store)
+                cl_leave_keeping_error(store)
         if rc == CL_AGAIN:
             PyErr_CheckSignals()
-    check(rc)
-    return 0
-
-
-def audit():
-    """Raise CorruptSegmentError unless every count and list of the registry agrees with what it counts."""
-    cdef cl_store *store = the_store()
-    cdef int rc
-    enter_listing(store)
-    with nogil:
-        rc = cl_audit(store)
-        cl_leave(store)
     check(rc)
 
 
 def statistics():
     """Totals of the registry, without walking it."""
     cdef cl_store *store = the_store()
-    cdef uint64_t total, warm, deaths, in_op, recoveries
-    cdef uint32_t messages, persistent
-    enter_listing(store)
-    total, warm, deaths = store.control.total_bytes, store.control.warm_bytes, store.control.deaths
-    in_op, recoveries = store.control.deaths_in_op, store.control.recoveries
-    messages, persistent = store.control.messages, store.control.persistent
-    cl_leave(store)
-    return {"total_bytes": total, "warm_bytes": warm, "messages": messages, "persistent": persistent,
-            "deaths": deaths, "deaths_in_operation": in_op, "recoveries": recoveries,
-            "registry": f"{store.registry_id:016x}", "slot": store.slot}
+    cdef cl_control c
+    cdef int rc = CL_AGAIN
+    # Never is the GIL waited for while the tables are held: the fork handler wants both.
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_peek(store, &c, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
+    return {"total_bytes": c.total_bytes, "warm_bytes": c.warm_bytes, "messages": c.messages, "persistent": c.persistent,
+            "deaths": c.deaths, "deaths_in_operation": c.deaths_in_op, "recoveries": c.recoveries, "heals": c.heals,
+            "weak_liveness": store.weak_liveness != 0, "registry": f"{store.registry_id:016x}", "slot": store.slot}
 
 
-cdef dict take_snapshot(cl_store *store):
+cdef dict listing(cl_store *store, cl_snapshot *all):
     cdef uint32_t i, b
     cdef cl_segment *s
     cdef cl_block *block
@@ -220,15 +199,16 @@ cdef dict take_snapshot(cl_store *store):
     cdef cl_hold *h
     cdef cl_name *n
     owners, segments, blocks, holds, names = [], [], [], [], []
-    for i in range(store.control.owners_high):
-        o = &store.owners[i]
+    for i in range(all.control.owners_high):
+        o = &all.owners[i]
         if o.state != CL_OWNER_FREE:
             owners.append({"slot": i, "pid": o.pid, "start": o.start, "alive": cl_owner_life(store, i, o.incarnation) == CL_ALIVE,
                            "family": o.family, "pid_namespace": o.pid_namespace, "since_ns": o.since_ns,
                            "leaving": o.leaving != 0, "command": (<bytes>o.command).decode("utf-8", "replace"),
-                           "self": i == store.slot})
-    for i in range(store.control.segments_high):
-        s = &store.segments[i]
+                           "gone": o.state == CL_OWNER_GONE,
+                           "heir_of": <int64_t>o.heir_of - 1, "self": i == store.slot})
+    for i in range(all.control.segments_high):
+        s = &all.segments[i]
         if s.state == CL_SEGMENT_FREE:
             continue
         segments.append({"slot": i, "id": f"{s.id:016x}", "state": s.state, "external": s.state == CL_SEGMENT_EXTERNAL,
@@ -242,15 +222,15 @@ cdef dict take_snapshot(cl_store *store):
                                "capacity": s.block_size, "holds": block.holds, "generation": block.generation,
                                "creator_pid": block.creator_pid, "created_ns": block.created_ns,
                                "external": s.state == CL_SEGMENT_EXTERNAL})
-    for i in range(store.control.holds_high):
-        h = &store.holds[i]
+    for i in range(all.control.holds_high):
+        h = &all.holds[i]
         if h.kind != CL_HOLD_FREE:
-            holds.append({"kind": ("", "owner", "message", "family", "persist", "channel")[h.kind if h.kind < 6 else 0],
+            holds.append({"kind": ("", "owner", "message", "family", "persist", "channel", "estate")[h.kind if h.kind < 7 else 0],
                           "index": i,
                           "channel": <int64_t>h.channel - 1 if h.kind == CL_HOLD_CHANNEL else -1,
                           "owner": <int64_t>h.owner - 1, "block": <int64_t>h.block - 1, "deadline_ns": h.deadline_ns})
-    for i in range(store.control.names_high):
-        n = &store.names[i]
+    for i in range(all.control.names_high):
+        n = &all.names[i]
         if n.kind != CL_NAME_FREE:
             names.append({"name": PyBytes_FromStringAndSize(n.name, min(n.length, <uint32_t>CL_NAME_MAX)).decode("utf-8", "surrogateescape"),
                           "posix": n.kind != CL_NAME_ARRAY, "block": <int64_t>n.block - 1})
@@ -259,28 +239,31 @@ cdef dict take_snapshot(cl_store *store):
 
 def snapshot():
     """Owners, segments, blocks, holds and names as they are, as lists of dicts."""
-    # A collection under the lock could run a finaliser that wants the lock.
     cdef cl_store *store = the_store()
-    collecting = gc.isenabled()
-    gc.disable()
+    cdef cl_snapshot all
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_snapshot_take(store, &all, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
     try:
-        enter_listing(store)
-        try:
-            return take_snapshot(store)
-        finally:
-            cl_leave(store)
+        return listing(store, &all)
     finally:
-        if collecting:
-            gc.enable()
+        cl_snapshot_free(&all)
 
 
 def drop_message(uint32_t index):
     """End a message's hold, as the end of its family or of its time does; other holds are left alone."""
     cdef cl_store *store = the_store()
-    cdef int rc
-    enter_listing(store)
-    rc = CL_STALE
-    if index < store.control.holds_high and store.holds[index].kind == CL_HOLD_MESSAGE:
-        rc = cl_hold_drop(store, index)
-    cl_leave(store)
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_enter(store, CL_OP_LIST, CL_MAY_WAIT)
+            if rc == CL_OK:
+                rc = CL_STALE
+                if index < store.control.holds_high and store.holds[index].kind == CL_HOLD_MESSAGE:
+                    rc = cl_hold_drop(store, index)
+                cl_leave(store)
     return rc == CL_OK

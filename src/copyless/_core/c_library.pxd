@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
-    enum: CL_CLOSED
+    enum: CL_CLOSED, CL_FORKED
     ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
         pass
     ctypedef struct cl_error:
@@ -57,14 +57,14 @@ cdef extern from "layout.h" nogil:
         CL_OP_REAP
         CL_OP_LIST
     enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC
-    enum: CL_OWNER_FREE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
+    enum: CL_OWNER_FREE, CL_OWNER_GONE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_HOLD_ESTATE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
     enum: CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     ctypedef struct cl_control:
         cl_au32 names_seq
         uint32_t owners_high, segments_high, holds_high, names_high, messages, persistent
-        uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries
+        uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries, heals
     ctypedef struct cl_owner:
-        uint32_t state, incarnation, pid, parent_pid, leaving
+        uint32_t state, incarnation, pid, parent_pid, leaving, heir_of
         uint64_t start, pid_namespace, family, since_ns
         char command[32]
     ctypedef struct cl_hold:
@@ -101,10 +101,14 @@ cdef extern from "store.h" nogil:
         char spill[256]
     ctypedef struct cl_store:
         int open
-        int forking
+        int orphan
+        int weak_liveness
         int directory
         uint32_t slot
         uint64_t registry_id
+        uint8_t *base
+        cl_store *older
+        volatile uint32_t *here
         cl_control *control
         cl_owner *owners
         cl_name *names
@@ -133,10 +137,20 @@ cdef extern from "store.h" nogil:
     int cl_store_leave(cl_store *store)
     int cl_enter(cl_store *store, cl_op op, unsigned flags)
     void cl_leave(cl_store *store)
+    void cl_leave_keeping_error(cl_store *store)
     cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
-    int cl_fork_prepare(cl_store *store, unsigned flags)
-    void cl_fork_parent(cl_store *store)
-    int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
+    int cl_fork_follow(cl_store *store)
+    ctypedef struct cl_snapshot:
+        cl_control control
+        cl_owner *owners
+        cl_segment *segments
+        cl_hold *holds
+        cl_name *names
+    int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags)
+    void cl_snapshot_free(cl_snapshot *snapshot)
+    int cl_peek(cl_store *store, cl_control *copy, unsigned flags)
+    int cl_process_lives(uint32_t pid, uint64_t start)
+    int cl_find_any(cl_store *newest, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out, cl_store **store)
     int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
     int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     uint64_t cl_process_start(uint32_t pid)

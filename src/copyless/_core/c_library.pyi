@@ -6,6 +6,7 @@ FULL: int
 TABLE_FULL: int
 SYSTEM: int
 CLOSED: int
+FORKED: int
 
 KIND_LOCK: int
 KIND_RLOCK: int

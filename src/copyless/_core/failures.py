@@ -14,6 +14,7 @@ from copyless.errors import (
     OutOfSharedMemory,
     StaleHandleError,
     TableFullError,
+    WrongProcessError,
 )
 
 __all__ = ["native_error", "out_of_shared_memory", "table_full"]
@@ -82,6 +83,8 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         return CorruptSegmentError(
             f"{what} (in {_directory()}). End the programs that use it and run 'copyless reap --force'"
         )
+    if code == c_library.FORKED:
+        return WrongProcessError(what)
     if code == c_library.CLOSED:
         return ClosedError(what or "it is closed")
     if code == c_library.SYSTEM and sys:

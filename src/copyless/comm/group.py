@@ -87,7 +87,7 @@ class Group:
     def state(self, rank: int) -> int:
         """What became of a rank: a process that is gone and did not say that it ended has died."""
         pid, start, state = self.table[rank].tolist()
-        if state == RUNS and _store.process_start(pid) != start:
+        if state == RUNS and not _store.process_lives(pid, start):
             self.end(rank, DIED)
             state = int(self.table[rank, _STATE])
         return int(state)

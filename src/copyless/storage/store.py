@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import threading
+import warnings
 
 from copyless._core import _store
 from copyless.storage import directory
@@ -130,15 +131,19 @@ def _open() -> None:
             break
         if not _hooks:
             _hooks = True
-            os.register_at_fork(
-                before=_store.fork_prepare, after_in_parent=_store.fork_parent, after_in_child=_after_in_child
-            )
+            os.register_at_fork(after_in_child=_after_in_child)
 
 
 def _after_in_child() -> None:
     global _lock
     _lock = threading.Lock()
-    _store.fork_child()
+    if _store.is_orphan():
+        warnings.warn(
+            "copyless: this forked child could not be registered (no free descriptor, or too many processes): the shared "
+            "memory that it inherited stays its parent's. It may read its arrays; calls on them raise WrongProcessError",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def reap() -> dict[str, int]:

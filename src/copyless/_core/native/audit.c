@@ -18,22 +18,38 @@
         }                                                                                                              \
     } while (0)
 
+/* Every hold on a list is of its kind and its owner's or channel's, and linked both ways; counts them off. */
+static int walk_holds(cl_store *store, uint32_t at, uint32_t kind, uint32_t of, uint32_t *left)
+{
+    for (uint32_t before = 0; at != 0; at = store->holds[at - 1].next) {
+        EXPECT(at <= store->control->holds_high && *left != 0, "a list of holds leads to %u", at);
+        const cl_hold *h = &store->holds[at - 1];
+        EXPECT(h->kind == kind && (kind == CL_HOLD_CHANNEL ? h->channel : h->owner) == of && h->prev == before,
+               "hold %u of kind %u lies on a list of kind %u of %u", at - 1, h->kind, kind, of);
+        before = at;
+        --*left;
+    }
+    return CL_OK;
+}
+
 /* counts[b]: holds that name block b; children[b]: holds that belong to it. */
 static int count_holds(cl_store *store, uint32_t *counts, uint32_t *children, uint32_t blocks)
 {
     const cl_control *c = store->control;
-    uint32_t messages = 0, persistent = 0, unused = 0, listed = 0;
+    uint32_t messages = 0, persistent = 0, unused = 0, listed = 0, lists = 0;
     for (uint32_t i = 0; i < c->holds_high; i++) {
         const cl_hold *h = &store->holds[i];
-        EXPECT(h->kind <= CL_HOLD_CHANNEL, "hold %u is of kind %u", i, h->kind);
+        EXPECT(h->kind <= CL_HOLD_ESTATE, "hold %u is of kind %u", i, h->kind);
         if (h->kind == CL_HOLD_FREE) {
             unused++;
             continue;
         }
         EXPECT(h->block != 0 && h->block <= blocks, "hold %u names block %u", i, h->block);
-        EXPECT(h->kind != CL_HOLD_OWNER ||
-                   (h->owner != 0 && h->owner <= c->owners_high && store->owners[h->owner - 1].state == CL_OWNER_LIVE),
+        int owned = h->kind == CL_HOLD_OWNER || h->kind == CL_HOLD_ESTATE;
+        EXPECT(!owned ||
+                   (h->owner != 0 && h->owner <= c->owners_high && store->owners[h->owner - 1].state != CL_OWNER_FREE),
                "hold %u belongs to owner %u, who is none", i, h->owner);
+        lists += owned || h->kind == CL_HOLD_CHANNEL;
         EXPECT(h->kind != CL_HOLD_CHANNEL || (h->channel != 0 && h->channel <= blocks),
                "hold %u belongs to channel %u, which is none", i, h->channel);
         counts[h->block - 1]++;
@@ -48,6 +64,28 @@ static int count_holds(cl_store *store, uint32_t *counts, uint32_t *children, ui
                "free list of holds leads to %u", at);
     }
     EXPECT(listed == unused, "%u of %u free holds are listed", listed, unused);
+    for (uint32_t i = 0; i < c->owners_high; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (o->state != CL_OWNER_FREE) {
+            int rc = walk_holds(store, o->first_hold, CL_HOLD_OWNER, i + 1, &lists);
+            if (rc == CL_OK) {
+                rc = walk_holds(store, o->first_estate, CL_HOLD_ESTATE, i + 1, &lists);
+            }
+            if (rc != CL_OK) {
+                return rc;
+            }
+        }
+    }
+    for (uint32_t b = 0; b < blocks; b++) {
+        if (children[b] != 0 && b / CL_BLOCKS < c->segments_high) {
+            int rc = walk_holds(store, store->segments[b / CL_BLOCKS].blocks[b % CL_BLOCKS].first_child,
+                                CL_HOLD_CHANNEL, b + 1, &lists);
+            if (rc != CL_OK) {
+                return rc;
+            }
+        }
+    }
+    EXPECT(lists == 0, "%u holds lie on no list", lists);
     EXPECT(messages == c->messages && persistent == c->persistent,
            "%u messages and %u persistent holds, counted %u and %u", c->messages, c->persistent, messages, persistent);
     return CL_OK;
@@ -119,6 +157,58 @@ static int audit_segments(cl_store *store, const uint32_t *counts, const uint32_
     return CL_OK;
 }
 
+/* Who inherits from whom, and the pages of their marks. */
+static int audit_owners(cl_store *store)
+{
+    const cl_control *c = store->control;
+    uint32_t *users = calloc(c->marks_high + 1, sizeof *users), *children = calloc(c->owners_high, sizeof *children);
+    int rc = users == NULL || children == NULL ? cl_fail(CL_SYSTEM, ENOMEM, "counting heirs") : CL_OK;
+    for (uint32_t i = 0; rc == CL_OK && i < c->owners_high; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (o->state == CL_OWNER_FREE) {
+            continue;
+        }
+        if (o->state > CL_OWNER_GONE || o->heir_of > c->owners_high || o->heir_of == i + 1 ||
+            (o->heir_of != 0 && store->owners[o->heir_of - 1].state == CL_OWNER_FREE)) {
+            rc = cl_fail(CL_CORRUPT, 0, "owner %u, state %u, is the heir of %u", i, o->state, o->heir_of);
+        } else if (o->heir_of != 0) {
+            children[o->heir_of - 1]++;
+        }
+        for (uint32_t k = 0; rc == CL_OK && k < CL_MARK_PAGES; k++) {
+            if (o->marks[k] > c->marks_high) {
+                rc = cl_fail(CL_CORRUPT, 0, "owner %u has page of marks %u", i, o->marks[k]);
+            } else {
+                users[o->marks[k]]++;
+            }
+        }
+    }
+    uint32_t unused = 0, listed = 0;
+    for (uint32_t i = 0; rc == CL_OK && i < c->marks_high; i++) {
+        unused += users[i + 1] == 0;
+        if (store->marks[i].users != users[i + 1]) {
+            rc = cl_fail(CL_CORRUPT, 0, "page of marks %u has %u users, says %u", i, users[i + 1],
+                         store->marks[i].users);
+        }
+    }
+    for (uint32_t at = c->marks_free; rc == CL_OK && at != 0; at = store->marks[at - 1].next) {
+        if (at > c->marks_high || ++listed > unused) {
+            rc = cl_fail(CL_CORRUPT, 0, "free list of marks leads to %u", at);
+            break;
+        }
+    }
+    if (rc == CL_OK && listed != unused) {
+        rc = cl_fail(CL_CORRUPT, 0, "%u of %u free pages of marks are listed", listed, unused);
+    }
+    for (uint32_t i = 0; rc == CL_OK && i < c->owners_high; i++) {
+        if (store->owners[i].state != CL_OWNER_FREE && store->owners[i].children != children[i]) {
+            rc = cl_fail(CL_CORRUPT, 0, "owner %u has %u heirs, says %u", i, children[i], store->owners[i].children);
+        }
+    }
+    free(users);
+    free(children);
+    return rc;
+}
+
 static int audit_names(cl_store *store)
 {
     const cl_control *c = store->control;
@@ -162,6 +252,9 @@ int cl_audit(cl_store *store)
     int rc = count_holds(store, counts, children, blocks);
     if (rc == CL_OK) {
         rc = audit_segments(store, counts, children);
+    }
+    if (rc == CL_OK) {
+        rc = audit_owners(store);
     }
     free(counts);
     return rc == CL_OK ? audit_names(store) : rc;

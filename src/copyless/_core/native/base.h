@@ -26,6 +26,7 @@ enum cl_result {
     CL_SYSTEM = -10, /* a system call failed: errno is in the detail */
     CL_RETRY = -11, /* the registry was removed while we opened it: open again */
     CL_CLOSED = -12, /* the store is not open */
+    CL_FORKED = -13, /* this process is a copy of one that opened the store, made by clone(): it has no part in it */
 };
 
 typedef struct cl_error {

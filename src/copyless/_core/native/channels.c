@@ -26,12 +26,22 @@ static int give(cl_store *store, uint32_t channel, uint64_t sequence, uint32_t h
     if (rc == CL_OK) {
         cl_hold *h = &store->holds[hold];
         cl_txn txn = cl_begin(store->base);
+        if (h->kind == CL_HOLD_MESSAGE) {
+            cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        } else {
+            rc = cl_hold_unlink(store, &txn, hold);
+        }
+        h->channel = channel + 1; /* read of a channel's hold only, and by who lists it */
         cl_set32(&txn, &h->kind, CL_HOLD_CHANNEL);
         cl_set32(&txn, &h->owner, 0);
-        cl_set32(&txn, &h->channel, channel + 1);
         cl_set64(&txn, &h->sequence, sequence);
         cl_set32(&txn, &block->children, block->children + 1);
-        cl_commit(&txn);
+        if (rc == CL_OK) {
+            rc = cl_hold_link(store, &txn, hold, CL_HOLD_CHANNEL);
+        }
+        if (rc == CL_OK) {
+            cl_commit(&txn);
+        }
     }
     return rc;
 }
@@ -75,12 +85,15 @@ int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t 
     rc = cl_block_checked(store, channel, &block);
     for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
         if (is_channels(store, channel, &tokens[i])) { /* else it is gone, and loading it will say so */
-            cl_hold *h = &store->holds[tokens[i].hold];
             cl_txn txn = cl_begin(store->base);
-            cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
-            cl_set32(&txn, &h->owner, store->slot + 1);
+            rc = cl_hold_unlink(store, &txn, tokens[i].hold);
             cl_set32(&txn, &block->children, block->children - (block->children != 0));
-            cl_commit(&txn);
+            if (rc == CL_OK) {
+                rc = cl_hold_own(store, &txn, tokens[i].hold, store->slot + 1, tokens[i].nonce);
+            }
+            if (rc == CL_OK) {
+                cl_commit(&txn);
+            }
         }
     }
     if (rc == CL_OK && drop != NULL && is_channels(store, channel, drop)) {
@@ -97,11 +110,21 @@ int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint6
     if (rc != CL_OK) {
         return rc;
     }
-    for (uint32_t i = 0; rc == CL_OK && i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
-        const cl_hold *h = &store->holds[i];
-        if (h->kind == CL_HOLD_CHANNEL && h->channel == channel + 1 && !keep(context, h->sequence, h->nonce)) {
-            rc = cl_hold_drop(store, i);
+    cl_block *block;
+    rc = cl_block_checked(store, channel, &block);
+    uint32_t at = rc == CL_OK ? block->first_child : 0;
+    for (uint32_t steps = 0; rc == CL_OK && at != 0; steps++) {
+        if (at > store->control->holds_high || steps > CL_MAX_HOLDS || store->holds[at - 1].kind != CL_HOLD_CHANNEL ||
+            store->holds[at - 1].channel != channel + 1) {
+            rc = cl_fail(CL_CORRUPT, 0, "registry: the list of a channel leads to hold %u", at);
+            break;
         }
+        const cl_hold *h = &store->holds[at - 1];
+        uint32_t next = h->next;
+        if (!keep(context, h->sequence, h->nonce)) {
+            rc = cl_hold_drop(store, at - 1);
+        }
+        at = next;
     }
     cl_leave_keeping_error(store);
     return rc;

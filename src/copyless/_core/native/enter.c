@@ -3,9 +3,8 @@
  * Promise: the registry is entered only after its file was seen to be whole. A process that dies with the lock keeps
  * no other out: the next process that waits for it takes the lock over and finishes what the dead one had committed.
  *
- * An owner is alive exactly as long as byte `slot` of the liveness file is locked. The kernel drops the lock with the
- * last descriptor of the opening that took it, so at the owner's end however it ends. The file is opened once per
- * owner, never mapped and never passed on through exec.
+ * A lock word that names no owner at all is damage. It heals while others live when it provably hurts nothing: the journal
+ * is empty and the audit finds every count and list in order.
  *
  * What SIGKILL leaves: the registry's lock with a dead owner's name in it, and at most one committed transaction that
  * is not applied to its end. */
@@ -15,34 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-
-struct flock cl_owner_byte(uint32_t slot, short type)
-{
-    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = slot, .l_len = 1};
-}
-
-int cl_owner_byte_locked(int fd, uint32_t slot)
-{
-    struct flock fl = cl_owner_byte(slot, F_WRLCK);
-    return fcntl(fd, F_OFD_GETLK, &fl) != 0 || fl.l_type != F_UNLCK; /* in doubt it lives */
-}
-
-cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
-{
-    if (slot >= CL_MAX_OWNERS - 1 || slot >= store->control->owners_high) {
-        return CL_NOBODY;
-    }
-    /* The incarnation alone tells: an owner that leaves frees its slot while it still holds the registry's lock. */
-    const cl_owner *o = &store->owners[slot];
-    if (*(const volatile uint32_t *)&o->state > CL_OWNER_LIVE ||
-        ((*(const volatile uint32_t *)&o->incarnation ^ incarnation) & 0x7ffffu) != 0) {
-        return CL_NOBODY;
-    }
-    if (slot == store->slot || slot + 1 == store->fork_slot) {
-        return CL_ALIVE; /* our own descriptor does not conflict with itself */
-    }
-    return cl_owner_byte_locked(store->live_fd, slot) ? CL_ALIVE : CL_DEAD;
-}
+#include <unistd.h>
 
 int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
 {
@@ -63,11 +35,37 @@ int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
     return cl_reserve_fd(store->registry_fd, offset, length);
 }
 
+/* The descriptor of the registry's file: the program may have closed it, and given its number to a file of its own. */
+static int open_again(cl_store *store)
+{
+    int fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd >= 0 && !cl_is_file(fd, store->registry_device, store->registry_inode)) {
+        close(fd);
+        fd = -1;
+        errno = ENOENT;
+    }
+    if (fd < 0 && errno == ENOENT) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the file was removed or replaced under us");
+    }
+    if (fd < 0) {
+        return cl_fail(CL_SYSTEM, errno, "opening the registry again");
+    }
+    store->registry_fd = fd;
+    return CL_OK;
+}
+
 int cl_check_registry(cl_store *store)
 {
     struct stat st;
-    if (fstat(store->registry_fd, &st) != 0) {
-        return cl_fail(CL_SYSTEM, errno, "reading the registry");
+    if (fstat(store->registry_fd, &st) != 0 || st.st_ino != store->registry_inode ||
+        st.st_dev != store->registry_device) {
+        int rc = open_again(store);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        if (fstat(store->registry_fd, &st) != 0) {
+            return cl_fail(CL_SYSTEM, errno, "reading the registry");
+        }
     }
     if ((uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
         return cl_fail(CL_CORRUPT, 0, "registry: file of %lld bytes, expected %llu", (long long)st.st_size,
@@ -88,43 +86,82 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
     return cl_owner_life(context, slot, incarnation);
 }
 
+void cl_set_op(cl_store *store, enum cl_op op)
+{
+    if (store->slot < CL_CARETAKER) {
+        /* relaxed: read by others only after our death */
+        atomic_store_explicit(&store->owners[store->slot].op, op, memory_order_relaxed);
+    }
+}
+
+/* The word names nobody. Take the lock from exactly that word; keep it only when nothing else is damaged. */
+static int heal(cl_store *store)
+{
+    uint32_t self = CL_LOCK_WORD(store->slot, store->incarnation);
+    uint32_t seen = atomic_load(&store->control->lock);
+    if ((seen & ~CL_LOCK_SLEEP) == 0 || (seen & ~CL_LOCK_SLEEP) == self) {
+        return CL_AGAIN;
+    }
+    uint32_t slot = CL_LOCK_SLOT(seen);
+    if (slot != 0 && cl_owner_life(store, slot - 1, CL_LOCK_INCARNATION(seen)) != CL_NOBODY) {
+        return CL_AGAIN;
+    }
+    if (!atomic_compare_exchange_strong(&store->control->lock, &seen, self | CL_LOCK_SLEEP)) {
+        return CL_AGAIN;
+    }
+    CL_KILL_POINT();
+    int rc = atomic_load(&store->control->journal.committed) == 0
+                 ? cl_audit(store)
+                 : cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner, and a change is half done", seen);
+    if (rc != CL_OK) {
+        cl_error kept = *cl_last_error();
+        atomic_store(&store->control->lock, seen); /* as we found it: the next one is told the same */
+        *cl_last_error() = kept;
+        return rc;
+    }
+    store->control->heals++;
+    return CL_OK;
+}
+
 int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
 {
     int rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
     if (rc != CL_OK) {
         return rc;
     }
-    cl_owner *me = &store->owners[store->slot];
-    /* relaxed: read by others only after our death */
-    atomic_store_explicit(&me->op, op, memory_order_relaxed);
-    rc = cl_lock(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), deadline_ns, &store->spin,
-                 life_of, store);
+    uint32_t self = CL_LOCK_WORD(store->slot, store->incarnation);
+    cl_set_op(store, op);
+    rc = cl_lock(&store->control->lock, self, deadline_ns, &store->spin, life_of, store);
+    if (rc == CL_CORRUPT) {
+        rc = heal(store);
+    }
     if (rc == CL_OWNER_DIED) {
         store->control->recoveries++;
         rc = cl_replay(store->base);
     } else if (rc != CL_OK) {
-        atomic_store_explicit(&me->op, CL_OP_NONE, memory_order_relaxed);
+        cl_set_op(store, CL_OP_NONE);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
-    if (rc == CL_OK && (me->state == CL_OWNER_FREE || me->incarnation != store->incarnation)) {
-        rc = cl_fail(CL_CORRUPT, 0, "registry: our owner slot %u is overwritten", store->slot);
+    if (rc == CL_OK && store->slot < CL_CARETAKER && !store->joining) {
+        const cl_owner *me = &store->owners[store->slot];
+        if (me->incarnation != store->incarnation || me->state == CL_OWNER_FREE) {
+            rc = cl_fail(CL_CORRUPT, 0, "registry: our owner slot %u is overwritten", store->slot);
+        }
     }
     if (rc != CL_OK) {
-        cl_unlock(&store->control->lock);
+        cl_unlock_own(&store->control->lock, self);
     }
     return rc;
 }
 
-/* The forking thread already has the mutex, from prepare to the end of the fork. */
-static int in_own_fork(cl_store *store)
-{
-    return atomic_load_explicit(&store->forking, memory_order_acquire) &&
-           pthread_equal(atomic_load(&store->fork_thread), pthread_self());
-}
-
 int cl_enter_tables(cl_store *store, unsigned flags)
 {
-    if (in_own_fork(store) || pthread_mutex_trylock(&store->mutex) == 0) {
+    if (store->here != NULL && *store->here == 0) {
+        return cl_fail(CL_FORKED, 0,
+                       "this process was made by clone() behind the C library: it has no part in the shared "
+                       "memory of its parent. Use fork(), or exec");
+    }
+    if (pthread_mutex_trylock(&store->mutex) == 0) {
         return CL_OK;
     }
     if (!(flags & CL_MAY_WAIT)) {
@@ -141,7 +178,5 @@ int cl_enter_tables(cl_store *store, unsigned flags)
 
 void cl_leave_tables(cl_store *store)
 {
-    if (!in_own_fork(store)) {
-        pthread_mutex_unlock(&store->mutex);
-    }
+    pthread_mutex_unlock(&store->mutex);
 }

@@ -1,140 +1,241 @@
-/* Fork: the child is an owner of its own, with a hold of its own on every block that it inherits.
+/* Fork: how a child comes to own what its parent owned.
  *
- * Promise: at every instant each inherited block is held by a living owner, whichever of the two processes is killed.
+ * Promise: what the parent held at the fork stays alive while the child lives and has not let it go, whatever becomes of the
+ * parent. The fork costs the same however much the parent holds. A fork cannot be refused, so where the child cannot be
+ * registered, memory older than the fork is not given to anybody while a copy of this address space may live.
  *
- * What SIGKILL leaves of parent or child. The parent, in prepare, opens the liveness file anew for the child,
- * locks a byte, joins for it and gives it a copy of every hold. From then on a whole owner exists whose life is that
- * descriptor. fork() gives the descriptor to the child too; the parent closes its own.
+ * The handlers are C functions (pthread_atfork), so all hooks of Python have run before ours take a lock, and forks that
+ * Python does not see (fork(2) in an embedding server) are handled too. prepare takes the mutex of the store's tables, and the
+ * registry's lock for a moment. No thread may wait for the GIL while it holds that mutex.
  *
- *   killed in prepare         the descriptor goes with the process: reaped, copies and all
- *   fork fails                the parent closes it: the same
- *   parent killed after fork  the child holds both descriptors until it has closed the parent's: for that moment the
- *                             parent looks alive, then it is reaped; the child's holds were whole before the fork
- *   child killed at any step  its descriptor goes; if the parent has not closed its own yet, when it does
+ *   prepare   a new owner for the child: byte locked through a mapping that the child inherits, slot `live`, heir of the
+ *             parent's present epoch (estate.c). The registry's lock is let go, the mutex is kept.
+ *   parent    the parent's copy of that mapping goes; the parent's epoch moves on: what it takes from now on is its own
+ *   child     the mapping is its life now; the parent's lineage goes, its own begins
  *
- * The store's mutex is held from prepare to the end, so no thread allocates in between; the forking thread itself may
- * (a finaliser that runs there), and then allocates for both. */
+ * What SIGKILL leaves:
+ *
+ *   in prepare            the mapping goes with the process: the child's slot looks dead and is reaped
+ *   fork fails            the parent's handler runs all the same (POSIX) and unmaps: the same
+ *   parent after fork     the child has the mapping: a whole owner. What the parent held stays as its estate
+ *   child at any step     its mapping goes; while the parent has not unmapped its own copy yet, that copy keeps the byte
+ *
+ * When the child cannot be registered (no slot free, no descriptor, the registry's lock not to be had within FORK_NS because
+ * its holder is stopped), the parent notes in its own slot that nothing it holds from this epoch or before may be recycled
+ * while its lineage byte is locked: the child has inherited that mapping. The child's store is closed; it is told at once by a
+ * warning, and by an error at its next call on an object that it inherited.
+ *
+ * A child that no handler saw (a raw clone) finds the page `here` wiped (MADV_WIPEONFORK): each call into the store looks at
+ * it and fails. Its parent's memory is safe from it only while the parent lives; it has no business with it. */
 #define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-static int prepare_child(cl_store *store)
+#ifndef MADV_WIPEONFORK
+#define MADV_WIPEONFORK 18
+#endif
+#define FORK_NS ((int64_t)2000000000)
+#define STORES 16
+
+static cl_store *stores[STORES]; /* changed only under `listing` */
+static pthread_mutex_t listing = PTHREAD_MUTEX_INITIALIZER;
+
+/* ---- a child that no handler saw */
+
+int cl_here_begin(cl_store *store)
 {
-    char live[40];
-    snprintf(live, sizeof live, "live.%016llx", (unsigned long long)store->registry_id);
-    store->fork_live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (store->fork_live_fd < 0) {
-        return cl_fail(CL_SYSTEM, errno, "opening %s for a forked child", live);
+    static uint32_t always = 1;
+    if (store->here != NULL) {
+        return CL_OK;
     }
-    CL_KILL_POINT();
-    uint32_t slot;
-    int rc = cl_owner_take_slot(store, store->fork_live_fd, &slot);
-    if (rc != CL_OK) {
-        return rc;
+    void *page = mmap(NULL, CL_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) {
+        return cl_fail(CL_SYSTEM, errno, "mapping a page");
     }
-    store->fork_slot = slot + 1;
-    cl_identity child = store->identity;
-    child.pid = 0;
-    child.start = 0;
-    child.parent_pid = store->identity.pid;
-    child.parent_start = store->identity.start;
-    cl_owner_go_live(store, slot, &child);
-    for (uint32_t m = 0; m < store->nmaps; m++) {
-        cl_map *map = store->by_address[m];
-        for (uint32_t i = 0; i < map->nblocks; i++) {
-            cl_local_block *local = &map->blocks[i];
-            if (local->hold != 0) {
-                uint32_t hold;
-                cl_txn txn = cl_begin(store->base);
-                rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, slot + 1, map->slot * CL_BLOCKS + i, &hold);
-                if (rc != CL_OK) {
-                    return rc;
-                }
-                cl_commit(&txn);
-                local->fork_hold = hold + 1;
-            }
-        }
+    if (madvise(page, CL_PAGE, MADV_WIPEONFORK) != 0) { /* before Linux 4.14, and under emulators */
+        munmap(page, CL_PAGE);
+        store->here = &always;
+        return CL_OK;
     }
-    atomic_store_explicit(&store->owners[slot].op, CL_OP_NONE, memory_order_relaxed);
+    store->here = page;
+    *store->here = 1;
     return CL_OK;
 }
 
-int cl_fork_prepare(cl_store *store, unsigned flags)
-{
-    int rc = cl_enter(store, CL_OP_FORK, flags);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    rc = prepare_child(store);
-    atomic_store(&store->fork_thread, pthread_self());
-    atomic_store_explicit(&store->forking, 1, memory_order_release);
-    /* The registry is let go, the mutex is kept: only this process waits for the fork. */
-    cl_leave(store);
-    return rc;
-}
+/* ---- the three handlers */
 
-static void end_fork(cl_store *store)
+static void prepare_store(cl_store *store)
 {
+    pthread_mutex_lock(&store->mutex);
     store->fork_slot = 0;
-    store->fork_live_fd = -1;
-    atomic_store_explicit(&store->forking, 0, memory_order_release);
+    store->fork_life = NULL;
+    store->fork_life_fd = -1;
+    if (!store->open || *store->here == 0) {
+        return;
+    }
+    int rc;
+    int64_t deadline = cl_monotonic_ns() + FORK_NS;
+    while ((rc = cl_lock_registry(store, CL_OP_FORK, deadline)) == CL_AGAIN && cl_monotonic_ns() < deadline) {
+    }
+    if (rc == CL_OK) {
+        uint32_t slot;
+        rc = cl_join_child(store, &store->fork_life, &slot);
+        if (rc == CL_OK) {
+            store->fork_slot = slot + 1;
+        } else if (store->fork_life != NULL) {
+            munmap(store->fork_life, CL_PAGE);
+            store->fork_life = NULL;
+        }
+        cl_unlock_registry(store);
+    }
+    if (store->fork_slot == 0) {
+        cl_lineage_begin(store); /* if it could not be had before */
+    }
 }
 
-void cl_fork_parent(cl_store *store)
+static void in_parent(cl_store *store)
 {
-    uint32_t slot = store->fork_slot;
-    if (store->fork_live_fd >= 0) {
+    if (store->open && *store->here != 0) {
+        cl_owner *me = &store->owners[store->slot];
         CL_KILL_POINT();
-        close(store->fork_live_fd); /* closed, not unlocked: the child's copy keeps the lock */
-        CL_KILL_POINT();
-    }
-    for (uint32_t i = 0; i < store->nmaps; i++) {
-        for (uint32_t b = 0; b < store->by_address[i]->nblocks; b++) {
-            store->by_address[i]->blocks[b].fork_hold = 0;
+        if (store->fork_slot == 0) {
+            me->unregistered =
+                me->epoch; /* a word that only its own process writes, and that is read when it drops a hold */
         }
+        if (store->fork_life != NULL) {
+            munmap(store->fork_life, CL_PAGE); /* the child's copy keeps the byte */
+            store->fork_life = NULL;
+        }
+        if (store->fork_life_fd >= 0) {
+            close(store->fork_life_fd);
+            store->fork_life_fd = -1;
+        }
+        CL_KILL_POINT();
+        me->epoch++;
+        store->fork_slot = 0;
+        cl_spare_opening(store);
     }
-    if (slot != 0 && !cl_owner_byte_locked(store->live_fd, slot - 1)) {
-        store->control->scanned_ns = 0; /* the fork failed, or the child is dead already: look soon */
-    }
-    end_fork(store);
     pthread_mutex_unlock(&store->mutex);
 }
 
-int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start)
+static void in_child(cl_store *store)
 {
-    int ok = store->fork_slot != 0 && store->fork_live_fd >= 0;
     pthread_mutex_init(&store->mutex, NULL); /* the thread that held it is the parent's */
-    CL_KILL_POINT();
-    if (ok) {
-        int parents = store->live_fd;
-        store->live_fd = store->fork_live_fd;
-        store->slot = store->fork_slot - 1;
-        cl_owner *me = &store->owners[store->slot];
-        store->incarnation = me->incarnation;
-        store->identity.pid = pid;
-        store->identity.start = start;
-        store->identity.parent_pid = parent_pid;
-        store->identity.parent_start = parent_start;
-        me->pid = pid; /* our own slot, for display */
-        me->start = start;
-        for (uint32_t i = 0; i < store->nmaps; i++) {
-            for (uint32_t b = 0; b < store->by_address[i]->nblocks; b++) {
-                cl_local_block *local = &store->by_address[i]->blocks[b];
-                local->hold = local->fork_hold;
-                local->fork_hold = 0;
-            }
-        }
-        store->nonce = cl_random64();
-        CL_KILL_POINT();
-        close(parents); /* last: until here a dead parent still looks alive, and keeps what we had not yet made ours */
-        CL_KILL_POINT();
-    } else {
-        store->open = 0;
+    if (!store->open || store->here == NULL) {
+        return;
     }
-    end_fork(store);
-    return ok ? CL_OK : CL_CLOSED;
+    *store->here = 1;
+    CL_KILL_POINT();
+    if (store->fork_slot == 0) {
+        store->open = 0; /* its lineage mapping stays: it says that this copy lives */
+        store->orphan = 1;
+        store->life = NULL;
+        if (store->weak_liveness) {
+            close(store->life_fd);
+        }
+        store->life_fd = -1;
+        return;
+    }
+    uint32_t parent_pid = store->identity.pid;
+    uint64_t parent_start = store->identity.start;
+    void *parents = store->lineage;
+    store->slot = store->fork_slot - 1;
+    store->fork_slot = 0;
+    cl_owner *me = &store->owners[store->slot];
+    store->incarnation = me->incarnation;
+    store->life = store->fork_life; /* the parent's own was not inherited */
+    store->fork_life = NULL;
+    if (store->weak_liveness) { /* there it was, and so was the descriptor */
+        munmap(store->life, CL_PAGE);
+        store->life = NULL;
+        close(store->life_fd);
+        store->life_fd = store->fork_life_fd;
+    }
+    store->fork_life_fd = -1;
+    cl_life_keep(store);
+    CL_KILL_POINT();
+    store->identity.pid = me->pid = (uint32_t)getpid(); /* our own slot, for display */
+    store->identity.start = me->start = cl_process_start(store->identity.pid);
+    store->identity.parent_pid = parent_pid;
+    store->identity.parent_start = parent_start;
+    store->nonce = cl_random64();
+    store->ngoing = 0; /* the parent's to finish */
+    store->lineage = NULL;
+    if (store->spare_fd >= 0 && cl_is_file(store->spare_fd, store->live_device, store->live_inode)) {
+        close(store->spare_fd); /* an opening is shared by all copies of its descriptor: the parent may lock by it */
+    }
+    store->spare_fd = -1;
+    cl_lineage_begin(store);
+    cl_spare_opening(store);
+    if (parents != NULL) {
+        munmap(parents, CL_PAGE); /* this copy is registered: the parent's lineage need not wait for it */
+    }
+    CL_KILL_POINT();
+    atomic_store_explicit(&me->op, CL_OP_NONE, memory_order_relaxed);
+}
+
+static void prepare(void)
+{
+    pthread_mutex_lock(&listing);
+    for (int i = 0; i < STORES; i++) {
+        if (stores[i] != NULL) {
+            prepare_store(stores[i]);
+        }
+    }
+}
+
+static void parent(void)
+{
+    for (int i = STORES; i-- > 0;) {
+        if (stores[i] != NULL) {
+            in_parent(stores[i]);
+        }
+    }
+    pthread_mutex_unlock(&listing);
+}
+
+static void child(void)
+{
+    pthread_mutex_init(&listing, NULL);
+    for (int i = 0; i < STORES; i++) {
+        if (stores[i] != NULL) {
+            in_child(stores[i]);
+        }
+    }
+}
+
+static void hook(void)
+{
+    pthread_atfork(prepare, parent, child);
+}
+
+int cl_fork_follow(cl_store *store)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    int rc = CL_TABLE_FULL;
+    pthread_once(&once, hook);
+    pthread_mutex_lock(&listing);
+    for (int i = 0; i < STORES && rc != CL_OK; i++) {
+        if (stores[i] == NULL || stores[i] == store) {
+            stores[i] = store;
+            rc = CL_OK;
+        }
+    }
+    pthread_mutex_unlock(&listing);
+    return rc == CL_OK ? CL_OK : cl_fail(CL_TABLE_FULL, 0, "%d stores are open in this process", STORES);
+}
+
+void cl_fork_forget(cl_store *store)
+{
+    pthread_mutex_lock(&listing);
+    for (int i = 0; i < STORES; i++) {
+        if (stores[i] == store) {
+            stores[i] = NULL;
+        }
+    }
+    pthread_mutex_unlock(&listing);
 }

@@ -145,14 +145,6 @@ static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold
     local->hold = hold + 1;
     local->references = 1;
     map->in_use++;
-    if (store->fork_slot != 0) { /* a finaliser that runs in the middle of this thread's fork: the child gets it too */
-        uint32_t twin;
-        cl_txn txn = cl_begin(store->base);
-        if (cl_hold_take(store, &txn, CL_HOLD_OWNER, store->fork_slot, map->slot * CL_BLOCKS + index, &twin) == CL_OK) {
-            cl_commit(&txn);
-            local->fork_hold = twin + 1;
-        }
-    }
     cl_refer(map, index, local->generation, out);
 }
 
@@ -318,12 +310,9 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
     if (local != NULL && map->id == segment_id && local->references != 0 && --local->references == 0) {
         map->in_use--;
         if (local->hold != 0) {
-            rc = cl_hold_drop(store, local->hold - 1);
+            rc = cl_hold_let_go(store, local->hold - 1, segment * CL_BLOCKS + index);
         }
-        if (local->fork_hold != 0) {
-            cl_hold_drop(store, local->fork_hold - 1);
-        }
-        local->hold = local->fork_hold = 0;
+        local->hold = 0;
         local->private = 0;
         if (map->base == NULL && map->in_use == 0) {
             cl_map_drop(store, map);
@@ -383,9 +372,22 @@ int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flag
     if (rc != CL_OK) {
         return rc;
     }
-    rc = store->open ? find(store, address, nbytes, out) : 0;
+    rc = store->open || store->orphan ? find(store, address, nbytes, out) : 0;
     cl_leave_tables(store);
     return rc;
+}
+
+int cl_find_any(cl_store *newest, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out,
+                cl_store **store)
+{
+    int rc = 0;
+    for (*store = newest; *store != NULL; *store = (*store)->older) {
+        rc = (*store)->open || (*store)->orphan ? cl_find(*store, address, nbytes, flags, out) : 0;
+        if (rc != 0) {
+            return rc > 0 && (*store)->orphan ? 3 : rc;
+        }
+    }
+    return 0;
 }
 
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)

@@ -3,13 +3,17 @@
  * Promise: a block is free exactly when it has no hold. Taking a hold verifies the block's entry first, so a hold never
  * names what is no block.
  *
- *   free --(owner allocates, loads, forks)--> owner's --(last object gone, or death reaped)--> free
+ *   free --(owner allocates, loads)--> owner's --(last object gone, or death reaped)--> free
+ *                            --(its owner drops it, or dies, while a forked child uses it: estate.c)--> estate --> free
  *   free --(send)--> message --(load with the right nonce)--> owner's
  *                            --(failed pickling, end of the family, time)--> free
  *   owner's --(draft, give: put into a queue)--> channel's --(take)--> owner's
  *                            --(the queue's own block is freed)--> free
  *   free --(posix object created)--> family --(end of the family)--> free
  *   free --(name with persist)--> persist --(unlink)--> free
+ *
+ * An owner's holds lie on a list of that owner, its estate's on another, a channel's on one of the channel's block: what a
+ * process or a queue held is found without a look at anybody else's.
  *
  * What SIGKILL leaves: the state before or after a transaction, never between. A hold whose owner died is reaped. */
 #define _GNU_SOURCE
@@ -39,6 +43,74 @@ uint64_t cl_new_nonce(cl_store *store)
     return ++store->nonce * 0x9e3779b97f4a7c15u | 1u;
 }
 
+/* The head of the list that a hold lies on, or belongs on when it is of this kind; NULL: on none. */
+static int head_of(cl_store *store, uint32_t kind, const cl_hold *h, uint32_t **head)
+{
+    *head = NULL;
+    if (kind == CL_HOLD_OWNER || kind == CL_HOLD_ESTATE) {
+        if (h->owner == 0 || h->owner > store->control->owners_high) {
+            return cl_fail(CL_CORRUPT, 0, "registry: a hold names owner %u", h->owner);
+        }
+        cl_owner *o = &store->owners[h->owner - 1];
+        *head = kind == CL_HOLD_OWNER ? &o->first_hold : &o->first_estate;
+    } else if (kind == CL_HOLD_CHANNEL) {
+        cl_block *channel;
+        int rc = h->channel == 0 ? cl_fail(CL_CORRUPT, 0, "registry: a hold names no channel")
+                                 : cl_block_checked(store, h->channel - 1, &channel);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        *head = &channel->first_child;
+    }
+    return CL_OK;
+}
+
+static int is_index(const cl_store *store, uint32_t link)
+{
+    return link <= store->control->holds_high && link <= CL_MAX_HOLDS;
+}
+
+int cl_hold_link(cl_store *store, cl_txn *txn, uint32_t index, uint32_t kind)
+{
+    uint32_t *head;
+    cl_hold *h = &store->holds[index];
+    int rc = head_of(store, kind, h, &head);
+    if (rc != CL_OK || head == NULL) {
+        return rc;
+    }
+    if (!is_index(store, *head)) {
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins at %u", *head);
+    }
+    cl_set32(txn, &h->prev, 0);
+    cl_set32(txn, &h->next, *head);
+    if (*head != 0) {
+        cl_set32(txn, &store->holds[*head - 1].prev, index + 1);
+    }
+    cl_set32(txn, head, index + 1);
+    return CL_OK;
+}
+
+int cl_hold_unlink(cl_store *store, cl_txn *txn, uint32_t index)
+{
+    uint32_t *head;
+    cl_hold *h = &store->holds[index];
+    int rc = head_of(store, h->kind, h, &head);
+    if (rc != CL_OK || head == NULL) {
+        return rc;
+    }
+    if (!is_index(store, h->prev) || !is_index(store, h->next) || (h->prev == 0 && *head != index + 1)) {
+        return cl_fail(CL_CORRUPT, 0, "registry: hold %u lies between %u and %u", index, h->prev, h->next);
+    }
+    cl_set32(txn, h->prev != 0 ? &store->holds[h->prev - 1].next : head, h->next);
+    if (h->next != 0) {
+        cl_set32(txn, &store->holds[h->next - 1].prev, h->prev);
+    }
+    if (h->kind != CL_HOLD_CHANNEL && store->owners[h->owner - 1].sweep == index + 1) {
+        cl_set32(txn, &store->owners[h->owner - 1].sweep, h->next); /* who sweeps the list goes on behind it */
+    }
+    return CL_OK;
+}
+
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index)
 {
     cl_control *c = store->control;
@@ -60,13 +132,19 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
     }
     cl_hold *h = &store->holds[i];
     cl_set32(txn, &c->holds_free, h->next);
-    cl_set32(txn, &h->kind, kind);
-    cl_set32(txn, &h->owner, owner);
-    cl_set32(txn, &h->block, number + 1);
     cl_set32(txn, &block->holds, block->holds + 1);
+    if (kind == CL_HOLD_OWNER) {
+        h->block = number + 1;
+        *index = i;
+        return cl_hold_own(store, txn, i, owner, 0);
+    }
+    cl_set32(txn, &h->kind, kind);
+    /* A free entry: nobody reads the rest of it before the transaction. */
+    h->owner = owner;
+    h->block = number + 1;
+    h->nonce = 0;
     if (kind == CL_HOLD_MESSAGE || kind == CL_HOLD_FAMILY) {
         const cl_identity *me = &store->identity;
-        /* Read by a scan only while the hold is in use, so they may be written ahead of the transaction. */
         h->nonce = cl_new_nonce(store);
         h->deadline_ns = kind == CL_HOLD_FAMILY || store->settings.message_ttl_ns == 0
                              ? INT64_MAX
@@ -74,59 +152,90 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
         h->family = me->family;
         h->parent_pid = me->parent_pid;
         h->parent_start = me->parent_start;
-        h->pid_namespace = me->pid_namespace;
+        h->pid_namespace = (uint32_t)me->pid_namespace;
         cl_set32(txn, &c->messages, c->messages + 1);
     } else if (kind == CL_HOLD_PERSIST) {
         cl_set32(txn, &c->persistent, c->persistent + 1);
-    } else {
-        h->nonce = 0;
     }
     *index = i;
     return CL_OK;
 }
 
+int cl_hold_own(cl_store *store, cl_txn *txn, uint32_t index, uint32_t owner, uint64_t nonce)
+{
+    cl_hold *h = &store->holds[index];
+    if (owner == 0 || owner > store->control->owners_high) {
+        return cl_fail(CL_CORRUPT, 0, "registry: a hold of owner %u", owner);
+    }
+    cl_owner *o = &store->owners[owner - 1];
+    if (!is_index(store, o->first_hold)) {
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins at %u", o->first_hold);
+    }
+    cl_set32(txn, &h->kind, CL_HOLD_OWNER);
+    cl_set32(txn, &h->owner, owner);
+    cl_set64(txn, &h->nonce, nonce);
+    cl_set32(txn, &h->from, nonce != 0 ? CL_NEVER : o->epoch);
+    cl_set32(txn, &h->prev, 0);
+    cl_set32(txn, &h->next, o->first_hold);
+    if (o->first_hold != 0) {
+        cl_set32(txn, &store->holds[o->first_hold - 1].prev, index + 1);
+    }
+    cl_set32(txn, &o->first_hold, index + 1);
+    cl_mark_clear(store, txn, index);
+    return CL_OK;
+}
+
 /* The common part of taking a hold away: its own entry back to the free list. */
-static void put_back(cl_store *store, cl_txn *txn, uint32_t index)
+static int put_back(cl_store *store, cl_txn *txn, uint32_t index)
 {
     cl_control *c = store->control;
     cl_hold *h = &store->holds[index];
+    int rc = cl_hold_unlink(store, txn, index);
+    if (rc != CL_OK) {
+        return rc;
+    }
     if (h->kind == CL_HOLD_MESSAGE || h->kind == CL_HOLD_FAMILY) {
         cl_set32(txn, &c->messages, c->messages - (c->messages != 0));
     } else if (h->kind == CL_HOLD_PERSIST) {
         cl_set32(txn, &c->persistent, c->persistent - (c->persistent != 0));
-    }
-    if (h->kind == CL_HOLD_CHANNEL) {
+    } else if (h->kind == CL_HOLD_CHANNEL) {
         cl_block *channel;
-        if (h->channel != 0 && cl_block_checked(store, h->channel - 1, &channel) == CL_OK) {
-            cl_set32(txn, &channel->children, channel->children - (channel->children != 0));
+        rc = cl_block_checked(store, h->channel - 1, &channel);
+        if (rc != CL_OK) {
+            return rc;
         }
+        cl_set32(txn, &channel->children, channel->children - (channel->children != 0));
     }
     cl_set32(txn, &h->kind, CL_HOLD_FREE);
     cl_set32(txn, &h->next, c->holds_free);
     cl_set32(txn, &c->holds_free, index + 1);
+    return CL_OK;
 }
 
 /* A queue that lies in itself must not live for that: holds on a block that belong to it. */
-static uint32_t own_holds(cl_store *store, uint32_t number)
+static uint32_t own_holds(cl_store *store, uint32_t number, const cl_block *block)
 {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
-        const cl_hold *h = &store->holds[i];
-        n += h->kind == CL_HOLD_CHANNEL && h->channel == number + 1 && h->block == number + 1;
+    uint32_t n = 0, at = block->first_child;
+    for (uint32_t steps = 0; at != 0 && is_index(store, at) && steps < block->children; steps++) {
+        n += store->holds[at - 1].block == number + 1;
+        at = store->holds[at - 1].next;
     }
     return n;
 }
 
 /* What lies in a channel goes before the channel itself does, one transaction each; killed between, the channel's last
  * hold still stands and whoever drops it goes on. */
-static int drop_children(cl_store *store, uint32_t number)
+static int drop_children(cl_store *store, uint32_t number, const cl_block *block)
 {
-    for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
-        if (store->holds[i].kind == CL_HOLD_CHANNEL && store->holds[i].channel == number + 1) {
-            int rc = cl_hold_drop(store, i);
-            if (rc != CL_OK) {
-                return rc;
-            }
+    while (block->first_child != 0) {
+        uint32_t at = block->first_child;
+        if (!is_index(store, at) || store->holds[at - 1].kind != CL_HOLD_CHANNEL ||
+            store->holds[at - 1].channel != number + 1) {
+            return cl_fail(CL_CORRUPT, 0, "registry: the list of a channel leads to hold %u", at);
+        }
+        int rc = cl_hold_drop(store, at - 1);
+        if (rc != CL_OK) {
+            return rc;
         }
     }
     return CL_OK;
@@ -164,8 +273,8 @@ int cl_hold_drop(cl_store *store, uint32_t index)
                        block->holds);
     }
     if (block->children != 0 && !(h->kind == CL_HOLD_CHANNEL && h->channel == number + 1) &&
-        (block->holds == 1 || block->holds - 1 == own_holds(store, number))) {
-        rc = drop_children(store, number);
+        (block->holds == 1 || block->holds - 1 == own_holds(store, number, block))) {
+        rc = drop_children(store, number, block);
         if (rc != CL_OK) {
             return rc;
         }
@@ -177,7 +286,10 @@ int cl_hold_drop(cl_store *store, uint32_t index)
         CL_KILL_POINT();
     }
     cl_txn txn = cl_begin(store->base);
-    put_back(store, &txn, index);
+    rc = put_back(store, &txn, index);
+    if (rc != CL_OK) {
+        return rc;
+    }
     cl_set32(&txn, &block->holds, block->holds - 1);
     if (block->holds == 1) {
         if (block->name != 0) {

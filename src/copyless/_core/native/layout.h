@@ -28,13 +28,15 @@
 
 #include "base.h"
 
-#define CL_LAYOUT_VERSION 2u
+#define CL_LAYOUT_VERSION 3u
 #define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
 #define CL_PAGE 4096u
 #define CL_KIND_REGISTRY 1u
 #define CL_KIND_DATA 2u
 
 #define CL_MAX_OWNERS 4096u /* slot + 1 fits the 12 bits of a lock word; slot 4095 is never given */
+#define CL_CARETAKER 4094u /* a slot without an entry: of a newcomer that makes room among the others (owners.c) */
+#define CL_INCARNATION 0x7ffffu /* the bits of it that a lock word has */
 #define CL_MAX_SEGMENTS 32768u
 #define CL_MAX_HOLDS 1048576u
 #define CL_MAX_NAMES 8192u
@@ -101,6 +103,11 @@ typedef struct cl_control {
     uint64_t deaths; /* owners found dead */
     uint64_t deaths_in_op; /* ... inside a core operation */
     uint64_t recoveries; /* times the lock came from a dead holder */
+    uint64_t heals; /* times its word named nobody, and nothing was damaged */
+    uint32_t sweeping; /* there are owners whose holds a scan must look through */
+    uint32_t marks_high; /* as above, of pages of marks */
+    uint32_t marks_free;
+    uint32_t pad;
     uint32_t first[CL_CLASSES]; /* free blocks of each class, last freed first; block number + 1 */
     uint32_t last[CL_CLASSES];
     cl_journal journal;
@@ -109,15 +116,23 @@ typedef struct cl_control {
 _Static_assert(sizeof(cl_control) <= 2 * CL_PAGE, "control area");
 
 /* Owner: a process that uses the registry.
- *   free --(byte lock won)--> joining --(transaction)--> live --(reaped, or leaves)--> free
- * joining and live are believed only while byte `slot` of the liveness file is locked. */
-enum { CL_OWNER_FREE, CL_OWNER_JOINING, CL_OWNER_LIVE };
+ *   free --(byte lock won, transaction)--> live --(ended, or leaves)--> gone --(nothing names it any more)--> free
+ * live and gone are believed only as far as byte `slot` of the liveness file goes: liveness.c. */
+enum { CL_OWNER_FREE, CL_OWNER_LIVE, CL_OWNER_GONE };
+/* What is still to be looked through of one that is gone; of a living one only its estate, or nothing. */
+enum { CL_STAGE_SEGMENTS, CL_STAGE_HOLDS, CL_STAGE_ESTATE, CL_STAGE_DONE };
+
+#define CL_MARK_BITS 32768u /* holds a page of marks */
+#define CL_MARK_WORDS (CL_MARK_BITS / 64u)
+#define CL_MARK_PAGES (CL_MAX_HOLDS / CL_MARK_BITS)
+#define CL_MAX_MARKS 8192u
+
 typedef struct cl_owner {
     uint32_t state;
-    uint32_t incarnation; /* grows with every use of the slot */
+    uint32_t incarnation; /* of who has the slot, or will have it next: grows when it is freed */
     cl_au32 op; /* enum cl_op: what it is inside of; read after its death */
-    uint32_t pid; /* for display and a second opinion; 0: a fork that has not told yet */
-    uint64_t start; /* clock ticks after boot, of /proc */
+    uint32_t pid; /* for display; 0: a fork that has not told yet */
+    uint64_t start; /* clock ticks after boot, of /proc; for display */
     uint64_t pid_namespace;
     uint64_t family;
     uint64_t parent_start;
@@ -125,9 +140,24 @@ typedef struct cl_owner {
     uint32_t leaving; /* 1: in its exit, with arrays that only the end of the process gives up */
     uint64_t since_ns; /* wall clock */
     char command[32];
-    uint64_t spare[4];
+    uint32_t epoch; /* grows with each fork; only its own process writes it */
+    uint32_t first_hold; /* lists of holds, index + 1: its own, */
+    uint32_t first_estate; /* ... and those that it dropped while a forked child used them */
+    uint32_t heir_of; /* slot + 1 of the owner whose forked child it is: it inherits */
+    uint32_t heir_epoch; /* ... what that one held in this epoch and before */
+    uint32_t children; /* owners that are heirs of this one */
+    uint32_t unregistered; /* last epoch with a forked child that could not be registered, or 0 */
+    uint32_t stage;
+    uint32_t sweep; /* the hold to look at next, index + 1 */
+    uint32_t spare[7];
+    uint32_t marks[CL_MARK_PAGES]; /* pages of marks, index + 1: inherited holds that it does not use any more */
 } cl_owner;
-_Static_assert(sizeof(cl_owner) == 128, "owner slot");
+_Static_assert(sizeof(cl_owner) == 288, "owner slot");
+
+typedef struct cl_mark_page {
+    uint32_t users; /* owners that name it */
+    uint32_t next; /* free list */
+} cl_mark_page;
 
 enum cl_op {
     CL_OP_NONE,
@@ -143,23 +173,30 @@ enum cl_op {
 };
 
 /* Hold: a reason why a block lives. A block with none is freed in the transaction that takes the last one away.
- * A channel's hold keeps what lies in a queue; it belongs to the queue's own block and ends with it. */
-enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST, CL_HOLD_CHANNEL };
+ * A channel's hold keeps what lies in a queue; it belongs to the queue's own block and ends with it. An estate's was an
+ * owner's that dropped it, and lives while a forked child of that owner uses it. */
+enum { CL_HOLD_FREE, CL_HOLD_OWNER, CL_HOLD_MESSAGE, CL_HOLD_FAMILY, CL_HOLD_PERSIST, CL_HOLD_CHANNEL, CL_HOLD_ESTATE };
+#define CL_NEVER UINT32_MAX /* `from` of a hold that no forked child inherits: it is under way to or from a channel */
 typedef struct cl_hold {
     uint32_t kind;
     uint32_t owner; /* slot + 1 of whom it belongs to, or who sent the message */
     uint32_t block; /* block number + 1 */
-    uint32_t next; /* free list */
+    uint32_t next; /* free list; the owner's, its estate's or the channel's list; index + 1 */
+    uint32_t prev; /* likewise, but for the free list */
+    uint32_t channel; /* channel: block number + 1 of the queue */
     uint64_t nonce; /* message, channel, and an owner's that is under way to or from one: must match to be taken over */
     union {
         int64_t deadline_ns; /* message: monotonic */
         uint64_t sequence; /* channel: which of its items */
+        struct {
+            uint32_t from; /* owner, estate: the owner's epoch in which it was taken */
+            uint32_t until; /* estate: the last epoch in which the owner had it */
+        };
     };
     uint64_t family;
     uint64_t parent_start; /* message, family: the sender's parent, which may not use us yet */
     uint32_t parent_pid;
-    uint32_t channel; /* channel: block number + 1 of the queue */
-    uint64_t pid_namespace;
+    uint32_t pid_namespace; /* inode number of the namespace */
 } cl_hold;
 _Static_assert(sizeof(cl_hold) == 64, "hold");
 
@@ -176,7 +213,7 @@ typedef struct cl_block {
     uint32_t creator_pid;
     uint64_t created_ns;
     uint32_t children; /* holds that belong to this block: it is a channel */
-    uint32_t pad;
+    uint32_t first_child; /* ... index + 1 of the first of them */
 } cl_block;
 _Static_assert(sizeof(cl_block) == 56, "block");
 
@@ -252,8 +289,11 @@ _Static_assert(sizeof(cl_name) == 512, "name");
 #define CL_OFF_NAMES (CL_OFF_BUCKETS + CL_BUCKETS * 4u)
 #define CL_OFF_HOLDS (CL_OFF_NAMES + (uint64_t)CL_MAX_NAMES * sizeof(cl_name))
 #define CL_OFF_SEGMENTS (CL_OFF_HOLDS + (uint64_t)CL_MAX_HOLDS * sizeof(cl_hold))
-#define CL_REGISTRY_SIZE (CL_OFF_SEGMENTS + (uint64_t)CL_MAX_SEGMENTS * sizeof(cl_segment))
-_Static_assert(CL_OFF_BUCKETS % CL_PAGE == 0 && CL_OFF_NAMES % CL_PAGE == 0 && CL_OFF_SEGMENTS % CL_PAGE == 0,
+#define CL_OFF_MARKS (CL_OFF_SEGMENTS + (uint64_t)CL_MAX_SEGMENTS * sizeof(cl_segment))
+#define CL_OFF_MARK_BITS (CL_OFF_MARKS + (uint64_t)CL_MAX_MARKS * sizeof(cl_mark_page))
+#define CL_REGISTRY_SIZE (CL_OFF_MARK_BITS + (uint64_t)CL_MAX_MARKS * CL_PAGE)
+_Static_assert(CL_OFF_BUCKETS % CL_PAGE == 0 && CL_OFF_NAMES % CL_PAGE == 0 && CL_OFF_SEGMENTS % CL_PAGE == 0 &&
+                   CL_OFF_MARKS % CL_PAGE == 0 && CL_OFF_MARK_BITS % CL_PAGE == 0,
                "tables begin on pages");
 
 #endif

@@ -62,6 +62,22 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
     }
 }
 
+int cl_unlock_own(cl_au32 *word, uint32_t self)
+{
+    uint32_t seen = atomic_load_explicit(word, memory_order_relaxed);
+    do {
+        if ((seen & ~CL_LOCK_SLEEP) != self) {
+            return cl_fail(CL_CORRUPT, 0, "the lock is not ours: its word is 0x%08x, ours 0x%08x", seen, self);
+        }
+        /* release: "lock released" */
+    } while (!atomic_compare_exchange_weak_explicit(word, &seen, 0, memory_order_release, memory_order_relaxed));
+    CL_KILL_POINT();
+    if (seen & CL_LOCK_SLEEP) {
+        cl_wake(word, 1);
+    }
+    return CL_OK;
+}
+
 void cl_unlock(cl_au32 *word)
 {
     /* release: "lock released" */

@@ -35,6 +35,7 @@ typedef cl_life (*cl_life_of)(void *context, uint32_t slot, uint32_t incarnation
 /* CL_OK or CL_OWNER_DIED: held. CL_AGAIN: a slice ended, serve signals and call again; with deadline_ns 0 it does not
  * wait at all and CL_AGAIN means that it is taken. CL_TIMEOUT. CL_CORRUPT: the word names nobody. */
 int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl_life_of life_of, void *context);
-void cl_unlock(cl_au32 *word);
+void cl_unlock(cl_au32 *word); /* whoever holds it: for locks that anybody may release */
+int cl_unlock_own(cl_au32 *word, uint32_t self); /* only from our own word; CL_CORRUPT: it is another's, and stays so */
 
 #endif

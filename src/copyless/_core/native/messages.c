@@ -41,7 +41,8 @@ static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, un
                           segment * CL_BLOCKS + index, &hold);
         if (rc == CL_OK) {
             if (draft) {
-                store->holds[hold].nonce = cl_new_nonce(store); /* a free hold's: nobody reads it yet */
+                cl_set64(&txn, &store->holds[hold].nonce, cl_new_nonce(store));
+                cl_set32(&txn, &store->holds[hold].from, CL_NEVER);
             }
             cl_commit(&txn);
             *out = (cl_address){.segment_id = map->id,
@@ -78,6 +79,26 @@ int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     return rc;
 }
 
+/* A message's hold, or a drafted one, becomes that of an object of this process. */
+static int receive(cl_store *store, uint32_t index)
+{
+    cl_hold *h = &store->holds[index];
+    cl_txn txn = cl_begin(store->base);
+    int rc = CL_OK;
+    if (h->kind == CL_HOLD_MESSAGE) {
+        cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+        rc = cl_hold_own(store, &txn, index, store->slot + 1, 0);
+    } else { /* on our list already */
+        cl_set64(&txn, &h->nonce, 0);
+        cl_set32(&txn, &h->from, store->owners[store->slot].epoch);
+        cl_mark_clear(store, &txn, index);
+    }
+    if (rc == CL_OK) {
+        cl_commit(&txn);
+    }
+    return rc;
+}
+
 /* The hold part of a load: ours already, or the message's made ours, or a new one. */
 static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, const cl_block *block)
 {
@@ -88,17 +109,11 @@ static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, cons
     if (local->hold != 0) {
         return message ? cl_hold_drop(store, a->hold) : CL_OK;
     }
-    if (message && !atomic_load(&store->forking)) {
-        cl_hold *h = &store->holds[a->hold];
-        cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &h->kind, CL_HOLD_OWNER);
-        cl_set32(&txn, &h->owner, store->slot + 1);
-        cl_set64(&txn, &h->nonce, 0);
-        if (h->kind == CL_HOLD_MESSAGE) {
-            cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
+    if (message) {
+        rc = receive(store, a->hold);
+        if (rc == CL_OK) {
+            local->hold = a->hold + 1;
         }
-        cl_commit(&txn);
-        local->hold = a->hold + 1;
     } else {
         uint32_t hold;
         cl_txn txn = cl_begin(store->base);
@@ -106,14 +121,6 @@ static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, cons
         if (rc == CL_OK) {
             cl_commit(&txn);
             local->hold = hold + 1;
-            if (store->fork_slot != 0) { /* a fork is under way in this thread: the child will have the object too */
-                txn = cl_begin(store->base);
-                rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->fork_slot, number, &hold);
-                if (rc == CL_OK) {
-                    cl_commit(&txn);
-                    local->fork_hold = hold + 1;
-                }
-            }
         }
     }
     local->generation = block->generation;
@@ -140,9 +147,7 @@ static int load_held(cl_store *store, const cl_address *a, unsigned flags, cl_bl
     cl_map *map = store->open && store->maps != NULL ? store->maps[a->segment] : NULL;
     if (map != NULL && map->id == a->segment_id && map->base != NULL && a->index < map->nblocks) {
         cl_local_block *local = &map->blocks[a->index];
-        if (local->references != 0 && local->hold != 0 && local->generation == a->generation && looks_sound(store) &&
-            !atomic_load_explicit(&store->forking,
-                                  memory_order_relaxed)) { /* our own thread's, or excluded by the mutex */
+        if (local->references != 0 && local->hold != 0 && local->generation == a->generation && looks_sound(store)) {
             rc = cl_segment_check(store, map);
             if (rc == CL_OK) {
                 local->references++;

@@ -1,51 +1,58 @@
-/* Owners: how a process joins the registry. Which owners live: enter.c.
+/* Owners: how a process comes to use the registry.
  *
- * Promise: a process that has joined is `live` in a slot whose byte of the liveness file it has locked. While it lives, no
- * other process changes that slot.
+ * Promise: a slot belongs to one process at a time. A newcomer changes no word of the registry before it has the lock.
  *
- * Joining, and what SIGKILL leaves: (1) lock a byte whose slot is free: nothing; (2) mark it `joining`: the reaper finds
- * the byte unlocked and frees the slot; (3) one transaction makes it `live`: reaped like any owner. */
+ * States of a slot, and who moves them:
+ *
+ *   free --(byte won, then one transaction under the registry's lock)--> live
+ *   live --(its process ended, or leaves: one transaction)--> gone --(nothing names it any more)--> free
+ *
+ * `gone`: the process has ended or is about to; what it held is being taken back, or kept for its forked children
+ * (estate.c). The slot is freed by another process, which holds the registry's lock: so no lock word names it any more.
+ *
+ * Joining, and what SIGKILL leaves. (1) Lock a byte whose slot is free (liveness.c): nothing is written. (2) Take the
+ * registry's lock under the name (slot, incarnation): killed there, the lock's word names a slot whose byte is free, and the
+ * next one takes the lock over, also when it has won the same slot. (3) One transaction makes the slot `live`. The
+ * incarnation was written by the transaction that freed the slot, so replaying a dead process's journal cannot take the slot
+ * away from a newcomer.
+ *
+ * When all slots are taken, maybe by the dead, a newcomer enters as the caretaker: slot CL_CARETAKER, which has a byte but no
+ * entry. It reaps, widens the table, and tries again. */
 #define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
-/* Win a byte of the liveness file whose slot is free, and mark the slot. */
-int cl_owner_take_slot(cl_store *store, int live_fd, uint32_t *slot)
+#define SCAN_CHEAP_NS 1000000u
+#define JOIN_NS ((int64_t)20000000000) /* how long a newcomer tries while all slots are taken */
+
+/* Win the byte of a slot that is free, through this opening. */
+static int take_slot(cl_store *store, int fd, uint32_t *slot)
 {
     uint32_t high = store->control->owners_high;
-    for (uint32_t i = 0; i < high && i < CL_MAX_OWNERS - 1; i++) {
-        cl_owner *o = &store->owners[i];
-        if (*(volatile uint32_t *)&o->state != CL_OWNER_FREE) {
+    for (uint32_t i = 0; i < high && i < CL_CARETAKER; i++) {
+        /* acquire, pairs with "slot freed": the incarnation that goes with it is there too */
+        cl_au32 *state = (cl_au32 *)&store->owners[i].state;
+        if (atomic_load_explicit(state, memory_order_acquire) != CL_OWNER_FREE) {
             continue;
         }
-        struct flock fl = cl_owner_byte(i, F_WRLCK);
-        if (fcntl(live_fd, F_OFD_SETLK, &fl) != 0) {
-            if (errno == EAGAIN || errno == EACCES) {
-                continue; /* somebody is joining there, or an unfinished exec still holds a dead owner's descriptor */
-            }
-            return cl_fail(CL_SYSTEM, errno, "locking the liveness file");
+        int rc = cl_byte_lock(fd, i);
+        if (rc == CL_OK && atomic_load_explicit(state, memory_order_acquire) == CL_OWNER_FREE) {
+            CL_KILL_POINT();
+            *slot = i;
+            return CL_OK;
         }
-        if (*(volatile uint32_t *)&o->state != CL_OWNER_FREE) {
-            fl = cl_owner_byte(i, F_UNLCK);
-            fcntl(live_fd, F_OFD_SETLK, &fl);
-            continue;
+        if (rc == CL_OK) { /* another had it, and joined, between our two looks */
+            cl_byte_unlock(fd, i);
+        } else if (rc != CL_AGAIN) {
+            return rc;
         }
-        CL_KILL_POINT();
-        o->incarnation++; /* the byte is ours: nobody else writes this slot while it is free */
-        if ((o->incarnation & 0x7ffffu) == 0) {
-            o->incarnation++;
-        }
-        atomic_store_explicit(&o->op, CL_OP_JOIN, memory_order_relaxed);
-        atomic_thread_fence(memory_order_release);
-        *(volatile uint32_t *)&o->state = CL_OWNER_JOINING;
-        CL_KILL_POINT();
-        *slot = i;
-        return CL_OK;
     }
-    return cl_fail(CL_TABLE_FULL, 0, "all %u owner slots are taken", high);
+    return cl_fail(CL_TABLE_FULL, 0, "%u processes use shared memory of this user, or have just ended", high);
 }
 
 /* Room for the next ones, so that joining never has to grow a table without holding the lock. Under the lock. */
@@ -56,19 +63,24 @@ static void widen(cl_store *store)
     for (uint32_t i = 0; i < c->owners_high && spare < 32; i++) {
         spare += store->owners[i].state == CL_OWNER_FREE;
     }
-    if (spare < 32 && c->owners_high + 256 <= CL_MAX_OWNERS &&
-        cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), 256 * sizeof(cl_owner)) ==
-            CL_OK) {
-        cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &c->owners_high, c->owners_high + 256);
-        cl_commit(&txn);
+    for (uint32_t n = 256; n >= 16 && spare < 32; n /= 4) { /* on a nearly full mount a small step may still go */
+        if (c->owners_high + n <= CL_MAX_OWNERS &&
+            cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), n * sizeof(cl_owner)) ==
+                CL_OK) {
+            cl_txn txn = cl_begin(store->base);
+            cl_set32(&txn, &c->owners_high, c->owners_high + n);
+            cl_commit(&txn);
+            return;
+        }
     }
 }
 
-/* Fill a slot that is `joining` and ours, and make it live. Under the lock. */
-void cl_owner_go_live(cl_store *store, uint32_t slot, const cl_identity *who)
+/* Fill a slot that is free and whose byte is ours, and make it live. Under the lock. `heir_of`: slot + 1 of the owner whose
+ * forked child it is, or 0. */
+static void go_live(cl_store *store, uint32_t slot, const cl_identity *who, uint32_t heir_of, uint32_t heir_epoch)
 {
     cl_owner *o = &store->owners[slot];
+    o->op = CL_OP_JOIN;
     o->pid = who->pid;
     o->start = who->start;
     o->pid_namespace = who->pid_namespace;
@@ -78,34 +90,168 @@ void cl_owner_go_live(cl_store *store, uint32_t slot, const cl_identity *who)
     o->leaving = 0;
     o->since_ns = cl_realtime_ns();
     memcpy(o->command, who->command, sizeof o->command);
+    o->epoch = 1;
+    o->first_hold = o->first_estate = o->sweep = o->children = o->unregistered = 0;
+    o->stage = CL_STAGE_SEGMENTS;
+    o->heir_of = heir_of;
+    o->heir_epoch = heir_epoch;
+    memset(o->marks, 0, sizeof o->marks);
     CL_KILL_POINT();
     cl_txn txn = cl_begin(store->base);
     cl_set32(&txn, &o->state, CL_OWNER_LIVE);
+    if (heir_of != 0) {
+        cl_owner *parent = &store->owners[heir_of - 1];
+        cl_set32(&txn, &parent->children, parent->children + 1);
+        cl_marks_share(store, &txn, parent, o);
+    }
     cl_commit(&txn);
     widen(store);
 }
 
-int cl_join(cl_store *store)
+/* Enter as the caretaker to make room among the slots. */
+static int make_room(cl_store *store, int fd)
+{
+    int rc = cl_byte_lock(fd, CL_CARETAKER);
+    if (rc != CL_OK) {
+        return rc; /* CL_AGAIN: another newcomer does it right now */
+    }
+    store->slot = CL_CARETAKER;
+    store->incarnation = 1;
+    while ((rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    if (rc == CL_OK) {
+        rc = cl_scan(store, CL_SCAN_FORCE, NULL);
+        widen(store);
+        cl_leave(store);
+    }
+    cl_byte_unlock(fd, CL_CARETAKER);
+    store->slot = CL_MAX_OWNERS;
+    return rc;
+}
+
+/* Win a slot, waiting while so many start at once that the table has to grow between. */
+static int win_slot(cl_store *store, int fd, uint32_t *slot)
+{
+    int64_t deadline = cl_monotonic_ns() + JOIN_NS;
+    for (;;) {
+        int rc = take_slot(store, fd, slot);
+        if (rc != CL_TABLE_FULL || cl_monotonic_ns() >= deadline) {
+            return rc;
+        }
+        rc = make_room(store, fd);
+        if (rc != CL_OK && rc != CL_AGAIN) {
+            return rc;
+        }
+        struct timespec nap = {.tv_nsec = 5000000};
+        nanosleep(&nap, NULL);
+    }
+}
+
+/* Win a slot and hold its byte. */
+static int hold_slot(cl_store *store)
 {
     store->slot = CL_MAX_OWNERS; /* nobody yet */
+    int fd = cl_live_open(store);
+    if (fd < 0) {
+        return errno == ENOENT ? CL_RETRY : cl_fail(CL_SYSTEM, errno, "opening the liveness file");
+    }
     uint32_t slot;
-    int rc = cl_owner_take_slot(store, store->live_fd, &slot);
+    int rc = win_slot(store, fd, &slot);
+    if (rc == CL_OK) {
+        rc = cl_life_map(fd, &store->life);
+    }
+    if (rc == CL_OK && cl_advice_is_ignored(store->life)) {
+        store->weak_liveness = 1;
+        munmap(store->life, CL_PAGE);
+        store->life = NULL;
+        store->life_fd = fd;
+        fd = -1;
+    }
+    if (rc == CL_OK) {
+        rc = cl_life_keep(store);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (rc == CL_OK) {
+        store->slot = slot;
+        store->incarnation = store->owners[slot].incarnation;
+    }
+    return rc;
+}
+
+/* One try; CL_AGAIN: the slot turned out to be another's. */
+static int join_once(cl_store *store)
+{
+    int rc = hold_slot(store);
     if (rc != CL_OK) {
         return rc;
     }
-    store->slot = slot;
-    store->incarnation = store->owners[slot].incarnation;
+    store->joining = 1;
     while ((rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT)) == CL_AGAIN) {
     }
+    store->joining = 0;
     if (rc != CL_OK) {
         return rc;
     }
     if (store->control->removed) {
         rc = CL_RETRY;
+    } else if (store->owners[store->slot].state != CL_OWNER_FREE) {
+        rc = CL_AGAIN; /* one who was killed while joining had written so: it is to be reaped first */
     } else {
-        cl_owner_go_live(store, slot, &store->identity);
-        cl_scan(store, CL_SCAN_FORCE, NULL);
+        go_live(store, store->slot, &store->identity, 0, 0);
+        /* Where hundreds start at once, each need not look at all the others. */
+        rc = cl_scan(store, store->control->scan_cost_ns < SCAN_CHEAP_NS ? CL_SCAN_FORCE : 0, NULL);
     }
-    cl_leave(store);
+    cl_leave_keeping_error(store);
+    return rc;
+}
+
+int cl_join(cl_store *store)
+{
+    int rc;
+    do {
+        rc = join_once(store);
+        if (rc != CL_OK) {
+            cl_life_end(store);
+        }
+    } while (rc == CL_AGAIN);
+    if (rc == CL_OK) {
+        cl_lineage_begin(store); /* not having these two is an error only for a fork that has nothing else: fork.c */
+        cl_spare_opening(store);
+    }
+    return rc;
+}
+
+/* ---- for a forked child; under the lock */
+
+int cl_join_child(cl_store *store, void **life, uint32_t *slot)
+{
+    int fd = cl_live_open(store);
+    if (fd < 0 && store->spare_fd >= 0 && cl_is_file(store->spare_fd, store->live_device, store->live_inode)) {
+        fd = store->spare_fd;
+        store->spare_fd = -1;
+    }
+    if (fd < 0) {
+        return cl_fail(CL_SYSTEM, errno, "opening the liveness file for a forked child");
+    }
+    CL_KILL_POINT();
+    int rc = take_slot(store, fd, slot);
+    if (rc == CL_OK) {
+        rc = cl_life_map(fd, life);
+    }
+    if (rc == CL_OK) {
+        cl_identity child = store->identity;
+        child.pid = 0;
+        child.start = 0;
+        child.parent_pid = store->identity.pid;
+        child.parent_start = store->identity.start;
+        go_live(store, *slot, &child, store->slot + 1, store->owners[store->slot].epoch);
+    }
+    if (rc == CL_OK && store->weak_liveness) {
+        store->fork_life_fd = fd; /* there the descriptor is what keeps the byte */
+    } else {
+        close(fd);
+    }
     return rc;
 }

@@ -1,11 +1,15 @@
 /* Processes: is the process of this number still the one that we knew? The one reader of /proc/<pid>/stat.
  *
  * Promise: reads only. A number may be given again; number and start time together name one process of a boot. */
+#define _GNU_SOURCE
 #include "process.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 uint64_t cl_process_start(uint32_t pid)
@@ -29,5 +33,22 @@ uint64_t cl_process_start(uint32_t pid)
                             &state, &start) != 2) {
         return 0;
     }
-    return state == 'Z' || state == 'X' ? 0 : start;
+    return start;
+}
+
+/* Judged by a pidfd: a zombie is dead, a process whose main thread alone has ended is not; /proc shows both as zombies. */
+int cl_process_lives(uint32_t pid, uint64_t start)
+{
+    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (fd < 0 && errno == ESRCH) {
+        return 0;
+    }
+    uint64_t now = cl_process_start(pid);
+    int ended = 0;
+    if (fd >= 0) { /* else a kernel or a filter without pidfds, or no descriptor left: in doubt it lives */
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        ended = poll(&p, 1, 0) == 1;
+        close(fd);
+    }
+    return !ended && (now == start || now == 0);
 }

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
-uint64_t cl_process_start(uint32_t pid); /* clock ticks after boot; 0: no such process */
+uint64_t cl_process_start(uint32_t pid); /* clock ticks after boot, of a zombie too; 0: no such process */
+int cl_process_lives(uint32_t pid, uint64_t start); /* the one that had this number and this start still runs */
 
 #endif

@@ -1,8 +1,12 @@
 /* Reaping: taking back what the dead held.
  *
- * Promise: after a scan, no hold of a dead owner, no unfinished segment of a dead owner and no message whose time or
- * family has ended is left. Any process may scan at any time, and may be killed in it: every step is a transaction, the
- * owner's slot is freed last, and the next scan goes on from there.
+ * Promise: after a forced scan, no hold of a dead owner that no forked child of it uses, no unfinished segment of a dead
+ * owner and no message whose time or family has ended is left. Any process may scan at any time, and may be killed in it:
+ * every step is a transaction, the owner's slot is freed last, and the next scan goes on from there.
+ *
+ * An owner that has ended goes through stages, each noted in its slot: its unfinished SEGMENTS, its own HOLDS, its ESTATE, DONE.
+ * `sweep` is the hold that comes next. A living owner's estate is swept again when an heir has ended. The registry's lock is let
+ * go after SWEEP_HOLDS holds, so that the end of a process that held very many disturbs nobody.
  *
  * Scans cost a system call an owner. Ordinary calls scan when the last scan, anybody's, is longer ago than 10 ms and than
  * a hundred times what it cost; joining, publishing, looking up a name, a full mount and `reap` always do. */
@@ -15,37 +19,126 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int reap_owner(cl_store *store, uint32_t slot, cl_reaped *reaped)
+#define SWEEP_HOLDS 128u /* holds a step: some tens of microseconds */
+
+/* Finish what an owner that has ended was making or giving back. The files go in cl_finish_going, without the lock.
+ * 1: done, 0: more than fits in one step, 2: not by this process. */
+static int finish_segments(cl_store *store, uint32_t slot, cl_reaped *reaped)
 {
-    cl_control *c = store->control;
-    int rc = CL_OK;
-    for (uint32_t i = 0; rc == CL_OK && i < c->holds_high && i < CL_MAX_HOLDS; i++) {
-        if (store->holds[i].kind == CL_HOLD_OWNER && store->holds[i].owner == slot + 1) {
-            rc = cl_hold_drop(store, i);
-            reaped->blocks++;
+    for (uint32_t i = 0; i < store->control->segments_high && i < CL_MAX_SEGMENTS; i++) {
+        cl_segment *s = &store->segments[i];
+        if ((s->state != CL_SEGMENT_MAKING && s->state != CL_SEGMENT_GOING) || s->owner != slot + 1) {
+            continue;
+        }
+        if (store->slot == CL_CARETAKER) {
+            return 2; /* the caretaker has no entry to be reaped by, so it takes nothing over */
+        }
+        if (store->ngoing == CL_GOING) {
+            return 0;
+        }
+        if (s->state == CL_SEGMENT_MAKING) { /* no block of it is on a list yet */
+            cl_txn txn = cl_begin(store->base);
+            cl_set32(&txn, &s->nblocks, 0);
+            cl_set32(&txn, &s->owner, store->slot + 1);
+            cl_set32(&txn, &s->state, CL_SEGMENT_GOING);
+            cl_commit(&txn);
+        } else {
+            int rc = cl_segment_retire(store, i);
+            if (rc != CL_OK) {
+                return rc;
+            }
+        }
+        store->going[store->ngoing++] = i;
+        reaped->segments++;
+    }
+    return 1;
+}
+
+/* Look at the hold that the owner's sweep has come to: keep it for its heirs, or drop it. */
+static int sweep_hold(cl_store *store, cl_owner *o, int lineage, cl_reaped *reaped)
+{
+    uint32_t index = o->sweep - 1;
+    if (index >= store->control->holds_high || index >= CL_MAX_HOLDS ||
+        store->holds[index].owner != (uint32_t)(o - store->owners) + 1) {
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds leads to %u", o->sweep);
+    }
+    if (cl_is_used_by_heirs(store, index, UINT32_MAX, lineage)) {
+        o->sweep =
+            store->holds[index].next; /* only a place in the list: whoever goes on from the old one looks once more */
+        return CL_OK;
+    }
+    reaped->blocks++;
+    return cl_hold_drop(store, index); /* which moves the sweep on */
+}
+
+static void next_stage(cl_store *store, cl_owner *o, uint32_t stage)
+{
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, &o->stage, stage);
+    cl_set32(&txn, &o->sweep, stage == CL_STAGE_HOLDS ? o->first_hold : stage == CL_STAGE_ESTATE ? o->first_estate : 0);
+    cl_commit(&txn);
+}
+
+/* Take back, as far as the budget goes, what an owner that has ended held, and what a living one has left to heirs that do
+ * not use it any more. */
+static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reaped *reaped)
+{
+    cl_owner *o = &store->owners[slot];
+    int gone = o->state == CL_OWNER_GONE, rc = CL_OK;
+    if (gone && o->stage == CL_STAGE_SEGMENTS) {
+        rc = finish_segments(store, slot, reaped);
+        if (rc != 1) {
+            *budget = rc == 0 ? 0 : *budget;
+            return rc < 0 ? rc : CL_OK;
+        }
+        next_stage(store, o, CL_STAGE_HOLDS);
+    }
+    /* A copy of its memory that could not be registered may use all that is as old as that fork. */
+    int lineage = o->unregistered != 0 && (!gone || cl_lineage_lives(store, slot));
+    if (gone && o->unregistered != 0 && !lineage) {
+        o->unregistered = 0; /* a dead owner's: nobody else writes it */
+        next_stage(store, o, CL_STAGE_HOLDS);
+    }
+    rc = CL_OK;
+    while (rc == CL_OK && o->stage != CL_STAGE_DONE && *budget != 0) {
+        if (o->sweep != 0) {
+            --*budget;
+            rc = sweep_hold(store, o, lineage, reaped);
+        } else {
+            next_stage(store, o, o->stage == CL_STAGE_HOLDS ? CL_STAGE_ESTATE : CL_STAGE_DONE);
         }
     }
-    for (uint32_t i = 0; rc == CL_OK && i < c->segments_high && i < CL_MAX_SEGMENTS; i++) {
-        cl_segment *s = &store->segments[i];
-        if ((s->state == CL_SEGMENT_MAKING || s->state == CL_SEGMENT_GOING) && s->owner == slot + 1) {
-            if (s->state == CL_SEGMENT_GOING) {
-                rc = cl_segment_retire(store, i);
-            }
-            if (rc == CL_OK) {
-                cl_segment_destroy(store, s->id);
-                CL_KILL_POINT();
-                cl_segment_forget(store, i);
-                reaped->segments++;
+    if (rc == CL_OK && gone && o->stage == CL_STAGE_DONE && o->first_hold == 0 && o->first_estate == 0 &&
+        slot != store->slot && cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
+        rc = finish_segments(store, slot, reaped); /* again: one that leaves gives segments back after it is gone */
+        if (rc == 1) {
+            rc = cl_owner_free(store, slot);
+        } else if (rc >= 0) {
+            *budget = rc == 0 ? 0 : *budget;
+            rc = CL_OK;
+        }
+    }
+    return rc;
+}
+
+/* One step of that for all owners; `sweeping` stays set while there is more. */
+static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
+{
+    cl_control *c = store->control;
+    int rc = CL_OK, again = 0;
+    for (uint32_t i = 0; rc == CL_OK && i < c->owners_high && i < CL_CARETAKER; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (o->state == CL_OWNER_GONE || (o->state == CL_OWNER_LIVE && o->stage == CL_STAGE_ESTATE)) {
+            rc = sweep_owner(store, i, &budget, reaped);
+            again |= o->state != CL_OWNER_FREE && o->stage != CL_STAGE_DONE && o->stage != CL_STAGE_SEGMENTS;
+            if (budget == 0) {
+                again = 1;
+                break;
             }
         }
     }
     if (rc == CL_OK) {
-        c->deaths++;
-        c->deaths_in_op += atomic_load_explicit(&store->owners[slot].op, memory_order_relaxed) != CL_OP_NONE;
-        cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &store->owners[slot].state, CL_OWNER_FREE);
-        cl_commit(&txn);
-        reaped->owners++;
+        c->sweeping = again != 0; /* a hint: set again with the next death */
     }
     return rc;
 }
@@ -78,12 +171,12 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
                 alive = families[f] == h->family;
             }
             if (!alive && h->parent_pid != 0) {
-                if (h->pid_namespace != store->identity.pid_namespace) {
+                if (h->pid_namespace != (uint32_t)store->identity.pid_namespace) {
                     alive = 1; /* its numbers mean nothing here: left to its own container, or to its time */
                 } else {
                     if (h->parent_pid != asked_pid) {
                         asked_pid = h->parent_pid;
-                        asked_alive = cl_process_start(asked_pid) == h->parent_start;
+                        asked_alive = cl_process_lives(asked_pid, h->parent_start);
                     }
                     alive = asked_alive;
                 }
@@ -107,12 +200,48 @@ static int is_due(const cl_control *c, int64_t now)
     return (uint64_t)now - c->scanned_ns >= pause;
 }
 
+/* Who has ended since the last look, and what families live. */
+static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamilies, cl_reaped *reaped)
+{
+    cl_control *c = store->control;
+    for (uint32_t i = 0; i < c->owners_high && i < CL_CARETAKER; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (o->state == CL_OWNER_FREE) {
+            continue;
+        }
+        if (o->state == CL_OWNER_GONE) { /* its unregistered copies may have ended; its slot may be due */
+            c->sweeping |= o->unregistered != 0 || (o->first_hold == 0 && o->first_estate == 0);
+        } else if (i == store->slot || cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
+            if (!(i == store->slot && o->leaving) && (*nfamilies == 0 || families[*nfamilies - 1] != o->family)) {
+                families[(*nfamilies)++] = o->family;
+            }
+        } else {
+            c->deaths++;
+            c->deaths_in_op += atomic_load_explicit(&store->owners[i].op, memory_order_relaxed) != CL_OP_NONE;
+            cl_owner_end(store, i);
+            reaped->owners++;
+        }
+    }
+    return CL_OK;
+}
+
+/* Let others in between two steps. */
+static int breathe(cl_store *store)
+{
+    int rc;
+    cl_unlock_registry(store);
+    while ((rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS)) == CL_AGAIN) {
+    }
+    return rc;
+}
+
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     cl_control *c = store->control;
     cl_reaped ignored = {0};
     int64_t now = cl_monotonic_ns();
-    if (!(flags & CL_SCAN_FORCE) && !is_due(c, now)) {
+    int due = (flags & CL_SCAN_FORCE) || is_due(c, now), rc = CL_OK;
+    if (!due && !c->sweeping) {
         return CL_OK;
     }
     if (reaped == NULL) {
@@ -120,20 +249,22 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     }
     uint64_t families[CL_MAX_OWNERS];
     uint32_t nfamilies = 0;
-    int rc = CL_OK;
-    for (uint32_t i = 0; rc == CL_OK && i < c->owners_high && i < CL_MAX_OWNERS - 1; i++) {
-        const cl_owner *o = &store->owners[i];
-        if (o->state == CL_OWNER_FREE) {
-            continue;
+    if (due) {
+        rc = look_at_owners(store, families, &nfamilies, reaped);
+    }
+    while (rc == CL_OK && c->sweeping) {
+        rc = sweep_owners(store, SWEEP_HOLDS, reaped);
+        if (rc != CL_OK || !c->sweeping || !(flags & CL_SCAN_FORCE)) {
+            break;
         }
-        if (i == store->slot || cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
-            if (o->state == CL_OWNER_LIVE && !(i == store->slot && o->leaving) &&
-                (nfamilies == 0 || families[nfamilies - 1] != o->family)) {
-                families[nfamilies++] = o->family;
-            }
+        if (flags & CL_SCAN_KEEP_LOCK) {
+            cl_finish_going(store, 1);
         } else {
-            rc = reap_owner(store, i, reaped);
+            rc = breathe(store);
         }
+    }
+    if (!due) {
+        return rc;
     }
     if (rc == CL_OK && (c->messages != 0 || c->persistent != 0)) {
         rc = reap_messages(store, families, nfamilies, reaped);

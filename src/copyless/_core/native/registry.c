@@ -20,13 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char *const REGISTRY = "registry.2"; /* carries CL_LAYOUT_VERSION: two layouts live side by side */
-
-static void live_file(char *out, size_t room, uint64_t id)
-{
-    snprintf(out, room, "live.%016llx", (unsigned long long)id);
-}
-
 /* ---- making one */
 
 /* Link the first n entries of a table into its free list, in order. */
@@ -92,8 +85,8 @@ static int make_registry(int directory, const cl_identity *identity)
                         .created_ns = cl_realtime_ns(),
                         .creator_pid = identity->pid,
                         .creator_start = identity->start};
-    char live[32], temporary[32] = "";
-    live_file(live, sizeof live, header.id);
+    char live[CL_FILE_ROOM], temporary[32] = "";
+    cl_live_file(live, header.id);
     int fd = -1, rc = CL_OK;
     int live_fd = openat(directory, live, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     struct stat st;
@@ -120,8 +113,8 @@ static int make_registry(int directory, const cl_identity *identity)
     if (rc == CL_OK) {
         char path[40];
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-        int linked = temporary[0] ? linkat(directory, temporary, directory, REGISTRY, 0)
-                                  : linkat(AT_FDCWD, path, directory, REGISTRY, AT_SYMLINK_FOLLOW);
+        int linked = temporary[0] ? linkat(directory, temporary, directory, CL_REGISTRY_FILE, 0)
+                                  : linkat(AT_FDCWD, path, directory, CL_REGISTRY_FILE, AT_SYMLINK_FOLLOW);
         if (linked != 0) {
             rc = errno == EEXIST || errno == ENOENT ? CL_RETRY : cl_fail(CL_SYSTEM, errno, "publishing the registry");
         }
@@ -179,6 +172,7 @@ static void close_files(cl_store *store)
         close(store->live_fd);
     }
     store->registry_fd = store->live_fd = -1;
+    cl_life_end(store);
 }
 
 static void point_tables(cl_store *store)
@@ -190,17 +184,19 @@ static void point_tables(cl_store *store)
     store->names = (cl_name *)(void *)(base + CL_OFF_NAMES);
     store->holds = (cl_hold *)(void *)(base + CL_OFF_HOLDS);
     store->segments = (cl_segment *)(void *)(base + CL_OFF_SEGMENTS);
+    store->marks = (cl_mark_page *)(void *)(base + CL_OFF_MARKS);
+    store->mark_bits = (uint64_t *)(void *)(base + CL_OFF_MARK_BITS);
 }
 
 /* Take a registry away that nobody can use any more (removed by its last owner, or of an earlier boot). */
 static void discard(cl_store *store, uint64_t id)
 {
     struct stat named, ours;
-    char live[32];
-    live_file(live, sizeof live, id);
+    char live[CL_FILE_ROOM];
+    cl_live_file(live, id);
     if (fstat(store->registry_fd, &ours) == 0 &&
-        fstatat(store->directory, REGISTRY, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_ino == ours.st_ino) {
-        unlinkat(store->directory, REGISTRY, 0);
+        fstatat(store->directory, CL_REGISTRY_FILE, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_ino == ours.st_ino) {
+        unlinkat(store->directory, CL_REGISTRY_FILE, 0);
     }
     unlinkat(store->directory, live, 0);
 }
@@ -208,7 +204,7 @@ static void discard(cl_store *store, uint64_t id)
 static int open_once(cl_store *store)
 {
     int rc;
-    store->registry_fd = openat(store->directory, REGISTRY, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    store->registry_fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (store->registry_fd < 0) {
         if (errno != ENOENT) {
             return cl_fail(CL_SYSTEM, errno, "opening the registry");
@@ -235,8 +231,8 @@ static int open_once(cl_store *store)
         return CL_RETRY;
     }
     store->registry_id = header.id;
-    char live[32];
-    live_file(live, sizeof live, header.id);
+    char live[CL_FILE_ROOM];
+    cl_live_file(live, header.id);
     store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     struct stat live_st;
     int live_gone = store->live_fd < 0;
@@ -261,10 +257,17 @@ static int open_once(cl_store *store)
     if (live_gone) {
         return cl_fail(CL_CORRUPT, errno, "registry: %s is gone", live);
     }
-    store->open = 1;
-    rc = cl_join(store);
-    if (rc != CL_OK) {
-        store->open = 0;
+    store->registry_device = st.st_dev;
+    store->registry_inode = st.st_ino;
+    store->live_device = header.live_device;
+    store->live_inode = header.live_inode;
+    rc = cl_here_begin(store);
+    if (rc == CL_OK) {
+        store->open = 1;
+        rc = cl_join(store);
+        if (rc != CL_OK) {
+            store->open = 0;
+        }
     }
     return rc;
 }
@@ -274,7 +277,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     memset(store, 0, sizeof *store);
     pthread_mutex_init(&store->mutex, NULL);
     store->directory = directory;
-    store->registry_fd = store->live_fd = store->fork_live_fd = -1;
+    store->registry_fd = store->live_fd = store->life_fd = store->spare_fd = store->fork_life_fd = -1;
     store->identity = *identity;
     store->settings = *settings;
     store->nonce = cl_random64();
@@ -292,26 +295,83 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
 
 /* ---- leaving for good */
 
+/* How many other processes use the registry, and how many of them are leaving it too. */
 static int others_live(cl_store *store, int *leaving)
 {
     int n = 0;
     *leaving = 0;
-    for (uint32_t i = 0; i < store->control->owners_high && i < CL_MAX_OWNERS; i++) {
+    for (uint32_t i = 0; i < store->control->owners_high && i < CL_CARETAKER; i++) {
         const cl_owner *o = &store->owners[i];
         if (i != store->slot && o->state != CL_OWNER_FREE && cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
             n++;
             *leaving += o->leaving != 0;
+        } else if (i != store->slot && o->state == CL_OWNER_GONE && o->unregistered != 0) {
+            n++; /* a forked copy of it may live, with all that it held */
         }
     }
-    return n;
+    return n + (store->owners[store->slot].unregistered != 0);
 }
 
+/* Unmap what nothing of this process uses. Under the mutex, before the registry's lock: it may take long. */
+static int drop_maps(cl_store *store)
+{
+    int in_use = 0;
+    for (uint32_t i = store->nmaps; i-- > 0;) {
+        if (store->by_address[i]->in_use == 0) {
+            cl_map_drop(store, store->by_address[i]);
+        } else {
+            in_use = 1;
+        }
+    }
+    if (store->nmaps == 0) {
+        free(store->maps);
+        free(store->by_address);
+        store->maps = store->by_address = NULL;
+        store->maps_room = 0;
+    }
+    return in_use;
+}
+
+/* Nobody else is left: everything goes that nobody asked to persist. The lock is kept, or somebody could join what we are
+ * about to remove. 1: the registry is removed. */
+static int take_all_away(cl_store *store)
+{
+    uint32_t given;
+    cl_scan(store, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, NULL);
+    do { /* so many at a time */
+        cl_trim_locked(store, 0, INT64_MAX, NULL);
+        given = store->ngoing;
+        cl_finish_going(store, 1);
+    } while (given != 0);
+    if (store->control->total_bytes != 0 || store->control->messages != 0) {
+        return 0;
+    }
+    store->control->removed = 1;
+    CL_KILL_POINT();
+    discard(store, store->registry_id);
+    if (store->settings.spill[0] != 0) {
+        rmdir(store->settings.spill); /* empty by now, if it was ever made */
+    }
+    return 1;
+}
+
+/* Leaving, and what SIGKILL leaves: the slot stays ours until the process ends. It is marked gone when nothing of this
+ * process uses memory any more, under the lock; then the lock is let go; then the byte. Killed anywhere, the byte is free
+ * and the next scan goes on; the slot itself is freed by that scan in any case. */
 int cl_store_leave(cl_store *store)
 {
     int removed = 0;
     int64_t deadline = cl_monotonic_ns() + 200000000;
+    cl_fork_forget(store);
     for (;;) {
-        int rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT);
+        int rc = cl_enter_tables(store, CL_MAY_WAIT);
+        int mine = rc == CL_OK && drop_maps(store);
+        if (rc == CL_OK) {
+            rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
+            if (rc != CL_OK) {
+                cl_leave_tables(store);
+            }
+        }
         if (rc == CL_AGAIN && cl_monotonic_ns() < deadline) {
             continue;
         }
@@ -323,60 +383,24 @@ int cl_store_leave(cl_store *store)
         cl_scan(store, CL_SCAN_FORCE, NULL);
         others = others_live(store, &leaving);
         if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
-            /* Arrays still in use: given up by the end of the process only, since a thread may write to them. */
-            int mine = 0;
-            for (uint32_t i = 0; i < store->nmaps; i++) {
-                mine += store->by_address[i]->in_use != 0;
-            }
-            if (others == 0 || mine == 0) { /* what is held still was drafted for a queue, and never put */
-                for (uint32_t i = 0; i < store->control->holds_high && i < CL_MAX_HOLDS; i++) {
-                    if (store->holds[i].kind == CL_HOLD_OWNER && store->holds[i].owner == store->slot + 1) {
-                        cl_hold_drop(store, i);
-                    }
+            /* Arrays still in use are given up by the end of the process only: a thread may write to them. What is held
+             * else was drafted for a queue, and never put. */
+            int ends = others == 0 || !mine;
+            if (ends) {
+                cl_owner_end(store, store->slot);
+                if (others == 0) {
+                    removed = take_all_away(store);
+                } else {
+                    cl_scan(store, CL_SCAN_FORCE, NULL);
                 }
             }
-            if (others == 0) {
-                /* Nobody is left to be disturbed: everything goes that nobody asked to persist. */
-                cl_scan(store, CL_SCAN_FORCE, NULL);
-                uint32_t given;
-                do { /* so many at a time; the lock is kept, or somebody could join what we are about to remove */
-                    cl_trim_locked(store, 0, INT64_MAX, NULL);
-                    given = store->ngoing;
-                    cl_finish_going(store, 1);
-                } while (given != 0);
-                if (store->control->total_bytes == 0 && store->control->messages == 0) {
-                    store->control->removed = 1;
-                    CL_KILL_POINT();
-                    discard(store, store->registry_id);
-                    if (store->settings.spill[0] != 0) {
-                        rmdir(store->settings.spill); /* empty by now, if it was ever made */
-                    }
-                    removed = 1;
-                }
-            }
-            if (others == 0 || mine == 0) {
-                cl_txn txn = cl_begin(store->base);
-                cl_set32(&txn, &store->owners[store->slot].state, CL_OWNER_FREE);
-                cl_commit(&txn);
-            }
+            cl_unlock_registry(store);
             store->open = 0;
-            for (uint32_t i = store->nmaps; i-- > 0;) {
-                if (store->by_address[i]->in_use == 0) {
-                    cl_map_drop(store, store->by_address[i]);
-                }
+            if (ends) {
+                drop_maps(store); /* those whose segments went */
+                cl_life_end(store);
             }
-            if (store->nmaps == 0) {
-                free(store->maps);
-                free(store->by_address);
-                store->maps = store->by_address = NULL;
-                store->maps_room = 0;
-            }
-            cl_unlock(&store->control->lock);
-            if (others == 0 || mine == 0) {
-                close(store->live_fd);
-                store->live_fd = -1;
-            }
-            pthread_mutex_unlock(&store->mutex);
+            cl_leave_tables(store);
             return removed;
         }
         cl_leave(store);

@@ -116,6 +116,14 @@ static void keep_descriptor(cl_map *map, int fd, const struct stat *st)
     map->ctime_ns = ctime_of(st);
 }
 
+static void forget_descriptor(cl_map *map)
+{
+    if (map->base != NULL && cl_is_file(map->fd, map->device, map->inode)) {
+        close(map->fd);
+    }
+    map->fd = -1;
+}
+
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
                       uint32_t nblocks)
 {
@@ -166,6 +174,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
             map->header = header;
             map->id = id;
             map->inode = st.st_ino;
+            map->device = st.st_dev;
             map->base = base;
             map->size = size;
             map->block_size = block_size;
@@ -226,10 +235,11 @@ int cl_segment_check(cl_store *store, cl_map *map)
 {
     struct stat st;
     int rc = CL_OK;
+    if (map->fd >= 0 && (fstat(map->fd, &st) != 0 || st.st_ino != map->inode || st.st_dev != map->device)) {
+        map->fd = -1; /* the program closed it; the number may be a file of its own by now */
+    }
     if (map->fd < 0) {
         rc = check_name(store, map);
-    } else if (fstat(map->fd, &st) != 0) {
-        rc = cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
     } else if ((uint64_t)st.st_size != map->size || ctime_of(&st) != map->ctime_ns) {
         rc = check_name(store, map);
         map->ctime_ns = rc == CL_OK ? ctime_of(&st) : map->ctime_ns;
@@ -294,6 +304,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     map->id = id;
     map->slot = slot;
     map->inode = st.st_ino;
+    map->device = st.st_dev;
     map->base = base;
     map->size = header.file_size;
     map->block_size = header.block_size;
@@ -346,9 +357,8 @@ int cl_map_add(cl_store *store, cl_map *map)
     }
     store->by_address[at] = map;
     store->nmaps++;
-    if (map->base != NULL && map->fd >= 0 && store->nmaps > KEPT_DESCRIPTORS) {
-        close(map->fd); /* many already: this file is looked at by its name */
-        map->fd = -1;
+    if (store->nmaps > KEPT_DESCRIPTORS) {
+        forget_descriptor(map); /* many already: this file is looked at by its name */
     }
     store->maps[map->slot] = map;
     return CL_OK;
@@ -369,18 +379,14 @@ void cl_map_drop(cl_store *store, cl_map *map)
     if (map->base != NULL && map->in_use == 0) {
         munmap(map->base, map->size);
     }
-    if (map->base != NULL && map->fd >= 0) {
-        close(map->fd);
-    }
+    forget_descriptor(map);
     free(map);
 }
 
 void cl_map_discard(cl_map *map)
 {
     munmap(map->base, map->size);
-    if (map->fd >= 0) {
-        close(map->fd);
-    }
+    forget_descriptor(map);
     free(map);
 }
 

@@ -101,7 +101,7 @@ void cl_finish_going(cl_store *store, int keep_locked)
     }
     int locked = 1;
     if (!keep_locked) {
-        cl_unlock(&store->control->lock);
+        cl_unlock_own(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation));
         locked = 0;
     }
     for (uint32_t i = 0; i < n; i++) {

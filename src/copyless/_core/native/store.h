@@ -24,14 +24,13 @@
 typedef struct cl_local_block {
     uint64_t generation;
     uint32_t references; /* objects of this process that stand on it */
-    uint32_t hold; /* index + 1 of our hold; 0: none */
-    uint32_t fork_hold; /* the forked child's, between prepare and fork */
+    uint32_t hold; /* index + 1 of our hold, or of the one that we inherited (estate.c); 0: none */
     int private; /* never sent on by its address: a value that came by a queue, or the memory of a ring's frames */
 } cl_local_block;
 
 typedef struct cl_map {
     uint64_t id;
-    uint64_t inode;
+    uint64_t inode, device;
     uint8_t *base; /* NULL: external, not mapped by us */
     uint64_t size;
     uint64_t block_size;
@@ -59,16 +58,27 @@ typedef struct cl_settings {
     char spill[256]; /* a directory on disk for what must go through although shared memory is full; empty: none */
 } cl_settings;
 
-typedef struct cl_store {
+typedef struct cl_store cl_store;
+struct cl_store {
     pthread_mutex_t mutex;
-    _Atomic(pthread_t) fork_thread; /* who is between fork_prepare and the end of the fork */
-    _Atomic int forking;
     int open;
-    int directory, registry_fd, live_fd;
-    int fork_live_fd;
+    int joining; /* our slot is not live yet */
+    int orphan; /* a forked child that could not be registered: it has its parent's mappings, and no part in anything */
+    int directory, registry_fd;
+    _Atomic int live_fd; /* to ask about others' bytes; locks nothing */
     int spill_fd; /* 0: not opened yet */
     uint32_t slot, incarnation;
-    uint32_t fork_slot; /* slot + 1 of the child to be */
+    /* liveness.c: what holds our two bytes */
+    void *life, *lineage;
+    int life_fd; /* weak_liveness: instead of `life`; else -1 */
+    int weak_liveness; /* this system ignores MADV_DONTFORK */
+    int spare_fd; /* an opening of the liveness file for a fork that finds no free descriptor */
+    volatile uint32_t *here; /* 0: we are a copy of the process that opened the store, made behind our back */
+    /* fork.c: between prepare and the end of a fork */
+    uint32_t fork_slot; /* slot + 1 of the child to be; 0: it could not be registered */
+    void *fork_life;
+    int fork_life_fd;
+    uint64_t registry_device, registry_inode, live_device, live_inode;
     uint64_t registry_id;
     uint8_t *base; /* of the mapped registry */
     cl_control *control;
@@ -77,6 +87,8 @@ typedef struct cl_store {
     cl_name *names;
     cl_hold *holds;
     cl_segment *segments;
+    cl_mark_page *marks;
+    uint64_t *mark_bits;
     cl_map **maps; /* by segment slot */
     cl_map **by_address; /* mapped ones, by base */
     uint32_t nmaps, maps_room;
@@ -84,9 +96,11 @@ typedef struct cl_store {
     cl_identity identity;
     cl_settings settings;
     cl_spin spin;
-    uint32_t going[64]; /* slots that we retired and whose files are still to be unlinked */
+#define CL_GOING 64u
+    uint32_t going[CL_GOING]; /* slots that we retired and whose files are still to be unlinked */
     uint32_t ngoing;
-} cl_store;
+    cl_store *older; /* for the binding: the one that this process used before, whose blocks it may still have */
+};
 
 /* A block as its user sees it. */
 typedef struct cl_block_ref {
@@ -103,7 +117,25 @@ typedef struct cl_block_ref {
 
 /* The files of the floor, lowest first: each calls those above it in this list, never those below.
  *
- * ---- enter.c: the way in, and whether an owner lives */
+ * ---- liveness.c: which owners live */
+#define CL_FILE_ROOM 40 /* the longest name of a file of ours, and its NUL */
+int cl_is_file(int fd, uint64_t device, uint64_t inode); /* a program may have closed it, and reused its number */
+void cl_live_file(char *out, uint64_t registry_id);
+int cl_live_open(cl_store *store); /* a new opening of the liveness file, or -1 and errno */
+cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation);
+int cl_lineage_lives(cl_store *store, uint32_t slot); /* may a copy of its address space live? */
+int cl_byte_lock(int fd, uint32_t byte); /* CL_AGAIN: another has it */
+void cl_byte_unlock(int fd, uint32_t byte);
+int cl_life_map(int fd, void **page); /* a page that keeps an opening */
+int cl_life_keep(cl_store *store); /* ... out of forked children */
+int cl_advice_is_ignored(void *page);
+int cl_lineage_begin(cl_store *store);
+void cl_spare_opening(cl_store *store);
+void cl_life_end(cl_store *store);
+
+/* ---- enter.c: the way in */
+#define CL_REGISTRY_FILE "registry.3" /* carries CL_LAYOUT_VERSION: two layouts live side by side */
+void cl_set_op(cl_store *store, enum cl_op op);
 int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
@@ -111,9 +143,6 @@ int cl_lock_registry(cl_store *store, enum cl_op op,
                      int64_t deadline_ns); /* the second lock alone; checks the registry first */
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
 int cl_reserve_fd(int fd, uint64_t offset, uint64_t length); /* ... of one that is being made */
-struct flock cl_owner_byte(uint32_t slot, short type); /* of the liveness file */
-int cl_owner_byte_locked(int fd, uint32_t slot);
-cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation);
 
 /* ---- segment_file.c: files and mappings */
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
@@ -172,25 +201,53 @@ int cl_name_prepare(cl_store *store, cl_name_key key, uint32_t number, cl_name *
 void cl_name_link(cl_store *store, cl_txn *txn, uint32_t kind, cl_name *entry);
 void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
 
+/* ---- snapshot.c: the tables, copied under the lock and read without it */
+typedef struct cl_snapshot {
+    cl_control control;
+    cl_owner *owners;
+    cl_segment *segments;
+    cl_hold *holds;
+    cl_name *names;
+} cl_snapshot;
+int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags); /* (wait) */
+void cl_snapshot_free(cl_snapshot *snapshot);
+
 /* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
 int cl_audit(cl_store *store);
 
 /* ---- operation.c: both locks */
 int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
+void cl_unlock_registry(cl_store *store); /* the registry's lock alone; unlinks what was given back */
 void cl_leave(cl_store *store);
+int cl_peek(cl_store *store, cl_control *copy, unsigned flags); /* (wait) the totals */
 void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is still what the operation said */
 
 /* ---- holds.c: why blocks live. Under the registry's lock. */
 uint64_t cl_new_nonce(cl_store *store);
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
 int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
+/* Parts of a transaction: onto the list that goes with its kind, off it; onto an owner's, `nonce` not 0: as a drafted one. */
+int cl_hold_link(cl_store *store, cl_txn *txn, uint32_t index, uint32_t kind);
+int cl_hold_unlink(cl_store *store, cl_txn *txn, uint32_t index);
+int cl_hold_own(cl_store *store, cl_txn *txn, uint32_t index, uint32_t owner, uint64_t nonce);
 void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out); /* describe a block */
+
+/* ---- estate.c: what forked children inherit. Under the registry's lock. */
+void cl_mark_clear(cl_store *store, cl_txn *txn, uint32_t hold); /* our own mark: the entry is used anew */
+void cl_marks_share(cl_store *store, cl_txn *txn, const cl_owner *parent, cl_owner *child);
+void cl_marks_drop(cl_store *store, uint32_t slot);
+int cl_hold_is_inherited(cl_store *store, uint32_t index, uint32_t number); /* by us, on this block */
+int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lineage);
+int cl_hold_let_go(cl_store *store, uint32_t index, uint32_t number); /* our own or an inherited one */
+void cl_owner_end(cl_store *store, uint32_t slot); /* live -> gone */
+int cl_owner_free(cl_store *store, uint32_t slot); /* gone -> free: nothing names it any more */
 
 /* ---- reap.c: taking back what the dead held. cl_scan is under the registry's lock. */
 typedef struct cl_reaped {
     uint32_t owners, blocks, segments, messages;
 } cl_reaped;
-#define CL_SCAN_FORCE 1u
+#define CL_SCAN_FORCE 1u /* now, and wholly: lets the registry's lock go between its steps */
+#define CL_SCAN_KEEP_LOCK 2u /* ... but not that */
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
 
@@ -201,6 +258,9 @@ int cl_find(
     cl_store *store, const void *address, uint64_t nbytes, unsigned flags,
     cl_block_ref *
         out); /* (wait) by address, whole range in a block that we hold; 1: found, 0: not ours, 2: found, but private */
+/* ... in any store that this process has used. 3: in one that it inherited by a fork that could not be registered. */
+int cl_find_any(cl_store *newest, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out,
+                cl_store **store); /* (wait) */
 int cl_mark_private(cl_store *store, const cl_block_ref *ref, unsigned flags); /* (wait) cl_find says 2 */
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed); /* (wait) */
 
@@ -229,8 +289,8 @@ int cl_name_withdraw(cl_store *store, cl_name *entry); /* under the lock: the na
 
 /* ---- owners.c: joining */
 int cl_join(cl_store *store);
-int cl_owner_take_slot(cl_store *store, int live_fd, uint32_t *slot);
-void cl_owner_go_live(cl_store *store, uint32_t slot, const cl_identity *who); /* under the lock */
+int cl_join_child(cl_store *store, void **life,
+                  uint32_t *slot); /* under the lock: for a child that is about to be forked */
 
 /* ---- channels.c: what lies in a queue
  *
@@ -259,9 +319,9 @@ int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t
                     unsigned flags); /* (wait) */
 
 /* ---- fork.c */
-int cl_fork_prepare(cl_store *store, unsigned flags); /* (wait) */
-void cl_fork_parent(cl_store *store);
-int cl_fork_child(cl_store *store, uint32_t pid, uint64_t start, uint32_t parent_pid, uint64_t parent_start);
+int cl_here_begin(cl_store *store); /* a page that copies of this process find wiped */
+int cl_fork_follow(cl_store *store); /* forks of this process carry the store on: by pthread_atfork */
+void cl_fork_forget(cl_store *store);
 
 /* ---- registry.c: opening, leaving */
 int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings);
