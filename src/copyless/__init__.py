@@ -41,9 +41,9 @@ _HOMES = {
     "copyless.storage.settings": ("configure",),
     "copyless.storage.store": ("reap", "trim"),
     "copyless.errors": (
-        "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError", "LimitExceededError",
-        "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "ServerEndedError", "StaleHandleError", "TaskUnreadableError",
-        "WorkerDiedError",
+        "BootUnknownError", "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError",
+        "LimitExceededError", "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "RegistryBusyError", "ServerEndedError",
+        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
     ),
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
@@ -60,6 +60,7 @@ __all__ = [
     "AuthenticationError",
     "Barrier",
     "BaseManager",
+    "BootUnknownError",
     "BoundedSemaphore",
     "BufferTooShort",
     "ClosedError",
@@ -91,6 +92,7 @@ __all__ = [
     "RWLock",
     "RawArray",
     "RawValue",
+    "RegistryBusyError",
     "RingBuffer",
     "Semaphore",
     "ServerEndedError",
@@ -191,6 +193,7 @@ if TYPE_CHECKING:
         get_context,
     )
     from copyless.errors import (
+        BootUnknownError,
         ClosedError,
         CopylessError,
         CorruptSegmentError,
@@ -200,6 +203,7 @@ if TYPE_CHECKING:
         NotHeldError,
         OutOfSharedMemory,
         OwnerDiedError,
+        RegistryBusyError,
         ServerEndedError,
         StaleHandleError,
         TaskUnreadableError,

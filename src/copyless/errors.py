@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "BootUnknownError",
     "ClosedError",
     "CopylessError",
     "CorruptSegmentError",
@@ -14,6 +15,7 @@ __all__ = [
     "NotHeldError",
     "OutOfSharedMemory",
     "OwnerDiedError",
+    "RegistryBusyError",
     "ServerEndedError",
     "StaleHandleError",
     "TableFullError",
@@ -67,7 +69,19 @@ class CorruptSegmentError(CopylessError, ValueError):
 
 
 class ForeignHostError(CopylessError, ValueError):
-    """The handle was made on another host, or in another storage directory: send the object itself, by value."""
+    """The handle was made on another host, or in another storage directory: send the object itself, by value.
+
+    Also raised when the storage directory itself is in use by another host (or by this one before it was last booted),
+    and for a queue's item that lies in a directory which this process does not see.
+    """
+
+
+class BootUnknownError(CopylessError, OSError):
+    """This boot's identity cannot be read, so nothing in the storage directory can be trusted or removed."""
+
+
+class RegistryBusyError(CopylessError, TimeoutError):
+    """Another process was making or removing the storage directory's registry, and did not go on in time."""
 
 
 class OwnerDiedError(CopylessError, RuntimeError):

@@ -10,7 +10,7 @@ from libc.string cimport memset
 from copyless._core._check cimport check, fail
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_head,
+    CL_AGAIN, CL_BLOCKS, CL_FILE_NAME, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
 )
@@ -122,7 +122,7 @@ def private_view(Block block):
     Copied when small, mapped copy-on-write when large. Keeps the block's memory alive, where it is mapped.
     """
     cdef Mapping mapping
-    cdef char file[24]
+    cdef char file[CL_FILE_NAME]
     cdef int fd
     cdef void *p
     if block.ref.spilled or block.nbytes < 65536:

@@ -12,11 +12,12 @@ from libc.string cimport memcpy, memset
 
 from copyless._core._check cimport check
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT, CL_NAME_ARRAY, CL_NAME_FREE,
-    CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE, CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE,
-    CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_fork_follow, cl_hold, cl_hold_drop, cl_identity, cl_leave,
-    cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek, cl_process_lives, cl_process_start, cl_reap, cl_reaped, cl_scan,
-    cl_segment, cl_settings, cl_snapshot, cl_snapshot_free, cl_snapshot_take, cl_store, cl_store_leave, cl_store_open, cl_trim,
+    CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_FS_LOCAL, CL_FS_MEMORY, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT,
+    CL_NAME_ARRAY, CL_NAME_FREE, CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE,
+    CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_filesystem_of,
+    cl_fork_follow, cl_hold, cl_hold_drop, cl_identity, cl_leave, cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek,
+    cl_process_lives, cl_process_start, cl_reap, cl_reaped, cl_scan, cl_segment, cl_settings, cl_snapshot, cl_snapshot_free,
+    cl_snapshot_take, cl_spill_is_here, cl_store, cl_store_leave, cl_store_open, cl_trim,
 )
 
 cdef extern from "unistd.h" nogil:
@@ -94,6 +95,18 @@ def path():
 
 def is_open():
     return current.open != 0
+
+
+def filesystem(int directory):
+    """'memory', 'local' (a disk of this machine), or 'shared': other machines may have it too, or nobody knows."""
+    cdef int kind = cl_filesystem_of(directory)
+    return "memory" if kind == CL_FS_MEMORY else "local" if kind == CL_FS_LOCAL else "shared"
+
+
+def spill_place():
+    """(directory where items go when shared memory is full, whether this process sees it); an empty one: nowhere."""
+    cdef cl_store *store = the_store()
+    return (<bytes>store.spill.path), cl_spill_is_here(&store.spill) != 0
 
 
 def configure(uint64_t warm_limit, int64_t idle_ns, int64_t message_ttl_ns):

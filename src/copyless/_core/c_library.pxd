@@ -7,14 +7,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
-    enum: CL_CLOSED, CL_FORKED
+    enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN
     ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
         pass
     ctypedef struct cl_error:
         int code
         int sys
         uint64_t asked
-        char what[160]
+        char what[320]
     cl_error *cl_last_error()
     int64_t cl_monotonic_ns()
 
@@ -33,6 +33,10 @@ cdef extern from "copy.h" nogil:
 
 cdef extern from "capacity.h" nogil:
     int cl_capacity_check(int fd, uint64_t size)
+
+cdef extern from "filesystem.h" nogil:
+    enum: CL_FS_MEMORY, CL_FS_LOCAL
+    int cl_filesystem_of(int directory)
 
 cdef extern from "lock.h" nogil:
     uint32_t CL_LOCK_SLEEP
@@ -56,7 +60,9 @@ cdef extern from "layout.h" nogil:
     enum cl_op:
         CL_OP_REAP
         CL_OP_LIST
-    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC
+    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC, CL_LAYOUT, CL_FILE_NAME
+    ctypedef struct cl_spill:
+        char path[320]
     enum: CL_OWNER_FREE, CL_OWNER_GONE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_HOLD_ESTATE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
     enum: CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     ctypedef struct cl_control:
@@ -98,7 +104,7 @@ cdef extern from "store.h" nogil:
         uint64_t warm_limit
         int64_t idle_ns
         int64_t message_ttl_ns
-        char spill[256]
+        char spill[320]
     ctypedef struct cl_store:
         int open
         int orphan
@@ -116,6 +122,7 @@ cdef extern from "store.h" nogil:
         cl_segment *segments
         cl_identity identity
         cl_settings settings
+        cl_spill spill
     ctypedef struct cl_block_ref:
         uint64_t segment_id, generation, capacity, offset
         uint8_t *data
@@ -156,6 +163,7 @@ cdef extern from "store.h" nogil:
     uint64_t cl_process_start(uint32_t pid)
     int cl_audit(cl_store *store)
     void cl_segment_file(char *out, uint64_t id)
+    int cl_spill_is_here(const cl_spill *spill)
     int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
     int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
     int cl_find(cl_store *store, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out)

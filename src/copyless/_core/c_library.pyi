@@ -7,6 +7,9 @@ TABLE_FULL: int
 SYSTEM: int
 CLOSED: int
 FORKED: int
+RETRY: int
+FOREIGN: int
+LAYOUT: int
 
 KIND_LOCK: int
 KIND_RLOCK: int

@@ -11,7 +11,9 @@ from copyless.errors import (
     ClosedError,
     CopylessError,
     CorruptSegmentError,
+    ForeignHostError,
     OutOfSharedMemory,
+    RegistryBusyError,
     StaleHandleError,
     TableFullError,
     WrongProcessError,
@@ -85,6 +87,10 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         )
     if code == c_library.FORKED:
         return WrongProcessError(what)
+    if code == c_library.FOREIGN:
+        return ForeignHostError(what or "it belongs to another kernel, or lies where this process does not see it")
+    if code == c_library.RETRY:
+        return RegistryBusyError(f"{what or 'the registry is being made or removed'} (in {_directory()})")
     if code == c_library.CLOSED:
         return ClosedError(what or "it is closed")
     if code == c_library.SYSTEM and sys:

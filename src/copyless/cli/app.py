@@ -87,17 +87,24 @@ def reap(
         bool, typer.Option("--force", help="Remove a damaged storage directory that nobody uses.")
     ] = False,
     as_json: Json = False,
+    remove_now: Annotated[bool, typer.Option("--remove-now", hidden=True)] = False,
 ) -> None:
     """Take back what dead processes held, and give free memory back to the system."""
     try:
-        report: dict[str, Any] = dict(copyless.reap())
-        report["bytes_given_back"] = copyless.trim()
+        if remove_now:
+            report = look.remove_damaged()
+        else:
+            report = dict(copyless.reap())
+            report["bytes_given_back"] = copyless.trim()
+    except PermissionError as refusal:
+        _stop(str(refusal))
     except CopylessError as error:
-        if not force:
+        if not force or not look.may_be_removed(error):
             _stop(f"{error}")
-        report = look.remove_damaged()
-        if report["in_use"]:
-            _stop(f"processes {report['in_use']} still use {report['directory']}: end them first")
+        # In a new program: this one may have joined the damaged registry, and so be a process that uses it.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--remove-now"])
+    if report.get("in_use"):
+        _stop(f"processes {report['in_use']} still use {report['directory']}: end them first")
     _say(report, as_json, look.show_counts)
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from copyless.cli.look import size
-from copyless.errors import CopylessError
-from copyless.storage import directory, settings
+from copyless.errors import CopylessError, CorruptSegmentError
+from copyless.storage import directory, registries, settings
 
 
 def _mount_of(path: str) -> tuple[str, str]:
@@ -61,6 +61,26 @@ def _leftovers() -> list[dict[str, Any]]:
             continue
         if stat.S_ISREG(st.st_mode) and st.st_uid == os.geteuid() and entry.name.startswith(("psm_", "sem.", "pym-")):
             found.append({"name": entry.name, "bytes": st.st_blocks * 512, "age_s": round(time.time() - st.st_mtime)})
+    return found
+
+
+def _layouts(problems: list[str]) -> list[dict[str, Any]]:
+    """Every registry, of any version, in a directory that is ours; two versions side by side are no problem."""
+    found = []
+    for path in directory.ours():
+        for entry in registries.look(path):
+            in_use = f"{len(entry.holders)} processes" if entry.holders else "nobody"
+            found.append({
+                "directory": path, "layout": entry.layout, "used by": in_use, "persistent names": max(entry.persistent, 0),
+                "files": entry.files, "bytes": entry.nbytes,
+            })  # fmt: skip
+            if entry.layout != registries.LAYOUT and not entry.holders:
+                holds = f"holds {entry.persistent} persistent names" if entry.persistent > 0 else "is used by nobody"
+                what = f"{path}/registry.{entry.layout}" if entry.registry else f"files without a registry in {path}"
+                problems.append(
+                    f"{what} of another version (layout {entry.layout}, this is {registries.LAYOUT}) {holds} and takes "
+                    f"{size(entry.nbytes)}: remove it with that version, or by hand"
+                )
     return found
 
 
@@ -112,10 +132,7 @@ def examine() -> dict[str, Any]:
             facts["mappings a process"] = int(f.read())
     except OSError:
         pass
-    for other in directory.refused():
-        problems.append(
-            f"{other} is not a directory of yours with mode 0700: it is not used; ask its owner to remove it"
-        )
+    problems += [directory.why_refused(other) for other in directory.refused()]
     try:
         from copyless._core import _store
         from copyless.storage.store import need
@@ -123,19 +140,28 @@ def examine() -> dict[str, Any]:
         need()
         _store.audit()
         facts["registry"] = "sound"
+        facts["storage directory"] = directory.current()
+        place, seen = _store.spill_place()
+        facts["spilled items"] = os.fsdecode(place) or "nowhere"
+        if place and not seen:
+            problems.append(
+                f"items that do not fit go to {facts['spilled items']}, and this process sees another directory there "
+                "(PrivateTmp? a container?): give all processes the same one"
+            )
         statistics = _store.statistics()
         facts["in shared memory"] = (
             f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
         )
         facts["deaths cleaned up after"] = statistics["deaths"]
-    except CopylessError as error:
+    except CorruptSegmentError as error:
         facts["registry"] = "damaged"
         problems.append(str(error))
-    except OSError as error:
+    except (CopylessError, OSError) as error:
         facts["registry"] = "not reachable"
         problems.append(str(error))
     return {
         "facts": facts,
+        "layouts": _layouts(problems),
         "settings": settings.describe(),
         "leftovers": _leftovers(),
         "problems": problems,
@@ -149,6 +175,11 @@ def show(report: dict[str, Any], console: Console) -> None:
     for key, value in report["facts"].items():
         table.add_row(key, str(value))
     console.print(table)
+    if report["layouts"]:
+        layouts = Table(*report["layouts"][0], title="registries", title_justify="left")
+        for entry in report["layouts"]:
+            layouts.add_row(*(size(value) if key == "bytes" else str(value) for key, value in entry.items()))
+        console.print(layouts)
     values = Table("setting", "present value", title="settings", title_justify="left")
     for key, value in report["settings"].items():
         values.add_row(key, str(value))

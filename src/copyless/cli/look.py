@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
-import struct
 import time
 from typing import Any
 
@@ -13,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from copyless._core import _store
-from copyless.storage import directory
+from copyless.errors import CorruptSegmentError, ForeignHostError
+from copyless.storage import directory, registries
 from copyless.storage.store import need
 
 
@@ -144,35 +142,16 @@ def show_counts(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _lock_holders(path: str) -> list[int]:
-    """Owner slots whose processes live, by the liveness locks alone: the registry itself may be damaged."""
-    slots = []
-    for name in os.listdir(path):
-        if not name.startswith("live."):
-            continue
-        fd = os.open(os.path.join(path, name), os.O_RDWR | os.O_CLOEXEC)
-        try:
-            at = 0
-            while at < 4096:
-                asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 4096 - at, 0)
-                kind, _, start, length, _ = struct.unpack(
-                    "hhqqi4x", fcntl.fcntl(fd, getattr(fcntl, "F_OFD_GETLK", 36), asked)
-                )
-                if kind == fcntl.F_UNLCK:
-                    break
-                slots.append(start)
-                at = start + max(length, 1)
-        finally:
-            os.close(fd)
-    return slots
+def may_be_removed(error: Exception) -> bool:
+    """Whether `reap --force` is the remedy: damage, or what an earlier boot left on a disk of this machine."""
+    if isinstance(error, ForeignHostError):
+        return registries.filesystem(directory.current()) == "local"
+    return isinstance(error, CorruptSegmentError)
 
 
 def remove_damaged() -> dict[str, Any]:
-    """Remove the storage directory, unless a live process uses it."""
+    """Remove this layout's files from the storage directory, unless a live process uses them."""
     path = directory.current()
-    in_use = _lock_holders(path) if os.path.isdir(path) else []
-    files = sorted(os.listdir(path)) if os.path.isdir(path) else []
-    given_back = sum(os.lstat(os.path.join(path, name)).st_blocks * 512 for name in files)
-    if not in_use:
-        shutil.rmtree(path, ignore_errors=True)
-    return {"directory": path, "in_use": in_use, "files": len(files), "bytes_given_back": given_back}
+    with directory.choosing():
+        found = registries.remove(path)
+    return {"directory": path, "in_use": found.holders, "files": found.files, "bytes_given_back": found.nbytes}

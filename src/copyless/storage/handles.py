@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from copyless._core import _handles
-from copyless.errors import ForeignHostError, StaleHandleError
+from copyless.errors import ForeignHostError
 from copyless.storage.store import need
 
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
@@ -50,9 +50,9 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     ValueError
         When it is no handle.
     ForeignHostError
-        When it was made on another host or in another storage directory.
+        When it was made on another host, before this host's last boot, or in another storage directory.
     StaleHandleError
-        When what it names is gone, or it was made before this host's last boot.
+        When what it names is gone.
     """
     found = _handles.resolve(handle)
     if type(found) is tuple:
@@ -65,7 +65,9 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     if found == "host":
         raise ForeignHostError("the handle was made on another host: send the object itself, by value")
     if found == "boot":
-        raise StaleHandleError("the handle was made before this host was last booted")
+        raise ForeignHostError(
+            "the handle was made on another host, or before this one was last booted: send the object itself, by value"
+        )
     raise ForeignHostError(
         "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR, or send the "
         "object by value (a directory that its last process has left is made anew, too)"

@@ -6,10 +6,12 @@ import hashlib
 import os
 import sys
 import threading
+import time
 import warnings
 
 from copyless._core import _store
-from copyless.storage import directory
+from copyless.errors import BootUnknownError, CopylessError, RegistryBusyError
+from copyless.storage import directory, registries
 from copyless.storage.settings import current as settings
 
 __all__ = ["apply_settings", "is_open", "need", "reap", "trim"]
@@ -17,27 +19,35 @@ __all__ = ["apply_settings", "is_open", "need", "reap", "trim"]
 _lock = threading.Lock()
 _hooks = False
 _directory_fd = -1
+_OPEN_SECONDS = 10.0
 
 
 def _hash(text: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as f:
-            return f.read().strip()
-    except OSError:
-        return b""
-
-
 def _host() -> int:
+    """One kernel is one host, whatever its containers call themselves: registry and boot tell hosts apart."""
     name = settings().host
-    return _hash(name.encode() if name else _read("/etc/machine-id") + os.uname().nodename.encode())
+    return _hash(name.encode()) if name else 0
 
 
 def _boot() -> int:
-    return _hash(_read("/proc/sys/kernel/random/boot_id"))
+    """This boot of this kernel. Never guessed: what another boot left is removed, so a wrong answer would destroy."""
+    path = "/proc/sys/kernel/random/boot_id"
+    try:
+        with open(path, "rb") as f:
+            text = f.read(64).strip()
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        if len(text) >= 32:
+            return _hash(text)
+        reason = f"it holds {text!r}"
+    raise BootUnknownError(
+        f"{path} cannot be read ({reason}), so shared memory of this boot cannot be told from that of another: in a "
+        "systemd unit set ProcSubset=all (not pid), in a container mount /proc with its sys directory"
+    )
 
 
 # What MPI's launchers tell the ranks that they start.
@@ -77,9 +87,11 @@ def _limits(path: str) -> tuple[int, int, int]:
 
 
 def _spill(path: str) -> bytes:
-    """The directory on disk that goes with a storage directory."""
+    """Where on disk a registry that is made there puts what does not fit; its id comes behind. Others use what it says."""
     base = settings().spill
-    return os.fsencode(os.path.join(base, f"copyless-{os.geteuid()}-{_hash(os.fsencode(path)):016x}")) if base else b""
+    if not base:
+        return b""
+    return os.fsencode(os.path.join(os.path.abspath(base), f"copyless-{os.geteuid()}-{_hash(os.fsencode(path)):016x}-"))
 
 
 def is_open() -> bool:
@@ -98,40 +110,68 @@ def need() -> None:
 
 
 def _open() -> None:
-    global _hooks, _directory_fd
+    global _hooks
     with _lock:
         if _store.is_open():
             return
-        for attempt in range(10):
-            path, fd = directory.ensure()
-            try:
-                _store.open_store(
-                    fd,
-                    os.fsencode(path),
-                    _host(),
-                    _boot(),
-                    _family(),
-                    os.stat("/proc/self/ns/pid").st_ino,
-                    *_parent(),
-                    os.path.basename(
-                        sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
-                    ).encode(),
-                    *_limits(path),
-                    _spill(path),
-                )
-            except BaseException as error:
-                os.close(fd)
-                # The last owner may remove the directory between our look and our use of it.
-                if isinstance(error, OSError) or attempt == 9 or os.path.isdir(path):
-                    raise
-                continue
-            if _directory_fd >= 0:
-                os.close(_directory_fd)
-            _directory_fd = fd
-            break
+        boot = _boot()
+        until = time.monotonic() + _OPEN_SECONDS
+        while True:
+            with directory.choosing():
+                path = _enter(boot, until)
+            if path:
+                break
+        directory.entered(path)
         if not _hooks:
             _hooks = True
             os.register_at_fork(after_in_child=_after_in_child)
+    _tell_of_older(path)
+
+
+def _enter(boot: int, until: float) -> str:
+    """One try to open the store: its directory; empty: try again."""
+    global _directory_fd
+    path, fd = directory.ensure()
+    try:
+        _store.open_store(
+            fd,
+            os.fsencode(path),
+            _host(),
+            boot,
+            _family(),
+            os.stat("/proc/self/ns/pid").st_ino,
+            *_parent(),
+            os.path.basename(
+                sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
+            ).encode(),
+            *_limits(path),
+            _spill(path),
+        )
+    except BaseException as error:
+        os.close(fd)
+        # The last owner may remove the directory between our look and our use of it.
+        again = isinstance(error, RegistryBusyError) or (isinstance(error, CopylessError) and not os.path.isdir(path))
+        if again and time.monotonic() < until:
+            return ""
+        raise
+    if _directory_fd >= 0:
+        os.close(_directory_fd)
+    _directory_fd = fd
+    return path
+
+
+def _tell_of_older(path: str) -> None:
+    from multiprocessing import parent_process
+
+    if parent_process() is None:  # once a program, not once a worker
+        for layout, names in registries.older_with_names(path):
+            warnings.warn(
+                f"copyless: {path} also holds {names} persistent name{'s' if names > 1 else ''} of an older version "
+                f"(layout {layout}, this one is {registries.LAYOUT}): they are not seen here and their memory stays "
+                f"taken. Unlink them with that version, or end its programs and remove {path}/registry.{layout}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def _after_in_child() -> None:

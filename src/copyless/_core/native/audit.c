@@ -122,7 +122,7 @@ static int audit_segments(cl_store *store, const uint32_t *counts, const uint32_
                    i);
         }
         if (s->state == CL_SEGMENT_READY) {
-            char file[24];
+            char file[CL_FILE_NAME];
             struct stat st;
             cl_segment_file(file, s->id);
             EXPECT(used == s->used, "segment %u says %u blocks in use, has %u", i, s->used, used);

@@ -26,14 +26,15 @@ enum cl_result {
     CL_SYSTEM = -10, /* a system call failed: errno is in the detail */
     CL_RETRY = -11, /* the registry was removed while we opened it: open again */
     CL_CLOSED = -12, /* the store is not open */
-    CL_FORKED = -13, /* this process is a copy of one that opened the store, made by clone(): it has no part in it */
+    CL_FOREIGN = -13, /* it belongs to another kernel, or lies where this process does not see it */
+    CL_FORKED = -14, /* this process is a copy of one that opened the store, made by clone(): it has no part in it */
 };
 
 typedef struct cl_error {
     int code; /* enum cl_result */
     int sys; /* errno, or 0 */
     uint64_t asked; /* bytes asked for, where that matters */
-    char what[160]; /* what was found, for people */
+    char what[320]; /* what was found, for people */
 } cl_error;
 
 cl_error *cl_last_error(void); /* this thread's */

@@ -273,8 +273,12 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
         cl_reap(store, CL_MAY_WAIT, NULL);
         cl_trim(store, 0, CL_MAY_WAIT, &freed);
         rc = alloc_fresh(store, k, nbytes, 1, out);
-        if (rc == CL_FULL && (flags & CL_MAY_SPILL) && cl_home(store, CL_SPILLED, 1) >= 0) {
-            rc = alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
+        if (rc == CL_FULL && (flags & CL_MAY_SPILL) && store->spill.path[0] != 0) {
+            if (cl_home(store, CL_SPILLED, 1) >= 0) {
+                rc = alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
+            } else {
+                cl_last_error()->code = CL_FULL; /* with the reason why it could not go there */
+            }
         }
         cl_last_error()->asked = nbytes; /* what the caller asked for, not what it would have taken */
     }

@@ -2,20 +2,21 @@
  *
  * A user's directory holds one registry and any number of data segments:
  *
- *   registry.2   (sparse; pages are reserved before they are first used)
+ *   registry.3     (sparse; pages are reserved before they are first used)
  *   +--------+---------+--------+----------+---------+-------+-----------------------------+
  *   | header | control | owners | buckets  | names   | holds | segments, each with the     |
  *   | 4 KiB  | 8 KiB   |        | of names |         |       | records of its up to 64     |
  *   |        |         |        |          |         |       | blocks                      |
  *   +--------+---------+--------+----------+---------+-------+-----------------------------+
  *
- *   seg.<id>     (fully reserved when created)
+ *   seg.3.<id>     (fully reserved when created)
  *   +--------+---------+---------+-- ... --+
  *   | header | block 0 | block 1 |         |   blocks of one size; a large block is alone in its segment
  *   | 4 KiB  |         |         |         |
  *   +--------+---------+---------+-- ... --+
  *
- *   live.<id>    empty, never mapped: byte n is locked (OFD) by owner n while it lives
+ *   live.3.<id>    empty: byte n is locked (OFD) by owner n while it lives; all bytes, to the end of all files, by the
+ *                  one process that makes or removes the registry
  *
  * Data segments hold no bookkeeping beyond their constant header: whatever user code writes past the end of its array,
  * it cannot break the registry through them.
@@ -28,7 +29,20 @@
 
 #include "base.h"
 
-#define CL_LAYOUT_VERSION 3u
+/* The layout's number is part of every file's name: versions of copyless with different layouts use one directory side
+ * by side, and none can name, map or remove a file of another. */
+#define CL_LAYOUT 3
+#define CL_TEXT_OF(x) #x
+#define CL_TEXT(x) CL_TEXT_OF(x)
+#define CL_LAYOUT_VERSION ((uint32_t)CL_LAYOUT)
+#define CL_LAYOUT_TEXT CL_TEXT(CL_LAYOUT)
+#define CL_REGISTRY_FILE "registry." CL_LAYOUT_TEXT
+#define CL_SEGMENT_PREFIX "seg." CL_LAYOUT_TEXT "."
+#define CL_LIVE_PREFIX "live." CL_LAYOUT_TEXT "."
+#define CL_NEW_PREFIX "new." CL_LAYOUT_TEXT "."
+#define CL_FILE_NAME 32 /* room for the name of any file of ours */
+_Static_assert(sizeof(CL_LIVE_PREFIX "0123456789abcdef") <= CL_FILE_NAME, "names fit");
+
 #define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
 #define CL_PAGE 4096u
 #define CL_KIND_REGISTRY 1u
@@ -69,6 +83,27 @@ typedef struct cl_header {
     uint64_t checksum; /* of all before it */
 } cl_header;
 _Static_assert(sizeof(cl_header) == 112, "constant header");
+
+/* Where items go when shared memory is full. In the registry's first page at CL_OFF_SPILL; decided by the process that
+ * made the registry, constant from then on. */
+#define CL_SPILL_PATH 320u
+typedef struct cl_spill {
+    char path[CL_SPILL_PATH]; /* the directory, made when first needed; empty: nowhere */
+    uint64_t device,
+        inode; /* of the directory in which it is made: a process that sees another one there cannot use it */
+    uint64_t checksum; /* of all before it */
+} cl_spill;
+#define CL_OFF_SPILL 1024u
+
+/* The file `home.3` in a spill directory: whose it is. Read locked by every process that uses the directory. */
+typedef struct cl_spill_mark {
+    uint64_t magic;
+    uint32_t layout;
+    uint32_t pad;
+    uint64_t registry, boot;
+    uint64_t device, inode; /* of the storage directory */
+    uint64_t checksum;
+} cl_spill_mark;
 
 #define CL_JOURNAL_MAX 48u
 typedef struct cl_write {
@@ -114,6 +149,9 @@ typedef struct cl_control {
     uint64_t guard_end;
 } cl_control;
 _Static_assert(sizeof(cl_control) <= 2 * CL_PAGE, "control area");
+/* Other layouts read these two, to learn whether a registry is in use. They keep their places in every layout. */
+_Static_assert(offsetof(cl_control, guard) == 0 && offsetof(cl_control, removed) == 16, "kept from layout 2 on");
+_Static_assert(offsetof(cl_control, persistent) == 52, "kept from layout 2 on");
 
 /* Owner: a process that uses the registry.
  *   free --(byte lock won, transaction)--> live --(ended, or leaves)--> gone --(nothing names it any more)--> free

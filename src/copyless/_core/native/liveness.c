@@ -24,7 +24,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,20 +35,9 @@ static struct flock byte_of(uint32_t byte, short type)
     return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 }
 
-int cl_is_file(int fd, uint64_t device, uint64_t inode)
-{
-    struct stat st;
-    return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == device && st.st_ino == inode;
-}
-
-void cl_live_file(char *out, uint64_t registry_id)
-{
-    snprintf(out, CL_FILE_ROOM, "live.%016llx", (unsigned long long)registry_id);
-}
-
 int cl_live_open(cl_store *store)
 {
-    char file[CL_FILE_ROOM];
+    char file[CL_FILE_NAME];
     cl_live_file(file, store->registry_id);
     int fd = openat(store->directory, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0 && !cl_is_file(fd, store->live_device, store->live_inode)) {

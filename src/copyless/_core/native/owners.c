@@ -135,6 +135,9 @@ static int win_slot(cl_store *store, int fd, uint32_t *slot)
     int64_t deadline = cl_monotonic_ns() + JOIN_NS;
     for (;;) {
         int rc = take_slot(store, fd, slot);
+        if (rc == CL_TABLE_FULL && (store->control->removed || cl_is_excluded(fd))) {
+            return CL_RETRY; /* no byte could be locked: the registry is being made or removed */
+        }
         if (rc != CL_TABLE_FULL || cl_monotonic_ns() >= deadline) {
             return rc;
         }

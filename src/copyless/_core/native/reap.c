@@ -13,12 +13,6 @@
 #define _GNU_SOURCE
 #include "store.h"
 
-#include <dirent.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #define SWEEP_HOLDS 128u /* holds a step: some tens of microseconds */
 
 /* Finish what an owner that has ended was making or giving back. The files go in cl_finish_going, without the lock.
@@ -278,40 +272,6 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     return rc;
 }
 
-/* Files that no registry knows: left by a process killed while it made a registry, or by one that was removed by hand. */
-static void sweep(cl_store *store, int directory)
-{
-    int fd = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (d == NULL) {
-        if (fd >= 0) {
-            close(fd);
-        }
-        return;
-    }
-    uint64_t now = cl_realtime_ns() / 1000000000;
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
-        unsigned long long id;
-        char rest;
-        struct stat st;
-        int known = 0;
-        int segment = sscanf(e->d_name, "seg.%16llx%c", &id, &rest) == 1;
-        if (!segment && sscanf(e->d_name, "live.%16llx%c", &id, &rest) != 1 &&
-            sscanf(e->d_name, "new.%16llx%c", &id, &rest) != 1) {
-            continue;
-        }
-        for (uint32_t i = 0; segment && i < store->control->segments_high; i++) {
-            known |= store->segments[i].id == id && store->segments[i].state != CL_SEGMENT_FREE;
-        }
-        known |= !segment && id == store->registry_id;
-        if (!known && fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-            (segment || (uint64_t)st.st_mtime + 10 < now)) { /* a young liveness file may be a registry in the making */
-            unlinkat(fd, e->d_name, 0);
-        }
-    }
-    closedir(d);
-}
-
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     int rc;
@@ -322,11 +282,10 @@ int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
         return rc;
     }
     rc = cl_scan(store, CL_SCAN_FORCE, &counted);
-    sweep(store, store->directory);
-    if (cl_home(store, CL_SPILLED, 0) >= 0) {
-        sweep(store, cl_home(store, CL_SPILLED, 0));
+    cl_leave_keeping_error(store);
+    if (rc == CL_OK && (flags & CL_MAY_WAIT)) {
+        cl_sweep(store);
     }
-    cl_leave(store);
     if (reaped != NULL) {
         *reaped = counted;
     }

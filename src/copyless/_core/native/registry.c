@@ -1,14 +1,19 @@
 /* A user's registry: opening it, making it, and leaving it for good.
  *
- * States of the directory and who moves them:
+ * States under the name registry.N and who moves them:
  *
- *   nothing --(creator: live.<id>, then the finished registry linked under its name)--> in use
- *   in use --(last owner out: `removed` set, files unlinked)--> nothing
+ *   nothing --(creator, with every byte of live.N.<id> locked: links the finished registry)--> in use
+ *   in use --(last owner out, or the first of another boot; every byte locked: `removed` set, files unlinked)--> nothing
  *
- * What SIGKILL leaves: before the link, an empty liveness file that the next reap sweeps (the registry itself had no
- * name); after it, a sound registry with nobody in it. Between `removed` and the unlinks: a registry that every opener
- * sees as removed; the opener finishes the removal and makes a new one. */
+ * What SIGKILL leaves: before the link, a liveness file that nobody has locked, for the next sweep (the registry itself
+ * had no name); after it, a sound registry with nobody in it. Between `removed` and the unlinks: a registry that every
+ * opener sees as removed; the opener finishes the removal and makes a new one. An opener that meets a maker or remover at
+ * work looks again, for OPEN_NS, and then lets its caller decide (CL_RETRY).
+ *
+ * A registry of another boot is over only where no other kernel can be using it: on a disk of this machine. In memory
+ * (tmpfs) it cannot be older than this kernel, so another one has it; on a network's file system nobody can tell. */
 #define _GNU_SOURCE
+#include "filesystem.h"
 #include "store.h"
 
 #include <errno.h>
@@ -19,6 +24,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define OPEN_NS 200000000 /* so that the caller can serve signals */
 
 /* ---- making one */
 
@@ -33,7 +40,7 @@ static int chain(int fd, uint64_t table, size_t stride, size_t next_at, uint32_t
     return ok;
 }
 
-static int fill_new(int fd, const cl_header *header)
+static int fill_new(int fd, const cl_header *header, const cl_spill *spill)
 {
     if (ftruncate(fd, (off_t)CL_REGISTRY_SIZE) != 0) {
         return cl_fail(CL_SYSTEM, errno, "sizing the registry");
@@ -62,7 +69,8 @@ static int fill_new(int fd, const cl_header *header)
                           .names_free = 1,
                           .segments_free = 1};
     if (pwrite(fd, &control, sizeof control, CL_OFF_CONTROL) != (ssize_t)sizeof control ||
-        pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header) {
+        pwrite(fd, spill, sizeof *spill, CL_OFF_SPILL) != (ssize_t)sizeof *spill ||
+        pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header || fchmod(fd, 0600) != 0) {
         return cl_fail(CL_SYSTEM, errno, "writing the registry");
     }
     if (!chain(fd, CL_OFF_HOLDS, sizeof(cl_hold), offsetof(cl_hold, next), control.holds_high) ||
@@ -73,7 +81,30 @@ static int fill_new(int fd, const cl_header *header)
     return CL_OK;
 }
 
-static int make_registry(int directory, const cl_identity *identity)
+/* Make and lock the liveness file. A sweep that found it before it was locked has taken its name away. */
+static int make_live(int directory, const char *name, struct stat *st)
+{
+    int fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        int rc = errno == ENOSPC ? CL_FULL : CL_SYSTEM;
+        return errno == ENOENT ? CL_RETRY : cl_fail(rc, errno, "creating %s", name);
+    }
+    CL_KILL_POINT();
+    int excluded = cl_exclude_all(fd);
+    if (fchmod(fd, 0600) != 0 || fstat(fd, st) != 0) {
+        int rc = cl_fail(CL_SYSTEM, errno, "creating %s", name);
+        unlinkat(directory, name, 0);
+        close(fd);
+        return rc;
+    }
+    if (!excluded || st->st_nlink == 0) {
+        close(fd);
+        return CL_RETRY;
+    }
+    return fd;
+}
+
+static int make_registry(int directory, const cl_identity *identity, const cl_settings *settings)
 {
     cl_header header = {.magic = CL_MAGIC,
                         .layout = CL_LAYOUT_VERSION,
@@ -85,14 +116,15 @@ static int make_registry(int directory, const cl_identity *identity)
                         .created_ns = cl_realtime_ns(),
                         .creator_pid = identity->pid,
                         .creator_start = identity->start};
-    char live[CL_FILE_ROOM], temporary[32] = "";
+    cl_spill spill;
+    cl_spill_decide(&spill, settings->spill, header.id);
+    char live[CL_FILE_NAME], temporary[CL_FILE_NAME] = "";
     cl_live_file(live, header.id);
     int fd = -1, rc = CL_OK;
-    int live_fd = openat(directory, live, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     struct stat st;
-    if (live_fd < 0 || fstat(live_fd, &st) != 0) {
-        rc = errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", live);
-        goto out;
+    int live_fd = make_live(directory, live, &st);
+    if (live_fd < 0) {
+        return live_fd;
     }
     CL_KILL_POINT();
     header.live_device = st.st_dev;
@@ -100,7 +132,7 @@ static int make_registry(int directory, const cl_identity *identity)
     header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
     fd = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0) { /* a file system without nameless files */
-        snprintf(temporary, sizeof temporary, "new.%016llx", (unsigned long long)header.id);
+        cl_file_name(temporary, CL_NEW_PREFIX, header.id);
         fd = openat(directory, temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }
     if (fd < 0) {
@@ -108,7 +140,7 @@ static int make_registry(int directory, const cl_identity *identity)
             errno == ENOENT ? CL_RETRY : cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating the registry");
         goto out;
     }
-    rc = fill_new(fd, &header);
+    rc = fill_new(fd, &header, &spill);
     CL_KILL_POINT();
     if (rc == CL_OK) {
         char path[40];
@@ -125,15 +157,13 @@ out:;
     if (temporary[0]) {
         unlinkat(directory, temporary, 0);
     }
-    if (rc != CL_OK && live_fd >= 0) {
+    if (rc != CL_OK) {
         unlinkat(directory, live, 0);
     }
     if (fd >= 0) {
         close(fd);
     }
-    if (live_fd >= 0) {
-        close(live_fd);
-    }
+    close(live_fd); /* from here others may join */
     *cl_last_error() = kept;
     return rc;
 }
@@ -188,28 +218,102 @@ static void point_tables(cl_store *store)
     store->mark_bits = (uint64_t *)(void *)(base + CL_OFF_MARK_BITS);
 }
 
-/* Take a registry away that nobody can use any more (removed by its last owner, or of an earlier boot). */
-static void discard(cl_store *store, uint64_t id)
+/* ---- removing one */
+
+/* CL_OK; CL_AGAIN: a process has a byte of the liveness file, or another has removed it already; CL_EXISTS: it holds
+ * names that persist. */
+static int discard(cl_store *store)
 {
-    struct stat named, ours;
-    char live[CL_FILE_ROOM];
-    cl_live_file(live, id);
-    if (fstat(store->registry_fd, &ours) == 0 &&
-        fstatat(store->directory, CL_REGISTRY_FILE, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_ino == ours.st_ino) {
-        unlinkat(store->directory, CL_REGISTRY_FILE, 0);
+    char live[CL_FILE_NAME];
+    cl_live_file(live, store->registry_id);
+    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) || !cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd) ||
+        !cl_is_named(store->directory, live, store->live_fd)) {
+        return CL_AGAIN;
     }
+    if (store->control->persistent != 0) {
+        cl_exclude_nobody(store);
+        return CL_EXISTS;
+    }
+    CL_KILL_POINT();
+    store->control->removed = 1;
+    CL_KILL_POINT();
+    cl_spill_remove(store);
+    CL_KILL_POINT();
+    unlinkat(store->directory, CL_REGISTRY_FILE, 0);
+    CL_KILL_POINT();
     unlinkat(store->directory, live, 0);
+    return CL_OK;
+}
+
+/* The registry was made under another boot id. */
+static int of_another_boot(cl_store *store)
+{
+    switch (cl_filesystem_of(store->directory)) {
+    case CL_FS_MEMORY:
+        return cl_fail(
+            CL_FOREIGN, 0,
+            "%s is in use by another kernel, or by processes that see another "
+            "/proc/sys/kernel/random/boot_id than this one: set COPYLESS_DIR to a directory of this kernel's "
+            "own",
+            CL_REGISTRY_FILE);
+    case CL_FS_SHARED:
+        return cl_fail(CL_FOREIGN, 0,
+                       "%s is of another boot, on a file system that other machines may share, so that nobody can tell "
+                       "whether it is in use: set COPYLESS_DIR to a tmpfs, or remove it yourself",
+                       CL_REGISTRY_FILE);
+    default:
+        break;
+    }
+    int rc = CL_AGAIN;
+    if (cl_exclude_all(store->live_fd)) {
+        rc = cl_replay(store->base); /* of its lock's last holder: the counts are right after it */
+        rc = rc == CL_OK ? discard(store) : rc;
+    } else if (!cl_is_excluded(store->live_fd)) {
+        return cl_fail(CL_FOREIGN, 0, "%s is of another boot, and live processes use it", CL_REGISTRY_FILE);
+    }
+    if (rc == CL_EXISTS) {
+        return cl_fail(CL_FOREIGN, 0,
+                       "%s is of an earlier boot and holds %u names that persist: 'copyless reap --force' removes it",
+                       CL_REGISTRY_FILE, store->control->persistent);
+    }
+    return rc == CL_OK || rc == CL_AGAIN ? CL_RETRY : rc;
+}
+
+/* ---- joining */
+
+/* The liveness file; CL_RETRY: it went with its registry, just now. */
+static int open_live(cl_store *store, const cl_header *header)
+{
+    char live[CL_FILE_NAME];
+    struct stat st;
+    cl_live_file(live, header->id);
+    store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (store->live_fd < 0) {
+        int why = errno;
+        if (why == ENOENT && !cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd)) {
+            return CL_RETRY;
+        }
+        return why == ENOENT ? cl_fail(CL_CORRUPT, 0, "registry: %s is gone", live)
+                             : cl_fail(CL_SYSTEM, why, "opening %s", live);
+    }
+    /* The number of a disk's device may change from boot to boot. */
+    if (fstat(store->live_fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_ino != header->live_inode ||
+        (st.st_dev != header->live_device && header->boot == store->identity.boot)) {
+        return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that it was made with", live);
+    }
+    return CL_OK;
 }
 
 static int open_once(cl_store *store)
 {
     int rc;
-    store->registry_fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    store->registry_fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (store->registry_fd < 0) {
         if (errno != ENOENT) {
             return cl_fail(CL_SYSTEM, errno, "opening the registry");
         }
-        rc = make_registry(store->directory, &store->identity);
+        rc = make_registry(store->directory, &store->identity, &store->settings);
+        store->made |= rc == CL_OK;
         return rc == CL_OK ? CL_RETRY : rc;
     }
     struct stat st;
@@ -223,22 +327,12 @@ static int open_once(cl_store *store)
                        (long long)st.st_size);
     }
     rc = check_header(&header, (uint64_t)st.st_size);
+    if (rc == CL_OK) {
+        store->registry_id = header.id;
+        rc = open_live(store, &header);
+    }
     if (rc != CL_OK) {
         return rc;
-    }
-    if (header.boot != store->identity.boot) {
-        discard(store, header.id);
-        return CL_RETRY;
-    }
-    store->registry_id = header.id;
-    char live[CL_FILE_ROOM];
-    cl_live_file(live, header.id);
-    store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    struct stat live_st;
-    int live_gone = store->live_fd < 0;
-    if (!live_gone && (fstat(store->live_fd, &live_st) != 0 || live_st.st_ino != header.live_inode ||
-                       live_st.st_dev != header.live_device)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that it was made with", live);
     }
     store->base = mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, store->registry_fd, 0);
     if (store->base == MAP_FAILED) {
@@ -250,12 +344,16 @@ static int open_once(cl_store *store)
     if (store->control->guard != CL_GUARD || store->control->guard_end != CL_GUARD) {
         return cl_fail(CL_CORRUPT, 0, "registry: the control area is overwritten");
     }
-    if (store->control->removed) {
-        discard(store, header.id);
-        return CL_RETRY;
+    rc = cl_spill_join(store);
+    if (rc != CL_OK) {
+        return rc;
     }
-    if (live_gone) {
-        return cl_fail(CL_CORRUPT, errno, "registry: %s is gone", live);
+    if (header.boot != store->identity.boot) {
+        return of_another_boot(store);
+    }
+    if (store->control->removed) {
+        rc = discard(store); /* its last owner was killed, or is at it: then it is CL_AGAIN */
+        return rc == CL_OK || rc == CL_AGAIN ? CL_RETRY : cl_fail(CL_CORRUPT, 0, "registry: removed, with names in it");
     }
     store->registry_device = st.st_dev;
     store->registry_inode = st.st_ino;
@@ -282,13 +380,28 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     store->settings = *settings;
     store->nonce = cl_random64();
     int rc = CL_RETRY;
-    for (int i = 0; i < 100 && rc == CL_RETRY; i++) {
+    int64_t until = cl_monotonic_ns() + OPEN_NS;
+    for (int tries = 0; rc == CL_RETRY; tries++) {
+        if (tries > 4) { /* a registry is made in some 0.1 ms */
+            struct timespec nap = {.tv_nsec = 500000};
+            nanosleep(&nap, NULL);
+        }
         rc = open_once(store);
         if (rc != CL_OK) {
             cl_error kept = *cl_last_error();
             close_files(store);
             *cl_last_error() = kept;
         }
+        if (cl_monotonic_ns() > until) {
+            break;
+        }
+    }
+    if (rc == CL_RETRY) {
+        cl_fail(CL_RETRY, 0, "%s is being made or removed by another process, which does not go on", CL_REGISTRY_FILE);
+    }
+    if (rc == CL_OK && store->made) {
+        cl_sweep(store);
+        cl_spill_sweep(store);
     }
     return rc;
 }
@@ -343,16 +456,10 @@ static int take_all_away(cl_store *store)
         given = store->ngoing;
         cl_finish_going(store, 1);
     } while (given != 0);
-    if (store->control->total_bytes != 0 || store->control->messages != 0) {
+    if (store->control->total_bytes != 0 || store->control->messages != 0 || store->control->persistent != 0) {
         return 0;
     }
-    store->control->removed = 1;
-    CL_KILL_POINT();
-    discard(store, store->registry_id);
-    if (store->settings.spill[0] != 0) {
-        rmdir(store->settings.spill); /* empty by now, if it was ever made */
-    }
-    return 1;
+    return discard(store) == CL_OK; /* not: somebody is joining just now */
 }
 
 /* Leaving, and what SIGKILL leaves: the slot stays ours until the process ends. It is marked gone when nothing of this

@@ -24,39 +24,9 @@
     ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
 #define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
 
-void cl_segment_file(char *out, uint64_t id)
-{
-    static const char digits[] = "0123456789abcdef";
-    memcpy(out, "seg.", 4);
-    for (int i = 0; i < 16; i++) {
-        out[4 + i] = digits[(id >> (60 - 4 * i)) & 15];
-    }
-    out[20] = 0;
-}
-
-int cl_home(cl_store *store, uint32_t class_index, int make)
-{
-    if (class_index != CL_SPILLED) {
-        return store->directory;
-    }
-    if (store->spill_fd == 0 && store->settings.spill[0] != 0) {
-        struct stat st;
-        if (make) {
-            mkdir(store->settings.spill, 0700);
-        }
-        int fd = open(store->settings.spill, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd >= 0 && (fstat(fd, &st) != 0 || st.st_uid != geteuid() || (st.st_mode & 077) != 0)) {
-            close(fd);
-            fd = -1;
-        }
-        store->spill_fd = fd > 0 ? fd : 0;
-    }
-    return store->spill_fd > 0 ? store->spill_fd : -1;
-}
-
 void cl_segment_destroy(cl_store *store, uint64_t id)
 {
-    char file[24];
+    char file[CL_FILE_NAME];
     cl_segment_file(file, id);
     int directory = store->directory;
     int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
@@ -145,13 +115,20 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
     memset(map, 0, sizeof *map);
     map->fd = -1;
     cl_segment_file(map->file, id);
-    int directory = cl_home(store, class_index, 1);
-    int fd = openat(directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0 && errno == ENOENT && class_index == CL_SPILLED) { /* its last user took it away meanwhile */
-        close(directory);
-        store->spill_fd = 0;
-        fd =
-            openat(cl_home(store, class_index, 1), map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int fd = -1;
+    for (int again = 0; again < 2 && fd < 0; again++) {
+        int directory = cl_home(store, class_index, 1);
+        if (directory < 0) {
+            return cl_last_error()->code;
+        }
+        fd = openat(directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (fd < 0 && (errno != ENOENT || class_index != CL_SPILLED)) {
+            break;
+        }
+        if (fd < 0) {
+            cl_spill_forget(store); /* a cleaner of that directory took it away: make it anew */
+            errno = ENOENT;
+        }
     }
     if (fd < 0) {
         return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", map->file);
@@ -162,7 +139,8 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
         rc = reserve(fd, size);
     }
     struct stat st;
-    if (rc == CL_OK && (pwrite(fd, &header, sizeof header, 0) != (ssize_t)sizeof header || fstat(fd, &st) != 0)) {
+    if (rc == CL_OK && (pwrite(fd, &header, sizeof header, 0) != (ssize_t)sizeof header || fstat(fd, &st) != 0 ||
+                        ((st.st_mode & 0777) != 0600 && fchmod(fd, 0600) != 0))) { /* whatever the umask */
         rc = cl_fail(CL_SYSTEM, errno, "writing %s", map->file);
     }
     if (rc == CL_OK) {
@@ -263,9 +241,13 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         *out = map;
         return map->base == NULL ? CL_OK : cl_segment_check(store, map);
     }
-    char file[24];
+    char file[CL_FILE_NAME];
     cl_segment_file(file, id);
-    int fd = openat(cl_home(store, store->segments[slot].class_index, 0), file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    int directory = cl_home(store, store->segments[slot].class_index, 0);
+    if (directory < 0) {
+        return cl_last_error()->code;
+    }
+    int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) {
         return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment %s no longer exists", file)
                                : cl_fail(CL_SYSTEM, errno, "opening %s", file);

@@ -37,7 +37,7 @@ typedef struct cl_map {
     uint32_t slot;
     uint32_t nblocks;
     uint32_t in_use; /* blocks with references */
-    char file[24];
+    char file[CL_FILE_NAME];
     cl_header header; /* as it was validated */
     int fd; /* to look at the file by one cheap call; -1 when there are many mappings */
     int64_t ctime_ns; /* of the file when its name was last checked: any rename, link or cut moves it on */
@@ -55,7 +55,9 @@ typedef struct cl_settings {
     uint64_t warm_limit; /* bytes of free blocks kept warm */
     int64_t idle_ns; /* free segments older than this go back */
     int64_t message_ttl_ns;
-    char spill[256]; /* a directory on disk for what must go through although shared memory is full; empty: none */
+    char spill
+        [CL_SPILL_PATH]; /* for a registry that is made: where on disk items go when shared memory is full, without the
+                                 registry's id at its end; empty: nowhere */
 } cl_settings;
 
 typedef struct cl_store cl_store;
@@ -67,6 +69,9 @@ struct cl_store {
     int directory, registry_fd;
     _Atomic int live_fd; /* to ask about others' bytes; locks nothing */
     int spill_fd; /* 0: not opened yet */
+    void *spill_mark; /* a mapping that keeps home.N of the spill directory read-locked; NULL: not opened yet */
+    cl_spill spill; /* as the registry says */
+    int made; /* this process made the registry that it joined */
     uint32_t slot, incarnation;
     /* liveness.c: what holds our two bytes */
     void *life, *lineage;
@@ -117,10 +122,21 @@ typedef struct cl_block_ref {
 
 /* The files of the floor, lowest first: each calls those above it in this list, never those below.
  *
- * ---- liveness.c: which owners live */
-#define CL_FILE_ROOM 40 /* the longest name of a file of ours, and its NUL */
+ * ---- files.c: names of files, and the lock that allows to remove them */
 int cl_is_file(int fd, uint64_t device, uint64_t inode); /* a program may have closed it, and reused its number */
-void cl_live_file(char *out, uint64_t registry_id);
+void cl_file_name(char *out, const char *prefix, uint64_t id); /* CL_FILE_NAME bytes; so for the next two */
+void cl_segment_file(char *out, uint64_t id);
+void cl_live_file(char *out, uint64_t id);
+uint64_t cl_file_id(const char *name, const char *prefix); /* the id in a name of this kind; 0: it is none */
+int cl_is_named(int directory, const char *name, int fd); /* the name leads to this very file */
+/* Lock every byte of a liveness file through this opening: 1 if no other opening has any. From then on nobody can join.
+ * The lock ends with the opening. */
+int cl_exclude_all(int live_fd);
+int cl_exclude_others(cl_store *store); /* ... but for our own two, which we have */
+void cl_exclude_nobody(cl_store *store);
+int cl_is_excluded(int live_fd); /* another opening has done so: the registry is being made or removed */
+
+/* ---- liveness.c: which owners live */
 int cl_live_open(cl_store *store); /* a new opening of the liveness file, or -1 and errno */
 cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation);
 int cl_lineage_lives(cl_store *store, uint32_t slot); /* may a copy of its address space live? */
@@ -133,8 +149,16 @@ int cl_lineage_begin(cl_store *store);
 void cl_spare_opening(cl_store *store);
 void cl_life_end(cl_store *store);
 
+/* ---- spill.c: the directory on disk for what does not fit */
+void cl_spill_decide(cl_spill *spill, const char *prefix, uint64_t registry);
+int cl_spill_join(cl_store *store); /* read what the registry says */
+int cl_spill_is_here(const cl_spill *spill); /* this process sees the place that was decided on */
+int cl_home(cl_store *store, uint32_t class_index, int make); /* the directory of such segments; -1: see the error */
+void cl_spill_forget(cl_store *store); /* it was removed: look anew */
+void cl_spill_remove(cl_store *store); /* with the registry that is being removed */
+void cl_spill_sweep(cl_store *store); /* after making a registry: what earlier ones of this storage directory left */
+
 /* ---- enter.c: the way in */
-#define CL_REGISTRY_FILE "registry.3" /* carries CL_LAYOUT_VERSION: two layouts live side by side */
 void cl_set_op(cl_store *store, enum cl_op op);
 int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
@@ -150,8 +174,6 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
 int cl_segment_check(cl_store *store, cl_map *map); /* the file is still the one that we mapped */
 int cl_segment_agrees(cl_store *store, const cl_map *map); /* ... and the registry says the same of it */
-int cl_home(cl_store *store, uint32_t class_index, int make); /* the directory of such segments, or -1 */
-void cl_segment_file(char *out, uint64_t id);
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
 int cl_map_add(cl_store *store, cl_map *map);
 void cl_map_drop(cl_store *store, cl_map *map);
@@ -241,6 +263,8 @@ int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lin
 int cl_hold_let_go(cl_store *store, uint32_t index, uint32_t number); /* our own or an inherited one */
 void cl_owner_end(cl_store *store, uint32_t slot); /* live -> gone */
 int cl_owner_free(cl_store *store, uint32_t slot); /* gone -> free: nothing names it any more */
+/* ---- sweep.c: files that no registry can name */
+void cl_sweep(cl_store *store); /* (wait) */
 
 /* ---- reap.c: taking back what the dead held. cl_scan is under the registry's lock. */
 typedef struct cl_reaped {

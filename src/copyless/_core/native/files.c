@@ -1,0 +1,110 @@
+/* The files of a storage directory: their names, and who may remove them.
+ *
+ *   name              made by                          removed by
+ *   registry.N        the first process, whole (link)  its last owner, or the first of another boot (registry.c)
+ *   live.N.<id>       the same, before it              the same, after it; or the sweep
+ *   new.N.<id>        the same, where files cannot be  its maker; or the sweep
+ *                     made without a name
+ *   seg.N.<id>        its owner, after the registry    the process that gives it back; or the sweep
+ *                     has an entry for it
+ *
+ * N is the layout: nothing in this floor looks at a file with another number, or with none.
+ *
+ * Promise: a registry is removed only while its remover has every byte of its liveness file locked. So no owner lives,
+ * none can join, no other process removes the same registry, and none makes another under its name meanwhile. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define NO_OWNERS_BYTE 0x40000000 /* is locked only with all others */
+
+int cl_is_file(int fd, uint64_t device, uint64_t inode)
+{
+    struct stat st;
+    return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == device && st.st_ino == inode;
+}
+
+/* By hand: it is in the path of every allocation of its own segment. */
+void cl_file_name(char *out, const char *prefix, uint64_t id)
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t length = strlen(prefix);
+    memcpy(out, prefix, length);
+    for (int i = 0; i < 16; i++) {
+        out[length + (size_t)i] = digits[(id >> (60 - 4 * i)) & 15];
+    }
+    out[length + 16] = 0;
+}
+
+void cl_segment_file(char *out, uint64_t id)
+{
+    cl_file_name(out, CL_SEGMENT_PREFIX, id);
+}
+
+void cl_live_file(char *out, uint64_t id)
+{
+    cl_file_name(out, CL_LIVE_PREFIX, id);
+}
+
+uint64_t cl_file_id(const char *name, const char *prefix)
+{
+    size_t length = strlen(prefix);
+    uint64_t id = 0;
+    if (strncmp(name, prefix, length) != 0 || strlen(name) != length + 16) {
+        return 0;
+    }
+    for (const char *p = name + length; *p != 0; p++) {
+        const char *digits = "0123456789abcdef", *digit = strchr(digits, *p);
+        if (digit == NULL) {
+            return 0;
+        }
+        id = id << 4 | (uint64_t)(digit - digits);
+    }
+    return id;
+}
+
+int cl_exclude_all(int live_fd)
+{
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
+    return fcntl(live_fd, F_OFD_SETLK, &fl) == 0;
+}
+
+/* From `begin` on, `length` bytes; 0: to the end. */
+static int lock_range(int fd, short type, off_t begin, off_t length)
+{
+    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = begin, .l_len = length};
+    return fcntl(fd, F_OFD_SETLK, &fl) == 0;
+}
+
+int cl_exclude_others(cl_store *store)
+{
+    off_t life = store->slot, lineage = CL_MAX_OWNERS + store->slot;
+    int fd = store->live_fd;
+    int all = cl_is_file(fd, store->live_device, store->live_inode) && (life == 0 || lock_range(fd, F_WRLCK, 0, life)) &&
+              lock_range(fd, F_WRLCK, life + 1, lineage - life - 1) && lock_range(fd, F_WRLCK, lineage + 1, 0);
+    if (!all) {
+        cl_exclude_nobody(store);
+    }
+    return all;
+}
+
+void cl_exclude_nobody(cl_store *store)
+{
+    lock_range(store->live_fd, F_UNLCK, 0, 0);
+}
+
+int cl_is_excluded(int live_fd)
+{
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = NO_OWNERS_BYTE, .l_len = 1};
+    return fcntl(live_fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+}
+
+int cl_is_named(int directory, const char *name, int fd)
+{
+    struct stat named, ours;
+    return fstat(fd, &ours) == 0 && fstatat(directory, name, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           named.st_ino == ours.st_ino && named.st_dev == ours.st_dev;
+}

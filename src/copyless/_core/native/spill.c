@@ -1,0 +1,259 @@
+/* The directory on disk for what must go through although shared memory is full.
+ *
+ * Decided once, by the process that makes the registry, and recorded in it with the device and inode of the directory in
+ * which it is to be made (/var/tmp, say). A process that sees another directory under that path (systemd's PrivateTmp, a
+ * container) does not use it: it neither puts files where the others cannot find them, nor takes what is not theirs.
+ *
+ *   nothing --(first spill: mkdir, then home.N)--> there --(last owner out)--> nothing
+ *
+ * The path ends in the registry's id, so that no two registries share one. home.N says which storage directory, registry
+ * and boot it belongs to; every process that uses the directory has home.N read-locked, by a mapping, until it ends.
+ *
+ * What SIGKILL leaves: the directory and files in it. Files that the registry does not name go with the next sweep. A
+ * directory whose registry is gone is removed when the next registry is made in the same storage directory, if nobody has
+ * home.N locked and the registry is proven to be gone: it was in that very storage directory, where ours is now; or it is
+ * of an earlier boot (by its boot id and by the time of home.N), on a disk of this machine. */
+#define _GNU_SOURCE
+#include "filesystem.h"
+#include "store.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define HOME "home." CL_LAYOUT_TEXT
+
+/* The directory in which `path` lies. */
+static void parent_of(const char *path, char *out)
+{
+    snprintf(out, CL_SPILL_PATH, "%s", path);
+    char *slash = strrchr(out, '/');
+    if (slash == NULL) {
+        strcpy(out, ".");
+    } else {
+        slash[slash == out] = 0; /* of "/x" it is "/" */
+    }
+}
+
+void cl_spill_decide(cl_spill *spill, const char *prefix, uint64_t registry)
+{
+    memset(spill, 0, sizeof *spill);
+    char parent[CL_SPILL_PATH];
+    struct stat st;
+    parent_of(prefix, parent);
+    if (prefix[0] != 0 && strlen(prefix) + 17 <= sizeof spill->path && stat(parent, &st) == 0 && S_ISDIR(st.st_mode)) {
+        snprintf(spill->path, sizeof spill->path, "%s%016llx", prefix, (unsigned long long)registry);
+        spill->device = st.st_dev;
+        spill->inode = st.st_ino;
+    }
+    spill->checksum = cl_hash64(spill, offsetof(cl_spill, checksum));
+}
+
+int cl_spill_join(cl_store *store)
+{
+    memcpy(&store->spill, store->base + CL_OFF_SPILL, sizeof store->spill);
+    if (store->spill.checksum != cl_hash64(&store->spill, offsetof(cl_spill, checksum)) ||
+        memchr(store->spill.path, 0, sizeof store->spill.path) == NULL) {
+        return cl_fail(CL_CORRUPT, 0, "registry: the place for spilled items is overwritten");
+    }
+    return CL_OK;
+}
+
+int cl_spill_is_here(const cl_spill *spill)
+{
+    char parent[CL_SPILL_PATH];
+    struct stat st;
+    parent_of(spill->path, parent);
+    return stat(parent, &st) == 0 && st.st_dev == spill->device && st.st_ino == spill->inode;
+}
+
+/* Whole or not at all in the eyes of others: it is read only once it can be locked alone. */
+static int mark(cl_store *store, int directory)
+{
+    struct stat st;
+    if (store->spill_mark != NULL) {
+        return 1;
+    }
+    int fd = openat(directory, HOME, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return 0;
+    }
+    struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
+    cl_spill_mark m = {
+        .magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .registry = store->registry_id, .boot = store->identity.boot};
+    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0 && fstat(store->directory, &st) == 0;
+    if (ok) {
+        m.device = st.st_dev;
+        m.inode = st.st_ino;
+        m.checksum = cl_hash64(&m, offsetof(cl_spill_mark, checksum));
+        /* All that use this directory write the same. */
+        ok = fchmod(fd, 0600) == 0 && pwrite(fd, &m, sizeof m, 0) == (ssize_t)sizeof m && fstat(fd, &st) == 0 &&
+             st.st_nlink != 0;
+    }
+    if (ok) {
+        void *p = mmap(NULL, CL_PAGE, PROT_NONE, MAP_SHARED, fd, 0); /* keeps the opening, and with it the lock */
+        store->spill_mark = p == MAP_FAILED ? NULL : p;
+    }
+    close(fd);
+    return store->spill_mark != NULL;
+}
+
+/* Open a directory of ours without following a link, whatever its mode has become by a umask; -1. */
+static int open_ours(const char *path)
+{
+    struct stat st;
+    char self[40];
+    int fd, found = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (found < 0) {
+        return -1;
+    }
+    if (fstat(found, &st) != 0 || st.st_uid != geteuid() || (st.st_mode & 022) != 0) {
+        close(found);
+        errno = EPERM;
+        return -1;
+    }
+    snprintf(self, sizeof self, "/proc/self/fd/%d", found);
+    if ((st.st_mode & 0777) != 0700 && chmod(self, 0700) != 0) {
+        close(found);
+        return -1;
+    }
+    fd = openat(found, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    close(found);
+    return fd;
+}
+
+int cl_home(cl_store *store, uint32_t class_index, int make)
+{
+    if (class_index != CL_SPILLED) {
+        return store->directory;
+    }
+    if (store->spill_fd > 0) {
+        return store->spill_fd;
+    }
+    const char *path = store->spill.path;
+    if (path[0] == 0) {
+        cl_fail(CL_FOREIGN, 0, "no directory for spilled items was set or found when this registry was made");
+        return -1;
+    }
+    if (!cl_spill_is_here(&store->spill)) {
+        cl_fail(CL_FOREIGN, 0,
+                "items that did not fit lie in %s, and this process sees another directory there (PrivateTmp? a "
+                "container?): give all processes the same one, or set COPYLESS_SPILL to one that all see",
+                path);
+        return -1;
+    }
+    if (make) {
+        mkdir(path, 0700);
+    }
+    int fd = open_ours(path);
+    if (fd < 0 || (make && !mark(store, fd))) {
+        cl_fail(CL_SYSTEM, errno, "opening %s", path);
+        if (fd >= 0) {
+            close(fd);
+        }
+        return -1;
+    }
+    if (!make) {
+        mark(store, fd);
+    }
+    return store->spill_fd = fd;
+}
+
+void cl_spill_forget(cl_store *store)
+{
+    if (store->spill_fd > 0) {
+        close(store->spill_fd);
+    }
+    if (store->spill_mark != NULL) {
+        munmap(store->spill_mark, CL_PAGE);
+    }
+    store->spill_fd = 0;
+    store->spill_mark = NULL;
+}
+
+/* ---- removing */
+
+/* The directory of a registry that is gone: our files in it, and itself if nothing else is there. `over` is asked with
+ * home.N locked alone, so no process uses it; NULL: it is known. */
+static void remove_home(cl_store *store, const char *path, int (*over)(cl_store *, int spill, int home))
+{
+    int directory = open_ours(path);
+    int home = directory < 0 ? -1 : openat(directory, HOME, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (home >= 0 && cl_exclude_all(home) && (over == NULL || over(store, directory, home))) {
+        int again = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *d = again < 0 ? NULL : fdopendir(again);
+        for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+            if (cl_file_id(e->d_name, CL_SEGMENT_PREFIX) != 0) {
+                unlinkat(directory, e->d_name, 0);
+            }
+        }
+        if (d != NULL) {
+            closedir(d);
+            unlinkat(directory, HOME, 0); /* last: while it is there, a later try knows whose the rest is */
+            rmdir(path);
+        }
+    }
+    if (home >= 0) {
+        close(home);
+    }
+    if (directory >= 0) {
+        close(directory);
+    }
+}
+
+void cl_spill_remove(cl_store *store)
+{
+    cl_spill_forget(store);
+    if (store->spill.path[0] != 0 && cl_spill_is_here(&store->spill)) {
+        remove_home(store, store->spill.path, NULL);
+    }
+}
+
+/* Whether what a directory's mark says is proven to be gone. Our registry is new, and has the name in its directory. */
+static int is_over(cl_store *store, int spill, int home)
+{
+    cl_spill_mark m;
+    struct stat st, marked;
+    struct timespec now, up;
+    if (pread(home, &m, sizeof m, 0) != (ssize_t)sizeof m || m.magic != CL_MAGIC || m.layout != CL_LAYOUT_VERSION ||
+        m.registry == store->registry_id || m.checksum != cl_hash64(&m, offsetof(cl_spill_mark, checksum)) ||
+        fstat(store->directory, &st) != 0 || fstat(home, &marked) != 0) {
+        return 0;
+    }
+    if (m.boot == store->identity.boot) {
+        return m.device == st.st_dev && m.inode == st.st_ino;
+    }
+    /* Its boot id may be a false one that a container sees. Then it was written after this kernel started. */
+    clock_gettime(CLOCK_REALTIME, &now);
+    clock_gettime(CLOCK_BOOTTIME, &up);
+    return cl_filesystem_of(spill) == CL_FS_LOCAL && cl_filesystem_of(store->directory) != CL_FS_SHARED &&
+           marked.st_mtim.tv_sec + 60 < now.tv_sec - up.tv_sec;
+}
+
+void cl_spill_sweep(cl_store *store)
+{
+    char parent[CL_SPILL_PATH], path[CL_SPILL_PATH + 256];
+    const char *prefix = strrchr(store->spill.path, '/');
+    if (prefix == NULL || !cl_spill_is_here(&store->spill)) {
+        return;
+    }
+    prefix++;
+    size_t length = strlen(prefix) - 16; /* all but the registry's id */
+    parent_of(store->spill.path, parent);
+    DIR *d = opendir(parent);
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        if (strncmp(e->d_name, prefix, length) == 0 && strlen(e->d_name) == length + 16) {
+            snprintf(path, sizeof path, "%s/%s", parent, e->d_name);
+            remove_home(store, path, is_over);
+        }
+    }
+    if (d != NULL) {
+        closedir(d);
+    }
+}
