@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _blocks, _copying, _handles, _names, _queue, _store
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
@@ -761,9 +761,9 @@ _frombuffer = np.zeros(1).__reduce_ex__(5)[0]
 def _reduce(array: Any) -> Any:
     message = _encode(array, pickling.message_kind()) if _store.is_open() or files.any_mapped() else None
     if message is not None:
-        return pickling.load, (pickling.note(message),)
+        return _loaders.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:
-        return empty, (array.shape, array.dtype)
+        return _loaders.empty_array, (array.shape, array.dtype)
     plain = array.view(np.ndarray)
     if pickling.protocol() == 5 and array.nbytes >= pickling.BESIDE and not array.dtype.hasobject:
         flags, dtype = array.flags, array.dtype
@@ -774,15 +774,10 @@ def _reduce(array: Any) -> Any:
     return plain.__reduce_ex__(pickling.protocol())
 
 
-def _records(plain: Any) -> Any:
-    """Named in pickles: keep its name and place."""
-    return plain.view(np.recarray)
-
-
 def _reduce_records(array: Any) -> Any:
     if array.dtype.hasobject or array.dtype.fields is None:
         return array.__reduce_ex__(pickling.protocol())
-    return _records, (array.view(np.dtype((np.void, array.dtype)), np.ndarray),)
+    return _loaders.recarray, (array.view(np.dtype((np.void, array.dtype)), np.ndarray),)
 
 
 def _for_queue(array: Any) -> bytes | None:

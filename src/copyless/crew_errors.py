@@ -12,6 +12,10 @@ __all__ = ["TaskUnreadableError", "WorkerDiedError"]
 class WorkerDiedError(CopylessError, BrokenProcessPool):
     """The worker process that ran this task was killed or ended. Other tasks go on."""
 
+    __module__ = "copyless.errors"  # its public place, which pickles name
+
 
 class TaskUnreadableError(CopylessError, BrokenProcessPool):
     """A task, or its result, could not be unpickled where it arrived. Says the error and its traceback as text."""
+
+    __module__ = "copyless.errors"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _blocks, _copying, _handles, _store
 from copyless._core._memory import Memory
 
@@ -52,7 +52,6 @@ def _compact(array: Any) -> Any:
 
 
 def _buffer_of(handle: bytes) -> Any:
-    """Named in pickles: keep its name and place."""
     return pa.py_buffer(pickling.load(handle))
 
 
@@ -60,7 +59,7 @@ def _reduce_buffer(buffer: Any) -> Any:
     if buffer.size and _store.is_open():
         handle = _handles.handle_of(buffer.address, buffer.size, _handles.KIND_MEMORY, pickling.message_kind())
         if handle is not None:
-            return _buffer_of, (pickling.note(handle + b"r"),)
+            return _loaders.arrow_buffer, (pickling.note(handle + b"r"),)
     return buffer.__reduce_ex__(pickling.protocol())
 
 
@@ -79,7 +78,7 @@ def _is_pandas_column(obj: Any) -> bool:
 
 def _reduce_column(column: Any) -> Any:
     state = {key: value for key, value in column.__dict__.items() if key != "_cache"}
-    return _restore_column, (type(column), state)
+    return _loaders.pandas_column, (type(column), state)
 
 
 def _restore_column(kind: Any, state: dict[str, Any]) -> Any:
@@ -117,7 +116,7 @@ def _polars_by_arrow(obj: Any) -> Any:
 
     _register_polars()
     frame = obj if isinstance(obj, pl.DataFrame) else obj.to_frame()
-    return _restore_polars, (isinstance(obj, pl.Series), list(frame.columns), _to_arrow(frame).columns, frame.height)
+    return _loaders.polars_frame, (isinstance(obj, pl.Series), list(frame.columns), _to_arrow(frame).columns, frame.height)
 
 
 def _reduce_polars(obj: Any) -> Any:
@@ -132,7 +131,7 @@ def _reduce_polars(obj: Any) -> Any:
     if not any(column is not None and column.nbytes for column in columns):
         return obj.__reduce_ex__(4)
     parts = [_Plainly(frame.to_series(i)) if column is None else column for i, column in enumerate(columns)]
-    return _restore_polars, (isinstance(obj, pl.Series), list(frame.columns), parts, frame.height)
+    return _loaders.polars_frame, (isinstance(obj, pl.Series), list(frame.columns), parts, frame.height)
 
 
 class _Plainly:

@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import Any, TypeVar
 
-from copyless import workers
+from copyless import _loaders, workers
 from copyless.errors import WorkerDiedError
 from copyless.pool import outcome
 from copyless.storage.settings import processors
@@ -50,10 +50,6 @@ def _set(future: Future[Any], kind: int, value: Any) -> None:
     if kind == workers._RAISED and value.__cause__ is not None:
         value.__cause__ = _RemoteTraceback(value.__cause__.tb)
     future.set_exception(value)
-
-
-def _call_many(function: Any, argument_lists: list[tuple[Any, ...]]) -> list[Any]:
-    return [function(*arguments) for arguments in argument_lists]
 
 
 class ProcessPoolExecutor(Executor):
@@ -198,7 +194,7 @@ class ProcessPoolExecutor(Executor):
             futures = (self.submit(fn, *arguments) for arguments in calls)
             return _results(futures, timeout, buffersize)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        many: Any = (self.submit(_call_many, fn, chunk) for chunk in chunks)
+        many: Any = (self.submit(_loaders.call_many, fn, chunk) for chunk in chunks)
         ahead = None if buffersize is None else max(1, buffersize // chunksize)
         return itertools.chain.from_iterable(_results(many, timeout, ahead))
 

@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the backend for joblib needs joblib: pip install 'copyless[joblib]' ({error})") from None
 
-from copyless import arrays
+from copyless import _loaders, arrays
 from copyless.futures import ProcessPoolExecutor
 from copyless.storage.settings import processors
 
@@ -69,7 +69,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._options = {
             "mp_context": options.get("context"),
             "retries": options.get("retries", 0),
-            "initializer": _begin,
+            "initializer": _loaders.joblib_worker,
             "initargs": (self._prepare_worker_env(count), options.get("initializer"), options.get("initargs", ())),
         }
         self._count = count

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from copyless import arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
+from copyless import _loaders, arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
 from copyless._core import _posix
 from copyless.errors import ClosedError, ForeignHostError, StaleHandleError
 from copyless.objects import Shared
@@ -654,7 +654,7 @@ class BaseManager:
             self._ssl_context,
             self.frame_limit,
         )
-        self._process = self._ctx.Process(target=type(self)._run_server, args=(run, writer, initializer, initargs))
+        self._process = self._ctx.Process(target=_loaders.serve_manager, args=(type(self), tuple(run), writer, initializer, initargs))
         ident = ":".join(str(i) for i in self._process._identity)
         self._process.name = f"{type(self).__name__}-{ident}"
         try:

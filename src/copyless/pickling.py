@@ -16,6 +16,7 @@ from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
+from copyless import _loaders
 from copyless._core import _blocks, _handles, _memory, _queue
 from copyless._core._memory import Memory
 from copyless.storage import handles, objects
@@ -140,7 +141,7 @@ _decode: Any = None  # copyless.arrays.decode, which imports NumPy, once an arra
 
 
 def load(handle: bytes) -> Any:
-    """What a message's handle names. Named in pickles: keep its name and place."""
+    """What a message's handle names."""
     global _decode
     found = _handles.load_array(handle)  # the short way, for descriptions met before
     if found is not None:
@@ -162,7 +163,7 @@ def memory_handle(memory: Memory, message: int) -> bytes | None:
 
 def _reduce_memory(memory: Memory) -> Any:
     handle = memory_handle(memory, message_kind()) if memory.nbytes else None
-    return memory.__reduce__() if handle is None else (load, (note(handle),))
+    return memory.__reduce__() if handle is None else (_loaders.load, (note(handle),))
 
 
 def object_handle(obj: _blocks.Object, message: int) -> bytes:
@@ -175,7 +176,7 @@ def object_handle(obj: _blocks.Object, message: int) -> bytes:
 
 def reduce_object(obj: _blocks.Object) -> Any:
     """How a lock, queue or ring is pickled: as its address, whatever the pickler."""
-    return load, (note(object_handle(obj, message_kind())),)
+    return _loaders.load, (note(object_handle(obj, message_kind())),)
 
 
 def register(kind: type, reduction: Any) -> None:

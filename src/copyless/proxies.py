@@ -28,7 +28,7 @@ from multiprocessing import process, util
 from multiprocessing.managers import RemoteError
 from typing import Any
 
-from copyless import wire, workers
+from copyless import _loaders, wire, workers
 from copyless.errors import ClosedError, ServerEndedError
 
 __all__ = [
@@ -55,6 +55,7 @@ AuthenticationString: Any = process.AuthenticationString  # type: ignore[attr-de
 
 RETURN, ERROR, PROXY, TRACEBACK, UNSERIALIZABLE = range(5)  # kinds of answers
 UNKNOWN = -1  # the number of an answer to a request that could not be read
+PLACE = "copyless.managers"  # where users and pickles find what is public here
 ONE_WAY = ""  # in the place of an object's ident: the server does not answer
 
 
@@ -66,11 +67,8 @@ class Token:
     def __init__(self, typeid: str, address: Any, id: str, local: str | None = None) -> None:
         self.typeid, self.address, self.id, self.local = typeid, address, id, local
 
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self.typeid, self.address, self.id, self.local
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.typeid, self.address, self.id, self.local = state
+    def __reduce__(self) -> Any:
+        return _loaders.token, (self.typeid, self.address, self.id, self.local)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(typeid={self.typeid!r}, address={self.address!r}, id={self.id!r})"
@@ -406,7 +404,7 @@ class BaseProxy:
         if direct is None:
             return
         self.__dict__["_direct"] = direct
-        if type(self).__module__ == __name__:  # whose methods say no more than the object's own
+        if type(self).__module__ == PLACE:  # whose methods say no more than the object's own
             for name in type(self)._exposed_:  # type: ignore[attr-defined]
                 if not name.startswith("_") and hasattr(direct, name):
                     self.__dict__[name] = getattr(direct, name)
@@ -420,8 +418,10 @@ class BaseProxy:
         kind: Any = type(self)
         if getattr(self, "_isauto", False):
             kwds["exposed"] = self._exposed_  # type: ignore[attr-defined]
-            kind = AutoProxy
-        return RebuildProxy, (kind, self._token, self._serializer, kwds)
+            kind = "AutoProxy"
+        elif globals().get(type(self).__name__) is kind:  # by its name alone, so that this module may move
+            kind = type(self).__name__
+        return _loaders.proxy, (kind, self._token, self._serializer, kwds)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self._getvalue()
@@ -489,7 +489,7 @@ def MakeProxyType(name: str, exposed: Any, _cache: dict[Any, Any] = {}) -> Any: 
     if known is not None:
         return known
     methods: dict[str, Any] = {method: _method(method) for method in exposed}
-    made = type(name, (BaseProxy,), {**methods, "_exposed_": exposed, "__module__": __name__})
+    made = type(name, (BaseProxy,), {**methods, "_exposed_": exposed, "__module__": PLACE})
     _cache[name, exposed] = made
     return made
 
@@ -744,7 +744,7 @@ SetProxy: Any = type(
     (_BaseSetProxy,),
     {
         "__doc__": "Of a set, as Python 3.14 has it.",
-        "__module__": __name__,
+        "__module__": PLACE,
         **{name: _operator(name) for name in _SET_OPERATORS},
         **{name: _in_place(name) for name in _SET_IN_PLACE},
         "__hash__": None,
@@ -778,3 +778,7 @@ class PoolProxy(BasePoolProxy):  # type: ignore[misc]
 
     def __exit__(self, *exc: object) -> None:
         self.terminate()
+
+
+for _public in __all__:
+    globals()[_public].__module__ = PLACE

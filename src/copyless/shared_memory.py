@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from copyless import _loaders
 from copyless._core import _blocks, _list, _posix, _store
 from copyless._core.failures import out_of_shared_memory
 from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
@@ -284,7 +285,7 @@ class SharedMemory:
     # ---- the standard library's interface
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), self.name, self._track, self._readonly)
+        return _loaders.shared_memory, (type(self), self.name, self._track, self._readonly)
 
     def __repr__(self) -> str:
         state = ", closed" if self._mapping is None else ", readonly=True" if self._readonly else ""
@@ -437,10 +438,6 @@ def _str(name: object) -> str:
     return name
 
 
-def _rebuild(kind: type[SharedMemory], name: str, track: bool | None, readonly: bool) -> SharedMemory:
-    return kind(name, track=track, readonly=readonly) if track is not None or readonly else kind(name)
-
-
 class ShareableList(_list._Slots):
     """ShareableList(sequence=None, *, name=None)
 
@@ -502,7 +499,7 @@ class ShareableList(_list._Slots):
         self._own(shm)
 
     def __reduce__(self) -> Any:
-        return _attach_list, (type(self), self.shm.name)
+        return _loaders.shareable_list, (type(self), self.shm.name)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self)}, name={self.shm.name!r})"
@@ -542,7 +539,3 @@ class ShareableList(_list._Slots):
         return "".join(self._get_packing_format(at) for at in range(len(self)))
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
-
-
-def _attach_list(kind: type[ShareableList], name: str) -> ShareableList:
-    return kind(name=name)

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _blocks, _handles, _value, c_library
 from copyless._core._memory import Memory
 from copyless.storage.blocks import allocate
@@ -109,11 +109,7 @@ class _Wrapper:
         view = Memory(memoryview(self._memory))
         handle = pickling.memory_handle(view, pickling.message_kind())
         assert handle is not None
-        return _rewrap, (pickling.note(handle),)
-
-
-def _rewrap(handle: bytes) -> _Wrapper:
-    return _Wrapper(pickling.load(handle))
+        return _loaders.ctypes_wrapper, (pickling.note(handle),)
 
 
 def _over(kind: Any, memory: Any, offset: int = 0) -> Any:
@@ -130,7 +126,7 @@ def _reduce(obj: Any) -> Any:
         _handles.handle_of(ctypes.addressof(obj), size, _handles.KIND_MEMORY, pickling.message_kind()) if size else None
     )
     if handle is not None:
-        return _rebuild, (*_describe(type(obj)), _Message(pickling.note(handle)))
+        return _loaders.ctypes_object, (*_describe(type(obj)), _Message(pickling.note(handle)))
     if hasattr(obj, "_wrapper") and not isinstance(obj._wrapper, _Wrapper):
         from multiprocessing import sharedctypes
 
@@ -145,7 +141,7 @@ class _Message:
         self._handle = handle
 
     def __reduce__(self) -> Any:
-        return pickling.load, (self._handle,)
+        return _loaders.load, (self._handle,)
 
 
 def _describe(kind: Any) -> tuple[Any, tuple[int, ...]]:
@@ -426,8 +422,8 @@ class SynchronizedBase(_value._Value):
 
     def __reduce__(self) -> Any:
         if self._together:
-            return _restore, (_describe(type(self._obj)), self._lock, None)
-        return _restore, (None, self._lock, _Raw(self._obj))
+            return _loaders.synchronized, (_describe(type(self._obj)), self._lock, None)
+        return _loaders.synchronized, (None, self._lock, _Raw(self._obj))
 
     def __enter__(self) -> Any:
         return self._lock.__enter__()

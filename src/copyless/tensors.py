@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from copyless import arrays, pickling
+from copyless import _loaders, arrays, pickling
 
 __all__ = ["is_tensor", "is_tensor_shared", "move"]
 
@@ -37,7 +37,6 @@ def _as_array(tensor: Any) -> Any:
 
 
 def _tensor(array: Any, dtype: Any) -> Any:
-    """Named in pickles: keep its name and place."""
     _register()
     made = torch.from_numpy(array.view(np.ndarray))
     return made if made.dtype is dtype else made.view(dtype)
@@ -54,7 +53,7 @@ def move(tensor: Any) -> Any:
 
 def _reduce(tensor: Any) -> Any:
     if is_tensor(tensor) and tensor.numel() and is_tensor_shared(tensor):
-        return _tensor, (_as_array(tensor), tensor.dtype)
+        return _loaders.tensor, (_as_array(tensor), tensor.dtype)
     return _before(tensor) if _before is not None else tensor.__reduce_ex__(pickling.protocol())
 
 

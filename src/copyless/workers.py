@@ -34,7 +34,7 @@ from multiprocessing import connection, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _queue
 from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
@@ -83,7 +83,7 @@ class Sealed:
         for name in self._handles:
             pickling.note(name)
         data = pickle.PickleBuffer(self._data) if len(self._data) >= pickling.BESIDE else self._data
-        return _sealed, (data, self._handles, *(pickle.PickleBuffer(buffer) for buffer in self._buffers))
+        return _loaders.sealed, (data, self._handles, *(pickle.PickleBuffer(buffer) for buffer in self._buffers))
 
     def open(self) -> Any:
         return pickle.loads(self._data, buffers=self._buffers)
@@ -387,7 +387,7 @@ class Crew:
         """Start what is missing."""
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
-                worker = self.context.Process(target=work, args=(self._names, self._mask, *self._how))
+                worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 worker.start()

@@ -272,7 +272,7 @@ def load_array(bytes handle):
 
 
 def array_over(buffer, code, shape):
-    """A plain array over a buffer. Named in pickles, in plain.h: keep its name and place."""
+    """A plain array over a buffer."""
     if MAKE_ARRAY is None:
         import copyless.arrays
     return MAKE_ARRAY(PLAIN_TYPE, shape, code, buffer)

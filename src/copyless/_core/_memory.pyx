@@ -7,6 +7,8 @@ from cpython.slice cimport PySlice_GetIndicesEx
 from libc.stdint cimport intptr_t, uint8_t, uintptr_t
 from libc.string cimport memmove, memset
 
+from copyless._loaders import bytes_in_memory
+
 
 cdef class _Export:
     """Keeps another object's buffer until the last view made through us is gone, also beyond `Memory.release()`."""
@@ -303,7 +305,7 @@ cdef class Memory:
 
     def __reduce__(self):
         # The plain pickle module stores the bytes: a file or another host never receives an address.
-        return _from_bytes, (self.tobytes(), self.is_readonly)
+        return bytes_in_memory, (self.tobytes(), self.is_readonly)
 
     def __deepcopy__(self, memo):
         return _from_bytes(self.tobytes(), self.is_readonly)

@@ -2,7 +2,7 @@
  * lists and dicts of them. What is written is a valid pickle, and any pickle may be read: what is not made of these
  * opcodes is left to the pickle module, as is every value with a list or dict in it twice (its identity would be lost).
  *
- * Where it is asked for, arrays of plain numbers too, as calls of copyless._core._native.array_over: large ones as buffers
+ * Where it is asked for, arrays of plain numbers too, as calls of copyless._loaders.array_over: large ones as buffers
  * beside the pickle. Those are left to the pickle module to read.
  *
  * A small tuple takes a fifth of the time that pickle.dumps needs, an array a tenth. No Python code runs in here, and
@@ -20,7 +20,7 @@
 
 #define PLAIN_ARRAYS 256
 #define PLAIN_NUMBERS "?bBhHiIlLqQefd" /* formats of the buffer protocol */
-#define PLAIN_CALLED "\x8c\x16" "copyless._core._native" "\x8c\x0a" "array_over" "\x93\x94"
+#define PLAIN_CALLED "\x8c\x11" "copyless._loaders" "\x8c\x0a" "array_over" "\x93\x94"
 
 typedef struct plain_arrays {
     PyTypeObject *type; /* numpy.ndarray */

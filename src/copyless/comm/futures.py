@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from copyless import _loaders
 from copyless import comm as _comm
 from copyless.errors import OwnerDiedError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor as _OnOneMachine
@@ -229,13 +230,11 @@ class _Master(Executor):
     ) -> Iterator[Any]:
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize}")
-        from copyless.futures import _call_many
-
         calls = zip(*iterables)  # noqa: B905
         if chunksize == 1:
             return _results((self.submit(fn, *arguments) for arguments in calls), timeout, None)
         chunks = iter(lambda: list(itertools.islice(calls, chunksize)), [])
-        many: Any = (self.submit(_call_many, fn, chunk) for chunk in chunks)
+        many: Any = (self.submit(_loaders.call_many, fn, chunk) for chunk in chunks)
         return itertools.chain.from_iterable(_results(many, timeout, None))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from copyless import _loaders
 from copyless.comm.group import DIED, ENDED, Group
 from copyless.comm.local import CARD, RANK, join
 from copyless.errors import OwnerDiedError, StaleHandleError
@@ -207,7 +208,7 @@ def spawn(fn: Callable[..., Any], n: int, args: tuple[Any, ...], context: Any) -
     for _ in range(n):
         jobs.put(seal((fn, args), by_value))
     ranks = [
-        context.Process(target=_begin, args=(card, rank, names, os.getpid()), name=f"rank {rank}") for rank in range(n)
+        context.Process(target=_loaders.begin_rank, args=(card, rank, names, os.getpid()), name=f"rank {rank}") for rank in range(n)
     ]
     values: dict[int, Any] = {}
     try:

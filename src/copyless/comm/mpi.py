@@ -33,12 +33,12 @@ except ImportError as _error:
         "copyless run -n 4 prog.py, and copyless.comm.local"
     ) from None
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _blocks, _queue, _store
 from copyless._core._memory import Memory
 from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
-from copyless.comm.packets import Packet, _by_value, cut, in_block, in_memory
+from copyless.comm.packets import Packet, _by_value, cut, in_memory
 from copyless.comm.progress import shown
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles, store
@@ -144,7 +144,7 @@ class _Detached:
         self.base, self.sizes = base, sizes
 
     def __reduce__(self) -> Any:
-        return _Detached, (self.base, self.sizes)
+        return _loaders.mpi_detached, (self.base, self.sizes)
 
 
 class _AsPickle:
@@ -157,13 +157,7 @@ class _AsPickle:
         return self._call
 
 
-def _inline(data: bytes, *parts: bytearray) -> Any:
-    """Named in pickles: keep its name and place."""
-    return pickle.loads(data, buffers=parts)
-
-
 def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
-    """Named in pickles: keep its name and place."""
     block = handles.resolve(handle)[1]
     _blocks.mark_private(block)  # it came by value: it is this rank's own
     return pickle.loads(data, buffers=cut(block, sizes))
@@ -189,7 +183,7 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
     if plain is not None:
         return plain
     if near and type(obj) is Packet and not obj.handles and len(obj.parts) and sum(obj.sizes) > INLINE:
-        message = _through_block(in_block, obj.data, obj.parts)
+        message = _through_block(_loaders.packet_in_block, obj.data, obj.parts)
         if message is not None:
             return message
     if near:
@@ -200,13 +194,13 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
         return data
     total = sum(part.nbytes for part in parts)
     if total <= INLINE:
-        return pickle.dumps(_AsPickle(_inline, data, *map(bytearray, parts)), 5)
+        return pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
     if near:
-        message = _through_block(_block, data, parts, title)
+        message = _through_block(_loaders.mpi_block, data, parts, title)
         if message is not None:
             return message
     if total + len(data) < BIG:
-        return pickle.dumps(_AsPickle(_inline, data, *map(bytearray, parts)), 5)
+        return pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
     whole = [memoryview(data), *parts]
     sizes = [part.nbytes for part in whole]
     base = (len(pickle.dumps(_Detached(1 << 20, sizes), 5)) + 63) // 64 * 64

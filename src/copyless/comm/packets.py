@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from copyless import pickling
+from copyless import _loaders, pickling
 from copyless._core import _blocks, _copying, _handles, _queue
 from copyless._core._memory import Memory
 from copyless.errors import OutOfSharedMemory
@@ -81,18 +81,18 @@ class Packet:
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self.memory is not None or self.block is not None:
             if not pickling.sends_handles():
-                return _apart, (self.data, [], *map(pickle.PickleBuffer, cut(self.memory or self.block, self.sizes)))
+                return _loaders.packet_apart, (self.data, [], *map(pickle.PickleBuffer, cut(self.memory or self.block, self.sizes)))
             memory: Any = self.memory or Memory(self.block)
             handle = pickling.memory_handle(memory, pickling.message_kind())
             assert handle is not None
             if self.single:
                 for name in self.handles:
                     pickling.note(name)
-                return in_block, (self.data, self.sizes, pickling.note(handle), self.handles)
-            return _together, (self.data, self.sizes, pickling.note(handle))
+                return _loaders.packet_in_block, (self.data, self.sizes, pickling.note(handle), self.handles)
+            return _loaders.packet_together, (self.data, self.sizes, pickling.note(handle))
         for name in self.handles:
             pickling.note(name)
-        return _apart, (self.data, self.handles, *map(pickle.PickleBuffer, self.parts))
+        return _loaders.packet_apart, (self.data, self.handles, *map(pickle.PickleBuffer, self.parts))
 
     def open(self, readonly: bool = False) -> Any:
         """The object. Its arrays are writable and the caller's own, or (`readonly`) stand on what all share."""
@@ -110,14 +110,13 @@ class Packet:
 
 
 def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
-    """Named in pickles: keep its name and place."""
     packet = Packet(data, [memoryview(part) for part in parts])
     packet.kept = [handles.resolve(name) for name in names]  # what the data names lives until it is opened
     return packet
 
 
 def in_block(data: bytes, sizes: list[int], handle: bytes, names: Sequence[bytes] = ()) -> Packet:
-    """Of one receiver, who owns the block that its parts lie in. Named in pickles: keep its name and place."""
+    """Of one receiver, who owns the block that its parts lie in."""
     block = handles.resolve(handle)[1]
     _blocks.mark_private(block)
     packet = Packet(data, [])
@@ -127,7 +126,6 @@ def in_block(data: bytes, sizes: list[int], handle: bytes, names: Sequence[bytes
 
 
 def _together(data: bytes, sizes: list[int], handle: bytes) -> Packet:
-    """Named in pickles: keep its name and place."""
     packet = Packet(data, [])
     packet.sizes = sizes
     packet.block = handles.resolve(handle)[1]

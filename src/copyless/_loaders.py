@@ -1,0 +1,255 @@
+"""Every function that our pickles may name. This module is never moved or renamed, nor is a function in it.
+
+What lies in a queue or in a named block may be read by another version of this package than wrote it: a running system is
+upgraded one process at a time. A pickle finds its functions by module and name, so both stay as they are here, while what
+they call may move freely. A function whose arguments change gets a new name; the old one stays for as long as
+docs/design/formats.md says.
+
+Nothing is imported before it is needed: whoever loads an array needs no manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "arrow_buffer",
+    "begin_rank",
+    "bytes_in_memory",
+    "call_many",
+    "ctypes_object",
+    "ctypes_wrapper",
+    "empty_array",
+    "array_over",
+    "joblib_worker",
+    "load",
+    "mpi_block",
+    "mpi_detached",
+    "mpi_inline",
+    "packet_apart",
+    "packet_in_block",
+    "packet_together",
+    "pandas_column",
+    "polars_frame",
+    "proxy",
+    "recarray",
+    "sealed",
+    "serve_manager",
+    "shareable_list",
+    "shared_memory",
+    "synchronized",
+    "tensor",
+    "token",
+    "work",
+]
+
+# ---- what lies in shared memory, by its handle
+
+# These two are called for every message: what they stand for is kept.
+_load: Any = None
+_array_over: Any = None
+
+
+def load(handle: bytes) -> Any:
+    """What a handle names: an array, memory, a lock, a queue, a ring."""
+    global _load
+    if _load is None:
+        from copyless.pickling import load as _load
+    return _load(handle)
+
+
+def array_over(buffer: Any, code: str, shape: tuple[int, ...]) -> Any:
+    """A plain array over a buffer. Named in plain.h."""
+    global _array_over
+    if _array_over is None:
+        from copyless._core._handles import array_over as _array_over
+    return _array_over(buffer, code, shape)
+
+
+def empty_array(shape: tuple[int, ...], dtype: Any) -> Any:
+    """A shared array without elements, which has no place in memory."""
+    from copyless.arrays import empty
+
+    return empty(shape, dtype)
+
+
+def recarray(plain: Any) -> Any:
+    """A `numpy.recarray` over a structured array."""
+    import numpy as np
+
+    return plain.view(np.recarray)
+
+
+def bytes_in_memory(data: bytes, readonly: bool) -> Any:
+    """A `Memory` that was pickled by value."""
+    from copyless._core._memory import _from_bytes
+
+    return _from_bytes(data, readonly)
+
+
+# ---- the drop-in, and objects of C
+
+
+def shared_memory(kind: type[Any], name: str, track: bool | None, readonly: bool) -> Any:
+    """A `SharedMemory`, by its name."""
+    return kind(name, track=track, readonly=readonly) if track is not None or readonly else kind(name)
+
+
+def shareable_list(kind: type[Any], name: str) -> Any:
+    """A `ShareableList`, by its name."""
+    return kind(name=name)
+
+
+def ctypes_wrapper(handle: bytes) -> Any:
+    """What keeps the memory of an object of ctypes."""
+    from copyless.sharedctypes import _Wrapper
+
+    return _Wrapper(load(handle))
+
+
+def ctypes_object(kind: Any, lengths: tuple[int, ...], memory: Any) -> Any:
+    """An object of ctypes over shared memory."""
+    from copyless.sharedctypes import _rebuild
+
+    return _rebuild(kind, lengths, memory)
+
+
+def synchronized(description: Any, lock: Any, obj: Any) -> Any:
+    """An object of ctypes with its lock."""
+    from copyless.sharedctypes import _restore
+
+    return _restore(description, lock, obj)
+
+
+# ---- objects of libraries that stand in shared memory
+
+
+def tensor(array: Any, dtype: Any) -> Any:
+    """A tensor of PyTorch over a shared array."""
+    from copyless.tensors import _tensor
+
+    return _tensor(array, dtype)
+
+
+def arrow_buffer(handle: bytes) -> Any:
+    """A buffer of Arrow over shared memory."""
+    from copyless.frames import _buffer_of
+
+    return _buffer_of(handle)
+
+
+def pandas_column(kind: Any, state: dict[str, Any]) -> Any:
+    """A column that pandas keeps in Arrow."""
+    from copyless.frames import _restore_column
+
+    return _restore_column(kind, state)
+
+
+def polars_frame(single: bool, names: list[str], columns: list[Any], height: int) -> Any:
+    """A frame of polars, or (`single`) a series, from its columns."""
+    from copyless.frames import _restore_polars
+
+    return _restore_polars(single, names, columns, height)
+
+
+# ---- pools, managers and ranks
+
+
+def sealed(data: Any, names: list[bytes], *buffers: Any) -> Any:
+    """A task or result on its way, not opened yet."""
+    from copyless.workers import _sealed
+
+    return _sealed(data, names, *buffers)
+
+
+def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+    """What the worker process of a pool does."""
+    from copyless.workers import work as run
+
+    run(names, mask, initializer, initargs, most, retries)
+
+
+def call_many(function: Any, argument_lists: list[tuple[Any, ...]]) -> list[Any]:
+    """The task that stands for a chunk of an executor's `map`."""
+    return [function(*arguments) for arguments in argument_lists]
+
+
+def joblib_worker(environment: dict[str, str], initializer: Any, initargs: Any) -> None:
+    """What a worker of the backend for joblib does first."""
+    from copyless.joblib import _begin
+
+    _begin(environment, initializer, initargs)
+
+
+def serve_manager(kind: Any, run: tuple[Any, ...], writer: Any, initializer: Any, initargs: Any) -> None:
+    """What the server process of a manager does."""
+    from copyless.managers import _Run
+
+    kind._run_server(_Run(*run), writer, initializer, initargs)
+
+
+def proxy(kind: Any, token: Any, serializer: str, options: dict[str, Any]) -> Any:
+    """A manager's proxy; `kind` is its class, or the name of one of ours."""
+    from copyless import proxies
+
+    return proxies.RebuildProxy(getattr(proxies, kind) if type(kind) is str else kind, token, serializer, options)
+
+
+def token(typeid: str, address: Any, ident: str, local: str | None) -> Any:
+    """Which object of which manager."""
+    from copyless.proxies import Token
+
+    return Token(typeid, address, ident, local)
+
+
+def begin_rank(card: bytes, rank: int, names: list[bytes], parent: int) -> None:
+    """What a process started by `comm.spawn` does."""
+    from copyless.comm.launcher import _begin
+
+    _begin(card, rank, names, parent)
+
+
+# ---- messages between ranks
+
+
+def packet_apart(data: bytes, names: list[bytes], *parts: Any) -> Any:
+    """An object's pickle with its buffers."""
+    from copyless.comm.packets import _apart
+
+    return _apart(data, names, *parts)
+
+
+def packet_in_block(data: bytes, sizes: list[int], handle: bytes, names: Sequence[bytes] = ()) -> Any:
+    """An object's pickle with its buffers in a block of one receiver's own."""
+    from copyless.comm.packets import in_block
+
+    return in_block(data, sizes, handle, names)
+
+
+def packet_together(data: bytes, sizes: list[int], handle: bytes) -> Any:
+    """An object's pickle with its buffers in a block that several receive."""
+    from copyless.comm.packets import _together
+
+    return _together(data, sizes, handle)
+
+
+def mpi_inline(data: bytes, *parts: bytearray) -> Any:
+    """An object whose buffers lie in its message."""
+    import pickle
+
+    return pickle.loads(data, buffers=parts)
+
+
+def mpi_block(data: bytes, sizes: list[int], handle: bytes) -> Any:
+    """An object whose buffers lie in a block of this node."""
+    from copyless.comm.mpi import _block
+
+    return _block(data, sizes, handle)
+
+
+def mpi_detached(base: int, sizes: list[int]) -> Any:
+    """The head of a message whose buffers lie behind it."""
+    from copyless.comm.mpi import _Detached
+
+    return _Detached(base, sizes)

@@ -1,0 +1,270 @@
+"""Which names of ours a pickle may hold: public classes by their public names, and functions of `copyless._loaders`.
+
+What was pickled by one version of the package is loaded by another (docs/design/formats.md), so each name is a promise. The
+programs below send one of everything through every channel, in processes that write down each name of ours that an unpickler
+looks for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from copyless import _loaders, managers
+
+# Each is the public place of a class that its users name.
+PUBLIC = {
+    ("copyless.errors", "OutOfSharedMemory"),
+    ("copyless.errors", "WorkerDiedError"),
+    *(("copyless.managers", name) for name in managers.__all__),
+    ("copyless.context", "get_context"),
+    ("copyless.pool", "Pool"),
+    ("copyless.queues", "JoinableQueue"),
+    ("copyless.shared_memory", "ShareableList"),
+    ("copyless.shared_memory", "SharedMemory"),
+    *(
+        ("copyless.synchronize", name)
+        for name in ("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore")
+    ),
+}
+
+WATCH = """
+    import os, sys
+    place, seen = os.environ["COPYLESS_TEST_NAMES"], set()
+
+    def hook(event, args):
+        if event == "pickle.find_class" and args[0].partition(".")[0] == "copyless" and args not in seen:
+            seen.add(args)
+            with open(place, "a") as file:
+                file.write(f"{args[0]} {args[1]}\\n")
+
+    sys.addaudithook(hook)
+"""
+
+OBJECTS = """
+    import ctypes, importlib.util, pickle, sys
+    import multiprocessing as mp
+    import numpy as np
+    import copyless
+    from copyless import comm, managers, sharedctypes
+    from copyless.comm.packets import Packet
+
+    class Point(ctypes.Structure):
+        _fields_ = [("x", ctypes.c_double)]
+
+    class Maker(managers.BaseManager):
+        pass
+
+    Maker.register("Point", complex)
+    Maker.register("Array", list, managers.ListProxy)
+
+    def have(name):
+        return importlib.util.find_spec(name) is not None
+
+    def objects():
+        yield "plain", (1, "a", [2.5])
+        yield "arrays", (np.arange(3), np.arange(5000), np.arange(6).reshape(2, 3).T, np.array("2020", "M8[Y]"))
+        yield "shared array", copyless.zeros(5)
+        yield "part of it", [copyless.zeros(5)[1:]]
+        yield "empty", [copyless.empty((0, 3))]
+        yield "records", [np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])]
+        yield "shared records", [copyless.share(np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]))]
+        yield "memory", [copyless.Memory.allocate(100), copyless.Memory(bytearray(10)), copyless.Memory(b"ro")]
+        for kind in ("Lock", "RLock", "RWLock", "Event", "Condition", "Semaphore", "BoundedSemaphore"):
+            yield kind, [getattr(copyless, kind)()]
+        yield "condition over a lock", [copyless.Condition(copyless.Lock())]
+        yield "robust semaphore", [copyless.Semaphore(2, recover="silent")]
+        yield "barrier", [copyless.Barrier(1)]
+        for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
+            yield kind, [getattr(copyless, kind)()]
+        yield "ring", [copyless.RingBuffer(((2, 3), "u1"), slots=2)]
+        yield "value", [copyless.Value("d", 2.5), copyless.Value("i", lock=False), copyless.Array("i", 3)]
+        yield "value with its lock", [copyless.Value("d", lock=copyless.RLock()), sharedctypes.RawArray(Point, 2)]
+        yield "part of a value", [sharedctypes.RawArray(Point, 2)[1], sharedctypes.RawValue(Point)]
+        yield "drop-in", [block]
+        yield "list", [listed]
+        yield "context", [copyless.get_context("spawn")]
+        yield "error", [copyless.OutOfSharedMemory(28, "full"), copyless.WorkerDiedError("gone")]
+        yield "packets", [Packet.of([np.arange(5000), copyless.zeros(3)]), Packet.of([1, 2])]
+        yield "a gathered packet", [Packet.of([np.arange(5000)]).gather()]
+        if have("pandas"):
+            import pandas as pd
+            frame = pd.DataFrame({"n": [1, 2], "t": ["a", "b"], "c": pd.Categorical(["x", "y"])})
+            yield "pandas", [frame, copyless.share(frame)]
+        if have("pyarrow"):
+            import pyarrow as pa
+            table = pa.table({"n": [1, 2], "t": ["a", "b"]})
+            yield "arrow", [table, copyless.share(table)]
+        if have("polars") and mp.get_start_method() != "fork":
+            import polars as pl
+            table = pl.DataFrame({"n": [1, 2], "t": ["a", "b"], "l": [[1], [2, 3]]})
+            yield "polars", [table, copyless.share(table), copyless.share(table["n"])]
+        if have("torch"):
+            import torch
+            yield "torch", [torch.ones(3), copyless.share(torch.ones(3))]
+
+    block = copyless.SharedMemory(create=True, size=10)
+    listed = copyless.ShareableList([1, "a"])
+
+    def echo(obj):
+        return obj
+
+    def initialize(*args):
+        pass
+"""
+
+PROGRAMS = {
+    "queues, pipes and the plain pickler": """
+        queue, (here, there) = copyless.Queue(), mp.Pipe()
+        for title, obj in objects():
+            queue.put(obj); queue.get(timeout=30)
+            if title != "packets" and "packet" not in title:
+                here.send(obj); there.recv()
+            try:
+                data = pickle.dumps(obj)
+            except (TypeError, pickle.PicklingError):  # a pool's lock; a type made on the fly
+                continue
+            try:
+                pickle.loads(data)
+            except copyless.StaleHandleError:
+                pass
+    """,
+    "pool by {}": """
+        with mp.get_context("{}").Pool(1) as theirs, copyless.get_context("{}").Pool(1, initialize, (1,)) as ours:
+            for title, obj in objects():
+                if title not in ("context",) and "packet" not in title:
+                    ours.apply(echo, (obj,)); list(ours.imap_unordered(echo, [obj])); theirs.map(len, [[1]])
+            value = copyless.Value("i")
+        with copyless.ProcessPoolExecutor(1, mp_context=mp.get_context("{}"), initializer=initialize) as executor:
+            assert list(executor.map(echo, range(10), chunksize=3)) == list(range(10))
+            assert executor.submit(echo, lambda: 5).result()() == 5
+        process = mp.get_context("{}").Process(target=echo, args=(value,))
+        process.start(); process.join()
+        assert process.exitcode == 0
+    """,
+    "joblib": """
+        if have("joblib"):
+            import joblib, copyless.joblib
+            assert joblib.Parallel(n_jobs=2, backend="copyless")(joblib.delayed(pow)(2, n) for n in range(5))[4] == 16
+    """,
+    "managers": """
+        for method in ("spawn", "fork"):
+            context = mp.get_context(method)
+            with Maker(ctx=context) as maker, context.Pool(1) as pool:
+                point = maker.Point(1, 2)
+                pool.apply(echo, (point,)); pool.apply(echo, (maker.Array([1]),))
+            with managers.SyncManager(ctx=context) as manager, context.Pool(1) as pool, copyless.Pool(1) as ours:
+                for name in ("Queue", "Event", "Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "list", "dict", "set",
+                             "Namespace"):
+                    proxy = getattr(manager, name)()
+                    pool.apply(echo, (proxy,)); ours.apply(echo, (proxy,))
+                    nested = manager.list([proxy]); nested[0]; manager.dict(a=proxy)["a"]
+                there = manager.Pool(1)
+                for proxy in (manager.Value("i", 1), manager.Array("i", [1]), manager.Barrier(1), there,
+                              there.apply_async(len, ([1],)), iter(manager.list([1]))):
+                    pool.apply(echo, (proxy,))
+                kept = manager.list()
+                for title, obj in objects():
+                    if title not in ("context", "polars") and "packet" not in title:  # polars hangs in forked processes
+                        kept.append(obj); kept[-1]
+                there.terminate()
+                try:
+                    kept[10**9]
+                except IndexError:
+                    pass
+            with managers.SharedMemoryManager(ctx=context) as manager:
+                manager.SharedMemory(10), manager.ShareableList([1]), manager.array(3), manager.Queue(), manager.Lock()
+    """,
+    "ranks": """
+        import ranks
+        for method in ("spawn", "fork"):
+            comm.spawn(ranks.talk, 3, context=mp.get_context(method))
+    """,
+}
+
+RANKS = """
+    import numpy as np
+    import copyless
+
+    def talk(world):
+        from copyless import comm
+        me, n = world.rank, world.size
+        small, large = np.arange(5000), np.arange(1 << 18)
+        for obj in (1, [small], [large], {"a": large, "b": copyless.zeros(5)}, copyless.zeros(3)):
+            if me == 0:
+                for to in range(1, n):
+                    world.send(obj, to)
+                    world.isend(obj, to).wait()
+            else:
+                world.recv(source=0); world.irecv(source=0).wait()
+            world.bcast(obj, 0); world.bcast(obj, 0, readonly=True)
+            world.gather(obj, 0); world.allgather(obj); world.alltoall([obj] * n)
+            world.scatter([obj] * n if me == 0 else None, 0)
+        world.allreduce(large); world.scan(small)
+"""
+
+
+def watched(tmp_path, program, *command, **env):
+    """The names of ours that unpicklers looked for while a program ran."""
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(WATCH))
+    (tmp_path / "ranks.py").write_text(textwrap.dedent(RANKS))
+    path, names = tmp_path / "program.py", tmp_path / "names"
+    path.write_text(program)
+    names.touch()
+    done = subprocess.run(
+        [*command, sys.executable, str(path)], capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "COPYLESS_TEST_NAMES": str(names), "MPLBACKEND": "agg", **env},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {tuple(line.split()) for line in names.read_text().splitlines()}
+
+
+def script(body, start="spawn"):
+    objects, body = textwrap.dedent(OBJECTS), textwrap.indent(textwrap.dedent(body), "    ")
+    end = "    block.close(); block.unlink(); listed.shm.close(); listed.shm.unlink()\n"
+    return f"{objects}\nif __name__ == '__main__':\n    mp.set_start_method({start!r})\n{body}\n{end}"
+
+
+FOUND: dict[str, set[tuple[str, ...]]] = {}
+
+
+@pytest.mark.parametrize("title", [*(t for t in PROGRAMS if "{}" not in t), "pool by spawn", "pool by fork"])
+def test_pickles_hold_no_other_names(title, tmp_path):
+    start = title.removeprefix("pool by ") if title.startswith("pool by") else "spawn"
+    body = PROGRAMS["pool by {}"].replace("{}", start) if title.startswith("pool by") else PROGRAMS[title]
+    found = FOUND[title] = watched(tmp_path, script(body, start))
+    assert found
+    assert {(module, name) for module, name in found if module != "copyless._loaders"} <= PUBLIC
+    assert {name for module, name in found if module == "copyless._loaders"} <= set(_loaders.__all__)
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_pickles_between_ranks_of_mpi_hold_no_other_names(tmp_path, nodes):
+    mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    if importlib.util.find_spec("mpi4py") is None or not os.path.exists(mpiexec):
+        pytest.skip("MPI's environment is made by `make test`")
+    program = "import ranks\nfrom copyless import comm\nranks.talk(comm.world())\n"
+    found = FOUND[f"mpi {nodes}"] = watched(tmp_path, program, mpiexec, "-n", "3", COPYLESS_NODES=nodes)
+    assert {module for module, _ in found} == {"copyless._loaders"}
+    assert {name for _, name in found} <= set(_loaders.__all__)
+
+
+def test_the_programs_meet_every_loader():
+    """A loader that nothing here loads would be one that these tests cannot watch."""
+    if len(FOUND) < len(PROGRAMS) + 3:
+        pytest.skip("only after the tests above")
+    met = {name for found in FOUND.values() for module, name in found if module == "copyless._loaders"}
+    needs = {"tensor": "torch", "joblib_worker": "joblib", "polars_frame": "polars", "pandas_column": "pandas"}
+    missing = {name for name, library in needs.items() if importlib.util.find_spec(library) is None}
+    assert set(_loaders.__all__) - missing == met
+
+
+def test_importing_the_loaders_imports_nothing():
+    program = "import sys; import copyless._loaders; print(*sorted(n for n in sys.modules if 'copyless' in n or n == 'numpy'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["copyless", "copyless._loaders"]
