@@ -268,3 +268,47 @@ def test_importing_the_loaders_imports_nothing():
     program = "import sys; import copyless._loaders; print(*sorted(n for n in sys.modules if 'copyless' in n or n == 'numpy'))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["copyless", "copyless._loaders"]
+
+
+def hash64(data):
+    """As `cl_hash64` has it: the checksum of a header."""
+    h, mask = 0xCBF29CE484222325, (1 << 64) - 1
+    for byte in data:
+        h = (h ^ byte) * 0x100000001B3 & mask
+    h ^= h >> 31
+    h = h * 0x7FB5D329728EA185 & mask
+    return h ^ h >> 27 or 1
+
+
+def test_a_registry_of_another_format_is_told_at_joining(tmp_path):
+    program = """
+        import os, struct, subprocess, sys
+        import copyless
+        kept = copyless.zeros(3)
+        path = os.path.join(copyless.storage.directory.current(), "registry.2")
+        join = [sys.executable, "-c", "import copyless; print(copyless.zeros(3).sum())"]
+        assert subprocess.run(join).returncode == 0
+        with open(path, "r+b") as file:
+            header = bytearray(file.read(112))
+            assert struct.unpack_from("<Q", header, 104)[0] == hash64(header[:104])
+            ours = struct.unpack_from("<I", header, 100)[0]
+            for number in (ours + 1, ours):
+                struct.pack_into("<I", header, 100, number)
+                struct.pack_into("<Q", header, 104, hash64(header[:104]))
+                file.seek(0); file.write(header); file.flush()
+                done = subprocess.run(join, capture_output=True, text=True)
+                kept[:] = number  # who is in goes on
+                print(done.returncode, done.stderr.splitlines()[-1:])
+    """
+    import inspect
+
+    (tmp_path / "program.py").write_text(inspect.getsource(hash64) + textwrap.dedent(program))
+    env = {**os.environ, "COPYLESS_DIR": str(tmp_path / "store")}
+    (tmp_path / "store").mkdir(mode=0o700)
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    _, other, same = done.stdout.splitlines()
+    assert "format 2, this version reads 1" in other
+    assert "CopylessError" in other
+    assert other.startswith("1 ")
+    assert same == "0 []"

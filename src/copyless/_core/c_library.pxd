@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
-    enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN
+    enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN, CL_OTHER_FORMAT
     ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
         pass
     ctypedef struct cl_error:

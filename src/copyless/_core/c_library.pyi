@@ -9,6 +9,7 @@ CLOSED: int
 FORKED: int
 RETRY: int
 FOREIGN: int
+OTHER_FORMAT: int
 LAYOUT: int
 
 KIND_LOCK: int

@@ -89,6 +89,8 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         return WrongProcessError(what)
     if code == c_library.FOREIGN:
         return ForeignHostError(what or "it belongs to another kernel, or lies where this process does not see it")
+    if code == c_library.OTHER_FORMAT:
+        return CopylessError(f"{what} (in {_directory()})")
     if code == c_library.RETRY:
         return RegistryBusyError(f"{what or 'the registry is being made or removed'} (in {_directory()})")
     if code == c_library.CLOSED:

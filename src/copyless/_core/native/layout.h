@@ -43,6 +43,7 @@
 #define CL_FILE_NAME 32 /* room for the name of any file of ours */
 _Static_assert(sizeof(CL_LIVE_PREFIX "0123456789abcdef") <= CL_FILE_NAME, "names fit");
 
+#define CL_FORMAT 1u /* of stored items: the plain codec, the parts of an item, names in pickles, messages of ranks */
 #define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
 #define CL_PAGE 4096u
 #define CL_KIND_REGISTRY 1u
@@ -79,7 +80,7 @@ typedef struct cl_header {
     uint64_t live_inode;
     uint64_t block_size; /* data */
     uint32_t nblocks; /* data */
-    uint32_t reserved;
+    uint32_t format; /* registry: CL_FORMAT of whoever made it */
     uint64_t checksum; /* of all before it */
 } cl_header;
 _Static_assert(sizeof(cl_header) == 112, "constant header");

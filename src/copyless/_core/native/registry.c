@@ -109,6 +109,7 @@ static int make_registry(int directory, const cl_identity *identity, const cl_se
     cl_header header = {.magic = CL_MAGIC,
                         .layout = CL_LAYOUT_VERSION,
                         .kind = CL_KIND_REGISTRY,
+                        .format = CL_FORMAT,
                         .id = cl_random64(),
                         .file_size = CL_REGISTRY_SIZE,
                         .host = identity->host,
@@ -181,6 +182,12 @@ static int check_header(const cl_header *h, uint64_t file_size)
     }
     if (h->checksum != cl_hash64(h, offsetof(cl_header, checksum))) {
         return cl_fail(CL_CORRUPT, 0, "registry: header checksum does not match");
+    }
+    if (h->format != CL_FORMAT) {
+        return cl_fail(CL_OTHER_FORMAT, 0,
+                       "the registry's items have format %u, this version reads %u: use one version of copyless in all "
+                       "processes, or another COPYLESS_DIR",
+                       h->format, CL_FORMAT);
     }
     if (h->file_size != CL_REGISTRY_SIZE || file_size != CL_REGISTRY_SIZE) {
         return cl_fail(CL_CORRUPT, 0, "registry: file of %llu bytes, header says %llu", (unsigned long long)file_size,
