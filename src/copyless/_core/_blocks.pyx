@@ -10,7 +10,7 @@ from libc.string cimport memset
 from copyless._core._check cimport check, fail
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_FILE_NAME, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_head,
+    CL_AGAIN, CL_BLOCKS, CL_FILE_NAME, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
 )
@@ -128,7 +128,7 @@ def private_view(Block block):
     if block.ref.spilled or block.nbytes < 65536:
         return bytearray(block)
     cl_segment_file(file, block.ref.segment_id)
-    fd = c_openat(block.store.directory, file, O_RDWR | O_CLOEXEC)
+    fd = c_openat(cl_directory(block.store), file, O_RDWR | O_CLOEXEC)
     if fd < 0:
         return bytearray(block)
     p = mmap(NULL, block.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, <int64_t>block.ref.offset)

@@ -109,7 +109,6 @@ cdef extern from "store.h" nogil:
         int open
         int orphan
         int weak_liveness
-        int directory
         uint32_t slot
         uint64_t registry_id
         uint8_t *base
@@ -162,6 +161,7 @@ cdef extern from "store.h" nogil:
     int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     uint64_t cl_process_start(uint32_t pid)
     int cl_audit(cl_store *store)
+    int cl_directory(cl_store *store)
     void cl_segment_file(char *out, uint64_t id)
     int cl_spill_is_here(const cl_spill *spill)
     int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)

@@ -1,4 +1,4 @@
-/* Blocks in the registry: their sizes, the lists of free ones, and how the tables grow.
+/* Blocks in the registry: their sizes, and the lists of free ones.
  *
  * Promise: a block's entry is handed out only after the segment that it lies in was seen to be sound. A free block lies
  * on exactly one list, that of its size; the lists are doubly linked, last freed first.
@@ -7,8 +7,7 @@
  *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
  *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
  *
- * What SIGKILL leaves: the state before or after a transaction, never between. Killed before a grown table's commit,
- * reserved pages that the table does not count yet: the same work is done again. */
+ * What SIGKILL leaves: the state before or after a transaction, never between. */
 #include "store.h"
 
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
@@ -98,27 +97,4 @@ void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number)
         s->idle_since_ns = cl_monotonic_ns();
         cl_set64(txn, &c->warm_bytes, c->warm_bytes + s->file_size);
     }
-}
-
-int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n)
-{
-    uint32_t high = *table->high;
-    if (high + n > table->most) {
-        return cl_fail(CL_TABLE_FULL, 0, "all %u %s are taken", high, table->what);
-    }
-    uint64_t begin = table->offset + (uint64_t)high * table->stride;
-    int rc = cl_reserve(store, begin, n * table->stride);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    uint8_t *entry = store->base + begin;
-    for (uint32_t i = high; i < high + n; i++, entry += table->stride) {
-        *(uint32_t *)(void *)(entry + table->state_at) = 0;
-        *(uint32_t *)(void *)(entry + table->next_at) = i + 1 < high + n ? i + 2 : 0;
-    }
-    cl_txn txn = cl_begin(store->base);
-    cl_set32(&txn, table->free, high + 1);
-    cl_set32(&txn, table->high, high + n);
-    cl_commit(&txn);
-    return CL_OK;
 }

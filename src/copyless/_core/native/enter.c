@@ -16,29 +16,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
-{
-    int rc;
-    do {
-        rc = posix_fallocate(fd, (off_t)offset, (off_t)length);
-    } while (rc == EINTR);
-    if (rc == ENOSPC) {
-        cl_fail(CL_FULL, rc, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
-        cl_last_error()->asked = length;
-        return CL_FULL;
-    }
-    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "reserving the registry");
-}
-
-int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
-{
-    return cl_reserve_fd(store->registry_fd, offset, length);
-}
-
 /* The descriptor of the registry's file: the program may have closed it, and given its number to a file of its own. */
 static int open_again(cl_store *store)
 {
-    int fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    int fd = openat(cl_directory(store), CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0 && !cl_is_file(fd, store->registry_device, store->registry_inode)) {
         close(fd);
         fd = -1;
@@ -110,9 +91,12 @@ static int heal(cl_store *store)
         return CL_AGAIN;
     }
     CL_KILL_POINT();
-    int rc = atomic_load(&store->control->journal.committed) == 0
+    int rc = cl_books_follow(store);
+    if (rc == CL_OK) {
+        rc = atomic_load(&store->control->journal.committed) == 0
                  ? cl_audit(store)
                  : cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner, and a change is half done", seen);
+    }
     if (rc != CL_OK) {
         cl_error kept = *cl_last_error();
         atomic_store(&store->control->lock, seen); /* as we found it: the next one is told the same */
@@ -126,6 +110,9 @@ static int heal(cl_store *store)
 int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
 {
     int rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
+    if (rc == CL_OK) {
+        rc = cl_books_follow(store);
+    }
     if (rc != CL_OK) {
         return rc;
     }
@@ -137,10 +124,14 @@ int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
     }
     if (rc == CL_OWNER_DIED) {
         store->control->recoveries++;
-        rc = cl_replay(store->base);
+        rc = cl_books_follow(store); /* before anything is applied there */
+        rc = rc == CL_OK ? cl_replay(store->base) : rc;
     } else if (rc != CL_OK) {
         cl_set_op(store, CL_OP_NONE);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    }
+    if (rc == CL_OK) {
+        rc = cl_books_follow(store); /* whoever had the lock before may have laid them out */
     }
     if (rc == CL_OK && store->slot < CL_CARETAKER && !store->joining) {
         const cl_owner *me = &store->owners[store->slot];

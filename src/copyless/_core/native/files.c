@@ -15,9 +15,12 @@
 #define _GNU_SOURCE
 #include "store.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define NO_OWNERS_BYTE 0x40000000 /* is locked only with all others */
 
@@ -64,6 +67,39 @@ uint64_t cl_file_id(const char *name, const char *prefix)
         id = id << 4 | (uint64_t)(digit - digits);
     }
     return id;
+}
+
+void cl_directory_keep(cl_store *store, int fd)
+{
+    char link[40];
+    struct stat st;
+    store->directory = fd;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, store->path, sizeof store->path - 1);
+    store->path[n > 0 ? n : 0] = 0;
+    if (fstat(fd, &st) == 0) {
+        store->directory_device = st.st_dev;
+        store->directory_inode = st.st_ino;
+    }
+}
+
+int cl_directory(cl_store *store)
+{
+    int fd = atomic_load_explicit(&store->directory, memory_order_relaxed);
+    if (cl_is_file(fd, store->directory_device, store->directory_inode)) {
+        return fd;
+    }
+    int fresh = open(store->path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fresh >= 0 && !cl_is_file(fresh, store->directory_device, store->directory_inode)) {
+        close(fresh);
+        errno = ENOENT; /* it was removed; what is there now is another */
+        return -1;
+    }
+    if (fresh >= 0 && !atomic_compare_exchange_strong(&store->directory, &fd, fresh)) {
+        close(fresh); /* another thread was faster */
+        return atomic_load(&store->directory);
+    }
+    return fresh;
 }
 
 int cl_exclude_all(int live_fd)

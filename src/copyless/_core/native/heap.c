@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#define FULL_NS ((int64_t)20000000) /* and 16 times what it costs to find memory full */
+
 /* A free block of at least nbytes, or 0; block number + 1. */
 static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *found)
 {
@@ -202,7 +204,7 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     }
     int rc = enter_again(store, CL_OP_ALLOC);
     if (rc == CL_OK) {
-        rc = cl_segment_slot(store, CL_SEGMENT_MAKING, id, &slot);
+        rc = cl_segment_slot(store, CL_SEGMENT_MAKING, id, k == CL_SPILLED, &slot);
         cl_leave(store);
     }
     if (rc != CL_OK) {
@@ -267,13 +269,22 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
     if (!(flags & CL_MAY_WAIT)) {
         return CL_AGAIN; /* making a segment takes a while: come back without the GIL */
     }
+    int spill = (flags & CL_MAY_SPILL) && store->spill.path[0] != 0;
     rc = alloc_fresh(store, k, nbytes, cl_blocks_for(k), out);
-    if (rc == CL_FULL) { /* everything that is not in use goes back first */
-        uint64_t freed;
-        cl_reap(store, CL_MAY_WAIT, NULL);
-        cl_trim(store, 0, CL_MAY_WAIT, &freed);
-        rc = alloc_fresh(store, k, nbytes, 1, out);
-        if (rc == CL_FULL && (flags & CL_MAY_SPILL) && store->spill.path[0] != 0) {
+    if (rc == CL_FULL || rc == CL_TABLE_FULL) {
+        int64_t begun = cl_monotonic_ns();
+        if (!spill || begun >= atomic_load_explicit(&store->full_until_ns, memory_order_relaxed)) {
+            uint64_t freed; /* everything that is not in use goes back first */
+            cl_reap(store, CL_MAY_WAIT, NULL);
+            cl_trim(store, 0, CL_MAY_WAIT, &freed);
+            rc = alloc_fresh(store, k, nbytes, 1, out);
+            if (rc == CL_FULL) { /* for a while, what may go to the disk goes there without looking for room again */
+                int64_t now = cl_monotonic_ns(), pause = 16 * (now - begun);
+                atomic_store_explicit(&store->full_until_ns, now + (pause > FULL_NS ? pause : FULL_NS),
+                                      memory_order_relaxed);
+            }
+        }
+        if (rc == CL_FULL && spill) {
             if (cl_home(store, CL_SPILLED, 1) >= 0) {
                 rc = alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
             } else {

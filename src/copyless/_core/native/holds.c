@@ -27,6 +27,7 @@ static int grow(cl_store *store)
 {
     cl_control *c = store->control;
     const cl_table table = {.what = "holds",
+                            .number = CL_TABLE_HOLDS,
                             .offset = CL_OFF_HOLDS,
                             .stride = sizeof(cl_hold),
                             .state_at = offsetof(cl_hold, kind),
@@ -35,7 +36,7 @@ static int grow(cl_store *store)
                             .free = &c->holds_free,
                             .high = &c->holds_high};
     _Static_assert(CL_HOLD_FREE == 0, "a grown table's entries are in state 0");
-    return cl_table_grow(store, &table, c->holds_high < 4096 ? 256 : 4096);
+    return cl_table_grow(store, &table, c->holds_high < 4096 ? 256 : 4096, 1);
 }
 
 uint64_t cl_new_nonce(cl_store *store)

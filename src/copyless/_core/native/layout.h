@@ -39,9 +39,10 @@
 #define CL_REGISTRY_FILE "registry." CL_LAYOUT_TEXT
 #define CL_SEGMENT_PREFIX "seg." CL_LAYOUT_TEXT "."
 #define CL_LIVE_PREFIX "live." CL_LAYOUT_TEXT "."
+#define CL_BOOKS_PREFIX "books." CL_LAYOUT_TEXT "."
 #define CL_NEW_PREFIX "new." CL_LAYOUT_TEXT "."
 #define CL_FILE_NAME 32 /* room for the name of any file of ours */
-_Static_assert(sizeof(CL_LIVE_PREFIX "0123456789abcdef") <= CL_FILE_NAME, "names fit");
+_Static_assert(sizeof(CL_BOOKS_PREFIX "0123456789abcdef") <= CL_FILE_NAME, "names fit");
 
 #define CL_FORMAT 1u /* of stored items: the plain codec, the parts of an item, names in pickles, messages of ranks */
 #define CL_MAGIC 0x7373656c79706f63u /* "copyless" read as a little-endian word */
@@ -105,6 +106,8 @@ typedef struct cl_spill_mark {
     uint64_t device, inode; /* of the storage directory */
     uint64_t checksum;
 } cl_spill_mark;
+/* The tables that may go on beside the spilled items: books.c. */
+enum cl_table_number { CL_TABLE_NAMES, CL_TABLE_HOLDS, CL_TABLE_SEGMENTS, CL_TABLES };
 
 #define CL_JOURNAL_MAX 48u
 typedef struct cl_write {
@@ -146,6 +149,10 @@ typedef struct cl_control {
     uint32_t pad;
     uint32_t first[CL_CLASSES]; /* free blocks of each class, last freed first; block number + 1 */
     uint32_t last[CL_CLASSES];
+    uint64_t
+        beside[CL_TABLES]; /* where in the registry a table's part begins that lies in the file of books; 0: none */
+    uint32_t paged[CL_TABLES]; /* entries of each table, from the first, that have pages in any case; a hint */
+    cl_au32 books; /* which `beside` are valid, as bits; only ever set */
     cl_journal journal;
     uint64_t guard_end;
 } cl_control;

@@ -39,7 +39,7 @@ int cl_live_open(cl_store *store)
 {
     char file[CL_FILE_NAME];
     cl_live_file(file, store->registry_id);
-    int fd = openat(store->directory, file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    int fd = openat(cl_directory(store), file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0 && !cl_is_file(fd, store->live_device, store->live_inode)) {
         close(fd);
         errno = ENOENT;

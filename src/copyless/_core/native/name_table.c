@@ -66,6 +66,7 @@ static int grow(cl_store *store)
 {
     cl_control *c = store->control;
     const cl_table table = {.what = "names",
+                            .number = CL_TABLE_NAMES,
                             .offset = CL_OFF_NAMES,
                             .stride = sizeof(cl_name),
                             .state_at = offsetof(cl_name, kind),
@@ -74,7 +75,7 @@ static int grow(cl_store *store)
                             .free = &c->names_free,
                             .high = &c->names_high};
     _Static_assert(CL_NAME_FREE == 0, "a grown table's entries are in state 0");
-    return cl_table_grow(store, &table, 32);
+    return cl_table_grow(store, &table, 32, 1);
 }
 
 /* A filled entry, not yet linked. */

@@ -55,7 +55,7 @@ int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t
     }
     if (rc == CL_OK) {
         *id = cl_random64();
-        rc = cl_segment_slot(store, CL_SEGMENT_MAKING, *id, slot);
+        rc = cl_segment_slot(store, CL_SEGMENT_MAKING, *id, 1, slot);
     }
     if (rc == CL_OK) {
         cl_segment *s = &store->segments[*slot];

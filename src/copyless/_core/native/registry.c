@@ -65,6 +65,7 @@ static int fill_new(int fd, const cl_header *header, const cl_spill *spill)
                           .names_high = 32,
                           .holds_high = 256,
                           .segments_high = 8,
+                          .paged = {[CL_TABLE_NAMES] = 32, [CL_TABLE_HOLDS] = 256, [CL_TABLE_SEGMENTS] = 8},
                           .holds_free = 1,
                           .names_free = 1,
                           .segments_free = 1};
@@ -201,6 +202,7 @@ static void close_files(cl_store *store)
     if (store->base != NULL) {
         munmap(store->base, CL_REGISTRY_SIZE);
         store->base = NULL;
+        store->books = 0;
     }
     if (store->registry_fd >= 0) {
         close(store->registry_fd);
@@ -233,8 +235,8 @@ static int discard(cl_store *store)
 {
     char live[CL_FILE_NAME];
     cl_live_file(live, store->registry_id);
-    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) || !cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd) ||
-        !cl_is_named(store->directory, live, store->live_fd)) {
+    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) || !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
+        !cl_is_named(cl_directory(store), live, store->live_fd)) {
         return CL_AGAIN;
     }
     if (store->control->persistent != 0) {
@@ -244,18 +246,19 @@ static int discard(cl_store *store)
     CL_KILL_POINT();
     store->control->removed = 1;
     CL_KILL_POINT();
+    cl_books_remove(store);
     cl_spill_remove(store);
     CL_KILL_POINT();
-    unlinkat(store->directory, CL_REGISTRY_FILE, 0);
+    unlinkat(cl_directory(store), CL_REGISTRY_FILE, 0);
     CL_KILL_POINT();
-    unlinkat(store->directory, live, 0);
+    unlinkat(cl_directory(store), live, 0);
     return CL_OK;
 }
 
 /* The registry was made under another boot id. */
 static int of_another_boot(cl_store *store)
 {
-    switch (cl_filesystem_of(store->directory)) {
+    switch (cl_filesystem_of(cl_directory(store))) {
     case CL_FS_MEMORY:
         return cl_fail(
             CL_FOREIGN, 0,
@@ -294,10 +297,10 @@ static int open_live(cl_store *store, const cl_header *header)
     char live[CL_FILE_NAME];
     struct stat st;
     cl_live_file(live, header->id);
-    store->live_fd = openat(store->directory, live, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    store->live_fd = openat(cl_directory(store), live, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (store->live_fd < 0) {
         int why = errno;
-        if (why == ENOENT && !cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd)) {
+        if (why == ENOENT && !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
             return CL_RETRY;
         }
         return why == ENOENT ? cl_fail(CL_CORRUPT, 0, "registry: %s is gone", live)
@@ -314,12 +317,12 @@ static int open_live(cl_store *store, const cl_header *header)
 static int open_once(cl_store *store)
 {
     int rc;
-    store->registry_fd = openat(store->directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    store->registry_fd = openat(cl_directory(store), CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (store->registry_fd < 0) {
         if (errno != ENOENT) {
             return cl_fail(CL_SYSTEM, errno, "opening the registry");
         }
-        rc = make_registry(store->directory, &store->identity, &store->settings);
+        rc = make_registry(cl_directory(store), &store->identity, &store->settings);
         store->made |= rc == CL_OK;
         return rc == CL_OK ? CL_RETRY : rc;
     }
@@ -381,7 +384,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
 {
     memset(store, 0, sizeof *store);
     pthread_mutex_init(&store->mutex, NULL);
-    store->directory = directory;
+    cl_directory_keep(store, directory);
     store->registry_fd = store->live_fd = store->life_fd = store->spare_fd = store->fork_life_fd = -1;
     store->identity = *identity;
     store->settings = *settings;

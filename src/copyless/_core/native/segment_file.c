@@ -28,7 +28,7 @@ void cl_segment_destroy(cl_store *store, uint64_t id)
 {
     char file[CL_FILE_NAME];
     cl_segment_file(file, id);
-    int directory = store->directory;
+    int directory = cl_directory(store);
     int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT && cl_home(store, CL_SPILLED, 0) >= 0) {
         directory = cl_home(store, CL_SPILLED, 0);
@@ -121,6 +121,10 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
         if (directory < 0) {
             return cl_last_error()->code;
         }
+        int room = class_index == CL_SPILLED ? CL_OK : cl_capacity_check(directory, size + HEADROOM);
+        if (room != CL_OK) {
+            return room;
+        }
         fd = openat(directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (fd < 0 && (errno != ENOENT || class_index != CL_SPILLED)) {
             break;
@@ -134,10 +138,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
         return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "creating %s", map->file);
     }
     CL_KILL_POINT();
-    int rc = class_index == CL_SPILLED ? CL_OK : cl_capacity_check(fd, size + HEADROOM);
-    if (rc == CL_OK) {
-        rc = reserve(fd, size);
-    }
+    int rc = reserve(fd, size);
     struct stat st;
     if (rc == CL_OK && (pwrite(fd, &header, sizeof header, 0) != (ssize_t)sizeof header || fstat(fd, &st) != 0 ||
                         ((st.st_mode & 0777) != 0600 && fchmod(fd, 0600) != 0))) { /* whatever the umask */

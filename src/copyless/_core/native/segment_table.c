@@ -11,10 +11,11 @@
  * would otherwise fail; and all that lie idle longer than settings.idle_ns. */
 #include "store.h"
 
-static int grow(cl_store *store)
+static int grow(cl_store *store, int last)
 {
     cl_control *c = store->control;
     const cl_table table = {.what = "segments",
+                            .number = CL_TABLE_SEGMENTS,
                             .offset = CL_OFF_SEGMENTS,
                             .stride = sizeof(cl_segment),
                             .state_at = offsetof(cl_segment, state),
@@ -23,13 +24,13 @@ static int grow(cl_store *store)
                             .free = &c->segments_free,
                             .high = &c->segments_high};
     _Static_assert(CL_SEGMENT_FREE == 0, "a grown table's entries are in state 0");
-    return cl_table_grow(store, &table, c->segments_high < 64 ? 8 : 64);
+    return cl_table_grow(store, &table, c->segments_high < 64 ? 8 : 64, last);
 }
 
-int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, uint32_t *slot)
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, int last, uint32_t *slot)
 {
     cl_control *c = store->control;
-    int rc = c->segments_free == 0 ? grow(store) : CL_OK;
+    int rc = c->segments_free == 0 ? grow(store, last) : CL_OK;
     if (rc != CL_OK) {
         return rc;
     }
@@ -149,7 +150,7 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
                 victim = slot;
             }
         }
-        for (uint32_t i = 0; victim == UINT32_MAX && i < c->segments_high; i++) {
+        for (uint32_t i = 0; victim == UINT32_MAX && c->warm_bytes != 0 && i < c->segments_high; i++) {
             const cl_segment *s = &store->segments[i];
             if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
                 (over || s->idle_since_ns < idle_before_ns)) {

@@ -87,7 +87,7 @@ static int mark(cl_store *store, int directory)
     struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
     cl_spill_mark m = {
         .magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .registry = store->registry_id, .boot = store->identity.boot};
-    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0 && fstat(store->directory, &st) == 0;
+    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0 && fstat(cl_directory(store), &st) == 0;
     if (ok) {
         m.device = st.st_dev;
         m.inode = st.st_ino;
@@ -131,11 +131,12 @@ static int open_ours(const char *path)
 int cl_home(cl_store *store, uint32_t class_index, int make)
 {
     if (class_index != CL_SPILLED) {
-        return store->directory;
+        return cl_directory(store);
     }
-    if (store->spill_fd > 0) {
+    if (store->spill_fd > 0 && cl_is_file(store->spill_fd, store->spill_device, store->spill_inode)) {
         return store->spill_fd;
     }
+    store->spill_fd = 0; /* the program closed it: the number may be a file of its own */
     const char *path = store->spill.path;
     if (path[0] == 0) {
         cl_fail(CL_FOREIGN, 0, "no directory for spilled items was set or found when this registry was made");
@@ -162,12 +163,17 @@ int cl_home(cl_store *store, uint32_t class_index, int make)
     if (!make) {
         mark(store, fd);
     }
+    struct stat st;
+    if (fstat(fd, &st) == 0) {
+        store->spill_device = st.st_dev;
+        store->spill_inode = st.st_ino;
+    }
     return store->spill_fd = fd;
 }
 
 void cl_spill_forget(cl_store *store)
 {
-    if (store->spill_fd > 0) {
+    if (store->spill_fd > 0 && cl_is_file(store->spill_fd, store->spill_device, store->spill_inode)) {
         close(store->spill_fd);
     }
     if (store->spill_mark != NULL) {
@@ -189,7 +195,7 @@ static void remove_home(cl_store *store, const char *path, int (*over)(cl_store 
         int again = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         DIR *d = again < 0 ? NULL : fdopendir(again);
         for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-            if (cl_file_id(e->d_name, CL_SEGMENT_PREFIX) != 0) {
+            if (cl_file_id(e->d_name, CL_SEGMENT_PREFIX) != 0 || cl_file_id(e->d_name, CL_BOOKS_PREFIX) != 0) {
                 unlinkat(directory, e->d_name, 0);
             }
         }
@@ -223,7 +229,7 @@ static int is_over(cl_store *store, int spill, int home)
     struct timespec now, up;
     if (pread(home, &m, sizeof m, 0) != (ssize_t)sizeof m || m.magic != CL_MAGIC || m.layout != CL_LAYOUT_VERSION ||
         m.registry == store->registry_id || m.checksum != cl_hash64(&m, offsetof(cl_spill_mark, checksum)) ||
-        fstat(store->directory, &st) != 0 || fstat(home, &marked) != 0) {
+        fstat(cl_directory(store), &st) != 0 || fstat(home, &marked) != 0) {
         return 0;
     }
     if (m.boot == store->identity.boot) {
@@ -232,7 +238,7 @@ static int is_over(cl_store *store, int spill, int home)
     /* Its boot id may be a false one that a container sees. Then it was written after this kernel started. */
     clock_gettime(CLOCK_REALTIME, &now);
     clock_gettime(CLOCK_BOOTTIME, &up);
-    return cl_filesystem_of(spill) == CL_FS_LOCAL && cl_filesystem_of(store->directory) != CL_FS_SHARED &&
+    return cl_filesystem_of(spill) == CL_FS_LOCAL && cl_filesystem_of(cl_directory(store)) != CL_FS_SHARED &&
            marked.st_mtim.tv_sec + 60 < now.tv_sec - up.tv_sec;
 }
 

@@ -66,7 +66,8 @@ struct cl_store {
     int open;
     int joining; /* our slot is not live yet */
     int orphan; /* a forked child that could not be registered: it has its parent's mappings, and no part in anything */
-    int directory, registry_fd;
+    _Atomic int directory; /* by cl_directory */
+    int registry_fd;
     _Atomic int live_fd; /* to ask about others' bytes; locks nothing */
     int spill_fd; /* 0: not opened yet */
     void *spill_mark; /* a mapping that keeps home.N of the spill directory read-locked; NULL: not opened yet */
@@ -83,8 +84,11 @@ struct cl_store {
     uint32_t fork_slot; /* slot + 1 of the child to be; 0: it could not be registered */
     void *fork_life;
     int fork_life_fd;
-    uint64_t registry_device, registry_inode, live_device, live_inode;
+    uint64_t registry_device, registry_inode, live_device, live_inode, directory_device, directory_inode, spill_device,
+        spill_inode; /* what our descriptors must be: a program may close them, and give their numbers to files of its own */
+    char path[4096]; /* of the storage directory */
     uint64_t registry_id;
+    uint32_t books; /* the tables whose parts beside the spilled files are mapped here, as bits */
     uint8_t *base; /* of the mapped registry */
     cl_control *control;
     cl_owner *owners;
@@ -102,6 +106,7 @@ struct cl_store {
     cl_settings settings;
     cl_spin spin;
 #define CL_GOING 64u
+    _Atomic int64_t full_until_ns; /* memory was found full a moment ago: see cl_alloc */
     uint32_t going[CL_GOING]; /* slots that we retired and whose files are still to be unlinked */
     uint32_t ngoing;
     cl_store *older; /* for the binding: the one that this process used before, whose blocks it may still have */
@@ -124,6 +129,8 @@ typedef struct cl_block_ref {
  *
  * ---- files.c: names of files, and the lock that allows to remove them */
 int cl_is_file(int fd, uint64_t device, uint64_t inode); /* a program may have closed it, and reused its number */
+void cl_directory_keep(cl_store *store, int fd); /* from now on the storage directory */
+int cl_directory(cl_store *store); /* its descriptor, checked, opened again if the program closed it; -1 and errno */
 void cl_file_name(char *out, const char *prefix, uint64_t id); /* CL_FILE_NAME bytes; so for the next two */
 void cl_segment_file(char *out, uint64_t id);
 void cl_live_file(char *out, uint64_t id);
@@ -158,6 +165,25 @@ void cl_spill_forget(cl_store *store); /* it was removed: look anew */
 void cl_spill_remove(cl_store *store); /* with the registry that is being removed */
 void cl_spill_sweep(cl_store *store); /* after making a registry: what earlier ones of this storage directory left */
 
+/* ---- books.c: room for the tables, in the mount or beside the spilled items */
+int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
+int cl_reserve_fd(int fd, uint64_t offset, uint64_t length); /* ... of one that is being made */
+int cl_books_follow(cl_store *store); /* map here what lies beside; under the mutex */
+/* A table of the registry whose unused entries are chained: state 0, and the index + 1 of the next one. */
+typedef struct cl_table {
+    const char *what; /* its entries are, for people */
+    uint64_t offset; /* of its first entry in the registry */
+    uint64_t stride; /* bytes of an entry */
+    size_t state_at, next_at; /* where in an entry the two words lie */
+    uint32_t most; /* entries that there may ever be */
+    enum cl_table_number number;
+    uint32_t *free, *high; /* the first unused entry's index + 1; how many entries have pages */
+} cl_table;
+/* Pages and free-list links for the next n entries, or fewer, of a table that has no unused one. A transaction of its own.
+ * Without `last`, the last entries that there is room for in the mount are left alone. Under the registry's lock. */
+int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n, int last);
+void cl_books_remove(cl_store *store); /* the file of a registry that goes */
+
 /* ---- enter.c: the way in */
 void cl_set_op(cl_store *store, enum cl_op op);
 int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
@@ -165,8 +191,6 @@ int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone:
 void cl_leave_tables(cl_store *store);
 int cl_lock_registry(cl_store *store, enum cl_op op,
                      int64_t deadline_ns); /* the second lock alone; checks the registry first */
-int cl_reserve(cl_store *store, uint64_t offset, uint64_t length); /* pages of the registry */
-int cl_reserve_fd(int fd, uint64_t offset, uint64_t length); /* ... of one that is being made */
 
 /* ---- segment_file.c: files and mappings */
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
@@ -180,7 +204,7 @@ void cl_map_drop(cl_store *store, cl_map *map);
 void cl_map_discard(cl_map *map); /* one that is in no table */
 void cl_map_prune(cl_store *store); /* unmap what no longer exists */
 
-/* ---- blocks.c: sizes, free lists, growing a table. Under the registry's lock. */
+/* ---- blocks.c: sizes, and free lists. Under the registry's lock. */
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT unless sound */
 uint32_t cl_class_of(uint64_t nbytes);
 uint64_t cl_capacity_for(uint64_t nbytes);
@@ -188,21 +212,9 @@ uint32_t cl_blocks_for(uint32_t class_index); /* how many of a class share a seg
 int cl_unlink_free(cl_store *store, cl_txn *txn, uint32_t number); /* off its free list */
 void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* onto its free list */
 
-/* A table of the registry whose unused entries are chained: state 0, and the index + 1 of the next one. */
-typedef struct cl_table {
-    const char *what; /* its entries are, for people */
-    uint64_t offset; /* of its first entry in the registry */
-    uint64_t stride; /* bytes of an entry */
-    size_t state_at, next_at; /* where in an entry the two words lie */
-    uint32_t most; /* entries that there may ever be */
-    uint32_t *free, *high; /* the first unused entry's index + 1; how many entries have pages */
-} cl_table;
-/* Pages and free-list links for the next n entries of a table that has no unused one. A transaction of its own. */
-int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n);
-
 /* ---- segment_table.c: a segment's slot, from the first to the last. Under the registry's lock. */
-int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id,
-                    uint32_t *slot); /* a slot in `making` or `external` */
+/* A slot in `making` or `external`; `last`: it may be the last one that there is. */
+int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, int last, uint32_t *slot);
 int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
 void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
 void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */

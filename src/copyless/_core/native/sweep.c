@@ -95,7 +95,7 @@ static int mark_known(cl_store *store, stray *files, size_t n)
                 }
             }
         }
-        rc = cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd) ? CL_OK : CL_CORRUPT;
+        rc = cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ? CL_OK : CL_CORRUPT;
         cl_leave(store);
         if (rc != CL_OK) {
             return rc; /* another registry has the name now, and it may know them */
@@ -108,7 +108,7 @@ static void sweep(cl_store *store, int directory)
 {
     stray *files = NULL;
     int live_ones = 0;
-    if (!cl_is_named(store->directory, CL_REGISTRY_FILE, store->registry_fd)) {
+    if (!cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
         return; /* another registry has the name by now, or none: the files are not ours to judge */
     }
     long n = list_files(store, directory, &files, &live_ones);
@@ -133,7 +133,7 @@ static void sweep(cl_store *store, int directory)
 
 void cl_sweep(cl_store *store)
 {
-    sweep(store, store->directory);
+    sweep(store, cl_directory(store));
     int spill = cl_home(store, CL_SPILLED, 0);
     if (spill >= 0) {
         sweep(store, spill);

@@ -1,0 +1,241 @@
+/* Room for the registry's tables: in its own file, and beside the spilled items where memory is full.
+ *
+ * Promise: what must work when memory is full needs no memory for its books. A table that finds no room in the mount goes
+ * on in a file in the spill directory, at the same offset, mapped over the same place: whoever reads or writes an entry
+ * does not know where it lies.
+ *
+ *   the registry, as each process has it mapped
+ *   +---------+--------+------------------------+----------+-------------------------------------+
+ *   | ...     | names  | holds                  | segments                                       |
+ *   |         |        |          : beside[..]  |          : beside[CL_TABLE_SEGMENTS]           |
+ *   +---------+--------+----------:-------------+----------:-------------------------------------+
+ *    registry.N                   : books.N.<id>  registry.N : books.N.<id>
+ *
+ * A table has pages for one step more than it counts, as long as the mount has room for them. The last step that was
+ * had is left for what spills and for those who join: a segment in the mount does not take it (cl_table_grow, `last`).
+ * 32 KiB of the mount are left for the owners' table, which is read without the lock and never lies beside.
+ *
+ * Steps, and what SIGKILL leaves: (1) the file is made and reserved: a file that goes with the registry; (2) it is mapped
+ * here; (3) `beside` of the table, then its bit in `books`: nobody has an entry there yet, the next to grow goes on;
+ * (4) one transaction counts the entries. Every process looks at `books` as it takes the lock, before it applies what a
+ * dead one had committed. */
+#define _GNU_SOURCE
+#include "store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#define KEPT_FOR_OWNERS ((uint64_t)32 << 10)
+
+static const struct {
+    uint64_t begin, end;
+} TABLES[CL_TABLES] = {
+    [CL_TABLE_NAMES] = {CL_OFF_NAMES, CL_OFF_HOLDS},
+    [CL_TABLE_HOLDS] = {CL_OFF_HOLDS, CL_OFF_SEGMENTS},
+    [CL_TABLE_SEGMENTS] = {CL_OFF_SEGMENTS, CL_OFF_MARKS},
+};
+_Static_assert(CL_OFF_HOLDS % CL_PAGE == 0 && CL_OFF_MARKS % CL_PAGE == 0, "tables end on pages");
+
+static int open_file(cl_store *store, int make)
+{
+    char file[CL_FILE_NAME];
+    struct stat st;
+    cl_file_name(file, CL_BOOKS_PREFIX, store->registry_id);
+    int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC | (make ? O_CREAT : 0);
+    int fd = openat(cl_home(store, CL_SPILLED, make), file, flags, 0600);
+    if (fd < 0 && errno == ENOENT) { /* the directory went, and another came, meanwhile */
+        cl_spill_forget(store);
+        fd = openat(cl_home(store, CL_SPILLED, make), file, flags, 0600);
+    }
+    if (fd < 0) {
+        return -1;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+        ((uint64_t)st.st_size < CL_REGISTRY_SIZE && (!make || ftruncate(fd, (off_t)CL_REGISTRY_SIZE) != 0))) {
+        close(fd);
+        errno = EINVAL;
+        return -1;
+    }
+    return fd;
+}
+
+/* Put the file's part of a table over the registry's. */
+static int cover(cl_store *store, int fd, uint32_t table, uint64_t begin)
+{
+    if (begin % CL_PAGE != 0 || begin < TABLES[table].begin || begin >= TABLES[table].end) {
+        return cl_fail(CL_CORRUPT, 0, "registry: a table goes on at %llu of the books", (unsigned long long)begin);
+    }
+    uint64_t length = TABLES[table].end - begin;
+    if (mmap(store->base + begin, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)begin) ==
+        MAP_FAILED) {
+        return cl_fail(CL_SYSTEM, errno, "mapping the books beside the spilled items");
+    }
+    madvise(store->base + begin, length, MADV_DONTDUMP);
+    return CL_OK;
+}
+
+int cl_books_follow(cl_store *store)
+{
+    /* acquire, pairs with "books lie there": the offsets are in memory before their bit is */
+    uint32_t there = atomic_load_explicit(&store->control->books, memory_order_acquire);
+    if (there == store->books) {
+        return CL_OK;
+    }
+    int fd = open_file(store, 0);
+    if (fd < 0) {
+        return cl_fail(CL_SYSTEM, errno, "memory is full, and a part of its books lies in %.64s, which is not there",
+                       store->spill.path[0] ? store->spill.path : "a spill directory");
+    }
+    int rc = CL_OK;
+    for (uint32_t table = 0; rc == CL_OK && table < CL_TABLES; table++) {
+        if ((there & ~store->books & 1u << table) != 0) {
+            rc = cover(store, fd, table, store->control->beside[table]);
+            store->books |= rc == CL_OK ? 1u << table : 0;
+        }
+    }
+    close(fd);
+    return rc;
+}
+
+int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
+{
+    int rc;
+    do {
+        rc = posix_fallocate(fd, (off_t)offset, (off_t)length);
+    } while (rc == EINTR);
+    if (rc == ENOSPC) {
+        cl_fail(CL_FULL, rc, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
+        cl_last_error()->asked = length;
+        return CL_FULL;
+    }
+    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "reserving the registry");
+}
+
+int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
+{
+    if (!cl_is_file(store->registry_fd, store->registry_device, store->registry_inode)) {
+        return cl_fail(CL_SYSTEM, EBADF, "the registry's descriptor was closed just now");
+    }
+    return cl_reserve_fd(store->registry_fd, offset, length);
+}
+
+/* Pages in the mount. With a spill directory a margin is left in it, since there is another way. */
+static int reserve_here(cl_store *store, uint64_t begin, uint64_t length)
+{
+    struct statvfs fs;
+    if (store->spill.path[0] != 0 && fstatvfs(store->registry_fd, &fs) == 0 &&
+        (uint64_t)fs.f_bavail * fs.f_frsize < length + KEPT_FOR_OWNERS) {
+        cl_fail(CL_FULL, ENOSPC, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
+        cl_last_error()->asked = length;
+        return CL_FULL;
+    }
+    return cl_reserve(store, begin, length);
+}
+
+static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint64_t length)
+{
+    cl_control *c = store->control;
+    uint64_t from = c->beside[table] != 0 ? c->beside[table] : (begin + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+    uint64_t at = begin > from ? begin : from; /* the first entry may begin on a page that the mount has */
+    int fd = open_file(store, 1);
+    if (fd < 0) {
+        return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "making room for books in %.64s",
+                       store->spill.path);
+    }
+    int rc = begin + length > at ? cl_reserve_fd(fd, at, begin + length - at) : CL_OK;
+    CL_KILL_POINT();
+    if (rc == CL_OK && c->beside[table] == 0) {
+        rc = cover(store, fd, table, from);
+        if (rc == CL_OK) {
+            store->books |= 1u << table;
+            c->beside[table] = from;
+            CL_KILL_POINT();
+            atomic_fetch_or_explicit(&c->books, 1u << table, memory_order_release); /* "books lie there" */
+            CL_KILL_POINT();
+        }
+    }
+    close(fd);
+    return rc;
+}
+
+/* Pages for up to *n entries from `from` on: fewer where there is room for fewer only. */
+static int reserve(cl_store *store, const cl_table *table, uint32_t from, uint32_t *n, int beside)
+{
+    uint64_t begin = table->offset + (uint64_t)from * table->stride;
+    int rc = CL_FULL, elsewhere = store->control->beside[table->number] != 0;
+    *n = *n < table->most - from ? *n : table->most - from;
+    uint32_t most = *n;
+    while (!elsewhere && (rc = reserve_here(store, begin, *n * table->stride)) == CL_FULL && *n > 1) {
+        *n = *n > 4 ? *n / 4 : 1;
+    }
+    cl_error here = *cl_last_error();
+    if (rc == CL_FULL && (beside || elsewhere) && store->spill.path[0] != 0) {
+        *n = most;
+        while ((rc = reserve_beside(store, table->number, begin, *n * table->stride)) == CL_FULL && *n > 1) {
+            *n = *n > 4 ? *n / 4 : 1;
+        }
+    }
+    if (rc == CL_OK) {
+        return rc;
+    }
+    if (rc == CL_FULL && beside && !elsewhere) { /* the margin is better used up than kept */
+        rc = cl_reserve(store, begin, *n * table->stride);
+        if (rc == CL_FULL) {
+            *cl_last_error() = here;
+        }
+    }
+    return rc;
+}
+
+int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n, int last)
+{
+    uint32_t high = *table->high, *paged = &store->control->paged[table->number];
+    if (high >= table->most) {
+        return cl_fail(CL_TABLE_FULL, 0, "all %u %s are taken", high, table->what);
+    }
+    n = n < table->most - high ? n : table->most - high;
+    uint32_t ready = *paged > high ? *paged - high : 0, ahead = n;
+    int rc = CL_OK;
+    if (ready == 0) {
+        ready = n;
+        rc = reserve(store, table, high, &ready, last);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        *paged = high + ready; /* after the pages are there; a hint */
+    }
+    n = n < ready ? n : ready;
+    if (n == ready && high + n < table->most) { /* one step ahead */
+        rc = reserve(store, table, high + n, &ahead, 0);
+        if (rc == CL_OK) {
+            *paged = high + n + ahead;
+        } else if (!last) {
+            return rc; /* these are for what spills, and for those who join */
+        }
+    }
+    uint8_t *entry = store->base + table->offset + (uint64_t)high * table->stride;
+    for (uint32_t i = high; i < high + n; i++, entry += table->stride) {
+        *(uint32_t *)(void *)(entry + table->state_at) = 0;
+        *(uint32_t *)(void *)(entry + table->next_at) = i + 1 < high + n ? i + 2 : 0;
+    }
+    cl_txn txn = cl_begin(store->base);
+    cl_set32(&txn, table->free, high + 1);
+    cl_set32(&txn, table->high, high + n);
+    cl_commit(&txn);
+    return CL_OK;
+}
+
+void cl_books_remove(cl_store *store)
+{
+    char file[CL_FILE_NAME];
+    cl_file_name(file, CL_BOOKS_PREFIX, store->registry_id);
+    int directory = store->spill.path[0] != 0 ? cl_home(store, CL_SPILLED, 0) : -1;
+    if (directory >= 0) {
+        unlinkat(directory, file, 0);
+    }
+}
