@@ -37,7 +37,7 @@ import numpy as np
 
 from copyless import _loaders, arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
 from copyless._core import _posix
-from copyless.errors import ClosedError, ForeignHostError, StaleHandleError
+from copyless.errors import ClosedError, ForeignHostError, OutOfSharedMemory, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (
     ERROR,
@@ -256,7 +256,10 @@ class Server:
             cause = error.__cause__ if isinstance(error, wire.Unsendable) else error
             if isinstance(error, OSError) and not line.shared:
                 raise
-            line.send((number, UNSERIALIZABLE, f"{_short(result)}: {cause!r}"))
+            if isinstance(error, OutOfSharedMemory):  # neither memory nor the disk has room: this call fails, in few bytes
+                workers.insist(line.send, (number, ERROR, (workers.seal(error), str(error))))
+            else:
+                line.send((number, UNSERIALIZABLE, f"{_short(result)}: {cause!r}"))
 
     # ---- calls
 

@@ -513,6 +513,7 @@ class RingBuffer(_ring._Ring, Shared):
                 0,
                 flags,
                 _ring.ring_bytes(slots, 0, len(text)),
+                spill=False,
             )
             _ring.begin(block, slots, stride, text, int((block_timeout or 0) * 1e9))
             return block

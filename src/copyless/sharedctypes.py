@@ -39,6 +39,7 @@ typecode_to_type: dict[str, Any] = {
     "g": ctypes.c_longdouble, "?": ctypes.c_bool,
 }  # fmt: skip
 
+_FEW = 4096  # bytes: a value, rather than data
 _SimpleCData: type = ctypes.c_int.__mro__[1]
 _POINTERS = (
     ctypes._Pointer,
@@ -268,7 +269,8 @@ def _with_lock(kind: Any, lock: Any) -> tuple[Any, Any, Any]:
             raise AttributeError(f"{lock!r} has no method 'acquire'")
         return _over(kind, _zeros(ctypes.sizeof(kind))), lock, None
     need()
-    block = _blocks.new_object(_value.DATA_OFFSET + max(ctypes.sizeof(kind), 1), c_library.KIND_RLOCK, 0, 0, 0)
+    size = max(ctypes.sizeof(kind), 1)
+    block = _blocks.new_object(_value.DATA_OFFSET + size, c_library.KIND_RLOCK, 0, 0, 0, spill=size <= _FEW)
     return _over(kind, block, _value.DATA_OFFSET), RLock._from_block(block), block
 
 

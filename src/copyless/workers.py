@@ -26,11 +26,12 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import connection, util
+from multiprocessing import connection, parent_process, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
@@ -38,9 +39,17 @@ from copyless import _loaders, pickling
 from copyless._core import _queue
 from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
-from copyless.errors import ClosedError, StaleHandleError, TaskUnreadableError, WorkerDiedError
+from copyless.errors import (
+    ClosedError,
+    CorruptSegmentError,
+    OutOfSharedMemory,
+    StaleHandleError,
+    TaskUnreadableError,
+    WorkerDiedError,
+)
 from copyless.queues import JoinableQueue, SimpleQueue
 from copyless.storage import handles
+from copyless.storage.blocks import allocate
 
 __all__ = ["Crew", "Sealed"]
 
@@ -147,6 +156,8 @@ def _main_must_travel(context: Any) -> bool:
 def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
+    global _spare
+    _spare = None  # a forked worker's is its parent's
     try:
         tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
@@ -159,6 +170,7 @@ def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, m
 
 def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     me = os.getpid()
+    keep_spare()
     if initializer is not None:
         try:
             initializer(*initargs)
@@ -170,7 +182,7 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
             report = me, 0, _NO_START, "".join(traceback.format_exception(error))
             util.Finalize(None, results.put, args=(report,), exitpriority=-50)
             return
-    results.put((me, 0, _READY, None))
+    insist(results.put, (me, 0, _READY, None))
     done = 0
     while most is None or done < most:
         try:
@@ -192,7 +204,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         if rows[at + _TRIES] < retries:
             rows[at + _TRIES] += 1
         else:
-            results.put((number, first, _DIED, rows[at + _PID]))
+            insist(results.put, (number, first, _DIED, rows[at + _PID]))
             first += 1
             rows[at + _TRIES] = 0
     if first >= count:
@@ -205,7 +217,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
             function, style = _function_of(function), style & ~_NAMED
     except Exception as error:
         for i in range(first, count):
-            results.put((number, i, _UNREADABLE, _text_of(error)))
+            _answer(results.put, number, i, _UNREADABLE, _text_of(error))
         return count - first
     put = results.put
     for i in range(first, count):
@@ -224,11 +236,11 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            put((number, i, _RAISED, sealed_error(error)))
+            _answer(put, number, i, _RAISED, sealed_error(error))
             error = None  # type: ignore[assignment]
         else:
             if type(value) in _ATOMS:
-                put((number, i, _DONE, value))
+                _answer(put, number, i, _DONE, value)
             else:
                 _put_value(put, number, i, value)
             del value
@@ -246,9 +258,49 @@ def _put_value(put: Any, number: int, i: int, value: Any) -> None:
         try:
             put((number, i, _UNSENDABLE, (sealed_error(error), *text)))
         except Exception:
-            put((number, i, _UNSENDABLE, (None, *text)))
+            _answer(put, number, i, _UNSENDABLE, (None, *text))
     else:
-        put((number, i, _SEALED, sealed))
+        _answer(put, number, i, _SEALED, sealed)
+
+
+def _answer(put: Any, number: int, i: int, kind: int, value: Any) -> None:
+    """Answer one task. Where neither memory nor the disk has room for the answer, the task fails, in few bytes."""
+    try:
+        put((number, i, kind, value))
+    except OutOfSharedMemory as error:
+        del value
+        insist(put, (number, i, _RAISED, (seal(error), str(error))))
+
+
+# ---- when neither memory nor the disk has room
+
+_SPARE = 65536  # bytes: a chunk of a queue
+_spare: Any = None
+
+
+def keep_spare() -> None:
+    """Keep what a queue needs to say in few bytes that there is no room for more."""
+    global _spare
+    if _spare is None:
+        with contextlib.suppress(OutOfSharedMemory):
+            _spare = allocate(_SPARE, spill=True)
+
+
+def insist(put: Any, item: Any) -> None:
+    """Put a short item that must not be lost: when there is no room, wait for it, as long as this process has a parent."""
+    global _spare
+    seconds = 0.001
+    while True:
+        try:
+            put(item)
+            return
+        except OutOfSharedMemory:
+            _spare = None
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            raise ClosedError("the parent process has ended, and there is no memory to tell it anything")
+        time.sleep(seconds)
+        seconds = min(2 * seconds, 0.1)
 
 
 def _repr(value: Any) -> str:
@@ -327,7 +379,10 @@ class Crew:
         self._daemon, self._title = daemon, title
         self.tasks: Any = JoinableQueue(redeliver=True)
         self.results: Any = SimpleQueue()
-        board: Any = Memory.allocate(8 * ROWS * _WIDTH, clear=True)
+        block = allocate(8 * ROWS * _WIDTH, spill=True)
+        block.clear()
+        board: Any = Memory(block)
+        keep_spare()
         self._rows = memoryview(board).cast("Q")
         self._board = board
         # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind. A forked one
@@ -346,6 +401,7 @@ class Crew:
         self._ready: set[int] = set()
         self.broken: str | None = None
         self.closing = self.terminating = False
+        self._unsent: list[tuple[Bundle, OutOfSharedMemory]] = []
         self._pid = os.getpid()
         self._wake_reader, self._wake_writer = connection.Pipe(duplex=False)
         self.tasks.put(
@@ -420,15 +476,21 @@ class Crew:
                     except Exception as error:
                         self._break(f"no worker could be started: {error!r}")
             for worker in ended:
-                self.results.put((worker.pid, worker.exitcode or 0, _ENDED, None))
-        self.results.put(None)
+                insist(self.results.put, (worker.pid, worker.exitcode or 0, _ENDED, None))
+        insist(self.results.put, None)
 
     def _break(self, why: str) -> None:
         """No further task will run."""
         self.broken = why
-        self.results.put(why)  # the collector tells everyone
+        insist(self.results.put, why)  # the collector tells everyone
         with contextlib.suppress(ClosedError):
             self.tasks.shutdown(immediate=True)
+
+    def _break_off(self, why: str) -> None:
+        """Nothing more can be heard from the workers: fail what is awaited, and end them."""
+        self.broken = why
+        self._fail_all(why)
+        self.terminate()
 
     def wake(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -463,6 +525,7 @@ class Crew:
                 raise ClosedError("it takes no more tasks: it was closed")
             self._waiting.extend(bundles)
             self._feed()
+        self._fail_unsent()
 
     def _feed(self) -> None:
         items = []
@@ -478,16 +541,48 @@ class Crew:
             self._bundles[self._number] = bundle
             items.append((self._number, row, bundle.count, bundle.sealed))
             bundle.sealed = None
-        if len(items) == 1:
-            self.tasks.put(items[0])
-        elif items:
-            self.tasks.put_many(items)
+        try:
+            if len(items) == 1:
+                self.tasks.put(items[0])
+            elif items:
+                self.tasks.put_many(items)
+        except OutOfSharedMemory as error:
+            if len(items) == 1:
+                self._could_not_send(items[0][0], error)
+                return
+            for item in items:  # none of them was put
+                try:
+                    self.tasks.put(item)
+                except OutOfSharedMemory as one:
+                    self._could_not_send(item[0], one)
+
+    def _could_not_send(self, number: int, error: OutOfSharedMemory) -> None:
+        bundle = self._bundles.pop(number)
+        self._rows[bundle.row * _WIDTH + _NUMBER] = 0
+        self._free.append(bundle.row)
+        self._unsent.append((bundle, error))
+
+    def _fail_unsent(self) -> None:
+        """Fail the tasks that found no room on their way to a worker; without the lock, since others hear of it."""
+        while self._unsent:
+            bundle, error = self._unsent.pop()
+            for i in range(bundle.count):
+                try:
+                    bundle.tell(bundle.first + i, _RAISED, (seal(error), str(error)))
+                except BaseException:
+                    traceback.print_exc()
 
     def _collect(self) -> None:
         bundles: dict[int, Bundle] = self._bundles
         runs: dict[int, list[Any]] = {}
         while True:
-            for message in self.results.get_many():
+            try:
+                messages = self.results.get_many()
+            except (OSError, CorruptSegmentError) as error:  # no descriptor, no room for a mapping: nothing more can arrive
+                self._tell_runs(runs)
+                self._break_off(f"what the workers answered could not be received: {error}")
+                return
+            for message in messages:
                 if type(message) is not tuple:
                     self._tell_runs(runs)
                     if message is None:
@@ -513,11 +608,13 @@ class Crew:
                         traceback.print_exc()
                 run = bundle = None
                 del message, value  # nothing here may keep results alive
+            del messages
             self._tell_runs(runs)
             with self._lock:
                 self._feed()
                 if self._is_done():
                     self._shut()
+            self._fail_unsent()
 
     def _tell_runs(self, runs: dict[int, list[Any]]) -> None:
         """Tell what went well, by bundle: the bundle, and the values from its first unheard task on."""
@@ -647,7 +744,7 @@ class Crew:
             with contextlib.suppress(ProcessLookupError):
                 getattr(worker, by)()
         with contextlib.suppress(ClosedError):
-            self.results.put(self.broken)
+            insist(self.results.put, self.broken)
         self.wake()
         if not self._threads:
             self._end()

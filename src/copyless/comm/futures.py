@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from copyless import _loaders
 from copyless import comm as _comm
-from copyless.errors import OwnerDiedError, WorkerDiedError
+from copyless.errors import OutOfSharedMemory, OwnerDiedError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor as _OnOneMachine
 from copyless.futures import _results
 
@@ -115,7 +115,7 @@ def _seal(obj: Any) -> Any:
 
 def _work(ranks: Any, initializer: Any, initargs: Any) -> None:
     """What the other ranks do."""
-    from copyless.workers import sealed_error, unseal
+    from copyless.workers import insist, sealed_error, unseal
 
     broken = None
     if initializer is not None:
@@ -137,7 +137,10 @@ def _work(ranks: Any, initializer: Any, initargs: Any) -> None:
                 answer = True, _seal(function(*args, **kwargs))
         except BaseException as error:
             answer = False, sealed_error(error)
-        ranks.send((number, *answer), 0, _ANSWER)
+        try:
+            ranks.send((number, *answer), 0, _ANSWER)
+        except OutOfSharedMemory as error:
+            insist(lambda told: ranks.send(told, 0, _ANSWER), (number, False, sealed_error(error)))
 
 
 class _Master(Executor):

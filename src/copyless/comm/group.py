@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 
 from copyless._core import _store
-from copyless.arrays import attach, handle, zeros
+from copyless._core._memory import Memory
+from copyless.arrays import attach, handle
 from copyless.comm._inbox import Inbox, Parcel
 from copyless.comm.progress import shown
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.queues import Queue
+from copyless.storage.blocks import allocate
 from copyless.storage.settings import processors
 from copyless.storage.store import need
 
@@ -51,7 +53,10 @@ class Group:
         need()
         self.size = size
         self.inboxes: list[Any] = [Queue() for _ in range(size)]
-        self._cell = zeros((size + 1, _WIDTH), "i8")  # the last row: the next communicator's number
+        block = allocate(8 * (size + 1) * _WIDTH, spill=True)
+        block.clear()
+        cell: Any = Memory(block)
+        self._cell = np.frombuffer(cell, "i8").reshape(size + 1, _WIDTH)  # the last row: the next communicator's number
         self.table = self._cell.view(np.ndarray)
         self.table[size, 0] = 2
         from copyless.synchronize import Lock

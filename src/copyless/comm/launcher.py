@@ -167,7 +167,7 @@ def _follow() -> None:
 
 def _begin(card: bytes, rank: int, names: list[bytes], parent: int) -> None:
     from copyless.arrays import attach
-    from copyless.workers import seal, sealed_error, unseal
+    from copyless.workers import insist, seal, sealed_error, unseal
 
     if os.getppid() == parent:
         _die_with(parent)
@@ -181,12 +181,12 @@ def _begin(card: bytes, rank: int, names: list[bytes], parent: int) -> None:
     try:
         function, args = unseal(jobs.get())
         value = function(comm, *args)
-        answer = rank, True, seal(value)
+        results.put((rank, True, seal(value)))
     except BaseException as error:
         comm._engine.group.end(rank, DIED)
-        results.put((rank, False, sealed_error(error)))
+        answer = rank, False, sealed_error(error)
+        insist(results.put, answer)
         return
-    results.put(answer)
     comm._engine.close()
 
 

@@ -8,8 +8,10 @@ from copyless.storage.store import need
 __all__ = ["allocate"]
 
 
-def allocate(nbytes: int) -> _blocks.Block:
+def allocate(nbytes: int, spill: bool = False) -> _blocks.Block:
     """A block of `nbytes` bytes (0 or more), warm if there is one; `block.recycled` tells that it is not zero.
+
+    `spill`: a file on disk where memory is full. For what the package itself needs then, never for a user's arrays.
 
     Raises
     ------
@@ -22,4 +24,4 @@ def allocate(nbytes: int) -> _blocks.Block:
         from copyless.storage import directory
 
         raise out_of_shared_memory(0, "more than any machine has", nbytes, directory.current())
-    return _blocks.alloc(nbytes)
+    return _blocks.alloc(nbytes, spill)

@@ -393,10 +393,10 @@ static int add_chunk(cl_queue *q, position *p, int *spilled)
     int rc;
     while ((rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT, &ref)) == CL_AGAIN) {
     }
-    while (rc == CL_AGAIN || rc == CL_FULL) { /* on disk few and large ones: each costs a segment in the registry */
-        rc = cl_alloc(q->store, CL_SPILLED_CHUNK_BYTES, CL_MAY_WAIT | CL_MAY_SPILL, &ref);
-        if (rc != CL_AGAIN) {
-            break;
+    /* On disk few and large ones, since each costs a segment in the registry; where there is no room, a small one. */
+    for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; rc == CL_FULL && nbytes != 0;
+         nbytes = nbytes == CL_CHUNK_BYTES ? 0 : CL_CHUNK_BYTES) {
+        while ((rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL, &ref)) == CL_AGAIN) {
         }
     }
     if (rc != CL_OK) {
