@@ -131,7 +131,7 @@ PREAMBLE = """
     import numpy as np
     import copyless
     from copyless import OutOfSharedMemory
-    from copyless.core import _native
+    from copyless._core import _store
 
     faulthandler.dump_traceback_later(150, exit=True)
 
@@ -151,7 +151,7 @@ PREAMBLE = """
         return kept
 
     def sound():
-        _native.audit()
+        _store.audit()
         return "sound"
 """
 
