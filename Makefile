@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
 NATIVE := src/copyless/_core/native
 TESTS := wait copy lock journal heap holds kill sync queue ring list
-CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE)
+CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 .PHONY: help demo test test-all check check-native bench clean
 help:  ## list the targets
@@ -57,7 +57,7 @@ test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 check: $(VENV)/check.stamp  ## lint, format, types
 	$(BIN)/ruff check src tests bench examples
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] tests/native/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch]
 
 check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; the protocols' models, exhaustively
 	@mkdir -p build/native
@@ -66,7 +66,7 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 	@for t in $(TESTS); do for kind in plain address,undefined thread; do \
 		if [ $$kind = thread ] && [ $$t = kill ]; then continue; fi; \
 		flags=; [ $$kind = plain ] || flags="-fsanitize=$$kind -fno-sanitize-recover=all"; \
-		$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c $(NATIVE)/*.c -o build/native/$$t -lpthread || exit 1; \
+		$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c $(NATIVE)/*.c $(NATIVE)/structures/*.c -o build/native/$$t -lpthread || exit 1; \
 		echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp

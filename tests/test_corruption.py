@@ -143,3 +143,146 @@ def test_a_squatted_directory_is_passed_by(place):
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place}
     )
     assert done.stdout.splitlines() == [base + ".2", str([base, base + ".1"])], done.stderr
+
+
+WILD = ("lock", "rlock", "semaphore", "bounded", "robust", "rwlock", "event", "condition", "barrier", "queue", "simple queue",
+        "joinable queue", "leases", "chunk", "ring", "list", "value")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WILD)
+def test_a_wild_word_in_an_object_is_an_error_or_nothing(kind, place):
+    """Each word of its memory, several values each, and noise: no signal, no hang, no error of another family."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.wild_words", kind], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "COPYLESS_DIR": place},
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    assert done.returncode == 0, (done.returncode, lines[-1:], done.stderr[-3000:])
+    assert lines[-1].startswith("done")
+
+
+ATTACHES = """
+import signal, tempfile
+signal.alarm(50)
+f = tempfile.NamedTemporaryFile()
+f.write(bytes(8192)); f.flush()
+mapped = copyless.memmap(f.name, 'f8', 'r+')
+held = [copyless.zeros((3, 4)), copyless.Alloc_mem(4096), copyless.Lock(), copyless.Queue(), mapped,
+        copyless.zeros(4, dtype=[('a', 'i4'), ('b', 'f8', (2,))])[1:]]
+handles = [bytes(copyless.handle(x)) for x in held]
+"""
+
+
+def test_a_handle_with_any_byte_changed_is_refused_or_is_a_handle(place):
+    code = ATTACHES + textwrap.dedent("""
+        random.seed(7)
+        attached = 0
+        for handle in handles:
+            tries = [handle[:n] for n in range(len(handle))] + [handle + b'x' * n for n in (1, 40)]
+            for at in range(len(handle)):
+                for value in (0, 1, 127, 128, 255, random.randrange(256)):
+                    tries.append(handle[:at] + bytes([value]) + handle[at + 1:])
+            for at in range(84, len(handle) - 8):
+                for value in (0, 1, 2**31, 2**62, 2**63, 2**64 - 1, random.getrandbits(64)):
+                    tries.append(handle[:at] + value.to_bytes(8, 'little') + handle[at + 8:])
+            for each in tries:
+                repr(copyless.arrays.Handle(each))
+                try:
+                    found = copyless.attach(each)
+                except (ValueError, copyless.CopylessError, TypeError, IsADirectoryError, PermissionError):
+                    continue
+                attached += 1
+                if isinstance(found, np.ndarray) and found.nbytes < 1 << 20:
+                    found.copy()
+        assert attached > len(handles)
+        print('ended')
+    """)
+    assert run(code, place)[-1] == "ended"
+
+
+def test_a_handle_that_names_no_regular_file_is_refused_at_once(place):
+    code = ATTACHES + textwrap.dedent("""
+        import struct
+        from copyless.storage import handles as h
+        spec = h.encode_spec(np.zeros(4), 0, 0)
+        os.mkfifo(place + '/fifo')
+        for path in (place + '/fifo', '/dev/zero', '/dev/ptmx', place, place + '/missing'):
+            there = os.stat(path) if os.path.exists(path) else os.stat(place)
+            try:
+                copyless.attach(h.encode_file(path, there.st_dev, there.st_ino, 0, 32) + spec)
+            except (ValueError, IsADirectoryError) as error:
+                print('refused')
+        for path in (place + '/fifo', '/dev/zero'):
+            try: copyless.memmap(path, 'u1', 'r')
+            except ValueError: print('refused')
+        os.mkfifo('/dev/shm/copyless-fifo-%d' % os.getpid())
+        try: copyless.shared_memory.SharedMemory('copyless-fifo-%d' % os.getpid(), readonly=True)
+        except ValueError: print('refused')
+        finally: os.unlink('/dev/shm/copyless-fifo-%d' % os.getpid())
+    """)
+    assert run(code, place) == ["refused"] * 8
+
+
+def test_what_is_written_past_the_end_of_an_array_hits_no_object(place):
+    """No array shares a segment with a lock, a queue, its chunks or a ring; nor do the arrays that come when those are gone."""
+    code = """
+        import ctypes
+        from copyless._core import _blocks, _store
+        def make():
+            q = copyless.JoinableQueue(redeliver=True)
+            q.put(b'1' * 200)
+            return [copyless.Lock(), copyless.RLock(), copyless.RWLock(), copyless.Barrier(2), copyless.Condition(), copyless.Event(),
+                    copyless.Semaphore(2, robust=True), q, copyless.Queue(), copyless.RingBuffer(((4,), 'u1'), slots=2)]
+        def segment(address):
+            return _blocks.find(address, 1)[0] // 64
+        objects = make() + make()
+        sizes = sorted({n for o in objects if (n := o._address[1]) <= 65536} | {65536, 128, 16384})
+        arrays = [copyless.zeros(n, 'u1') for n in sizes for _ in range(6)]
+        objects += make()
+        chunks = {s['slot'] for s in _store.snapshot()['segments'] if s['block_bytes'] == 65536}
+        of_arrays = {segment(a.ctypes.data) for a in arrays}
+        of_objects = {o.block.number // 64 for o in objects}
+        rings = [o.block.number // 64 for o in objects if isinstance(o, copyless.RingBuffer)]
+        print('apart' if not of_arrays & of_objects else of_arrays & of_objects)
+        print('alone' if len(set(rings)) == 3 and len([o for o in objects if o.block.number // 64 in rings]) == 3 else rings)
+        print('chunks apart' if len(chunks - of_arrays) == 1 and len(chunks & of_arrays) == 1 else (chunks, of_arrays))
+        for a in arrays:
+            ctypes.memset(a.ctypes.data + a.nbytes, 0xff, 16)
+        for o in objects:
+            if isinstance(o, copyless.Barrier):
+                try: o.wait(0.01)
+                except copyless.synchronize.threading.BrokenBarrierError: pass
+            elif isinstance(o, (copyless.Queue, copyless.JoinableQueue)):
+                o.put(5)
+                o.get()
+            elif hasattr(o, 'acquire'):
+                with o: pass
+        _store.audit()
+        del objects, o
+        later = [copyless.zeros(n, 'u1') for n in sizes]
+        again = {segment(a.ctypes.data) for a in later}
+        print('apart' if not again & (of_objects - set(rings)) else again)
+    """
+    assert run(code, place) == ["apart", "alone", "chunks apart", "apart"]
+
+
+def test_an_inbox_refuses_what_is_no_message_and_goes_on(place):
+    code = """
+        import threading
+        from copyless.comm._inbox import Inbox
+        def side(queues, rank):
+            return Inbox(queues, rank, lambda parcel: None, {}, {}, threading.Condition(), False)
+        inbox, other = copyless.SimpleQueue(), copyless.SimpleQueue()
+        mine, theirs, stranger = side([inbox, other], 0), side([inbox, other], 1), side([inbox] * 5, 4)
+        array = copyless.zeros(4)
+        for item in (0, 'short', 'x' * 100, b'y' * 30_000, [array], array):
+            inbox.put(item)
+            refuses(lambda: mine.next(1))
+        stranger.send('of a rank that there is not', 0, 7, 0, 0, 1)
+        refuses(lambda: mine.next(1))
+        for obj in (1, 'x' * 100, {'a': array}):
+            theirs.send(obj, 0, 7, 1, 3, 0)
+            parcel = mine.next(1)
+            print(parcel.context, parcel.source, parcel.tag, parcel.nbytes > 0, type(parcel.open()).__name__)
+    """
+    assert run(code, place) == ["refused"] * 7 + ["7 1 3 True int", "7 1 3 True str", "7 1 3 True dict"]

@@ -719,7 +719,7 @@ def memmap(
         raise ValueError(f"offset must be 0 or more bytes, not {offset}")
     flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT | os.O_TRUNC}[mode]
     made_here = mode == "w+" and not os.path.lexists(path)
-    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    fd = files.open_regular(path, flags | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
         kind = np.dtype(dtype)

@@ -80,7 +80,7 @@ def _decode(text: bytes) -> list[Field]:
     try:
         parts = [(name, (shape, dtype_from_bytes(dtype))) for name, shape, dtype in ast.literal_eval(text.decode())]
         return _fields(parts[0][1] if parts[0][0] is None else dict(parts))
-    except (ValueError, SyntaxError, TypeError, IndexError, UnicodeDecodeError):
+    except (ValueError, SyntaxError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError):
         raise CorruptSegmentError("the description of a ring's frames is damaged") from None
 
 
@@ -513,6 +513,7 @@ class RingBuffer(_ring._Ring, Shared):
                 0,
                 flags,
                 _ring.ring_bytes(slots, 0, len(text)),
+                _blocks.ALONE,  # its frames are users' bytes, and its head is not
                 spill=False,
             )
             _ring.begin(block, slots, stride, text, int((block_timeout or 0) * 1e9))

@@ -36,7 +36,7 @@ __all__ = ["ShareableList", "SharedMemory"]
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
 _PLACE = "/dev/shm"
-_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO of that name is empty, and does not wait
 _O_CREX = os.O_CREAT | os.O_EXCL
 
 
@@ -331,7 +331,7 @@ class SharedMemory:
             After `unlink`.
         """
         path = os.path.join(os.fsencode(_PLACE), _file_name(_str(self._name)))
-        fd = os.open(path, (os.O_RDONLY if self._readonly else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY)
         st = os.fstat(fd)
         if (st.st_dev, st.st_ino) != self._identity:
             os.close(fd)

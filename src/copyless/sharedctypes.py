@@ -270,7 +270,15 @@ def _with_lock(kind: Any, lock: Any) -> tuple[Any, Any, Any]:
         return _over(kind, _zeros(ctypes.sizeof(kind))), lock, None
     need()
     size = max(ctypes.sizeof(kind), 1)
-    block = _blocks.new_object(_value.DATA_OFFSET + size, c_library.KIND_RLOCK, 0, 0, 0, spill=size <= _FEW)
+    block = _blocks.new_object(
+        _value.DATA_OFFSET + size,
+        c_library.KIND_RLOCK,
+        0,
+        0,
+        0,
+        where=_blocks.AMONG_ARRAYS,  # what lies behind the lock is the user's
+        spill=size <= _FEW,
+    )
     return _over(kind, block, _value.DATA_OFFSET), RLock._from_block(block), block
 
 

@@ -54,6 +54,17 @@ int main(void)
     CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 0); /* nothing of ours stands there any more */
     release(&store, &a);
     audit(&store);
+    /* objects lie in segments of their own, also when a block of that size is free; one may ask to be alone */
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT | CL_FOR_OBJECT, &a) == CL_OK && a.capacity == 128 && !a.recycled);
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &b) == CL_OK && b.recycled && b.segment != a.segment);
+    CHECK(cl_alloc(&store, 128, CL_MAY_WAIT | CL_FOR_OBJECT, &c) == CL_OK && c.segment == a.segment);
+    release(&store, &a);
+    release(&store, &c);
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT | CL_ALONE, &a) == CL_OK && a.segment != c.segment &&
+          a.segment != b.segment && a.capacity > CL_SMALL_MAX);
+    audit(&store);
+    release(&store, &a);
+    release(&store, &b);
     uint64_t freed;
     CHECK(cl_trim(&store, 0, CL_MAY_WAIT, &freed) == CL_OK && freed >= 1 << 20 && count_files("seg.") == 0);
     audit(&store);

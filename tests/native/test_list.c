@@ -7,6 +7,7 @@
 
 static cl_store store;
 static cl_list *list;
+static uint64_t nslots;
 static const uint64_t rooms[3] = {0, 13, 4096};
 static uint64_t capacity;
 
@@ -16,7 +17,7 @@ static int set(uint64_t at, uint8_t fill, uint64_t length)
     memset(bytes, fill, sizeof bytes);
     cl_value v = {.kind = fill, .word = fill, .length = length};
     int rc;
-    while ((rc = cl_list_set(&store, list, capacity, at, &v, bytes, CL_FOREVER)) == CL_AGAIN) {
+    while ((rc = cl_list_set(&store, list, capacity, nslots, at, &v, bytes, CL_FOREVER)) == CL_AGAIN) {
     }
     return rc;
 }
@@ -27,7 +28,7 @@ static int get(uint64_t at, uint64_t *length)
     uint8_t bytes[4096];
     cl_value v;
     int rc;
-    while ((rc = cl_list_get(&store, list, capacity, at, &v, bytes, sizeof bytes, CL_FOREVER)) == CL_AGAIN) {
+    while ((rc = cl_list_get(&store, list, capacity, nslots, at, &v, bytes, sizeof bytes, CL_FOREVER)) == CL_AGAIN) {
     }
     CHECK(rc == CL_OK && v.word == v.kind);
     for (uint64_t i = 0; i < v.length; i++) {
@@ -66,7 +67,7 @@ static void begin(void)
 {
     memset(list, 0, capacity);
     cl_list_begin(list, 3, rooms, store.registry_id);
-    CHECK(cl_list_check(list, capacity, store.registry_id) == CL_OK);
+    CHECK(cl_list_check(list, capacity, store.registry_id, &nslots) == CL_OK);
 }
 
 static void threads(void)
@@ -111,20 +112,20 @@ static void damage(void)
     uint8_t bytes[8];
     cl_value v = {.kind = 1, .length = 14};
     begin();
-    CHECK(cl_list_set(&store, list, capacity, 1, &v, "fourteen bytes", CL_FOREVER) == CL_FULL);
+    CHECK(cl_list_set(&store, list, capacity, nslots, 1, &v, "fourteen bytes", CL_FOREVER) == CL_FULL);
     CHECK(set(1, 7, 13) == CL_OK);
-    CHECK(cl_list_get(&store, list, capacity, 1, &v, bytes, 8, CL_FOREVER) == CL_FULL && v.length == 13);
-    CHECK(cl_list_check(list, capacity - 1, store.registry_id) == CL_CORRUPT);
-    CHECK(cl_list_check(list, 8, store.registry_id) == CL_CORRUPT);
-    CHECK(cl_list_check(list, capacity, 5) == CL_STALE);
+    CHECK(cl_list_get(&store, list, capacity, nslots, 1, &v, bytes, 8, CL_FOREVER) == CL_FULL && v.length == 13);
+    CHECK(cl_list_check(list, capacity - 1, store.registry_id, &nslots) == CL_CORRUPT);
+    CHECK(cl_list_check(list, 8, store.registry_id, &nslots) == CL_CORRUPT);
+    CHECK(cl_list_check(list, capacity, 5, &nslots) == CL_STALE);
     list->slots[1].offset = capacity - 8;
-    CHECK(cl_list_get(&store, list, capacity, 1, &v, bytes, 8, CL_FOREVER) == CL_CORRUPT);
+    CHECK(cl_list_get(&store, list, capacity, nslots, 1, &v, bytes, 8, CL_FOREVER) == CL_CORRUPT);
     CHECK(set(1, 7, 13) == CL_CORRUPT);
     begin();
     list->slots[1].kind[0] = ~(uint64_t)0;
-    CHECK(cl_list_get(&store, list, capacity, 1, &v, bytes, 8, CL_FOREVER) == CL_CORRUPT);
+    CHECK(cl_list_get(&store, list, capacity, nslots, 1, &v, bytes, 8, CL_FOREVER) == CL_CORRUPT);
     list->magic ^= 1;
-    CHECK(cl_list_check(list, capacity, store.registry_id) == CL_CORRUPT);
+    CHECK(cl_list_check(list, capacity, store.registry_id, &nslots) == CL_CORRUPT);
     CHECK(cl_list_bytes((uint64_t)1 << 60, NULL) == 0);
 }
 

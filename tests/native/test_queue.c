@@ -198,8 +198,8 @@ static void bounds(void)
     int64_t deadline = cl_monotonic_ns() + 60000000;
     CHECK(put(&q, 3, 8, deadline) == CL_TIMEOUT && cl_monotonic_ns() >= deadline);
     CHECK(get(&q, 0, &rc, NULL) == 1 && put(&q, 3, 8, 0) == CL_OK);
-    h->head.number = 0;
-    h->head.spare[0] = 100;
+    q.most = 0;
+    q.most_bytes = 100;
     CHECK(put(&q, 4, 90, 0) == CL_TIMEOUT && put(&q, 4, 80, 0) == CL_OK && put(&q, 5, 8, 0) == CL_TIMEOUT);
     for (uint64_t i = 2; i < 5; i++) {
         CHECK(get(&q, 0, &rc, NULL) == i);

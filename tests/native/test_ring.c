@@ -97,6 +97,68 @@ static void quiet(cl_ring_head *h)
     CHECK(nfree == h->nfree);
 }
 
+/* The newest frame is on loan while newer ones are written over: given back, it is nobody's, and is not lent again. */
+static void newest_given_back(void)
+{
+    cl_ring r;
+    cl_frame f, g;
+    uint32_t slot;
+    cl_ring_head *h = make(2, 0, 0);
+    attach(&r, &store, h);
+    CHECK(write_one(&r, 1, 0) == CL_OK && write_one(&r, 2, 0) == CL_OK && latest(&r, 0, 0, &f) == CL_OK && f.seq == 2);
+    CHECK(write_one(&r, 3, 0) == CL_OK && write_one(&r, 4, 0) == CL_OK && claim(&r, 0, &slot) == CL_OK &&
+          slot != f.slot);
+    CHECK(cl_ring_return(&r, f.slot) == CL_OK && h->newest == 0 && h->slots[f.slot].state == CL_SLOT_FREE);
+    CHECK(latest(&r, 0, 0, &g) == CL_TIMEOUT && cl_ring_publish(&r, slot, &f) == CL_OK && f.seq == 5);
+    CHECK(latest(&r, 0, 0, &g) == CL_OK && g.seq == 5 && cl_ring_return(&r, g.slot) == CL_OK);
+    cl_ring_detach(&r);
+    release(&store, &place);
+}
+
+/* Wild words: out of bounds is CL_CORRUPT, and what describes the ring is not read again. */
+static void damage(void)
+{
+    cl_ring r, late;
+    cl_frame f, some[4];
+    uint32_t reader, n, slot;
+    cl_ring_head *h = make(4, 0, 0);
+    attach(&r, &store, h);
+    for (uint64_t i = 1; i <= 6; i++) {
+        CHECK(write_one(&r, i, 0) == CL_OK);
+    }
+    CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 2, &reader) == CL_OK);
+    cl_head kept = h->head;
+    memset((uint8_t *)&h->head + 8, 0xff, sizeof h->head - 8);
+    CHECK(cl_ring_attach(&late, &store, h, place.capacity, 0) == CL_CORRUPT && late.head == NULL);
+    CHECK(write_one(&r, 7, 0) == CL_OK && next(&r, reader, 0, &f) == CL_OK && f.seq == 4 &&
+          cl_ring_return(&r, f.slot) == CL_OK);
+    h->head = kept;
+    for (uint32_t k = 0; k < 4; k++) {
+        h->newest = ((uint32_t[]){5, 1u << 30, UINT32_MAX, 1u << 31})[k];
+        CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT);
+    }
+    h->last = UINT64_MAX;
+    CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT && next(&r, reader, 0, &f) == CL_CORRUPT);
+    CHECK(cl_ring_last(&r, 4, some, &n) == CL_CORRUPT && claim(&r, 0, &slot) == CL_CORRUPT);
+    h->last = 7;
+    h->readers[reader].cursor = 8;
+    CHECK(next(&r, reader, 0, &f) == CL_CORRUPT);
+    /* slots that wild words took out of use come back when there is no other */
+    for (uint32_t i = 0; i < 4; i++) {
+        h->slots[i].state = i == 0 ? 77 : i == 1 ? CL_SLOT_WRITING : CL_SLOT_PUBLISHED;
+        h->slots[i].writer = 300;
+        h->slots[i].seq = i == 2 ? UINT64_MAX : 7;
+        h->slots[i].loans[3] = i == 3 ? UINT64_MAX : 0;
+    }
+    h->nfree = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        CHECK(claim(&r, 0, &slot) == CL_OK);
+    }
+    CHECK(claim(&r, 0, &slot) == CL_TIMEOUT);
+    cl_ring_detach(&r);
+    release(&store, &place);
+}
+
 static void in_one_thread(void)
 {
     cl_ring r;
@@ -139,7 +201,7 @@ static void in_one_thread(void)
     CHECK(next(&r, blocking, 0, &f) == CL_OK && f.seq == 25 && f.missed == 0);
     CHECK(write_one(&r, 29, 0) == CL_TIMEOUT); /* it has it on loan */
     CHECK(cl_ring_return(&r, f.slot) == CL_OK && write_one(&r, 29, 0) == CL_OK && write_one(&r, 30, 0) == CL_TIMEOUT);
-    h->head.spare[3] = 1000000; /* a block timeout of a millisecond */
+    r.block_timeout_ns = 1000000;
     CHECK(write_one(&r, 30, cl_monotonic_ns() + 2000000000) == CL_OK && h->readers[blocking].demoted);
     CHECK(next(&r, blocking, 0, &f) == CL_OK && f.seq == 27 && f.missed == 1 && cl_ring_return(&r, f.slot) == CL_OK);
     CHECK(cl_ring_unsubscribe(&r, reader) == CL_OK && cl_ring_unsubscribe(&r, blocking) == CL_OK);
@@ -358,6 +420,8 @@ int main(void)
 {
     open_store(&store, 1);
     in_one_thread();
+    newest_given_back();
+    damage();
     in_threads();
 #ifndef __SANITIZE_THREAD__
     notes = mmap(NULL, sizeof *notes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

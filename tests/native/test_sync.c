@@ -18,10 +18,12 @@ static struct objects {
     uint64_t pad;
 } *o;
 
-#define ROBUST ((cl_robust *)o->robust)
-#define RW ((cl_rwlock *)o->rw)
-#define CONDITION ((cl_condition *)o->condition)
-#define BARRIER ((cl_barrier *)o->barrier)
+#define SEATS (&seats)
+#define ROBUST (&robust)
+#define RW (&rw)
+#define CONDITION (&condition)
+#define BARRIER (&barrier)
+static cl_object seats, robust, rw, condition, barrier; /* as this process took them down */
 
 static int64_t soon(void)
 {
@@ -38,13 +40,22 @@ static int64_t soon(void)
         CHECK((rc) != CL_TIMEOUT);                                                                                     \
     } while (0)
 
+static void attach(cl_object *to, void *at, size_t n, uint32_t kind, uint32_t number, uint32_t room)
+{
+    cl_head *head = at;
+    *head = (cl_head){.magic = CL_OBJECT_MAGIC, .kind = kind, .number = number, .room = room};
+    CHECK(cl_object_attach(to, head, n, 0) == CL_OK);
+}
+
 static void begin(void)
 {
     memset(o, 0, sizeof *o);
     atomic_store(&o->seats.word, 2);
-    ROBUST->head.room = 2;
-    RW->head.room = CONDITION->head.room = ROOM;
-    BARRIER->head.room = BARRIER->head.number = 2;
+    attach(SEATS, &o->seats, sizeof o->seats, CL_KIND_SEMAPHORE, 0, 0);
+    attach(ROBUST, o->robust, sizeof o->robust, CL_KIND_ROBUST_SEMAPHORE, 2, 2);
+    attach(RW, o->rw, sizeof o->rw, CL_KIND_RWLOCK, 0, ROOM);
+    attach(CONDITION, o->condition, sizeof o->condition, CL_KIND_CONDITION, 0, ROOM);
+    attach(BARRIER, o->barrier, sizeof o->barrier, CL_KIND_BARRIER, 2, 2);
 }
 
 static int lock(cl_au32 *word)
@@ -78,7 +89,7 @@ static void *work(void *arg)
         DECIDED(rc, cl_sem_acquire(&o->seats, deadline, &spin));
         CHECK(rc == CL_OK && atomic_fetch_add(&inside, 1) < 2);
         atomic_fetch_sub(&inside, 1);
-        CHECK(cl_sem_release(&o->seats, 1) == CL_OK);
+        CHECK(cl_sem_release(SEATS, 1) == CL_OK);
         DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
         CHECK(rc == CL_OK && cl_robust_release(&store, ROBUST) == CL_OK);
         int write = i % 8 == 0;
@@ -227,7 +238,7 @@ static void victim(int which)
         cl_event_clear(&o->event);
         cl_event_wait(&o->event, &seen, 0, &spin);
         DECIDED(rc, cl_sem_acquire(&o->seats, deadline, &spin));
-        cl_sem_release(&o->seats, 1);
+        cl_sem_release(SEATS, 1);
     }
 }
 
@@ -276,7 +287,9 @@ static void survive(int which, int arrived, uint32_t entry)
             for (int i = 0; i < 6 && rc == CL_AGAIN; i++) {
                 rc = cl_barrier_wait(&store, BARRIER, entry, soon());
             }
-            CHECK(rc == CL_OK || rc == CL_CLOSED || (rc == CL_AGAIN && cl_barrier_waiting(&store, BARRIER) == 1));
+            uint32_t waiting = 0;
+            CHECK(cl_barrier_waiting(&store, BARRIER, &waiting) == CL_OK);
+            CHECK(rc == CL_OK || rc == CL_CLOSED || (rc == CL_AGAIN && waiting == 1));
             CHECK(cl_barrier_break(&store, BARRIER, 1) == CL_OK);
             if (rc == CL_AGAIN) {
                 CHECK(cl_barrier_wait(&store, BARRIER, entry, 1) == CL_CLOSED);
@@ -314,6 +327,52 @@ static void kill_everywhere(int which)
 }
 #endif
 
+/* ---- wild words: what describes an object is checked once; later it is not read again */
+
+static int refused(uint32_t kind, uint32_t number, uint32_t room, uint64_t capacity)
+{
+    cl_object out;
+    cl_head head = {.magic = CL_OBJECT_MAGIC, .kind = kind, .number = number, .room = room};
+    return cl_object_attach(&out, &head, capacity, 7) == CL_CORRUPT;
+}
+
+static void damage(void)
+{
+    uint64_t four = sizeof(cl_barrier) + 4 * sizeof(cl_entry);
+    CHECK(!refused(CL_KIND_BARRIER, 4, 4, four) && refused(CL_KIND_BARRIER, 4, 4, four - 1));
+    CHECK(refused(CL_KIND_BARRIER, 5, 5, four) && refused(CL_KIND_BARRIER, 3, 4, four) &&
+          refused(CL_KIND_BARRIER, 0, 0, four) && refused(CL_KIND_BARRIER, UINT32_MAX, UINT32_MAX, four));
+    CHECK(refused(CL_KIND_RWLOCK, 0, UINT32_MAX, four) && refused(CL_KIND_RWLOCK, 0, 0, four));
+    CHECK(refused(CL_KIND_CONDITION, 0, 1u << 31, four) && refused(CL_KIND_ROBUST_SEMAPHORE, 1, 2, four));
+    CHECK(refused(CL_KIND_SEMAPHORE, 1u << 31, 0, four) && refused(CL_KIND_QUEUE, 0, 0, four) &&
+          refused(0, 0, 0, four) && refused(CL_KIND_LOCK, 0, 0, sizeof(cl_head)));
+    begin();
+    cl_spin spin = {0};
+    uint32_t entry, index, n = 0;
+    int rc;
+    for (size_t i = 1; i < 4; i++) { /* every head but the magic is wild now */
+        memset((uint8_t *)(i == 1 ? o->rw : i == 2 ? o->condition : o->barrier) + 4, 0xff, sizeof(cl_head) - 4);
+    }
+    DECIDED(rc, cl_rw_write(&store, RW, deadline, &spin));
+    CHECK(rc == CL_OK && cl_rw_release(&store, RW, 1) == CL_OK);
+    CHECK(cl_condition_begin(&store, CONDITION, &entry) == CL_OK && cl_condition_notify(&store, CONDITION, 5) == 1);
+    DECIDED(rc, cl_barrier_arrive(&store, BARRIER, &entry, &index, deadline));
+    CHECK(rc == CL_OK && cl_barrier_waiting(&store, BARRIER, &n) == CL_OK && n == 1);
+    /* a word that names an owner that there is not is a dead owner's; one that names no slot at all is damage */
+    cl_mutex *m = &o->lock;
+    atomic_store(&m->word, 0xfffu);
+    DECIDED(rc, cl_mutex_lock(&store, &m->word, deadline, &spin));
+    CHECK(rc == CL_OWNER_DIED && cl_owner_pid(&store, 0xfffu) == 0);
+    atomic_store(&m->word, 0x1000u);
+    DECIDED(rc, cl_mutex_lock(&store, &m->word, deadline, &spin));
+    CHECK(rc == CL_CORRUPT && cl_owner_pid(&store, 0x1000u) == 0);
+    CHECK(cl_owner_pid(&store, cl_self(&store)) != 0);
+    /* a recursive lock is let go at once, however often its word says that it is held */
+    DECIDED(rc, cl_rlock(&store, &o->recursive, 7, deadline, &spin));
+    atomic_store(&o->recursive.depth, UINT32_MAX);
+    CHECK(rc == CL_OK && cl_rlock_save(&o->recursive) == UINT32_MAX && !cl_rlock_is_mine(&store, &o->recursive, 7));
+}
+
 int main(void)
 {
     o = mmap(NULL, sizeof *o, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -329,13 +388,15 @@ int main(void)
     both(wait_for_it);
 
     begin();
-    o->seats.head.number = 2;
-    CHECK(cl_sem_release(&o->seats, 1) == CL_FULL);
+    attach(SEATS, &o->seats, sizeof o->seats, CL_KIND_SEMAPHORE, 2, 0);
+    atomic_store(&o->seats.word, 2);
+    CHECK(cl_sem_release(SEATS, 1) == CL_FULL);
     for (uint32_t i = 0, entry; i < ROOM + 1; i++) {
         CHECK(cl_condition_begin(&store, CONDITION, &entry) == (i < ROOM ? CL_OK : CL_TABLE_FULL));
     }
     CHECK(cl_rw_release(&store, RW, 0) == CL_MISSING && cl_rw_release(&store, RW, 1) == CL_MISSING);
     CHECK(cl_robust_release(&store, ROBUST) == CL_MISSING);
+    damage();
 #ifndef __SANITIZE_THREAD__
     for (int which = 0; which < 6; which++) {
         kill_everywhere(which);

@@ -10,7 +10,8 @@ from libc.string cimport memset
 from copyless._core._check cimport check, fail
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_FILE_NAME, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY, cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
+    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY,
+    cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
 )
@@ -93,7 +94,7 @@ def alloc(uint64_t nbytes, bint spill=False):
 cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
     """The same, in this store; with CL_MAY_SPILL on disk when shared memory is full."""
     cdef cl_block_ref ref
-    cdef int rc = cl_alloc(store, nbytes, 0, &ref)
+    cdef int rc = cl_alloc(store, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE), &ref)
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_alloc(store, nbytes, CL_MAY_WAIT | flags, &ref)
@@ -194,13 +195,19 @@ def object_kind(Block block):
     return head.kind
 
 
-def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags, uint64_t clear=0, bint spill=True):
+AMONG_OBJECTS = CL_FOR_OBJECT
+AMONG_ARRAYS = 0
+ALONE = CL_ALONE
+
+
+def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags, uint64_t clear=0,
+               unsigned where=CL_FOR_OBJECT, bint spill=True):
     """A block of zeros with the head of an object; with `clear`, only so many bytes are set to zero.
 
-    Where memory is full it lies in a file on disk, since locks and queues are needed then, too; not without `spill`, for those
-    that carry a user's data.
+    `where`: AMONG_OBJECTS; AMONG_ARRAYS or ALONE when users' bytes lie in it too. Where memory is full it lies in a file on disk,
+    since locks and queues are needed then, too; not without `spill`, for those that carry a user's data.
     """
-    cdef Block block = allocate(the_store(), nbytes, CL_MAY_SPILL if spill else 0)
+    cdef Block block = allocate(the_store(), nbytes, where | (CL_MAY_SPILL if spill else 0))
     cdef cl_head *head = <cl_head *>block.ref.data
     memset(head, 0, clear if clear else nbytes)
     head.kind, head.number, head.room, head.flags = kind, number, room, flags

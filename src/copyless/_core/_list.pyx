@@ -125,23 +125,24 @@ cdef class _Slots:
         self.hold(mapping)
         cl_list_begin(self.list, len(rooms), numbers, self.store.registry_id)
         free(numbers)
-        self.n = self.list.nslots
+        self.n = len(rooms)
         for at, item in enumerate(items):
             self.write(at, item)
 
     def _stand(self, shm):
         """Stand on a list that is there already."""
         cdef int rc
+        cdef uint64_t n = 0
         self.hold(shm._mapping)
         self._own(shm)
-        rc = cl_list_check(self.list, self.capacity, self.store.registry_id)
+        rc = cl_list_check(self.list, self.capacity, self.store.registry_id, &n)
         if rc != CL_OK:
             why = (<bytes>cl_last_error().what).decode()
             if rc == CL_STALE:
                 raise ForeignHostError(f"the ShareableList {shm.name!r} cannot be used here: {why} (COPYLESS_DIR)")
             raise CorruptSegmentError(f"{shm.name!r} holds no copyless.ShareableList: {why}. A list that multiprocessing."
                                       "shared_memory.ShareableList made has another layout: make it with copyless, too")
-        self.n = self.list.nslots
+        self.n = <Py_ssize_t>n
 
     def _close(self):
         """The memory it stands on is closed."""
@@ -182,10 +183,10 @@ cdef class _Slots:
         cdef int rc
         held = None
         while True:
-            rc = cl_list_get(self.store, self.list, self.capacity, at, &v, room, size, 0)
+            rc = cl_list_get(self.store, self.list, self.capacity, self.n, at, &v, room, size, 0)
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_list_get(self.store, self.list, self.capacity, at, &v, room, size, CL_FOREVER)
+                    rc = cl_list_get(self.store, self.list, self.capacity, self.n, at, &v, room, size, CL_FOREVER)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
             if rc != CL_FULL or only_kind:
@@ -195,6 +196,8 @@ cdef class _Slots:
             room = <uint8_t *>PyBytes_AS_STRING(held)
         if rc != CL_OK and rc != CL_FULL:
             fail(rc)
+        if v.kind > BYTES:
+            raise CorruptSegmentError(f"item {at} of the list is of no known kind ({v.kind})")
         if only_kind:
             return v.kind
         if v.kind == INT:
@@ -203,14 +206,15 @@ cdef class _Slots:
             memcpy(&real, &v.word, 8)
             return real
         if v.kind == STR:
-            return PyUnicode_DecodeUTF8(<char *>room, <Py_ssize_t>v.length, NULL)
+            try:
+                return PyUnicode_DecodeUTF8(<char *>room, <Py_ssize_t>v.length, NULL)
+            except UnicodeDecodeError as error:
+                raise CorruptSegmentError(f"item {at} of the list holds no text: {error}") from None
         if v.kind == BYTES:
             return held if held is not None and len(held) == v.length else PyBytes_FromStringAndSize(<char *>room, <Py_ssize_t>v.length)
         if v.kind == NONE:
             return None
-        if v.kind == TRUE or v.kind == FALSE:
-            return v.kind == TRUE
-        raise CorruptSegmentError(f"item {at} of the list is of no known kind ({v.kind})")
+        return v.kind == TRUE
 
     def __getitem__(self, position):
         return self.read(self.index_of(position), False)
@@ -221,19 +225,20 @@ cdef class _Slots:
     cdef int write(self, Py_ssize_t at, value) except -1:
         cdef cl_value v
         cdef const void *source = NULL
+        cdef uint64_t room
         cdef int rc
         held = describe(value, &v)
         if self.view.readonly:
             raise TypeError("this ShareableList stands on memory that was attached for reading only")
         if held is not None:
             source = PyBytes_AS_STRING(held)
-        if v.length > self.list.slots[at].room:
-            raise ValueError(f"bytes/str item exceeds available storage: {v.length} bytes, and item {at} has room for "
-                             f"{self.list.slots[at].room}")
-        rc = cl_list_set(self.store, self.list, self.capacity, at, &v, source, 0)
+        room = self.list.slots[at].room
+        if v.length > room:
+            raise ValueError(f"bytes/str item exceeds available storage: {v.length} bytes, and item {at} has room for {room}")
+        rc = cl_list_set(self.store, self.list, self.capacity, self.n, at, &v, source, 0)
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_list_set(self.store, self.list, self.capacity, at, &v, source, CL_FOREVER)
+                rc = cl_list_set(self.store, self.list, self.capacity, self.n, at, &v, source, CL_FOREVER)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
         check(rc)

@@ -35,7 +35,7 @@ import queue as _stdlib
 import sys
 
 from copyless._core._blocks import private_view
-from copyless.errors import ClosedError, EndOfQueueError
+from copyless.errors import ClosedError, CorruptSegmentError, EndOfQueueError
 
 cdef extern from "plain.h":
     enum: PLAIN_ARRAYS
@@ -287,7 +287,7 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
     buffers = []
     try:
         if at > total:
-            raise ValueError("an item of the queue is damaged")
+            raise CorruptSegmentError("an item of the queue is damaged")
         if ntokens != 0:
             tokens = <cl_token *>malloc(of_tokens)
             if tokens == NULL:
@@ -301,14 +301,14 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
             n = (<uint32_t *>(p + at))[1]
             length = (<uint64_t *>(p + at))[1]
             if n > (total - at - 16) // 8 or length > total - at - 16 - 8 * n:
-                raise ValueError("an item of the queue is damaged")
+                raise CorruptSegmentError("an item of the queue is damaged")
             start = at + 16 + 8 * n
             at2 = start + length
             for i in range(n):
                 size = (<uint64_t *>(p + at + 16))[i]
                 at2 = (at2 + 63) // 64 * 64
-                if at2 + size > total:
-                    raise ValueError("an item of the queue is damaged")
+                if at2 > total or size > total - at2:
+                    raise CorruptSegmentError("an item of the queue is damaged")
                 buffers.append(whole[at2:at2 + size])
                 at2 += size
             return loads(whole[start:start + length], buffers=buffers)
@@ -338,7 +338,17 @@ cdef class _Queue(Object):
         Object._stand(self, block)
         rc = cl_queue_attach(&self.q, self.store, <cl_queue_head *>self.head, block.ref.capacity, block.number)
         check(rc)
-        self.redelivers = (self.head.flags & CL_QUEUE_REDELIVER) != 0
+        self.redelivers = (self.q.flags & CL_QUEUE_REDELIVER) != 0
+
+    @property
+    def _flags(self):
+        self._need()
+        return self.q.flags
+
+    @property
+    def _number(self):
+        self._need()
+        return self.q.most
 
     cdef int use(self, uint32_t role) except -1:
         if self.closed or self.head == NULL:
@@ -645,25 +655,26 @@ cdef class _Queue(Object):
 
     def empty(self):
         # As the standard library's: OSError once closed, but for a Queue that was closed unused.
-        if self.closed and (self.puts_of != 0 or not self._need().flags & (PLAIN_QUEUE | JOINABLE_QUEUE)):
+        if self.closed and (self.puts_of != 0 or not self._flags & (PLAIN_QUEUE | JOINABLE_QUEUE)):
             raise OSError(f"{self!r} is closed")
         return cl_queue_size(<cl_queue_head *>self._need()) == 0
 
     def full(self):
-        return self._need().number != 0 and cl_queue_size(<cl_queue_head *>self.head) >= self.head.number
+        self._need()
+        return self.q.most != 0 and cl_queue_size(<cl_queue_head *>self.head) >= self.q.most
 
     def _numbers(self):
         """(put, taken, bytes that lie in it, spilled, dropped, leases) so far."""
         cdef cl_queue_head *h = <cl_queue_head *>self._need()
         return (cl_seen64(&h.put.commit) >> 2, cl_seen64(&h.get.commit) >> 2, cl_queue_bytes(h), cl_seen64(&h.spilled), cl_seen64(&h.dropped),
-                cl_queue_unfinished(&self.q) - cl_queue_size(h) if self.redelivers else 0)
+                max(cl_queue_unfinished(&self.q) - <int64_t>cl_queue_size(h), 0) if self.redelivers else 0)
 
     @property
     def _ended(self):
         return cl_seen(&(<cl_queue_head *>self._need()).state)
 
     def _begin_with(self, uint64_t maxbytes):
-        self._need().spare[0] = maxbytes
+        self._need().spare[0] = self.q.most_bytes = maxbytes
 
     # ---- acknowledging, the end
 

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from copyless._core._blocks cimport Block, Object, set_private
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_LOCK_SLOT, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
+    CL_AGAIN, cl_owner_pid, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
     CL_RING_READERS, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy, cl_frame, cl_reader, cl_ring,
     cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last,
     cl_ring_latest, cl_ring_next, cl_ring_publish, cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen,
@@ -34,7 +34,7 @@ def begin(Block block, uint32_t slots, uint64_t stride, bytes spec, int64_t bloc
     cdef cl_ring_head *head = <cl_ring_head *>block.ref.data
     cl_ring_begin(head, slots, stride, len(spec))
     head.head.spare[3] = block_timeout_ns
-    memcpy(cl_ring_spec(head), <const char *>spec, len(spec))
+    memcpy(cl_ring_spec(head, slots), <const char *>spec, len(spec))
 
 
 cdef class Loan:
@@ -138,11 +138,22 @@ cdef class _Ring(Object):
     @property
     def _spec(self):
         self._need()
-        return PyBytes_FromStringAndSize(<char *>cl_ring_spec(self.r.head), <Py_ssize_t>self.head.spare[2])
+        return PyBytes_FromStringAndSize(<char *>self.r.spec, <Py_ssize_t>self.r.spec_bytes)
 
     @property
     def _stride(self):
-        return self._need().spare[0]
+        self._need()
+        return self.r.stride
+
+    @property
+    def _flags(self):
+        self._need()
+        return self.r.flags
+
+    @property
+    def _number(self):
+        self._need()
+        return self.r.slots
 
     cdef int be_open(self) except -1:
         if self.closed or self.head == NULL:
@@ -205,7 +216,7 @@ cdef class _Ring(Object):
         cdef uint32_t n = 0
         cdef int rc
         self.be_open()
-        most = min(most, self.head.number)
+        most = min(most, self.r.slots)
         frames = <cl_frame *>malloc(most * sizeof(cl_frame))
         if frames == NULL:
             raise MemoryError
@@ -252,8 +263,9 @@ cdef class _Ring(Object):
 
     def _reader(self, uint32_t reader):
         """(taken, dropped, lag, whether it blocks, whether it was demoted)."""
-        cdef cl_reader *q = &self.r.head.readers[reader]
+        cdef cl_reader *q
         self._need()
+        q = &self.r.head.readers[reader]
         return q.taken, q.dropped, self.r.head.last - q.cursor, q.policy == CL_READER_BLOCKS, q.demoted != 0
 
     def _shut(self):
@@ -280,7 +292,7 @@ cdef class _Ring(Object):
         with nogil:
             cl_ring_bury(&self.r)
         h = self.r.head
-        for i in range(h.head.number):
+        for i in range(self.r.slots):
             loans += (h.slots[i].loans[0] | h.slots[i].loans[1] | h.slots[i].loans[2] | h.slots[i].loans[3]) != 0
             writing += h.slots[i].state == CL_SLOT_WRITING
             if h.slots[i].state == CL_SLOT_PUBLISHED:
@@ -288,7 +300,7 @@ cdef class _Ring(Object):
                 if first == 0 or h.slots[i].seq < first:
                     first, oldest = h.slots[i].seq, h.slots[i].time_ns
                 newest = max(newest, h.slots[i].time_ns)
-        readers = [(self.store.owners[CL_LOCK_SLOT(h.readers[i].owner) - 1].pid, h.readers[i].taken, h.readers[i].dropped,
+        readers = [(cl_owner_pid(self.store, h.readers[i].owner), h.readers[i].taken, h.readers[i].dropped,
                     h.last - h.readers[i].cursor, h.readers[i].policy == CL_READER_BLOCKS)
                    for i in range(CL_RING_READERS) if h.readers[i].owner != 0]
         return h.last, published, writing, loans, h.waits, first, oldest, newest, readers

@@ -11,15 +11,15 @@ from copyless._core._blocks cimport Block, Object
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
-    CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_LOCK_SLOT, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
+    CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
     CL_TIMEOUT, cl_au32, cl_barrier, cl_barrier_arrive, cl_barrier_break, cl_barrier_release, cl_barrier_wait, cl_barrier_waiting, cl_condition,
-    cl_condition_begin, cl_condition_end, cl_condition_notify, cl_condition_wait, cl_entry, cl_event, cl_event_clear, cl_event_set,
-    cl_event_wait, cl_head, cl_mark, cl_monitor, cl_mutex, cl_mutex_lock, cl_put, cl_rlock, cl_rlock_is_mine, cl_robust, cl_robust_acquire,
+    cl_condition_begin, cl_condition_end, cl_condition_lock, cl_condition_notify, cl_condition_wait, cl_entry, cl_event, cl_event_clear, cl_event_set,
+    cl_event_wait, cl_head, cl_mark, cl_monitor, cl_mutex, cl_mutex_lock, cl_object, cl_object_attach, cl_owner_pid, cl_put, cl_rlock,
+    cl_rlock_is_mine, cl_rlock_restore, cl_rlock_save, cl_robust, cl_robust_acquire,
     cl_robust_release, cl_robust_value, cl_runlock, cl_rw_forget, cl_rw_read, cl_rw_release, cl_rw_write, cl_rwlock, cl_seen, cl_self,
     cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_store, cl_swap, cl_unlock, cl_wake,
 )
 
-from copyless._core._blocks import object_kind
 from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
 
 cdef extern from "pythread.h" nogil:
@@ -35,11 +35,6 @@ CONDITION_BYTES = sizeof(cl_condition)
 BARRIER_BYTES = sizeof(cl_barrier)
 
 
-cdef uint32_t pid_of(cl_store *store, uint32_t word) noexcept:
-    """The process number of a lock word's owner, for display."""
-    return store.owners[CL_LOCK_SLOT(word) - 1].pid if CL_LOCK_SLOT(word) else 0
-
-
 cdef tuple watch_monitor(cl_monitor *monitor):
     """What to sleep on: the word that moves on when something changes."""
     cdef uint32_t seen = cl_seen(&monitor.change)
@@ -47,7 +42,29 @@ cdef tuple watch_monitor(cl_monitor *monitor):
     return <uintptr_t>&monitor.change, seen
 
 
-cdef class _Lock(Object):
+cdef class _Sync(Object):
+    """An object of sync.h: what its head says was copied and checked when this process attached, and is not read again."""
+    cdef cl_object o
+
+    def _stand(self, Block block):
+        cdef int rc = cl_object_attach(&self.o, <cl_head *>block.ref.data, block.ref.capacity, block.number)
+        check(rc)
+        if self.o.is_.kind != self.KIND:
+            raise CorruptSegmentError(f"block {block.number} holds no {type(self).__name__} (kind {self.o.is_.kind}, expected {self.KIND})")
+        self.take(block, self.o.head)
+
+    @property
+    def _flags(self):
+        self._need()
+        return self.o.is_.flags
+
+    @property
+    def _number(self):
+        self._need()
+        return self.o.is_.number
+
+
+cdef class _Lock(_Sync):
     KIND = CL_KIND_LOCK
     cdef cl_spin spin
     cdef public bint silent
@@ -113,7 +130,7 @@ cdef class _Lock(Object):
         self.put_back()
 
     def _stand(self, Block block):
-        Object._stand(self, block)
+        _Sync._stand(self, block)
         self.simple = self.KIND == CL_KIND_LOCK
 
     def locked(self):
@@ -142,7 +159,7 @@ cdef class _Lock(Object):
     @property
     def _owner_pid(self):
         """0: free; else the holder's process number."""
-        return pid_of(self.store, cl_seen(&self.mutex().word))
+        return cl_owner_pid(self.store, cl_seen(&self.mutex().word))
 
     # What an event loop asks: one try that knows whether it slept, and the word to sleep on.
     def _try(self, bint slept):
@@ -163,10 +180,9 @@ cdef class _RLock(_Lock):
 
     def _stand_in(self, _Condition condition):
         """Stand on the lock that a condition keeps behind its waiters."""
-        cdef uint64_t at = sizeof(cl_condition) + <uint64_t>condition.head.room * sizeof(cl_entry)
-        if at + sizeof(cl_mutex) > condition.block.ref.capacity:
-            raise CorruptSegmentError("the condition keeps no lock of its own")
-        self.take(condition.block, <cl_head *>(condition.block.ref.data + at))
+        cdef int rc = cl_condition_lock(&condition.o, condition.block.ref.capacity, &self.o)
+        check(rc)
+        self.take(condition.block, self.o.head)
 
     cdef int once(self, int64_t deadline) noexcept nogil:
         return cl_rlock(self.store, <cl_mutex *>self.head, PyThread_get_thread_ident(), deadline, &self.spin)
@@ -194,21 +210,19 @@ cdef class _RLock(_Lock):
         return cl_rlock_is_mine(self.store, self.mutex(), PyThread_get_thread_ident()) != 0
 
     def _release_save(self):
-        cdef int depth = 0
-        while self._is_mine():
-            self.let_go()
-            depth += 1
-        return depth
+        if not self._is_mine():
+            return 0
+        return cl_rlock_save(<cl_mutex *>self.head)
 
     def _acquire_restore(self, depth):
         try:
             self.get(CL_FOREVER, True)
         finally:
-            for _ in range(depth - 1):
-                self.get(CL_FOREVER, True)
+            if depth > 1 and self._is_mine():
+                cl_rlock_restore(self.store, <cl_mutex *>self.head, PyThread_get_thread_ident(), depth, 0, &self.spin)
 
 
-cdef class _Semaphore(Object):
+cdef class _Semaphore(_Sync):
     KIND = CL_KIND_SEMAPHORE
     cdef cl_spin spin
     cdef public bint silent
@@ -216,15 +230,16 @@ cdef class _Semaphore(Object):
     cdef bint robust
 
     def _stand(self, Block block):
-        self.robust = object_kind(block) == CL_KIND_ROBUST_SEMAPHORE
-        if self.robust:
-            self.take(block, <cl_head *>block.ref.data)
-        else:
-            Object._stand(self, block)
+        cdef int rc = cl_object_attach(&self.o, <cl_head *>block.ref.data, block.ref.capacity, block.number)
+        check(rc)
+        if self.o.is_.kind != CL_KIND_SEMAPHORE and self.o.is_.kind != CL_KIND_ROBUST_SEMAPHORE:
+            raise CorruptSegmentError(f"block {block.number} holds no {type(self).__name__} (kind {self.o.is_.kind})")
+        self.robust = self.o.is_.kind == CL_KIND_ROBUST_SEMAPHORE
+        self.take(block, self.o.head)
 
     cdef int once(self, int64_t deadline) noexcept nogil:
         if self.robust:
-            return cl_robust_acquire(self.store, <cl_robust *>self.head, deadline, &self.spin)
+            return cl_robust_acquire(self.store, &self.o, deadline, &self.spin)
         return cl_sem_acquire(<cl_semaphore *>self.head, deadline, &self.spin)
 
     cdef bint get(self, int64_t deadline) except -1:
@@ -245,10 +260,20 @@ cdef class _Semaphore(Object):
             fail(rc)
         self.recovered = True
         if not self.silent:
-            cl_robust_release(self.store, <cl_robust *>self.head)
+            self.give_back()
             raise OwnerDiedError("a process that held a permit of this semaphore has died, so what it guards may be half changed. "
                                  "Put that right: the permit is back, the next acquire succeeds")
         return True
+
+    cdef int give_back(self) except -100:
+        """One permit of a robust semaphore."""
+        cdef int rc = cl_robust_release(self.store, &self.o)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_robust_release(self.store, &self.o)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        return rc
 
     def acquire(self, block=True, timeout=None):
         return self.get(deadline_of(timeout) if block else 0)
@@ -260,11 +285,13 @@ cdef class _Semaphore(Object):
             raise ValueError(f"n must be one or more, not {n}")
         if self.robust:
             for _ in range(n):
-                rc = cl_robust_release(self.store, <cl_robust *>self.head)
+                rc = self.give_back()
                 if rc == CL_MISSING:
                     raise NotHeldError("semaphore or lock released too many times (by this process: its permits are attributed)")
+                if rc != CL_OK:
+                    fail(rc)
         else:
-            rc = cl_sem_release(<cl_semaphore *>self.head, n)
+            rc = cl_sem_release(&self.o, n)
         if rc == CL_FULL:
             raise NotHeldError("semaphore or lock released too many times")
         check(rc)
@@ -272,7 +299,7 @@ cdef class _Semaphore(Object):
     def get_value(self):
         self._need()
         if self.robust:
-            return cl_robust_value(self.store, <cl_robust *>self.head)
+            return cl_robust_value(self.store, &self.o)
         return cl_seen(&(<cl_semaphore *>self.head).word) & ~<uint32_t>CL_SEM_SLEEP
 
     def _begin(self, uint32_t value):
@@ -300,7 +327,7 @@ cdef class _Semaphore(Object):
         return <uintptr_t>word, seen | <uint32_t>CL_SEM_SLEEP
 
 
-cdef class _Event(Object):
+cdef class _Event(_Sync):
     KIND = CL_KIND_EVENT
     cdef cl_spin spin
 
@@ -342,7 +369,7 @@ cdef class _Event(Object):
         return cl_seen(&(<cl_event *>self._need()).word) >> 2
 
 
-cdef class _Condition(Object):
+cdef class _Condition(_Sync):
     KIND = CL_KIND_CONDITION
     cdef cl_spin spin
 
@@ -350,7 +377,7 @@ cdef class _Condition(Object):
         """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
-        cdef int rc = cl_condition_begin(self.store, <cl_condition *>self.head, &entry)
+        cdef int rc = cl_condition_begin(self.store, &self.o, &entry)
         cdef bint notified = False
         check(rc)
         depth = lock._release_save()
@@ -358,19 +385,19 @@ cdef class _Condition(Object):
             rc = CL_AGAIN
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_condition_wait(self.store, <cl_condition *>self.head, entry, deadline, &self.spin)
+                    rc = cl_condition_wait(self.store, &self.o, entry, deadline, &self.spin)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
         finally:
-            notified = cl_condition_end(<cl_condition *>self.head, entry)
+            notified = cl_condition_end(&self.o, entry)
             lock._acquire_restore(depth)
         return notified
 
     def _notify(self, uint32_t n):
-        return cl_condition_notify(self.store, <cl_condition *>self.head, n)
+        return cl_condition_notify(self.store, &self.o, n)
 
 
-cdef class _RWLock(Object):
+cdef class _RWLock(_Sync):
     KIND = CL_KIND_RWLOCK
     cdef cl_spin spin
     cdef public bint silent
@@ -389,7 +416,7 @@ cdef class _RWLock(Object):
                     PyErr_CheckSignals()
         except BaseException:
             if write:
-                cl_rw_forget(self.store, <cl_rwlock *>self.head)
+                self.forget_writing()
             raise
         if rc == CL_OK:
             self.recovered = False
@@ -407,8 +434,8 @@ cdef class _RWLock(Object):
 
     cdef int once(self, bint write, int64_t deadline) noexcept nogil:
         if write:
-            return cl_rw_write(self.store, <cl_rwlock *>self.head, deadline, &self.spin)
-        return cl_rw_read(self.store, <cl_rwlock *>self.head, deadline, &self.spin)
+            return cl_rw_write(self.store, &self.o, deadline, &self.spin)
+        return cl_rw_read(self.store, &self.o, deadline, &self.spin)
 
     # For an event loop: the word that moves on when something changes.
     def _watch(self):
@@ -418,22 +445,35 @@ cdef class _RWLock(Object):
     def _users(self):
         """(the writer's process number or 0, how many processes read)."""
         cdef cl_rwlock *l = <cl_rwlock *>self._need()
-        return pid_of(self.store, cl_seen(&l.writer)), sum([cl_seen(&l.readers[i].owner) != 0 for i in range(self.head.room)])
+        return cl_owner_pid(self.store, cl_seen(&l.writer)), sum([cl_seen(&l.readers[i].owner) != 0 for i in range(self.o.is_.room)])
+
+    cdef void forget_writing(self) noexcept:
+        # A second at most: whoever holds the monitor for so long is stopped, and the error under way must not wait for that.
+        cdef int rc = CL_AGAIN
+        for _ in range(20):
+            if rc != CL_AGAIN:
+                break
+            with nogil:
+                rc = cl_rw_forget(self.store, &self.o)
 
     def _forget_writing(self):
-        cl_rw_forget(self.store, <cl_rwlock *>self._need())
+        self._need()
+        self.forget_writing()
 
     def _let_go(self, bint write):
-        cdef int rc
+        cdef int rc = CL_AGAIN
         self._need()
-        with nogil:
-            rc = cl_rw_release(self.store, <cl_rwlock *>self.head, write)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_rw_release(self.store, &self.o, write)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
         if rc == CL_MISSING:
             raise ValueError(f"this process does not hold the lock for {'writing' if write else 'reading'}")
         check(rc)
 
 
-cdef class _Barrier(Object):
+cdef class _Barrier(_Sync):
     KIND = CL_KIND_BARRIER
 
     def _arrive(self, timeout):
@@ -441,9 +481,10 @@ cdef class _Barrier(Object):
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0, index = 0
         cdef int rc = CL_AGAIN
+        self._need()
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_barrier_arrive(self.store, <cl_barrier *>self.head, &entry, &index, deadline)
+                rc = cl_barrier_arrive(self.store, &self.o, &entry, &index, deadline)
             if rc == CL_AGAIN:
                 PyErr_CheckSignals()
         if rc == CL_OK:
@@ -461,12 +502,12 @@ cdef class _Barrier(Object):
         try:
             while rc == CL_AGAIN:
                 with nogil:
-                    rc = cl_barrier_wait(self.store, <cl_barrier *>self.head, entry, deadline)
+                    rc = cl_barrier_wait(self.store, &self.o, entry, deadline)
                 if rc == CL_AGAIN:
                     PyErr_CheckSignals()
         except BaseException:
             self._break(False)
-            cl_barrier_wait(self.store, <cl_barrier *>self.head, entry, 0)
+            cl_barrier_wait(self.store, &self.o, entry, 0)
             raise
         if rc == CL_OK:
             return True
@@ -475,21 +516,41 @@ cdef class _Barrier(Object):
         fail(rc)
 
     def _release(self, uint32_t entry):
-        with nogil:
-            cl_barrier_release(self.store, <cl_barrier *>self.head, entry)
+        cdef int rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_barrier_release(self.store, &self.o, entry)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        check(rc)
 
     def _break(self, bint reset):
-        with nogil:
-            cl_barrier_break(self.store, <cl_barrier *>self.head, reset)
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_barrier_break(self.store, &self.o, reset)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        check(rc)
 
     @property
     def parties(self):
-        return self.head.number
+        return self.o.is_.number
 
     @property
     def n_waiting(self):
-        return cl_barrier_waiting(self.store, <cl_barrier *>self.head)
+        cdef uint32_t n = 0
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_barrier_waiting(self.store, &self.o, &n)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        check(rc)
+        return n
 
     @property
     def broken(self):
-        return cl_seen(&(<cl_barrier *>self.head).broken) != 0
+        return cl_seen(&(<cl_barrier *>self._need()).broken) != 0

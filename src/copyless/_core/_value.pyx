@@ -10,6 +10,8 @@ from libc.string cimport memcpy, memset
 from copyless._core._blocks cimport Block
 from copyless._core.c_library cimport CL_OK, cl_mutex, cl_rlock, cl_rlock_is_mine, cl_runlock, cl_spin, cl_store
 
+from copyless.errors import CorruptSegmentError
+
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
@@ -34,6 +36,8 @@ cdef class _Value:
     def _stand(self, obj, lock, Block block, str code, int size):
         self._obj, self._lock, self.block = obj, lock, block
         if block is not None:
+            if size < 0 or block.ref.capacity < <uint64_t>DATA_OFFSET + <uint64_t>size:
+                raise CorruptSegmentError(f"a value of {size} bytes does not fit its block of {block.ref.capacity}")
             self.mutex = <cl_mutex *>block.ref.data
             self.store_of_block = block.store
             self.data = <char *>block.ref.data + <int>DATA_OFFSET

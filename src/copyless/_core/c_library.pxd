@@ -95,7 +95,7 @@ cdef extern from "layout.h" nogil:
         uint64_t spare[5]
 
 cdef extern from "store.h" nogil:
-    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_SCAN_FORCE
+    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_SCAN_FORCE
     ctypedef struct cl_identity:
         uint64_t host, boot, family, start, parent_start, pid_namespace
         uint32_t pid, parent_pid
@@ -193,6 +193,11 @@ cdef extern from "sync.h" nogil:
     ctypedef struct cl_semaphore:
         cl_head head
         cl_au32 word
+    ctypedef struct cl_object:
+        cl_head *head
+        cl_head is_ "is"
+    int cl_object_attach(cl_object *o, cl_head *head, uint64_t capacity, uint32_t block)
+    uint32_t cl_owner_pid(const cl_store *store, uint32_t word)
     ctypedef struct cl_monitor:
         cl_au32 change
         cl_au32 sleeping
@@ -219,27 +224,30 @@ cdef extern from "sync.h" nogil:
     int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
     int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
     void cl_runlock(cl_mutex *m)
+    uint32_t cl_rlock_save(cl_mutex *m)
+    int cl_rlock_restore(cl_store *store, cl_mutex *m, uint64_t thread, uint32_t depth, int64_t deadline_ns, cl_spin *spin)
     int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
-    int cl_sem_release(cl_semaphore *s, uint32_t n)
-    int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin)
-    int cl_robust_release(cl_store *store, cl_robust *s)
-    uint32_t cl_robust_value(cl_store *store, cl_robust *s)
-    int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
-    int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin)
-    void cl_rw_forget(cl_store *store, cl_rwlock *l)
-    int cl_rw_release(cl_store *store, cl_rwlock *l, int write)
+    int cl_sem_release(const cl_object *o, uint32_t n)
+    int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
+    int cl_robust_release(cl_store *store, const cl_object *o)
+    uint32_t cl_robust_value(cl_store *store, const cl_object *o)
+    int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
+    int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
+    int cl_rw_forget(cl_store *store, const cl_object *o)
+    int cl_rw_release(cl_store *store, const cl_object *o, int write)
     void cl_event_set(cl_event *e)
     void cl_event_clear(cl_event *e)
     int cl_event_wait(cl_event *e, uint32_t *seen, int64_t deadline_ns, cl_spin *spin)
-    int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry)
-    int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin)
-    int cl_condition_end(cl_condition *c, uint32_t entry)
-    uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n)
-    int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
-    int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns)
-    int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry)
-    int cl_barrier_break(cl_store *store, cl_barrier *b, int reset)
-    uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b)
+    int cl_condition_begin(cl_store *store, const cl_object *o, uint32_t *entry)
+    int cl_condition_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns, cl_spin *spin)
+    int cl_condition_end(const cl_object *o, uint32_t entry)
+    uint32_t cl_condition_notify(cl_store *store, const cl_object *o, uint32_t n)
+    int cl_condition_lock(const cl_object *o, uint64_t capacity, cl_object *lock)
+    int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
+    int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns)
+    int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry)
+    int cl_barrier_break(cl_store *store, const cl_object *o, int reset)
+    int cl_barrier_waiting(cl_store *store, const cl_object *o, uint32_t *n)
 
 cdef extern from "queue.h" nogil:
     enum: CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_PUTS, CL_ROLE_GETS, CL_ROLE_CLOSED, CL_LEASES, CL_INLINE_MAX
@@ -257,6 +265,8 @@ cdef extern from "queue.h" nogil:
     ctypedef struct cl_queue:
         cl_store *store
         cl_queue_head *head
+        uint32_t most
+        uint64_t most_bytes, flags
         cl_au32 self
     ctypedef struct cl_item:
         const void *body
@@ -309,7 +319,9 @@ cdef extern from "ring.h" nogil:
         cl_store *store
         cl_ring_head *head
         uint8_t *data
-        uint64_t stride
+        uint8_t *spec
+        uint32_t slots
+        uint64_t stride, spec_bytes, flags
         uint32_t self
     ctypedef struct cl_frame:
         uint32_t slot
@@ -318,7 +330,7 @@ cdef extern from "ring.h" nogil:
         uint64_t missed
     uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
     void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec)
-    uint8_t *cl_ring_spec(cl_ring_head *head)
+    uint8_t *cl_ring_spec(cl_ring_head *head, uint32_t slots)
     int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number)
     void cl_ring_detach(cl_ring *r)
     int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
@@ -343,10 +355,10 @@ cdef extern from "list.h" nogil:
         uint64_t kind, word, length
     uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms)
     void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t registry)
-    int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry)
-    int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes, uint64_t room,
+    int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry, uint64_t *nslots)
+    int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, cl_value *value, void *bytes, uint64_t room,
                     int64_t deadline_ns)
-    int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
+    int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, const cl_value *value, const void *bytes,
                     int64_t deadline_ns)
 
 cdef extern from *:

@@ -4,7 +4,7 @@
 An item of an inbox is what `_queue` makes of the object, with an envelope of 32 bytes between the tokens and the pickle. Plain
 values are made as they are taken, for no code runs that way; all others when they are received, by whoever receives them.
 
-What SIGKILL leaves of an inbox is what queue.h says of a queue: a message is there whole, or not at all. A message that was taken and
+What SIGKILL leaves of an inbox is what queue_layout.h says of a queue: a message is there whole, or not at all. A message that was taken and
 not opened is its process's own: block and holds go with that, as all that the dead held.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -23,6 +23,7 @@ from copyless._core.c_library cimport (
 import os
 
 from copyless.comm import constants
+from copyless.errors import CorruptSegmentError
 
 cdef object ANY_SOURCE = constants.ANY_SOURCE, ANY_TAG = constants.ANY_TAG
 cdef long TAG_MOST = constants.TAG_MOST
@@ -214,7 +215,7 @@ cdef class Inbox:
             cl_queue_abort(&self.queue.q)
             raise
         made.store = self.queue.store
-        if got.body != NULL and ntokens == 0 and nbytes <= sizeof(item):
+        if got.body != NULL and ntokens == 0 and sizeof(envelope) <= nbytes <= sizeof(item):
             memcpy(&item, got.body, nbytes)
             self.queue.commit()
             made.label = item.label
@@ -226,7 +227,7 @@ cdef class Inbox:
             made.content = self.queue.body(got)
             data = (<Block>made.content).ref.data if isinstance(made.content, Block) else <const uint8_t *>PyBytes_AS_STRING(made.content)
             if nbytes < of_tokens + sizeof(envelope):
-                raise ValueError(f"a message of {nbytes} bytes is damaged")
+                raise CorruptSegmentError(f"a message of {nbytes} bytes is damaged")
             if ntokens:
                 made.tokens = <cl_token *>malloc(of_tokens)
                 if made.tokens == NULL:
@@ -235,7 +236,9 @@ cdef class Inbox:
                 memcpy(made.tokens, data, of_tokens)
             memcpy(&made.label, data + of_tokens, sizeof(envelope))
         if made.label.mark != MARK:
-            raise ValueError(f"a message of {nbytes} bytes without an envelope")
+            raise CorruptSegmentError(f"a message of {nbytes} bytes without an envelope")
+        if made.label.number != 0 and not 0 <= made.label.sender < len(self.queues):
+            raise CorruptSegmentError(f"a message of rank {made.label.sender} in a group of {len(self.queues)}")
         made.nbytes = nbytes - of_tokens - sizeof(envelope)
         return made
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import threading
 import weakref
 
 from copyless._core import _blocks
 from copyless.errors import CorruptSegmentError, StaleHandleError
 
-__all__ = ["FileMapping", "any_mapped", "map_again", "map_file", "mapped_at"]
+__all__ = ["FileMapping", "any_mapped", "map_again", "map_file", "mapped_at", "open_regular"]
 
 
 class FileMapping(_blocks.Mapping):
@@ -21,6 +23,28 @@ class FileMapping(_blocks.Mapping):
 
 _files: weakref.WeakSet[FileMapping] = weakref.WeakSet()
 _files_lock = threading.Lock()
+
+
+def open_regular(path: str, flags: int, mode: int = 0o666) -> int:
+    """Open a file that must be a regular one: a FIFO would wait for its other end, and opening a device may do something.
+
+    Raises
+    ------
+    ValueError
+        When it is of another kind.
+    """
+    try:
+        kind = os.stat(path).st_mode  # first, so that nothing else is ever opened, unless it comes between the two calls
+    except FileNotFoundError:
+        kind = stat.S_IFREG
+    if stat.S_ISREG(kind):
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, mode)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise ValueError(f"{path} is no regular file, and cannot be mapped")
 
 
 def map_file(path: str, fd: int, offset: int, nbytes: int, readonly: bool) -> FileMapping:
@@ -49,9 +73,11 @@ def map_again(path: str, device: int, inode: int, offset: int, nbytes: int, writ
             same = (mapping.device, mapping.inode) == (device, inode) and not (mapping.readonly and writeable)
             if same and mapping.offset <= offset and offset + nbytes <= mapping.offset + mapping.nbytes:
                 return mapping
+    if nbytes == 0:
+        raise ValueError("the handle names no bytes of its file: it is damaged")
     try:
-        fd = os.open(path, (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fd = open_regular(path, (os.O_RDWR if writeable else os.O_RDONLY) | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         raise StaleHandleError(f"the file behind the array is gone: {path}") from None
     try:
         st = os.fstat(fd)

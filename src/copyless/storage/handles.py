@@ -20,6 +20,14 @@ __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 _HEAD = _handles.SPEC_HEAD
 WRITEABLE, SHARED_ARRAY = 1, 2  # the binding's load_array knows them too
 MAX_NDIM = 64
+_KINDS = {
+    _handles.KIND_ARRAY: "array", _handles.KIND_MEMORY: "memory", _handles.KIND_FILE: "file", _handles.KIND_OBJECT: "object"
+}  # fmt: skip
+_LARGEST = 2**63 - 1  # bytes from the beginning of an array to its end: what NumPy counts
+# What reading a description of random bytes may raise, from a number too large to a text nested too deeply.
+_DAMAGED = (
+    struct.error, ValueError, TypeError, SyntaxError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError
+)  # fmt: skip
 
 
 class Handle(bytes):
@@ -30,11 +38,16 @@ class Handle(bytes):
     """
 
     def __repr__(self) -> str:
+        if len(self) < _handles.WIRE_SIZE:
+            return f"<Handle of nothing: {len(self)} bytes>"
         kind, _, nbytes, number, generation = _handles.wire_fields(bytes(self))
-        what = {_handles.KIND_ARRAY: "array", _handles.KIND_MEMORY: "memory", _handles.KIND_FILE: "file"}[kind]
+        what = _KINDS.get(kind, "nothing")
         if kind == _handles.KIND_ARRAY:
-            dtype, shape, *_ = decode_spec(bytes(self[_handles.WIRE_SIZE :]))
-            what = f"array {shape} {dtype}"
+            try:
+                dtype, shape, *_ = decode_spec(bytes(self[_handles.WIRE_SIZE :]))
+                what = f"array {shape} {dtype}"
+            except ValueError:
+                what = "array with a damaged description"
         where = "" if kind == _handles.KIND_FILE else f", block {number}, generation {generation}"
         return f"<Handle of {what}: {nbytes:,} bytes{where}>"
 
@@ -156,12 +169,12 @@ def decode_spec(spec: bytes) -> Spec:
         numbers = struct.unpack_from(f"<{2 * ndim}q", spec, _HEAD.size + length)
         dtype = dtype_from_bytes(spec[_HEAD.size : _HEAD.size + length])
         shape, strides = numbers[:ndim], numbers[ndim:]
-        if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject:
+        if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject or dtype.subdtype is not None:
             raise ValueError
         before, after = extent(shape, strides, dtype.itemsize)
-        if start < before:
+        if start < before or start + after > _LARGEST:
             raise ValueError
-    except (struct.error, ValueError, TypeError, SyntaxError, AttributeError, UnicodeDecodeError):
+    except _DAMAGED:
         raise ValueError("the handle's description of the array is damaged") from None
     if len(specs) > 4096:
         specs.clear()
@@ -200,4 +213,7 @@ def decode_file(handle: bytes) -> tuple[str, int, int, bytes]:
     except struct.error:
         raise ValueError("the handle's description of the file is damaged") from None
     at = _handles.WIRE_SIZE + 18
-    return os.fsdecode(handle[at : at + length]), device, inode, handle[at + length :]
+    path = handle[at : at + length]
+    if len(path) != length or not path.startswith(b"/") or b"\0" in path:
+        raise ValueError("the handle's description of the file is damaged")
+    return os.fsdecode(path), device, inode, handle[at + length :]

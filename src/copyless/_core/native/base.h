@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 typedef _Atomic uint32_t cl_au32;
+typedef _Atomic uint64_t cl_au64;
 
 _Static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2, "shared words need lock-free atomics");
 _Static_assert(sizeof(cl_au32) == 4, "a futex word is 32 bits");

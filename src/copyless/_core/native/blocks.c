@@ -5,6 +5,7 @@
  *
  *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
  *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
+ *   objects the small sizes once more, for objects: a write past the end of an array hits no lock and no queue
  *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
  *
  * What SIGKILL leaves: the state before or after a transaction, never between. */
@@ -28,6 +29,7 @@ int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
 
 static uint64_t class_size(uint32_t k)
 {
+    k = k >= CL_OBJECTS ? k - CL_OBJECTS : k;
     return (k % 2 ? (uint64_t)192 : (uint64_t)128) << (k / 2);
 }
 

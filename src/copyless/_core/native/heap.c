@@ -255,7 +255,13 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
 
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
 {
+    if ((flags & CL_ALONE) && nbytes <= CL_SMALL_MAX) {
+        nbytes = CL_SMALL_MAX + 1; /* as large ones are */
+    }
     uint32_t k = cl_class_of(nbytes);
+    if ((flags & CL_FOR_OBJECT) && k < CL_LARGE) {
+        k += CL_OBJECTS;
+    }
     int rc = cl_enter(store, CL_OP_ALLOC, flags);
     if (rc != CL_OK) {
         return rc;

@@ -19,7 +19,9 @@
  *                  one process that makes or removes the registry
  *
  * Data segments hold no bookkeeping beyond their constant header: whatever user code writes past the end of its array,
- * it cannot break the registry through them.
+ * it cannot break the registry through them. Small objects (locks, queues and their chunks) have segments of their own sizes'
+ * classes, in which no array lies; a ring, whose frames are users' bytes, is alone in its segment. So no array ends where an
+ * object begins. (A value with its lock in one block is the exception: it lies among arrays, behind a constant head.)
  *
  * Every mutable field of the registry belongs to its lock and changes only by a transaction of journal.h, so a reader
  * who holds the lock never sees half a change, whoever was killed before. Exceptions, each a single word: the lock
@@ -61,9 +63,10 @@ _Static_assert(sizeof(CL_BOOKS_PREFIX "0123456789abcdef") <= CL_FILE_NAME, "name
 #define CL_NAME_MAX 255u
 
 #define CL_SMALL_MAX 65536u /* larger blocks have a segment of their own */
-#define CL_CLASSES 21u /* 19 small sizes, the large class, and files on disk */
+#define CL_CLASSES 40u /* 19 small sizes, the large class, files on disk, and the small sizes once more, for objects */
 #define CL_LARGE 19u
 #define CL_SPILLED 20u
+#define CL_OBJECTS 21u
 
 typedef struct cl_header {
     uint64_t magic;

@@ -19,6 +19,8 @@
 
 #define CL_MAY_WAIT 1u
 #define CL_MAY_SPILL 2u /* an allocation: on disk when shared memory is full */
+#define CL_FOR_OBJECT 4u /* an allocation: in a segment of objects only */
+#define CL_ALONE 8u /* an allocation: in a segment of its own */
 
 /* What this process knows of one segment: its mapping, and its own hold on each block. Kept while mapped. */
 typedef struct cl_local_block {

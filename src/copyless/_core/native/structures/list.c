@@ -35,25 +35,31 @@ void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t 
     l->magic = CL_LIST_MAGIC;
 }
 
-int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry)
+int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry, uint64_t *nslots)
 {
     if (capacity < sizeof *l || l->magic != CL_LIST_MAGIC) {
         return cl_fail(CL_CORRUPT, 0, "it begins with no mark of one");
     }
-    uint64_t nslots = l->nslots, nbytes = l->nbytes;
-    if (nbytes > capacity || nslots > (capacity - sizeof *l) / sizeof(cl_list_slot)) {
+    uint64_t n = *(const volatile uint64_t *)&l->nslots, nbytes = *(const volatile uint64_t *)&l->nbytes;
+    if (nbytes > capacity || n > (capacity - sizeof *l) / sizeof(cl_list_slot)) {
         return cl_fail(CL_CORRUPT, 0, "it says %llu bytes and %llu items, and has %llu bytes",
-                       (unsigned long long)nbytes, (unsigned long long)nslots, (unsigned long long)capacity);
+                       (unsigned long long)nbytes, (unsigned long long)n, (unsigned long long)capacity);
     }
+    *nslots = n;
     return l->registry == registry ? CL_OK : cl_fail(CL_STALE, 0, "it belongs to another storage directory");
 }
 
-/* Room and place of a slot's sides, read once and then checked. */
-static int place(const cl_list *l, uint64_t capacity, uint64_t at, uint64_t *room, uint64_t *offset)
+/* Room and place of a slot's sides, each read once and then checked: they lie behind the slots and within the list. */
+static int place(const cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, uint64_t *room, uint64_t *offset)
 {
+    if (at >= nslots) {
+        return cl_fail(CL_CORRUPT, 0, "item %llu of a list of %llu", (unsigned long long)at,
+                       (unsigned long long)nslots);
+    }
     *room = *(const volatile uint64_t *)&l->slots[at].room;
     *offset = *(const volatile uint64_t *)&l->slots[at].offset;
-    if (*room > LONGEST || *offset > capacity || 2 * ALIGN(*room) > capacity - *offset || *offset % 8 != 0) {
+    if (*room > LONGEST || *offset > capacity || *offset < sizeof *l + nslots * sizeof(cl_list_slot) ||
+        2 * ALIGN(*room) > capacity - *offset || *offset % 8 != 0) {
         return cl_fail(CL_CORRUPT, 0, "item %llu of the list says %llu bytes at %llu of %llu", (unsigned long long)at,
                        (unsigned long long)*room, (unsigned long long)*offset, (unsigned long long)capacity);
     }
@@ -65,11 +71,11 @@ static void copy_out(void *to, const uint8_t *from, uint64_t n)
 {
     uint8_t *out = to;
     for (; n >= 8; n -= 8, from += 8, out += 8) {
-        uint64_t word = atomic_load_explicit((const cl_list_word *)(const void *)from, RELAXED);
+        uint64_t word = atomic_load_explicit((const cl_au64 *)(const void *)from, RELAXED);
         memcpy(out, &word, 8);
     }
     if (n != 0) {
-        uint64_t word = atomic_load_explicit((const cl_list_word *)(const void *)from, RELAXED);
+        uint64_t word = atomic_load_explicit((const cl_au64 *)(const void *)from, RELAXED);
         memcpy(out, &word, n);
     }
 }
@@ -80,12 +86,12 @@ static void copy_in(uint8_t *to, const void *from, uint64_t n)
     for (; n >= 8; n -= 8, to += 8, in += 8) {
         uint64_t word;
         memcpy(&word, in, 8);
-        atomic_store_explicit((cl_list_word *)(void *)to, word, RELAXED);
+        atomic_store_explicit((cl_au64 *)(void *)to, word, RELAXED);
     }
     if (n != 0) {
         uint64_t word = 0;
         memcpy(&word, in, n);
-        atomic_store_explicit((cl_list_word *)(void *)to, word, RELAXED);
+        atomic_store_explicit((cl_au64 *)(void *)to, word, RELAXED);
     }
 }
 
@@ -96,12 +102,12 @@ static int lock(cl_store *store, cl_list_slot *s, int64_t deadline_ns)
     return rc == CL_OWNER_DIED ? CL_OK : rc;
 }
 
-int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes,
-                uint64_t room, int64_t deadline_ns)
+int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, cl_value *value,
+                void *bytes, uint64_t room, int64_t deadline_ns)
 {
     cl_list_slot *s = &l->slots[at];
     uint64_t has, offset;
-    int rc = place(l, capacity, at, &has, &offset), locked = 0;
+    int rc = place(l, capacity, nslots, at, &has, &offset), locked = 0;
     if (rc != CL_OK) {
         return rc;
     }
@@ -138,12 +144,12 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_
     }
 }
 
-int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
-                int64_t deadline_ns)
+int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, const cl_value *value,
+                const void *bytes, int64_t deadline_ns)
 {
     cl_list_slot *s = &l->slots[at];
     uint64_t has, offset;
-    int rc = place(l, capacity, at, &has, &offset);
+    int rc = place(l, capacity, nslots, at, &has, &offset);
     if (rc != CL_OK) {
         return rc;
     }

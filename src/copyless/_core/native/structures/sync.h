@@ -16,7 +16,11 @@
 #ifndef CL_SYNC_H
 #define CL_SYNC_H
 
-#include "store.h"
+#include "object.h"
+
+/* Where an object has entries or a limit, the functions take what this process took down of it (object.h), and bound every
+ * index by that. CL_CORRUPT, from any of them: a lock word in the object names nobody. Those that must go through a monitor return
+ * CL_AGAIN when another process holds it for a whole slice: serve signals and call again. */
 
 /* ---- lock: see lock.h; the owner is a process. Recursive: `thread` and `depth` belong to the holder. */
 typedef struct cl_mutex {
@@ -35,6 +39,9 @@ int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *
 int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin);
 int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread);
 void cl_runlock(cl_mutex *m); /* by its holder */
+/* Let it go however often its holder has it; how often that was. And take it as often again, as cl_rlock. */
+uint32_t cl_rlock_save(cl_mutex *m);
+int cl_rlock_restore(cl_store *store, cl_mutex *m, uint64_t thread, uint32_t depth, int64_t deadline_ns, cl_spin *spin);
 
 /* Whether the process that a lock word names is gone; unlike the registry's lock, a user's may name one reaped long ago,
  * whose slot is another's now. */
@@ -50,7 +57,7 @@ typedef struct cl_semaphore {
 } cl_semaphore;
 #define CL_SEM_SLEEP 0x80000000u
 int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin);
-int cl_sem_release(cl_semaphore *s, uint32_t n); /* CL_FULL: beyond the highest value */
+int cl_sem_release(const cl_object *o, uint32_t n); /* CL_FULL: beyond the highest value */
 
 /* ---- what the following share: a small robust mutex, a word that moves on when sleepers should look, who sleeps */
 typedef struct cl_monitor {
@@ -71,9 +78,9 @@ typedef struct cl_robust {
     cl_monitor monitor;
     cl_entry entries[];
 } cl_robust;
-int cl_robust_acquire(cl_store *store, cl_robust *s, int64_t deadline_ns, cl_spin *spin);
-int cl_robust_release(cl_store *store, cl_robust *s); /* CL_MISSING: this process holds none */
-uint32_t cl_robust_value(cl_store *store, cl_robust *s);
+int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin);
+int cl_robust_release(cl_store *store, const cl_object *o); /* CL_MISSING: this process holds none */
+uint32_t cl_robust_value(cl_store *store, const cl_object *o);
 
 /* ---- readers and a writer; a waiting writer keeps new readers out. Entries: readers, state = how many */
 typedef struct cl_rwlock {
@@ -83,11 +90,12 @@ typedef struct cl_rwlock {
     cl_au32 writer_waiting;
     cl_entry readers[];
 } cl_rwlock;
-int cl_rw_read(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin); /* CL_TABLE_FULL: too many readers */
+int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns,
+               cl_spin *spin); /* CL_TABLE_FULL: too many readers */
 /* A deadline below 0: as 0, but new readers are kept out until the next try, or until it is forgotten. */
-int cl_rw_write(cl_store *store, cl_rwlock *l, int64_t deadline_ns, cl_spin *spin);
-void cl_rw_forget(cl_store *store, cl_rwlock *l); /* a writer no longer waits */
-int cl_rw_release(cl_store *store, cl_rwlock *l, int write); /* CL_MISSING: not held by this process */
+int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin);
+int cl_rw_forget(cl_store *store, const cl_object *o); /* a writer no longer waits */
+int cl_rw_release(cl_store *store, const cl_object *o, int write); /* CL_MISSING: not held by this process */
 
 /* ---- event: | sets (30) | sleep | set |. No owner and no lock, so a signal handler may set it. */
 typedef struct cl_event {
@@ -108,10 +116,12 @@ typedef struct cl_condition {
     cl_entry waiters[];
 } cl_condition;
 /* The caller holds the condition's lock for begin and notify. */
-int cl_condition_begin(cl_store *store, cl_condition *c, uint32_t *entry); /* CL_TABLE_FULL */
-int cl_condition_wait(cl_store *store, cl_condition *c, uint32_t entry, int64_t deadline_ns, cl_spin *spin);
-int cl_condition_end(cl_condition *c, uint32_t entry); /* 1: it was notified */
-uint32_t cl_condition_notify(cl_store *store, cl_condition *c, uint32_t n);
+int cl_condition_begin(cl_store *store, const cl_object *o, uint32_t *entry); /* CL_TABLE_FULL */
+int cl_condition_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns, cl_spin *spin);
+int cl_condition_end(const cl_object *o, uint32_t entry); /* 1: it was notified */
+uint32_t cl_condition_notify(cl_store *store, const cl_object *o, uint32_t n);
+/* The recursive lock that a condition may keep behind its waiters. CL_CORRUPT: there is no room for one. */
+int cl_condition_lock(const cl_object *o, uint64_t capacity, cl_object *lock);
 
 /* ---- barrier: entries of parties */
 enum { CL_PARTY_NONE, CL_PARTY_ARRIVED, CL_PARTY_RELEASED, CL_PARTY_BROKEN };
@@ -123,10 +133,11 @@ typedef struct cl_barrier {
     cl_entry parties[];
 } cl_barrier;
 /* CL_OK: arrived as *index in entry *entry. CL_CLOSED: it is broken. CL_AGAIN, CL_TIMEOUT: not arrived. */
-int cl_barrier_arrive(cl_store *store, cl_barrier *b, uint32_t *entry, uint32_t *index, int64_t deadline_ns);
-int cl_barrier_wait(cl_store *store, cl_barrier *b, uint32_t entry, int64_t deadline_ns); /* CL_CLOSED: it broke */
-int cl_barrier_release(cl_store *store, cl_barrier *b, uint32_t entry); /* by the last to arrive */
-int cl_barrier_break(cl_store *store, cl_barrier *b, int reset); /* reset: those who wait leave, it is whole again */
-uint32_t cl_barrier_waiting(cl_store *store, cl_barrier *b);
+int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint32_t *index, int64_t deadline_ns);
+int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns); /* CL_CLOSED: it broke */
+int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry); /* by the last to arrive */
+int cl_barrier_break(cl_store *store, const cl_object *o,
+                     int reset); /* reset: those who wait leave, it is whole again */
+int cl_barrier_waiting(cl_store *store, const cl_object *o, uint32_t *n);
 
 #endif

@@ -21,16 +21,14 @@
 #define CL_LIST_MAGIC 0x3174736c6c79706cu
 #define CL_LIST_TRIES 100
 
-typedef _Atomic uint64_t cl_list_word;
-
 typedef struct cl_list_slot {
-    cl_list_word commit; /* times the value was replaced */
+    cl_au64 commit; /* times the value was replaced */
     cl_au32 lock;
     uint32_t pad;
     uint64_t room; /* bytes of a side behind the slots; 0: values of at most 8 bytes only */
     uint64_t offset; /* where its two sides lie, one after the other */
-    cl_list_word kind[2]; /* | length (56) | enum of the binding (8) |, a side each */
-    cl_list_word word[2]; /* a value of 8 bytes */
+    cl_au64 kind[2]; /* | length (56) | enum of the binding (8) |, a side each */
+    cl_au64 word[2]; /* a value of 8 bytes */
 } cl_list_slot;
 _Static_assert(sizeof(cl_list_slot) == 64, "one cache line");
 
@@ -45,19 +43,20 @@ typedef struct cl_list {
 
 uint64_t cl_list_bytes(uint64_t nslots, const uint64_t *rooms); /* 0: too many */
 void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t registry); /* over zeros */
-/* CL_CORRUPT: this is no list of ours. CL_STALE: of another registry. */
-int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry);
+/* CL_CORRUPT: this is no list of ours. CL_STALE: of another registry. `nslots` is what the caller keeps: it is not read again. */
+int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry, uint64_t *nslots);
 
 typedef struct cl_value {
     uint64_t kind; /* the low 8 bits; what they mean is the binding's */
     uint64_t word;
     uint64_t length; /* of `bytes` */
 } cl_value;
+/* What follows bounds the slot's number by `nslots`, and what the slot says of its bytes by `capacity`, each time: CL_CORRUPT. */
 /* Read the value of a slot. Longer bytes than *room: CL_FULL, value->length says how many; ask again with room. */
-int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, cl_value *value, void *bytes,
-                uint64_t room, int64_t deadline_ns);
+int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, cl_value *value,
+                void *bytes, uint64_t room, int64_t deadline_ns);
 /* Replace it. CL_FULL: longer than the slot's room; nothing changed. */
-int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t at, const cl_value *value, const void *bytes,
-                int64_t deadline_ns);
+int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, const cl_value *value,
+                const void *bytes, int64_t deadline_ns);
 
 #endif

@@ -33,19 +33,25 @@ void cl_ring_begin(cl_ring_head *h, uint32_t slots, uint64_t stride, uint64_t sp
     h->nfree = slots;
 }
 
-uint8_t *cl_ring_spec(cl_ring_head *h)
+uint8_t *cl_ring_spec(cl_ring_head *h, uint32_t slots)
 {
-    return (uint8_t *)h + spec_at(h->head.number);
+    return (uint8_t *)h + spec_at(slots);
 }
 
 int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capacity, uint32_t number)
 {
     memset(r, 0, sizeof *r);
-    uint32_t slots = h->head.number;
-    uint64_t stride = h->head.spare[0], spec = h->head.spare[2];
-    if (h->head.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX || spec > capacity ||
-        stride > capacity / slots || cl_ring_bytes(slots, stride, spec) > capacity) {
-        return cl_fail(CL_CORRUPT, 0, "block %u holds no ring of frames", number);
+    if (capacity < sizeof *h) {
+        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes holds no ring", number, (unsigned long long)capacity);
+    }
+    const cl_head is = cl_head_copy(&h->head);
+    uint32_t slots = is.number;
+    uint64_t stride = is.spare[0], spec = is.spare[2];
+    if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX ||
+        spec > capacity || stride > capacity / slots || cl_ring_bytes(slots, stride, spec) > capacity ||
+        is.spare[3] > INT64_MAX) {
+        return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes in %llu)", number, slots,
+                       (unsigned long long)stride, (unsigned long long)capacity);
     }
     r->loans = calloc(slots, sizeof *r->loans);
     if (r->loans == NULL) {
@@ -55,7 +61,54 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
     r->head = h;
     r->by_seq = (uint32_t *)(void *)((uint8_t *)h + sizeof *h + slots * sizeof(cl_slot));
     r->data = (uint8_t *)h + data_at(slots, spec);
+    r->spec = cl_ring_spec(h, slots);
+    r->slots = slots;
     r->stride = stride;
+    r->spec_bytes = spec;
+    r->flags = is.flags;
+    r->block_timeout_ns = (int64_t)is.spare[3];
+    return CL_OK;
+}
+
+/* ---- what is read of the ring, bounded */
+
+/* The highest sequence number given. */
+static int last_of(const cl_ring *r, uint64_t *last)
+{
+    *last = *(const volatile uint64_t *)&r->head->last;
+    return *last < CL_RING_SEQ_MAX
+               ? CL_OK
+               : cl_fail(CL_CORRUPT, 0, "ring: the last frame has number %llu", (unsigned long long)*last);
+}
+
+/* The slot with frame `seq`, or NULL: it is not there any more. */
+static cl_slot *slot_of(const cl_ring *r, uint64_t seq, uint32_t *at)
+{
+    uint32_t i = *(const volatile uint32_t *)&r->by_seq[seq % r->slots];
+    if (i >= r->slots || r->head->slots[i].state != CL_SLOT_PUBLISHED || r->head->slots[i].seq != seq) {
+        return NULL;
+    }
+    *at = i;
+    return &r->head->slots[i];
+}
+
+/* The slot of the newest frame, + 1; 0: there is none. */
+static int newest_of(const cl_ring *r, uint32_t *newest)
+{
+    uint64_t last;
+    int rc = last_of(r, &last);
+    *newest = *(const volatile uint32_t *)&r->head->newest;
+    if (rc != CL_OK || *newest == 0) {
+        return rc;
+    }
+    if (*newest > r->slots) {
+        return cl_fail(CL_CORRUPT, 0, "ring: the newest frame is in slot %u of %u", *newest - 1, r->slots);
+    }
+    const cl_slot *s = &r->head->slots[*newest - 1];
+    if (s->state != CL_SLOT_PUBLISHED || s->seq == 0 || s->seq > last) {
+        return cl_fail(CL_CORRUPT, 0, "ring: the newest frame, in slot %u, has state %u and number %llu of %llu",
+                       *newest - 1, s->state, (unsigned long long)s->seq, (unsigned long long)last);
+    }
     return CL_OK;
 }
 
@@ -70,15 +123,34 @@ static int on_loan(const cl_slot *s)
     return any != 0;
 }
 
-/* Computed from the slots alone. */
+/* Computed from the slots alone. What no sound ring holds is taken out of use: a state or a number that there is not, a writer
+ * or a reader that is no member. */
 static void rebuild(cl_ring *r)
 {
     cl_ring_head *h = r->head;
-    uint32_t n = h->head.number, nfree = 0, newest = 0;
-    uint64_t last = h->last;
+    uint32_t n = r->slots, nfree = 0, newest = 0;
+    uint32_t ours = r->member != 0 && r->self == cl_self(r->store) ? r->member - 1 : UINT32_MAX;
+    uint64_t last = h->last < CL_RING_SEQ_MAX ? h->last : 0, members[CL_RING_MEMBERS / 64] = {0};
+    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
+        members[m / 64] |= (uint64_t)(h->members[m] != 0) << (m % 64);
+    }
     for (uint32_t i = 0; i < n; i++) {
-        if (h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq > last) {
-            last = h->slots[i].seq;
+        cl_slot *s = &h->slots[i];
+        for (uint32_t k = 0; k < CL_RING_MEMBERS / 64; k++) {
+            s->loans[k] &= members[k];
+        }
+        if (ours != UINT32_MAX) { /* our own loans we know better */
+            uint64_t bit = (uint64_t)1 << (ours % 64);
+            s->loans[ours / 64] = r->loans[i] != 0 ? s->loans[ours / 64] | bit : s->loans[ours / 64] & ~bit;
+        }
+        uint32_t writer = s->writer;
+        if ((s->state == CL_SLOT_WRITING && (writer == 0 || writer > CL_RING_MEMBERS || h->members[writer - 1] == 0)) ||
+            (s->state == CL_SLOT_PUBLISHED && (s->seq == 0 || s->seq >= CL_RING_SEQ_MAX)) ||
+            s->state > CL_SLOT_PUBLISHED) {
+            s->state = CL_SLOT_FREE;
+        }
+        if (s->state == CL_SLOT_PUBLISHED && s->seq > last) {
+            last = s->seq;
         }
     }
     for (uint32_t i = 0; i < n; i++) {
@@ -108,7 +180,7 @@ static int bury(cl_ring *r)
         if (h->members[m] == 0 || !cl_is_dead(r->store, h->members[m])) {
             continue;
         }
-        for (uint32_t i = 0; i < h->head.number; i++) {
+        for (uint32_t i = 0; i < r->slots; i++) {
             cl_slot *s = &h->slots[i];
             if (s->state == CL_SLOT_WRITING && s->writer == m + 1) {
                 s->state = CL_SLOT_FREE;
@@ -188,7 +260,7 @@ static int join(cl_ring *r)
                 h->members[m] = self;
                 r->self = self;
                 r->member = m + 1;
-                memset(r->loans, 0, h->head.number * sizeof *r->loans);
+                memset(r->loans, 0, r->slots * sizeof *r->loans);
                 CL_KILL_POINT();
                 return CL_OK;
             }
@@ -227,25 +299,32 @@ static uint64_t needed_after(const cl_ring_head *h)
 }
 
 /* A slot to write into: a free one, else the oldest frame that nobody needs. UINT32_MAX: none. */
-static uint32_t find_slot(cl_ring *r)
+static int find_slot(cl_ring *r, uint32_t *found)
 {
     cl_ring_head *h = r->head;
-    uint32_t n = h->head.number;
-    for (uint32_t i = 0; h->nfree != 0 && i < n; i++) {
+    uint32_t n = r->slots, i = 0;
+    uint64_t last;
+    int rc = last_of(r, &last);
+    *found = UINT32_MAX;
+    if (rc != CL_OK) {
+        return rc;
+    }
+    for (i = 0; h->nfree != 0 && i < n; i++) {
         if (h->slots[i].state == CL_SLOT_FREE) {
             h->nfree--;
-            return i;
+            *found = i;
+            return CL_OK;
         }
     }
     uint64_t needed = needed_after(h);
-    for (uint64_t s = h->last >= n ? h->last - n + 1 : 1; s <= h->last && s <= needed; s++) {
-        uint32_t i = r->by_seq[s % n];
-        cl_slot *slot = &h->slots[i < n ? i : 0];
-        if (slot->state == CL_SLOT_PUBLISHED && slot->seq == s && !on_loan(slot)) {
-            return i;
+    for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) {
+        const cl_slot *slot = slot_of(r, s, &i);
+        if (slot != NULL && !on_loan(slot)) {
+            *found = i;
+            return CL_OK;
         }
     }
-    return UINT32_MAX;
+    return CL_OK;
 }
 
 static int demote(cl_ring *r)
@@ -278,15 +357,24 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (rc != CL_OK) {
             return rc;
         }
-        uint32_t i = find_slot(r);
+        uint32_t i;
+        rc = find_slot(r, &i);
+        if (rc != CL_OK) {
+            leave(r);
+            return rc;
+        }
         if (i == UINT32_MAX && (flags & CL_MAY_WAIT)) {
-            int64_t now = cl_monotonic_ns(), most = (int64_t)h->head.spare[3];
+            int64_t now = cl_monotonic_ns(), most = r->block_timeout_ns;
             if (*since_ns == 0) {
                 *since_ns = now;
                 h->waits++;
             }
-            if (bury(r) || (most != 0 && now - *since_ns >= most && demote(r))) {
-                i = find_slot(r);
+            int changed = bury(r);
+            if (!changed) {
+                rebuild(r); /* a slot that a wild word has taken out of use */
+            }
+            if (changed || h->nfree != 0 || (most != 0 && now - *since_ns >= most && demote(r))) {
+                find_slot(r, &i);
             }
         }
         if (i != UINT32_MAX) {
@@ -327,11 +415,18 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
         leave(r);
         return cl_fail(CL_STALE, 0, "this process is not writing slot %u", slot);
     }
-    s->seq = h->last + 1;
+    uint64_t last;
+    uint32_t newest;
+    rc = last_of(r, &last);
+    if (rc != CL_OK || (rc = newest_of(r, &newest)) != CL_OK) {
+        leave(r);
+        return rc;
+    }
+    s->seq = last + 1;
     s->time_ns = cl_monotonic_ns();
     CL_KILL_POINT();
-    uint32_t before = r->by_seq[s->seq % h->head.number];
-    r->by_seq[s->seq % h->head.number] = slot;
+    uint32_t before = r->by_seq[s->seq % r->slots];
+    r->by_seq[s->seq % r->slots] = slot;
     CL_KILL_POINT();
     atomic_thread_fence(memory_order_release);
     s->state = CL_SLOT_PUBLISHED;
@@ -339,8 +434,8 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     h->last = s->seq;
     h->newest = slot + 1;
     CL_KILL_POINT();
-    if (before < h->head.number && h->slots[before].state == CL_SLOT_PUBLISHED && !on_loan(&h->slots[before]) &&
-        h->slots[before].seq + h->head.number <= h->last) {
+    if (before < r->slots && h->slots[before].state == CL_SLOT_PUBLISHED && !on_loan(&h->slots[before]) &&
+        h->slots[before].seq + r->slots <= h->last) {
         h->slots[before].state = CL_SLOT_FREE; /* it was passed over while it was on loan */
         CL_KILL_POINT();
         h->nfree++;
@@ -393,12 +488,17 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
         if (rc != CL_OK) {
             return rc;
         }
-        if (h->newest != 0 && h->slots[h->newest - 1].seq > after) {
-            lend(r, h->newest - 1, out);
+        uint32_t newest;
+        rc = newest_of(r, &newest);
+        if (rc == CL_OK && newest != 0 && h->slots[newest - 1].seq > after) {
+            lend(r, newest - 1, out);
             leave(r);
             return CL_OK;
         }
         leave(r);
+        if (rc != CL_OK) {
+            return rc;
+        }
         if (shut) {
             return CL_CLOSED;
         }
@@ -414,7 +514,6 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
 
 int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
 {
-    cl_ring_head *h = r->head;
     int rc = enter_surely(r);
     if (rc == CL_OK && (rc = join(r)) != CL_OK) {
         leave(r);
@@ -423,11 +522,16 @@ int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
     if (rc != CL_OK) {
         return rc;
     }
-    uint32_t slots = h->head.number;
-    uint64_t first = h->last >= slots ? h->last - slots + 1 : 1, s = h->last;
-    for (; s >= first && s != 0 && *n < most; s--) { /* newest first */
-        uint32_t i = r->by_seq[s % slots];
-        if (i < slots && h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq == s) {
+    uint64_t last;
+    rc = last_of(r, &last);
+    if (rc != CL_OK) {
+        leave(r);
+        return rc;
+    }
+    uint64_t first = last >= r->slots ? last - r->slots + 1 : 1;
+    for (uint64_t s = last; s >= first && s != 0 && *n < most; s--) { /* newest first */
+        uint32_t i;
+        if (slot_of(r, s, &i) != NULL) {
             lend(r, i, &out[(*n)++]);
         }
     }
@@ -456,10 +560,13 @@ int cl_ring_return(cl_ring *r, uint32_t slot)
         uint32_t m = r->member - 1;
         s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
         CL_KILL_POINT();
-        if (s->state == CL_SLOT_PUBLISHED && s->seq + h->head.number <= h->last && !on_loan(s)) {
+        if (s->state == CL_SLOT_PUBLISHED && s->seq + r->slots <= h->last && !on_loan(s)) {
             s->state = CL_SLOT_FREE; /* as old as that, nobody looks for it any more */
             CL_KILL_POINT();
             h->nfree++;
+            if (h->newest == slot + 1) { /* those that were newer are being written over */
+                rebuild(r);
+            }
         }
     }
     leave(r);
@@ -511,7 +618,7 @@ int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
 int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
 {
     cl_ring_head *h = r->head;
-    uint32_t n = h->head.number;
+    uint32_t n = r->slots;
     if (r->self != cl_self(r->store)) {
         return cl_fail(CL_STALE, 0, "this subscription is the parent process's: subscribe anew");
     }
@@ -523,15 +630,24 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
             return rc;
         }
         cl_reader *q = &h->readers[reader];
-        uint64_t s = q->cursor + 1;
-        if (h->last >= n && s < h->last - n + 1) {
-            s = h->last - n + 1;
+        uint64_t cursor = *(const volatile uint64_t *)&q->cursor, last, s = cursor + 1;
+        rc = last_of(r, &last);
+        if (rc == CL_OK && (cursor > last || q->owner != r->self)) {
+            rc = cl_fail(CL_CORRUPT, 0, "ring: reader %u has had frame %llu of %llu", reader,
+                         (unsigned long long)cursor, (unsigned long long)last);
         }
-        for (; s <= h->last; s++) {
-            uint32_t i = r->by_seq[s % n];
-            if (i < n && h->slots[i].state == CL_SLOT_PUBLISHED && h->slots[i].seq == s) {
+        if (rc != CL_OK) {
+            leave(r);
+            return rc;
+        }
+        if (last >= n && s < last - n + 1) {
+            s = last - n + 1;
+        }
+        for (; s <= last; s++) {
+            uint32_t i;
+            if (slot_of(r, s, &i) != NULL) {
                 lend(r, i, out);
-                out->missed = s - q->cursor - 1;
+                out->missed = s - cursor - 1;
                 q->dropped += out->missed;
                 q->taken++;
                 CL_KILL_POINT();

@@ -25,8 +25,8 @@
  *
  * A lease (of queues that deliver again) is written before the commit and valid once its sequence number lies before
  * the head: what a consumer that dies had taken and not acknowledged is handed out again, from the same bytes. */
-#ifndef CL_QUEUE_H
-#define CL_QUEUE_H
+#ifndef CL_QUEUE_LAYOUT_H
+#define CL_QUEUE_LAYOUT_H
 
 #include "sync.h"
 
@@ -37,8 +37,6 @@
 #define CL_INLINE_MAX 8192u /* longer items have a block of their own */
 #define CL_USERS 256u
 #define CL_LEASES 1024u
-
-typedef _Atomic uint64_t cl_au64;
 
 typedef struct cl_side {
     cl_au64 segment_id, generation; /* of the chunk; segment_id 0: none yet */
@@ -98,78 +96,22 @@ typedef struct cl_chunk {
     uint64_t pad[5];
 } cl_chunk;
 
-/* ---- one process's use of a queue; any number of its threads may share it */
-typedef struct cl_cached { /* the chunk that an end of ours stood on last */
-    cl_block_ref ref;
-    int held;
-} cl_cached;
-
-typedef struct cl_queue {
-    cl_store *store;
-    cl_queue_head *head;
-    uint32_t number; /* of the head's block */
-    cl_au32 self; /* lock word of the process that filled in what follows */
-    cl_au32 user; /* index + 1 in users; 0: none yet */
-    cl_spin spin_lock, spin_put, spin_get;
-    cl_au64 known_put; /* as it was seen last: it only grows */
-    uint64_t known_got; /* likewise, under the put lock */
-    cl_cached put_chunk; /* under the put lock */
-    cl_cached get_chunk, left; /* under the get lock; left: behind, to be dropped after the commit */
-    /* what a get has under way, under the get lock */
-    uint64_t got, available, bytes, offset;
-    uint64_t serial;
-    int64_t looked_ns; /* for leases of the dead */
-    int moved, pass_on;
-    uint32_t lease; /* index + 1 */
-    cl_token drop; /* the item's block's hold */
-    const cl_token *tokens;
+/* In a chunk: a record and its body, or a record of length 0 and where the next chunk is (a jump). */
+typedef struct cl_record {
+    uint32_t length; /* with this header, a multiple of 8; 0: a jump to the next chunk */
     uint32_t ntokens;
-} cl_queue;
+    uint64_t nbytes; /* of the body */
+} cl_record;
 
-typedef struct cl_item {
-    const void *body; /* the bytes, tokens first; or NULL: they lie in `payload` */
-    uint64_t nbytes;
-    const cl_token *tokens; /* drafted holds, to be given to the queue */
-    uint32_t ntokens;
-    const cl_block_ref *payload;
-} cl_item;
+typedef struct cl_elsewhere { /* follows a record whose body lies in a block, or a jump */
+    uint64_t segment_id, generation, block;
+    cl_token hold;
+} cl_elsewhere;
 
-/* What was taken. */
-typedef struct cl_got {
-    const uint8_t *body; /* in the chunk: to be copied before the commit; NULL: in `payload` */
-    uint64_t nbytes;
-    uint32_t ntokens;
-    uint64_t sequence;
-    cl_block_ref payload; /* loaded: the caller's reference */
-} cl_got;
-
-int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number);
-void cl_queue_detach(cl_queue *q); /* gives up the chunks it stands on */
-/* *done of n items, more when called again. CL_TIMEOUT: full; CL_CLOSED: shut. Without CL_MAY_WAIT it gives the way
- * (CL_AGAIN) when anybody is in it, and when it needs the registry. */
-int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags);
-/* Begin to take. CL_OK: under the lock, end with commit or abort. CL_TIMEOUT: empty; CL_CLOSED: empty and shut. */
-int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags);
-/* Look on, without sleeping, for so long at most: whether there may be something to take. */
-int cl_queue_poll(cl_queue *q, int64_t budget_ns);
-/* The next item of this take. CL_MISSING: no further one in this take. An item with a block or tokens is the last. */
-int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags);
-int cl_queue_needs_registry(const cl_queue *q); /* the commit will: let the GIL go */
-void cl_queue_commit(cl_queue *q);
-void cl_queue_abort(cl_queue *q);
-
-uint64_t cl_queue_size(const cl_queue_head *h);
-uint64_t cl_queue_bytes(const cl_queue_head *h);
-uint64_t cl_queue_unfinished(cl_queue *q);
-/* Acknowledge one item; of a queue that delivers again, that of `sequence`. CL_MISSING: nothing to acknowledge. */
-int cl_queue_done(cl_queue *q, uint64_t sequence);
-/* Wait until all is acknowledged. CL_OWNER_DIED: *lost items died with their consumers, which now count as done. */
-int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost);
-int cl_queue_shut(cl_queue *q, int now); /* CL_AGAIN: call again */
-void cl_queue_role(cl_queue *q, uint32_t role, int on);
-void cl_queue_use(cl_queue *q, uint32_t role); /* this process puts or gets, and has not closed it */
-/* Whether nobody is left who could put: some other process put, all that did have ended or closed, and whoever still
- * has the queue only takes from it. 1: all of them said so (CL_ROLE_CLOSED), 2: somebody died. */
-int cl_queue_deserted(cl_queue *q);
+#define CL_ELSEWHERE 0x80000000u /* in ntokens: the body lies in a block */
+#define CL_JUMP_BYTES ((uint64_t)(sizeof(cl_record) + sizeof(cl_elsewhere)))
+#define CL_CHUNK_BIT ((uint64_t)1 << 63) /* in a hold's sequence: of a chunk, not of an item */
+#define CL_COMMIT_SLEEP ((uint64_t)2)
+#define CL_COMMIT_SHIFT 2
 
 #endif

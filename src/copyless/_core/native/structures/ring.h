@@ -26,6 +26,8 @@
 #define CL_RING_READERS 256u
 #define CL_RING_SLOTS_MAX 65536u
 #define CL_RING_MAY_BLOCK 1u /* flags of the head */
+#define CL_RING_SEQ_MAX                                                                                                \
+    ((uint64_t)1 << 62) /* no camera is that quick: what is beyond is damage, and sums stay in 64 bits */
 
 enum { CL_SLOT_FREE, CL_SLOT_WRITING, CL_SLOT_PUBLISHED };
 typedef struct cl_slot {
@@ -65,13 +67,20 @@ typedef struct cl_ring_head {
     cl_slot slots[];
 } cl_ring_head;
 
-/* One process's use of a ring: a member. Any number of its threads may share it. */
+/* One process's use of a ring: a member. Any number of its threads may share it. What describes the ring was copied and
+ * checked when the process attached; what is read of the ring later (a slot, a sequence number, a cursor) is bounded where it is
+ * used, and what is out of bounds is CL_CORRUPT. */
 typedef struct cl_ring {
     cl_store *store;
     cl_ring_head *head;
-    uint32_t *by_seq; /* slot of sequence number s at s % number */
+    uint32_t *by_seq; /* slot of sequence number s at s % slots */
     uint8_t *data;
+    uint8_t *spec;
+    uint32_t slots;
     uint64_t stride;
+    uint64_t spec_bytes;
+    uint64_t flags;
+    int64_t block_timeout_ns; /* 0: none */
     uint32_t self; /* lock word of the process that is the member */
     uint32_t member; /* + 1; 0: not joined */
     uint32_t *loans; /* ours, by slot */
@@ -87,7 +96,7 @@ typedef struct cl_frame {
 
 uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec);
 void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec); /* of a block of zeros */
-uint8_t *cl_ring_spec(cl_ring_head *head);
+uint8_t *cl_ring_spec(cl_ring_head *head, uint32_t slots);
 int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number);
 void cl_ring_detach(cl_ring *r);
 

@@ -1,0 +1,67 @@
+#include "sync.h"
+
+static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
+{
+    /* Unlike the registry's lock, a user's may be held by somebody reaped long ago, whose slot is another's now. */
+    cl_life life = cl_owner_life(context, slot, incarnation);
+    return life == CL_NOBODY && slot < CL_MAX_OWNERS - 1 ? CL_DEAD : life;
+}
+
+int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
+{
+    return cl_lock(word, cl_self(store), deadline_ns, spin, life_of, store);
+}
+
+/* The recursive lock. `thread` and `depth` are the holder's: whoever takes the lock over writes them anew. */
+
+int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
+{
+    return (atomic_load_explicit(&m->word, memory_order_relaxed) & ~CL_LOCK_SLEEP) == cl_self(store) &&
+           atomic_load_explicit(&m->thread, memory_order_relaxed) == thread &&
+           atomic_load_explicit(&m->depth, memory_order_relaxed) != 0; /* all three are ours, or somebody else's */
+}
+
+int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
+{
+    if (cl_rlock_is_mine(store, m, thread)) {
+        uint32_t depth = atomic_load_explicit(&m->depth, memory_order_relaxed);
+        if (depth == UINT32_MAX) {
+            return cl_fail(CL_FULL, 0, "acquired too often");
+        }
+        atomic_store_explicit(&m->depth, depth + 1, memory_order_relaxed);
+        return CL_OK;
+    }
+    int rc = cl_mutex_lock(store, &m->word, deadline_ns, spin);
+    if (rc == CL_OK || rc == CL_OWNER_DIED) {
+        atomic_store_explicit(&m->thread, thread, memory_order_relaxed);
+        atomic_store_explicit(&m->depth, 1, memory_order_relaxed);
+    }
+    return rc;
+}
+
+void cl_runlock(cl_mutex *m)
+{
+    uint32_t depth = atomic_load_explicit(&m->depth, memory_order_relaxed);
+    atomic_store_explicit(&m->depth, depth - 1, memory_order_relaxed);
+    if (depth == 1) {
+        atomic_store_explicit(&m->thread, 0, memory_order_relaxed);
+        cl_unlock(&m->word);
+    }
+}
+
+uint32_t cl_rlock_save(cl_mutex *m)
+{
+    uint32_t depth = atomic_load_explicit(&m->depth, memory_order_relaxed);
+    atomic_store_explicit(&m->depth, 1, memory_order_relaxed);
+    cl_runlock(m);
+    return depth;
+}
+
+int cl_rlock_restore(cl_store *store, cl_mutex *m, uint64_t thread, uint32_t depth, int64_t deadline_ns, cl_spin *spin)
+{
+    int rc = cl_rlock(store, m, thread, deadline_ns, spin);
+    if (rc == CL_OK || rc == CL_OWNER_DIED) {
+        atomic_store_explicit(&m->depth, depth, memory_order_relaxed);
+    }
+    return rc;
+}

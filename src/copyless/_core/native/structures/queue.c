@@ -1,0 +1,483 @@
+#define _GNU_SOURCE
+#include "queue_parts.h"
+
+#include <string.h>
+
+#define RELAXED memory_order_relaxed
+
+/* ---- put */
+
+/* Write one item behind the last. */
+static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequence, unsigned flags)
+{
+    int simple = item->payload == NULL && item->ntokens == 0;
+    if (!simple && !(flags & CL_MAY_WAIT)) {
+        return CL_AGAIN;
+    }
+    uint64_t length = sizeof(cl_record) + (item->payload != NULL ? sizeof(cl_elsewhere) : (item->nbytes + 7) / 8 * 8);
+    int rc = CL_OK, spilled = 0;
+    if (p->segment_id != 0) {
+        rc = cl_queue_stand_on(q, &q->put_chunk, p->segment_id, p->generation, p->block, p->serial, flags);
+        if (rc == CL_OK) {
+            rc = cl_queue_check_offset(&q->put_chunk, p->offset, "end");
+        }
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    if (p->segment_id == 0 || length > q->put_chunk.ref.capacity - CL_JUMP_BYTES - p->offset) {
+        if (!(flags & CL_MAY_WAIT)) {
+            return CL_AGAIN;
+        }
+        rc = cl_queue_add_chunk(q, p, &spilled);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    uint8_t *at = q->put_chunk.ref.data + p->offset;
+    cl_record r = {.length = (uint32_t)length, .ntokens = item->ntokens, .nbytes = item->nbytes};
+    if (!simple) {
+        cl_token hold = {0};
+        while ((rc = cl_give(q->store, q->number, sequence, item->tokens, item->ntokens, item->payload, CL_MAY_WAIT,
+                             &hold)) == CL_AGAIN) {
+        }
+        if (rc != CL_OK) {
+            cl_queue_clean(q, 1, sequence, p->serial); /* some may have been given */
+            return rc;
+        }
+        CL_KILL_POINT();
+        if (item->payload != NULL) {
+            const cl_block_ref *b = item->payload;
+            cl_elsewhere to = {.segment_id = b->segment_id,
+                               .generation = b->generation,
+                               .block = (uint64_t)b->segment * CL_BLOCKS + b->index,
+                               .hold = hold};
+            memcpy(at + sizeof r, &to, sizeof to);
+            r.ntokens |= CL_ELSEWHERE;
+            spilled |= b->spilled;
+        }
+    }
+    if (item->payload == NULL) {
+        memcpy(at + sizeof r, item->body, item->nbytes);
+    }
+    memcpy(at, &r, sizeof r);
+    CL_KILL_POINT();
+    p->offset += length;
+    p->bytes += item->nbytes;
+    if (spilled) {
+        cl_store64(&q->head->spilled, cl_load64(&q->head->spilled) + 1);
+    }
+    return CL_OK;
+}
+
+/* CL_OK, or CL_TIMEOUT: there is none. The other end's word is looked at only when what is known of it does not do: it lies in
+ * the others' caches. Under the lock of the `put` end. */
+static int has_room(cl_queue *q, uint64_t count, uint64_t bytes, uint64_t more)
+{
+    const cl_queue_head *h = q->head;
+    uint64_t most = q->most_bytes;
+    if (count < q->known_got) {
+        return cl_queue_counts_differ(q->known_got, count);
+    }
+    if (q->most != 0 && count - q->known_got >= q->most) {
+        uint64_t got = cl_passed(&h->get);
+        if (got > count) {
+            return cl_queue_counts_differ(got, count);
+        }
+        q->known_got = got;
+        if (count - got >= q->most) {
+            return CL_TIMEOUT;
+        }
+    }
+    if (most == 0 || count == cl_passed(&h->get)) {
+        return CL_OK;
+    }
+    uint64_t gone = cl_bytes_passed(&h->get), in = bytes > gone ? bytes - gone : 0;
+    return in <= most && more <= most - in ? CL_OK : CL_TIMEOUT;
+}
+
+int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
+{
+    cl_queue_head *h = q->head;
+    cl_queue_know_self(q);
+    for (int slept = 0;;) {
+        if (atomic_load_explicit(&h->state, RELAXED) != CL_QUEUE_OPEN) {
+            return CL_CLOSED;
+        }
+        if (slept) {
+            cl_queue_others_may_sleep(&h->get);
+        }
+        int rc = cl_queue_enter(q, 1, deadline_ns, flags);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        uint64_t seen = 0;
+        int meanwhile = 0, slept_on = 0;
+        uint64_t count = cl_passed(&h->put), before = count;
+        cl_position p = cl_read_side(cl_active_side(&h->put));
+        uint64_t chunk = p.serial;
+        while (*done < n && (rc = has_room(q, count, p.bytes, items[*done].nbytes)) == CL_OK &&
+               (rc = add(q, &p, &items[*done], count, flags)) == CL_OK) {
+            count++;
+            ++*done;
+        }
+        if (rc == CL_TIMEOUT) {
+            seen = atomic_load(&h->get.commit);
+            meanwhile = has_room(q, count, p.bytes, items[*done].nbytes) == CL_OK;
+        }
+        int more = rc == CL_OK && slept && has_room(q, count, p.bytes, 1) == CL_OK; /* another sleeper may go on, too */
+        if (count != before || p.serial != chunk) {
+            cl_write_side(&h->put.side[(cl_load64(&h->put.commit) & 1) ^ 1], &p);
+            slept_on = cl_queue_publish(&h->put, count);
+        }
+        cl_unlock(&h->put.lock);
+        if (slept_on) {
+            cl_queue_wake(&h->put, count - before);
+        }
+        if (more) {
+            cl_queue_wake(&h->get, 1);
+        }
+        if (rc != CL_TIMEOUT) {
+            return rc;
+        }
+        if (meanwhile) {
+            continue;
+        }
+        if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
+            return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
+        }
+        rc = cl_queue_wait(&h->get, seen, deadline_ns, &q->spin_put, &slept);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+/* ---- get */
+
+/* An item that a dead consumer had taken and not acknowledged; index + 1 of its lease. Under the lock. */
+static uint32_t orphan(cl_queue *q)
+{
+    for (uint32_t i = 0; i < q->leases; i++) {
+        uint32_t owner = atomic_load(&q->head->leases[i].owner);
+        if (owner != 0 && cl_is_dead(q->store, owner)) {
+            return i + 1;
+        }
+    }
+    return 0;
+}
+
+/* The same, looking at the producers' word only when what is known of it does not do. */
+static int looks_empty(cl_queue *q)
+{
+    return cl_load64(&q->known_put) <= cl_passed(&q->head->get) && cl_queue_is_empty(q->head);
+}
+
+/* Stand on the chunk of the next item. */
+static int find_place(cl_queue *q, unsigned flags)
+{
+    cl_queue_head *h = q->head;
+    cl_position p = cl_read_side(cl_active_side(&h->get));
+    if (p.segment_id == 0) {
+        p = cl_read_side(&h->first);
+    }
+    int rc = cl_queue_stand_on(q, &q->get_chunk, p.segment_id, p.generation, p.block, p.serial, flags);
+    if (rc == CL_OK) {
+        rc = cl_queue_check_offset(&q->get_chunk, p.offset, "head");
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    q->offset = p.offset;
+    q->serial = p.serial;
+    q->bytes = p.bytes;
+    cl_record r;
+    cl_read_words(&r, q->get_chunk.ref.data + q->offset, sizeof r);
+    if (r.length == 0) {
+        if (!(flags & CL_MAY_WAIT)) {
+            return CL_AGAIN;
+        }
+        cl_elsewhere to;
+        cl_read_words(&to, q->get_chunk.ref.data + q->offset + sizeof r, sizeof to);
+        q->left = q->get_chunk;
+        q->get_chunk.held = 0;
+        rc = cl_queue_stand_on(q, &q->get_chunk, to.segment_id, to.generation, to.block, q->serial + 1, flags);
+        if (rc != CL_OK) {
+            q->get_chunk = q->left;
+            q->left.held = 0;
+            return rc;
+        }
+        q->offset = sizeof(cl_chunk);
+        q->serial++;
+    }
+    return CL_OK;
+}
+
+int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+{
+    cl_queue_head *h = q->head;
+    cl_queue_know_self(q);
+    int look = 0;
+    if (q->leases != 0) { /* for what the dead have not acknowledged: now and then, and when there is nothing else */
+        int64_t now = cl_monotonic_ns();
+        look = cl_queue_is_empty(h) || now - q->looked_ns > 2 * CL_SLICE_NS;
+        q->looked_ns = look ? now : q->looked_ns;
+    }
+    for (int slept = 0;;) {
+        if (slept) {
+            cl_queue_others_may_sleep(&h->put);
+        }
+        int empty = looks_empty(q), state = (int)atomic_load_explicit(&h->state, RELAXED);
+        if (state == CL_QUEUE_SHUT_NOW) {
+            return CL_CLOSED;
+        }
+        if (!empty || look) {
+            int rc = cl_queue_enter(q, 0, deadline_ns, flags);
+            if (rc != CL_OK) {
+                return rc;
+            }
+            q->lease = 0;
+            q->moved = 0;
+            q->ntokens = 0;
+            q->drop.nonce = 0;
+            q->pass_on = slept;
+            q->got = cl_passed(&h->get);
+            q->available = cl_load64(&q->known_put);
+            if (q->available <= q->got) {
+                q->available = cl_passed(&h->put);
+                cl_store64(&q->known_put, q->available);
+            }
+            if (look && (q->lease = orphan(q)) != 0) {
+                return CL_OK;
+            }
+            if (q->available > q->got) {
+                rc = find_place(q, flags);
+                if (rc == CL_OK) {
+                    return CL_OK;
+                }
+                cl_unlock(&h->get.lock);
+                return rc;
+            }
+            cl_unlock(&h->get.lock);
+            look = 0;
+            continue;
+        }
+        uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order: put is never less */
+        if (put < got) {
+            return cl_queue_counts_differ(got, put);
+        }
+        if (state != CL_QUEUE_OPEN) {
+            return CL_CLOSED;
+        }
+        if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
+            return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
+        }
+        uint64_t seen = atomic_load(&h->put.commit);
+        if (!cl_queue_is_empty(h)) {
+            continue;
+        }
+        int rc = cl_queue_wait(&h->put, seen, deadline_ns, &q->spin_get, &slept);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+int cl_queue_poll(cl_queue *q, int64_t budget_ns)
+{
+    uint64_t seen = atomic_load(&q->head->put.commit);
+    return !cl_queue_is_empty(q->head) || cl_poll(cl_low_word(&q->head->put), (uint32_t)seen, budget_ns, &q->spin_get);
+}
+
+static int load_body(cl_queue *q, const cl_elsewhere *to, uint64_t nbytes, cl_got *out)
+{
+    int rc = cl_queue_load(q, to->segment_id, to->generation, to->block, CL_MAY_WAIT, &out->payload);
+    if (rc == CL_OK && nbytes > out->payload.capacity) {
+        uint64_t room = out->payload.capacity;
+        cl_queue_give_back(q, &out->payload);
+        return cl_fail(CL_CORRUPT, 0, "queue: an item of %llu bytes in a block of %llu", (unsigned long long)nbytes,
+                       (unsigned long long)room);
+    }
+    return rc;
+}
+
+static int lend(cl_queue *q, const cl_elsewhere *to, uint64_t nbytes, uint32_t ntokens, uint64_t sequence)
+{
+    for (uint32_t i = 0; i < q->leases; i++) {
+        cl_lease *l = &q->head->leases[i];
+        if (atomic_load(&l->owner) == 0) {
+            cl_store64(&l->sequence, sequence);
+            cl_store64(&l->segment_id, to->segment_id);
+            cl_store64(&l->generation, to->generation);
+            cl_store64(&l->block, to->block);
+            cl_store64(&l->nbytes, nbytes);
+            cl_store64(&l->nonce, to->hold.nonce);
+            atomic_store_explicit(&l->hold, to->hold.hold, RELAXED);
+            atomic_store_explicit(&l->ntokens, ntokens, RELAXED);
+            atomic_store(&l->again, 0);
+            CL_KILL_POINT();
+            atomic_store(&l->owner,
+                         cl_queue_self(q)); /* not valid before the commit: its sequence is not before the head */
+            CL_KILL_POINT();
+            q->lease = i + 1;
+            return CL_OK;
+        }
+    }
+    return cl_fail(CL_TABLE_FULL, 0, "%u items are taken and not acknowledged", q->leases);
+}
+
+static int again(cl_queue *q, cl_got *out)
+{
+    cl_lease *l = &q->head->leases[q->lease - 1];
+    cl_elsewhere to = {.segment_id = cl_load64(&l->segment_id),
+                       .generation = cl_load64(&l->generation),
+                       .block = cl_load64(&l->block)};
+    out->body = NULL;
+    out->nbytes = cl_load64(&l->nbytes);
+    out->ntokens = atomic_load_explicit(&l->ntokens, RELAXED);
+    out->sequence = cl_load64(&l->sequence);
+    int rc = out->ntokens > out->nbytes / sizeof(cl_token)
+                 ? cl_fail(CL_CORRUPT, 0, "queue: a lease of %u tokens in %llu bytes", out->ntokens,
+                           (unsigned long long)out->nbytes)
+                 : load_body(q, &to, out->nbytes, out);
+    if (rc == CL_STALE ||
+        rc == CL_CORRUPT) { /* acknowledged, and killed before the lease was free; or nobody can have it */
+        atomic_store(&l->owner, 0);
+    } else if (rc == CL_OK) {
+        atomic_fetch_add(&l->again, 1);
+        atomic_store(&l->owner, cl_queue_self(q));
+        CL_KILL_POINT();
+    }
+    return rc;
+}
+
+int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
+{
+    if (q->lease != 0 && q->moved == 0) {
+        if (!(flags & CL_MAY_WAIT)) {
+            return CL_AGAIN;
+        }
+        int rc = again(q, out);
+        q->available = q->got; /* nothing further */
+        return rc == CL_STALE ? CL_MISSING : rc;
+    }
+    const cl_block_ref *c = &q->get_chunk.ref;
+    if (q->got >= q->available || q->offset > c->capacity - CL_JUMP_BYTES) {
+        return CL_MISSING;
+    }
+    cl_record r;
+    cl_read_words(&r, c->data + q->offset, sizeof r);
+    if (r.length == 0 && q->moved != 0) {
+        return CL_MISSING; /* the next take follows the jump */
+    }
+    int there = (r.ntokens & CL_ELSEWHERE) != 0;
+    uint32_t ntokens = r.ntokens & ~CL_ELSEWHERE;
+    uint64_t room = c->capacity - CL_JUMP_BYTES - q->offset, inside = there ? sizeof(cl_elsewhere) : r.nbytes;
+    if (inside > room || r.length > room || r.length != sizeof r + (inside + 7) / 8 * 8 ||
+        ntokens > r.nbytes / sizeof(cl_token)) {
+        return cl_fail(CL_CORRUPT, 0, "queue: an item of %u bytes (%llu, %u tokens) at %llu of a chunk", r.length,
+                       (unsigned long long)r.nbytes, ntokens, (unsigned long long)q->offset);
+    }
+    if ((there || ntokens != 0) && (q->moved || !(flags & CL_MAY_WAIT))) {
+        return q->moved ? CL_MISSING : CL_AGAIN; /* it ends the take before it */
+    }
+    const uint8_t *body = c->data + q->offset + sizeof r;
+    *out = (cl_got){.body = body, .nbytes = r.nbytes, .ntokens = ntokens, .sequence = q->got};
+    int rc = CL_OK;
+    if (there) {
+        cl_elsewhere to;
+        cl_read_words(&to, body, sizeof to);
+        rc = load_body(q, &to, r.nbytes, out);
+        if (rc == CL_OK) {
+            out->body = NULL;
+            body = out->payload.data;
+            q->drop = to.hold;
+        } else if (rc != CL_STALE && rc != CL_CORRUPT) {
+            return rc; /* the item stays: a later try may find room for it */
+        }
+        if (rc == CL_OK && q->leases != 0) {
+            rc = lend(q, &to, r.nbytes, ntokens, q->got);
+            q->drop.nonce = 0;
+            if (rc != CL_OK) {
+                cl_queue_give_back(q, &out->payload);
+                return rc;
+            }
+        }
+    }
+    if ((there || ntokens != 0) && rc == CL_OK) {
+        if (q->leases == 0) {
+            q->tokens = (const cl_token *)(const void *)body;
+            q->ntokens = ntokens;
+        }
+        q->available = q->got + 1;
+    }
+    q->moved++;
+    q->got++;
+    q->offset += r.length;
+    q->bytes += r.nbytes;
+    return rc;
+}
+
+int cl_queue_needs_registry(const cl_queue *q)
+{
+    return q->left.held || q->drop.nonce != 0 || q->ntokens != 0;
+}
+
+void cl_queue_abort(cl_queue *q)
+{
+    if (q->lease != 0 && q->moved) {
+        atomic_store(&q->head->leases[q->lease - 1].owner, 0);
+    }
+    if (q->left.held) { /* nobody has moved on: stand where the head is */
+        cl_queue_let_go(q, &q->get_chunk);
+        q->get_chunk = q->left;
+        q->left.held = 0;
+    }
+    cl_unlock(&q->head->get.lock);
+}
+
+void cl_queue_commit(cl_queue *q)
+{
+    cl_queue_head *h = q->head;
+    int moved = q->moved;
+    if (!moved) {
+        cl_queue_abort(q);
+        return;
+    }
+    cl_side *side = &h->get.side[(cl_load64(&h->get.commit) & 1) ^ 1];
+    const cl_block_ref *c = &q->get_chunk.ref;
+    cl_position p = {c->segment_id, c->generation, (uint64_t)c->segment * CL_BLOCKS + c->index,
+                     q->offset,     q->serial,     q->bytes};
+    cl_write_side(side, &p);
+    uint64_t who = 0;
+    if ((q->flags & CL_QUEUE_JOINABLE) && q->leases == 0) {
+        cl_user *u = cl_queue_user(q);
+        who = atomic_load_explicit(&q->user, RELAXED);
+        cl_store64(&side->taken, cl_load64(&u->taken) + (uint64_t)moved);
+    }
+    cl_store64(&side->user, who);
+    int slept_on = cl_queue_publish(&h->get, q->got);
+    cl_queue_apply_taken(q);
+    CL_KILL_POINT();
+    if (q->ntokens != 0 || q->drop.nonce != 0) {
+        while (cl_take(q->store, q->number, q->tokens, q->ntokens, q->drop.nonce ? &q->drop : NULL, CL_MAY_WAIT) ==
+               CL_AGAIN) {
+        }
+        CL_KILL_POINT();
+    }
+    if (q->left.held) {
+        cl_token hold = ((const cl_chunk *)(const void *)q->left.ref.data)->hold;
+        while (cl_take(q->store, q->number, NULL, 0, &hold, CL_MAY_WAIT) == CL_AGAIN) {
+        }
+        CL_KILL_POINT();
+        cl_queue_let_go(q, &q->left);
+    }
+    int more = q->pass_on && cl_passed(&h->put) > q->got;
+    cl_unlock(&h->get.lock);
+    if (slept_on) {
+        cl_queue_wake(&h->get, (uint64_t)moved);
+    }
+    if (more) {
+        cl_queue_wake(&h->put, 1);
+    }
+}

@@ -1,0 +1,142 @@
+#define _GNU_SOURCE
+#include "queue_parts.h"
+
+#include <string.h>
+
+void cl_queue_give_back(cl_queue *q, const cl_block_ref *r)
+{
+    while (cl_release(q->store, r->segment_id, r->segment, r->index, CL_MAY_WAIT) == CL_AGAIN) {
+    }
+}
+
+void cl_queue_let_go(cl_queue *q, cl_cached *c)
+{
+    if (c->held) {
+        c->held = 0;
+        cl_queue_give_back(q, &c->ref);
+    }
+}
+
+static int is_at(const cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block)
+{
+    return c->held && c->ref.segment_id == segment_id && c->ref.generation == generation &&
+           (uint64_t)c->ref.segment * CL_BLOCKS + c->ref.index == block;
+}
+
+int cl_queue_load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_t block, unsigned flags,
+                  cl_block_ref *out)
+{
+    if (block >= (uint64_t)CL_MAX_SEGMENTS * CL_BLOCKS) {
+        return cl_fail(CL_CORRUPT, 0, "queue: block %llu", (unsigned long long)block);
+    }
+    cl_address a = {.segment_id = segment_id,
+                    .generation = generation,
+                    .segment = (uint32_t)(block / CL_BLOCKS),
+                    .index = (uint32_t)(block % CL_BLOCKS)};
+    int rc;
+    while ((rc = cl_load(q->store, &a, flags, out)) == CL_AGAIN && (flags & CL_MAY_WAIT)) {
+    }
+    return rc;
+}
+
+int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block,
+                      uint64_t serial, unsigned flags)
+{
+    if (is_at(c, segment_id, generation, block)) {
+        return CL_OK;
+    }
+    if (!(flags & CL_MAY_WAIT)) {
+        return CL_AGAIN;
+    }
+    cl_block_ref ref;
+    int rc = cl_queue_load(q, segment_id, generation, block, flags, &ref);
+    if (rc == CL_STALE) { /* the queue holds its chunks: what it says of them is not true */
+        return cl_fail(CL_CORRUPT, 0, "queue: chunk %llu is not in block %llu, where it should be",
+                       (unsigned long long)serial, (unsigned long long)block);
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint64_t is = 0;
+    if (ref.capacity >= sizeof(cl_chunk) + CL_JUMP_BYTES) {
+        cl_read_words(&is, ref.data + offsetof(cl_chunk, serial), sizeof is);
+    }
+    if (ref.capacity < sizeof(cl_chunk) + CL_JUMP_BYTES || (serial != 0 && is != serial)) {
+        cl_queue_give_back(q, &ref);
+        return cl_fail(CL_CORRUPT, 0, "queue: block %llu holds chunk %llu and not %llu", (unsigned long long)block,
+                       (unsigned long long)is, (unsigned long long)serial);
+    }
+    cl_queue_let_go(q, c);
+    c->ref = ref;
+    c->held = 1;
+    return CL_OK;
+}
+
+int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end)
+{
+    if (offset < sizeof(cl_chunk) || offset > c->ref.capacity - CL_JUMP_BYTES || offset % 8 != 0) {
+        return cl_fail(CL_CORRUPT, 0, "queue: the %s lies at %llu of a chunk of %llu bytes", end,
+                       (unsigned long long)offset, (unsigned long long)c->ref.capacity);
+    }
+    return CL_OK;
+}
+
+/* A further chunk, with a jump to it from the last. Until the commit nobody knows of it but its hold. */
+int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled)
+{
+    cl_block_ref ref;
+    cl_token token;
+    int rc;
+    while ((rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT | CL_FOR_OBJECT, &ref)) == CL_AGAIN) {
+    }
+    /* On disk few and large ones, since each costs a segment in the registry; where there is no room, a small one. */
+    for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; rc == CL_FULL && nbytes != 0;
+         nbytes = nbytes == CL_CHUNK_BYTES ? 0 : CL_CHUNK_BYTES) {
+        while ((rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL, &ref)) == CL_AGAIN) {
+        }
+    }
+    if (rc != CL_OK) {
+        return rc;
+    }
+    *spilled = ref.spilled;
+    CL_KILL_POINT();
+    uint64_t block = (uint64_t)ref.segment * CL_BLOCKS + ref.index;
+    while ((rc = cl_give(q->store, q->number, CL_CHUNK_BIT | (p->serial + 1), NULL, 0, &ref, CL_MAY_WAIT, &token)) ==
+           CL_AGAIN) {
+    }
+    if (rc != CL_OK) {
+        cl_queue_give_back(q, &ref);
+        return rc;
+    }
+    CL_KILL_POINT();
+    cl_elsewhere to = {.segment_id = ref.segment_id, .generation = ref.generation, .block = block, .hold = token};
+    cl_cached before = q->put_chunk;
+    q->put_chunk.held = 0;
+    rc = cl_queue_stand_on(q, &q->put_chunk, ref.segment_id, ref.generation, block, 0, CL_MAY_WAIT);
+    if (rc != CL_OK) {
+        q->put_chunk = before;
+        while (cl_take(q->store, q->number, NULL, 0, &token, CL_MAY_WAIT) == CL_AGAIN) {
+        }
+        return rc;
+    }
+    cl_chunk *chunk = (cl_chunk *)(void *)q->put_chunk.ref.data;
+    chunk->serial = p->serial + 1;
+    chunk->hold = token;
+    if (p->segment_id == 0) {
+        cl_side *first = &q->head->first;
+        cl_position at = {to.segment_id, to.generation, to.block, sizeof(cl_chunk), 1, 0};
+        cl_write_side(first, &at);
+    } else {
+        cl_record jump = {.length = 0};
+        memcpy(before.ref.data + p->offset, &jump, sizeof jump);
+        memcpy(before.ref.data + p->offset + sizeof jump, &to, sizeof to);
+    }
+    CL_KILL_POINT();
+    cl_queue_let_go(q, &before);
+    p->segment_id = to.segment_id;
+    p->generation = to.generation;
+    p->block = to.block;
+    p->offset = sizeof(cl_chunk);
+    p->serial++;
+    return CL_OK;
+}
