@@ -119,7 +119,8 @@ int cl_exclude_others(cl_store *store)
 {
     off_t life = store->slot, lineage = CL_MAX_OWNERS + store->slot;
     int fd = store->live_fd;
-    int all = cl_is_file(fd, store->live_device, store->live_inode) && (life == 0 || lock_range(fd, F_WRLCK, 0, life)) &&
+    int all = cl_is_file(fd, store->live_device, store->live_inode) &&
+              (life == 0 || lock_range(fd, F_WRLCK, 0, life)) &&
               lock_range(fd, F_WRLCK, life + 1, lineage - life - 1) && lock_range(fd, F_WRLCK, lineage + 1, 0);
     if (!all) {
         cl_exclude_nobody(store);

@@ -235,7 +235,8 @@ static int discard(cl_store *store)
 {
     char live[CL_FILE_NAME];
     cl_live_file(live, store->registry_id);
-    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) || !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
+    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) ||
+        !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
         !cl_is_named(cl_directory(store), live, store->live_fd)) {
         return CL_AGAIN;
     }

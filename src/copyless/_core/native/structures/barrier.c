@@ -56,7 +56,7 @@ int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint
             return rc;
         }
         if (atomic_load(&b->broken)) {
-            cl_monitor_leave(&b->monitor, 0);
+            cl_monitor_leave(store, &b->monitor, 0);
             return CL_CLOSED;
         }
         uint32_t arrived = count(o, CL_PARTY_ARRIVED);
@@ -65,16 +65,16 @@ int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint
                 cl_entry_put(&b->parties[i], cl_self(store), CL_PARTY_ARRIVED);
                 *entry = i;
                 *index = arrived;
-                cl_monitor_leave(&b->monitor, 0);
+                cl_monitor_leave(store, &b->monitor, 0);
                 return CL_OK;
             }
         }
         /* The last party still runs the action, or others are on their way out. */
         if (bury(store, o)) {
-            cl_monitor_leave(&b->monitor, 1);
+            cl_monitor_leave(store, &b->monitor, 1);
             continue;
         }
-        rc = cl_monitor_wait(&b->monitor, deadline_ns, NULL);
+        rc = cl_monitor_wait(store, &b->monitor, deadline_ns, NULL);
         if (rc != CL_OK) {
             return rc;
         }
@@ -95,7 +95,7 @@ int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t
             return entered;
         }
         if (rc == CL_AGAIN && bury(store, o)) {
-            cl_monitor_leave(&b->monitor, 1);
+            cl_monitor_leave(store, &b->monitor, 1);
             rc = CL_OK;
             continue;
         }
@@ -107,15 +107,15 @@ int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t
         }
         if (state != CL_PARTY_ARRIVED) {
             cl_entry_put(&b->parties[entry], 0, 0);
-            cl_monitor_leave(&b->monitor, 1);
+            cl_monitor_leave(store, &b->monitor, 1);
             return state == CL_PARTY_RELEASED ? CL_OK : CL_CLOSED;
         }
         if (rc == CL_AGAIN) {
-            cl_monitor_leave(&b->monitor, 0);
+            cl_monitor_leave(store, &b->monitor, 0);
             return CL_AGAIN;
         }
         static cl_spin spin;
-        rc = cl_monitor_wait(&b->monitor, deadline_ns, &spin);
+        rc = cl_monitor_wait(store, &b->monitor, deadline_ns, &spin);
     }
 }
 
@@ -128,7 +128,7 @@ int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry)
         if (cl_entry_state(&b->parties[entry]) == CL_PARTY_ARRIVED) {
             set_arrived(o, CL_PARTY_RELEASED, entry);
         }
-        cl_monitor_leave(&b->monitor, 1);
+        cl_monitor_leave(store, &b->monitor, 1);
     }
     return rc;
 }
@@ -143,7 +143,7 @@ int cl_barrier_break(cl_store *store, const cl_object *o, int reset)
         if (reset) {
             atomic_store(&b->broken, 0);
         }
-        cl_monitor_leave(&b->monitor, 1);
+        cl_monitor_leave(store, &b->monitor, 1);
     }
     return rc;
 }
@@ -155,7 +155,7 @@ int cl_barrier_waiting(cl_store *store, const cl_object *o, uint32_t *n)
     if (rc == CL_OK) {
         uint32_t arrived = count(o, CL_PARTY_ARRIVED);
         *n = arrived >= o->is.number ? 0 : arrived;
-        cl_monitor_leave(&b->monitor, 0);
+        cl_monitor_leave(store, &b->monitor, 0);
     }
     return rc;
 }

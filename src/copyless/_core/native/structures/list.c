@@ -134,7 +134,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
             continue;
         }
         if (locked) {
-            cl_unlock(&s->lock);
+            cl_unlock_own(&s->lock, cl_self(store));
         }
         if (!fits) {
             return cl_fail(CL_CORRUPT, 0, "item %llu of the list says %llu bytes in room for %llu",
@@ -171,6 +171,6 @@ int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
     CL_KILL_POINT();
     atomic_store_explicit(&s->commit, commit + 1, memory_order_release); /* "replaced" */
     CL_KILL_POINT();
-    cl_unlock(&s->lock);
+    cl_unlock_own(&s->lock, cl_self(store));
     return CL_OK;
 }

@@ -17,7 +17,7 @@ int cl_monitor_enter(cl_store *store, cl_monitor *m, int64_t deadline_ns)
     return rc;
 }
 
-void cl_monitor_leave(cl_monitor *m, int changed)
+void cl_monitor_leave(cl_store *store, cl_monitor *m, int changed)
 {
     int wake = changed && atomic_load_explicit(&m->sleeping, memory_order_relaxed); /* under the mutex */
     if (wake) {
@@ -25,16 +25,16 @@ void cl_monitor_leave(cl_monitor *m, int changed)
         atomic_fetch_add_explicit(&m->change, 1, memory_order_relaxed);
     }
     CL_KILL_POINT();
-    cl_unlock(&m->mutex);
+    cl_unlock_own(&m->mutex, cl_self(store));
     if (wake) {
         cl_wake(&m->change, INT_MAX);
     }
 }
 
-int cl_monitor_wait(cl_monitor *m, int64_t deadline_ns, cl_spin *spin)
+int cl_monitor_wait(cl_store *store, cl_monitor *m, int64_t deadline_ns, cl_spin *spin)
 {
     uint32_t seen = atomic_load_explicit(&m->change, memory_order_relaxed);
     atomic_store_explicit(&m->sleeping, 1, memory_order_relaxed);
-    cl_unlock(&m->mutex);
+    cl_unlock_own(&m->mutex, cl_self(store));
     return cl_wait(&m->change, seen, deadline_ns, spin);
 }

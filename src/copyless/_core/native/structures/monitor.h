@@ -11,9 +11,9 @@
 /* CL_OK: inside. CL_AGAIN: another process, which lives, holds it for a whole slice (it is stopped, say): serve signals and call
  * again. CL_TIMEOUT: the same, and the deadline has passed (CL_FOREVER: never). */
 int cl_monitor_enter(cl_store *store, cl_monitor *m, int64_t deadline_ns);
-void cl_monitor_leave(cl_monitor *m, int changed); /* changed: whoever sleeps must look */
+void cl_monitor_leave(cl_store *store, cl_monitor *m, int changed); /* changed: whoever sleeps must look */
 /* Leave, and wait until something changes. Killed waiters leave `sleeping` set: one wake too many. */
-int cl_monitor_wait(cl_monitor *m, int64_t deadline_ns, cl_spin *spin);
+int cl_monitor_wait(cl_store *store, cl_monitor *m, int64_t deadline_ns, cl_spin *spin);
 
 static inline void cl_entry_put(cl_entry *e, uint32_t owner, uint32_t state)
 {

@@ -130,7 +130,7 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
             cl_write_side(&h->put.side[(cl_load64(&h->put.commit) & 1) ^ 1], &p);
             slept_on = cl_queue_publish(&h->put, count);
         }
-        cl_unlock(&h->put.lock);
+        cl_unlock_own(&h->put.lock, cl_self(q->store));
         if (slept_on) {
             cl_queue_wake(&h->put, count - before);
         }
@@ -255,10 +255,10 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
                 if (rc == CL_OK) {
                     return CL_OK;
                 }
-                cl_unlock(&h->get.lock);
+                cl_unlock_own(&h->get.lock, cl_self(q->store));
                 return rc;
             }
-            cl_unlock(&h->get.lock);
+            cl_unlock_own(&h->get.lock, cl_self(q->store));
             look = 0;
             continue;
         }
@@ -433,7 +433,7 @@ void cl_queue_abort(cl_queue *q)
         q->get_chunk = q->left;
         q->left.held = 0;
     }
-    cl_unlock(&q->head->get.lock);
+    cl_unlock_own(&q->head->get.lock, cl_self(q->store));
 }
 
 void cl_queue_commit(cl_queue *q)
@@ -473,7 +473,7 @@ void cl_queue_commit(cl_queue *q)
         cl_queue_let_go(q, &q->left);
     }
     int more = q->pass_on && cl_passed(&h->put) > q->got;
-    cl_unlock(&h->get.lock);
+    cl_unlock_own(&h->get.lock, cl_self(q->store));
     if (slept_on) {
         cl_queue_wake(&h->get, (uint64_t)moved);
     }

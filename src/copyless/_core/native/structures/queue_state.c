@@ -217,7 +217,7 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
         }
         rc = cl_queue_clean(q, puts, cl_passed(end), cl_load64(&cl_active_side(end)->serial));
         if (rc != CL_OK) {
-            cl_unlock(&end->lock);
+            cl_unlock_own(&end->lock, cl_self(q->store));
         }
     }
     return rc;
@@ -327,7 +327,7 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
         rc = CL_OK;
     }
     CL_KILL_POINT();
-    cl_unlock(&h->get.lock);
+    cl_unlock_own(&h->get.lock, cl_self(q->store));
     if (rc == CL_OK && cl_queue_unfinished(q) == 0) {
         tell_finished(q);
     }
@@ -352,7 +352,7 @@ static uint64_t died_with_consumers(cl_queue *q)
         lost = cl_queue_unfinished(q);
         cl_store64(&h->dropped, cl_load64(&h->dropped) + lost);
     }
-    cl_unlock(&h->get.lock);
+    cl_unlock_own(&h->get.lock, cl_self(q->store));
     return lost;
 }
 
@@ -401,10 +401,10 @@ static int drain(cl_queue *q)
             cl_queue_apply_taken(q);
             rc = cl_queue_clean(q, 0, put, p.serial);
         }
-        cl_unlock(&h->put.lock);
+        cl_unlock_own(&h->put.lock, cl_self(q->store));
         cl_queue_wake(&h->get, UINT64_MAX);
     }
-    cl_unlock(&h->get.lock);
+    cl_unlock_own(&h->get.lock, cl_self(q->store));
     tell_finished(q);
     return rc;
 }

@@ -220,7 +220,7 @@ static int enter(cl_ring *r, unsigned flags)
 static void leave(cl_ring *r)
 {
     CL_KILL_POINT();
-    cl_unlock(&r->head->lock);
+    cl_unlock_own(&r->head->lock, cl_self(r->store));
 }
 
 /* For what must be done: a writer's slot given back, a loan returned. A slice at a time, for ever: nobody who lives holds

@@ -12,19 +12,19 @@ int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, 
             uint32_t owner = cl_entry_owner(&s->entries[i]);
             if (owner == 0 || (look && cl_is_dead(store, owner))) {
                 cl_entry_put(&s->entries[i], cl_self(store), 0);
-                cl_monitor_leave(&s->monitor, 0);
+                cl_monitor_leave(store, &s->monitor, 0);
                 return owner == 0 ? CL_OK : CL_OWNER_DIED;
             }
         }
         if (deadline_ns == 0) {
-            cl_monitor_leave(&s->monitor, 0);
+            cl_monitor_leave(store, &s->monitor, 0);
             return CL_AGAIN;
         }
         if (!look) {
-            cl_monitor_leave(&s->monitor, 0);
+            cl_monitor_leave(store, &s->monitor, 0);
             continue; /* nothing free: now see whether a holder is dead */
         }
-        rc = cl_monitor_wait(&s->monitor, deadline_ns, spin);
+        rc = cl_monitor_wait(store, &s->monitor, deadline_ns, spin);
         if (rc != CL_OK) {
             return rc;
         }
@@ -41,11 +41,11 @@ int cl_robust_release(cl_store *store, const cl_object *o)
     for (uint32_t i = 0; i < o->is.room; i++) {
         if (cl_entry_owner(&s->entries[i]) == cl_self(store)) {
             cl_entry_put(&s->entries[i], 0, 0);
-            cl_monitor_leave(&s->monitor, 1);
+            cl_monitor_leave(store, &s->monitor, 1);
             return CL_OK;
         }
     }
-    cl_monitor_leave(&s->monitor, 0);
+    cl_monitor_leave(store, &s->monitor, 0);
     return CL_MISSING;
 }
 

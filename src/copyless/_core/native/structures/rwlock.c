@@ -60,14 +60,14 @@ int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin
                 atomic_store_explicit(&l->writer, 0, memory_order_relaxed);
                 rc = CL_OWNER_DIED;
             }
-            cl_monitor_leave(&l->monitor, died);
+            cl_monitor_leave(store, &l->monitor, died);
             return rc;
         }
         if (deadline_ns == 0) {
-            cl_monitor_leave(&l->monitor, 0);
+            cl_monitor_leave(store, &l->monitor, 0);
             return CL_AGAIN;
         }
-        rc = cl_monitor_wait(&l->monitor, deadline_ns, spin);
+        rc = cl_monitor_wait(store, &l->monitor, deadline_ns, spin);
         if (rc != CL_OK) {
             return rc;
         }
@@ -92,24 +92,24 @@ int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spi
             if (waiting == self) {
                 atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
             }
-            cl_monitor_leave(&l->monitor, 0);
+            cl_monitor_leave(store, &l->monitor, 0);
             return died ? CL_OWNER_DIED : CL_OK;
         }
         if (given_up != CL_OK || deadline_ns == 0) {
             if (waiting == self && given_up == CL_TIMEOUT) {
                 atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
             }
-            cl_monitor_leave(&l->monitor, given_up == CL_TIMEOUT);
+            cl_monitor_leave(store, &l->monitor, given_up == CL_TIMEOUT);
             return given_up != CL_OK ? given_up : CL_AGAIN;
         }
         if (waiting == 0 || cl_is_dead(store, waiting)) {
             atomic_store_explicit(&l->writer_waiting, self, memory_order_relaxed);
         }
         if (deadline_ns < 0) {
-            cl_monitor_leave(&l->monitor, 0);
+            cl_monitor_leave(store, &l->monitor, 0);
             return CL_AGAIN;
         }
-        given_up = cl_monitor_wait(&l->monitor, deadline_ns, spin);
+        given_up = cl_monitor_wait(store, &l->monitor, deadline_ns, spin);
     }
 }
 
@@ -122,7 +122,7 @@ int cl_rw_forget(cl_store *store, const cl_object *o)
         if (mine) {
             atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
         }
-        cl_monitor_leave(&l->monitor, mine);
+        cl_monitor_leave(store, &l->monitor, mine);
     }
     return rc;
 }
@@ -140,7 +140,7 @@ int cl_rw_release(cl_store *store, const cl_object *o, int write)
         if (mine) {
             atomic_store_explicit(&l->writer, 0, memory_order_relaxed);
         }
-        cl_monitor_leave(&l->monitor, mine);
+        cl_monitor_leave(store, &l->monitor, mine);
         return mine ? CL_OK : CL_MISSING;
     }
     for (uint32_t i = 0; i < o->is.room; i++) {
@@ -151,10 +151,10 @@ int cl_rw_release(cl_store *store, const cl_object *o, int write)
             } else {
                 atomic_store_explicit(&l->readers[i].owner, 0, memory_order_release);
             }
-            cl_monitor_leave(&l->monitor, n <= 1);
+            cl_monitor_leave(store, &l->monitor, n <= 1);
             return CL_OK;
         }
     }
-    cl_monitor_leave(&l->monitor, 0);
+    cl_monitor_leave(store, &l->monitor, 0);
     return CL_MISSING;
 }

@@ -1,0 +1,130 @@
+/* The registry's lock: a word that names nobody heals when nothing else is damaged, and only then; nobody lets go what is
+ * another's; a newcomer does not mind one that was killed while it joined with the same slot. */
+#include "check.h"
+
+static cl_store store;
+
+static int enter(void)
+{
+    int rc;
+    while ((rc = cl_enter(&store, CL_OP_LIST, CL_MAY_WAIT)) == CL_AGAIN) {
+    }
+    return rc;
+}
+
+static void test_heals(void)
+{
+    const uint32_t nobodys[] = {CL_LOCK_WORD(3000u, 5u), CL_LOCK_WORD(200u, 7u),
+                                CL_LOCK_WORD(0u, store.incarnation + 9), 0x00001000u,
+                                CL_LOCK_SLEEP | CL_LOCK_WORD(17u, 3u)};
+    for (size_t i = 0; i < sizeof nobodys / sizeof *nobodys; i++) {
+        uint64_t before = store.control->heals;
+        atomic_store(&store.control->lock, nobodys[i]);
+        CHECK(enter() == CL_OK && store.control->heals == before + 1);
+        cl_leave(&store);
+        CHECK(atomic_load(&store.control->lock) == 0);
+    }
+    puts("heals: ok");
+}
+
+static void test_damage_stays(void)
+{
+    uint32_t word = CL_LOCK_WORD(3000u, 5u);
+    atomic_store(&store.control->lock, word);
+    atomic_store(&store.control->journal.committed, 1); /* a change is half done: whose? */
+    CHECK(enter() == CL_CORRUPT && (atomic_load(&store.control->lock) & ~CL_LOCK_SLEEP) == word);
+    atomic_store(&store.control->journal.committed, 0);
+    uint32_t kept = store.control->holds_free;
+    store.control->holds_free = 77777; /* a list that leads nowhere */
+    CHECK(enter() == CL_CORRUPT && (atomic_load(&store.control->lock) & ~CL_LOCK_SLEEP) == word);
+    store.control->holds_free = kept;
+    CHECK(enter() == CL_OK);
+    cl_leave(&store);
+    puts("damage: ok");
+}
+
+static void test_anothers(void)
+{
+    CHECK(enter() == CL_OK);
+    uint32_t other = CL_LOCK_WORD(9u, 1u);
+    atomic_store(&store.control->lock, other); /* it was taken over, whatever the reason */
+    cl_leave(&store);
+    CHECK(atomic_load(&store.control->lock) == other);
+    atomic_store(&store.control->lock, 0);
+    puts("another's: ok");
+}
+
+/* Dies with the lock while it joins; the next one wins the same slot, and the word names it. */
+static void test_same_slot(void)
+{
+    for (int i = 0; i < 3; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            cl_store own;
+            cl_kill_at = cl_kill_passed + 2; /* the byte is won; the lock is taken */
+            open_store(&own, 5);
+            _exit(1);
+        }
+        CHECK(!ended(child));
+        uint32_t word = atomic_load(&store.control->lock);
+        CHECK(word != 0 && store.owners[CL_LOCK_SLOT(word) - 1].state == CL_OWNER_FREE);
+        child = fork();
+        if (child == 0) {
+            cl_store own;
+            cl_kill_at = 0;
+            open_store(&own, 5);
+            _exit(own.slot == CL_LOCK_SLOT(word) - 1 ? 0 : 1);
+        }
+        CHECK(ended(child));
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    }
+    puts("same slot: ok");
+}
+
+/* More at once than there are slots with pages: nobody is refused. */
+static void test_burst(void)
+{
+    enum { N = 300 };
+    int go[2], come[2];
+    pid_t children[N];
+    CHECK(pipe(go) == 0 && pipe(come) == 0);
+    for (int i = 0; i < N; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            char c;
+            cl_store own;
+            close(go[1]);
+            CHECK(read(go[0], &c, 1) == 0); /* all at the same moment */
+            open_store(&own, 5);
+            CHECK(write(come[1], "x", 1) == 1);
+            pause();
+        }
+    }
+    close(go[1]);
+    close(go[0]);
+    for (int i = 0; i < N; i++) {
+        char c;
+        CHECK(read(come[0], &c, 1) == 1);
+    }
+    for (int i = 0; i < N; i++) {
+        kill(children[i], SIGKILL);
+        CHECK(!ended(children[i]));
+    }
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    audit(&store);
+    puts("burst: ok");
+}
+
+int main(void)
+{
+    open_store(&store, 1);
+    test_heals();
+    test_damage_stays();
+    test_anothers();
+    test_same_slot();
+    test_burst();
+    CHECK(cl_store_leave(&store) == 1);
+    remove_directory();
+    puts("registry: ok");
+    return 0;
+}
