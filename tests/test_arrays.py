@@ -338,6 +338,17 @@ def test_memmap_shares_a_file(tmp_path):
         pickle.loads(message)
 
 
+def test_a_mapped_file_may_be_the_first_thing_that_a_process_sends(tmp_path):
+    done = python("""
+        import pickle, sys, copyless
+        from multiprocessing.reduction import ForkingPickler
+        a = copyless.memmap(sys.argv[1], 'u1', 'w+', shape=(3, 4))
+        a[1:] = 7
+        print(pickle.loads(ForkingPickler.dumps(a[1:])).tolist())
+    """, str(tmp_path / "first"))  # fmt: skip
+    assert done.stdout.strip() == str([[7] * 4] * 2), done.stderr
+
+
 def test_memmap_loads_nothing_before_it_is_touched(tmp_path):
     path = tmp_path / "large"
     with open(path, "wb") as f:

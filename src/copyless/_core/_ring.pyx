@@ -13,11 +13,11 @@ from libc.string cimport memcpy, memset
 from copyless._core._blocks cimport Block, Object, set_private
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core.c_library cimport (
-    CL_AGAIN, cl_owner_pid, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
+    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
     CL_RING_READERS, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy, cl_frame, cl_reader, cl_ring,
     cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last,
     cl_ring_latest, cl_ring_next, cl_ring_publish, cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen,
-    cl_self,
+    cl_owner_pid, cl_self,
 )
 
 from copyless.errors import ClosedError

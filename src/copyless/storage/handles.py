@@ -199,6 +199,7 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> t
 
 
 def encode_file(path: str, device: int, inode: int, offset: int, nbytes: int) -> bytes:
+    need()  # the handle names this host, which a process that has only mapped files does not know yet
     return (
         _handles.file_wire(offset, nbytes)
         + struct.pack("<QQH", device, inode, len(os.fsencode(path)))

@@ -20,6 +20,7 @@ int cl_queue_counts_differ(uint64_t got, uint64_t put); /* CL_CORRUPT: more was 
 int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin, int *slept);
 void cl_queue_others_may_sleep(cl_end *end);
 void cl_queue_wake(cl_end *end, uint64_t n);
+uint64_t cl_bytes_passed(const cl_end *end); /* of items' contents; read beside one at work */
 
 /* ---- queue_chunks.c */
 void cl_queue_give_back(cl_queue *q, const cl_block_ref *r);
@@ -108,19 +109,6 @@ static inline int cl_queue_publish(cl_end *end, uint64_t count)
     uint64_t old = atomic_exchange(&end->commit, count << CL_COMMIT_SHIFT | other); /* release: "passed" */
     CL_KILL_POINT();
     return (old & CL_COMMIT_SLEEP) != 0;
-}
-
-/* Bytes that have left; read beside a consumer at work. */
-static inline uint64_t cl_bytes_passed(const cl_end *end)
-{
-    for (;;) {
-        uint64_t seen = atomic_load(&end->commit);
-        uint64_t bytes = cl_load64(&end->side[seen & 1].bytes);
-        atomic_thread_fence(memory_order_acquire);
-        if (atomic_load(&end->commit) == seen) {
-            return bytes;
-        }
-    }
 }
 
 static inline int cl_queue_is_empty(cl_queue_head *h)

@@ -258,6 +258,18 @@ void cl_queue_wake(cl_end *end, uint64_t n)
 
 /* ---- how much lies in it */
 
+uint64_t cl_bytes_passed(const cl_end *end)
+{
+    for (;;) {
+        uint64_t seen = atomic_load(&end->commit);
+        uint64_t bytes = cl_load64(&end->side[seen & 1].bytes);
+        atomic_thread_fence(memory_order_acquire);
+        if (atomic_load(&end->commit) == seen) {
+            return bytes;
+        }
+    }
+}
+
 uint64_t cl_queue_size(const cl_queue_head *h)
 {
     uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order: negative only when damaged */
