@@ -60,8 +60,7 @@ REGISTRY = {
     "removed": "os.unlink(registry)",
     "header noise": "f = open(registry, 'r+b'); f.write(os.urandom(120)); f.close()",
     "control noise": "f = open(registry, 'r+b'); f.seek(4096); f.write(os.urandom(8192)); f.close()",
-    "lock word noise": "f = open(registry, 'r+b'); f.seek(4096 + 8); f.write(b'\\x37\\x13\\x37\\x13'); f.close()",
-    "owners noise": "f = open(registry, 'r+b'); f.seek(12288); f.write(os.urandom(128 * 256)); f.close()",
+    "owners noise": "f = open(registry, 'r+b'); f.seek(12288); f.write(os.urandom(288 * 256)); f.close()",
 }
 
 
@@ -93,7 +92,14 @@ def test_a_damaged_registry_is_refused_at_the_next_call(damage, place):
     assert run(f"{REGISTRY[damage]}\n{calls}", place) == ["refused"] * 4
 
 
-@pytest.mark.parametrize("damage", [d for d in REGISTRY if d not in ("removed", "lock word noise", "owners noise")])
+def test_a_lock_word_that_names_nobody_heals_when_nothing_else_is_damaged(place):
+    noise = "f = open(registry, 'r+b'); f.seek(4096 + 8); f.write(b'\\x37\\x13\\x37\\x13'); f.close()"
+    calls = "refuses(lambda: copyless.attach(ha), lambda: copyless.zeros(5), lambda: copyless.open('n'), copyless.reap)"
+    assert run(f"{noise}\n{calls}", place) == ["accepted"] * 4
+    assert run(f"{noise}\n{OTHER}", place) == ["accepted"]
+
+
+@pytest.mark.parametrize("damage", [d for d in REGISTRY if d not in ("removed", "owners noise")])
 def test_a_damaged_registry_is_refused_by_others(damage, place):
     assert run(f"{REGISTRY[damage]}\n{OTHER}", place) == ["refused"]
 

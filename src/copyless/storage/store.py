@@ -77,11 +77,11 @@ def _parent() -> tuple[int, int]:
     return parent.pid, _store.process_start(parent.pid)
 
 
-def _limits(path: str) -> tuple[int, int, int]:
+def _limits(place: str | int) -> tuple[int, int, int]:
     values = settings()
     warm = values.warm_limit
     if warm < 0:
-        st = os.statvfs(path)
+        st = os.statvfs(place)
         warm = st.f_blocks * st.f_frsize // 8
     return warm, int(values.idle * 1e9), int(values.message_ttl * 1e9)
 
@@ -144,7 +144,7 @@ def _enter(boot: int, until: float) -> str:
             os.path.basename(
                 sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c", "-m") else sys.executable
             ).encode(),
-            *_limits(path),
+            *_limits(fd),
             _spill(path),
         )
     except BaseException as error:

@@ -53,7 +53,10 @@ int cl_check_registry(cl_store *store)
                        (unsigned long long)CL_REGISTRY_SIZE);
     }
     if (st.st_nlink == 0) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the file was removed or replaced under us");
+        return cl_fail(
+            CL_CORRUPT, 0,
+            "registry: its file was removed while in use (by systemd at logout, unless logind.conf has RemoveIPC=no or "
+            "the user lingers; or by a cleaner of that directory)");
     }
     if (*(volatile uint64_t *)store->base != CL_MAGIC || store->control->guard != CL_GUARD ||
         store->control->guard_end != CL_GUARD) {

@@ -229,14 +229,33 @@ static void point_tables(cl_store *store)
 
 /* ---- removing one */
 
+/* All bytes, but for our own if we have joined. A process that has just left lets its bytes go a moment later: that is
+ * waited for, but no process that joins, since it may be waiting for us. */
+static int exclude_others(cl_store *store)
+{
+    int64_t until = cl_monotonic_ns() + OPEN_NS;
+    while (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd))) {
+        for (uint32_t i = 0; i < store->control->owners_high && i < CL_CARETAKER; i++) {
+            if (i != store->slot && *(volatile uint32_t *)&store->owners[i].state == CL_OWNER_LIVE) {
+                return 0;
+            }
+        }
+        if (cl_is_excluded(store->live_fd) || cl_monotonic_ns() > until) {
+            return 0;
+        }
+        struct timespec nap = {.tv_nsec = 200000};
+        nanosleep(&nap, NULL);
+    }
+    return 1;
+}
+
 /* CL_OK; CL_AGAIN: a process has a byte of the liveness file, or another has removed it already; CL_EXISTS: it holds
  * names that persist. */
 static int discard(cl_store *store)
 {
     char live[CL_FILE_NAME];
     cl_live_file(live, store->registry_id);
-    if (!(store->open ? cl_exclude_others(store) : cl_exclude_all(store->live_fd)) ||
-        !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
+    if (!exclude_others(store) || !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
         !cl_is_named(cl_directory(store), live, store->live_fd)) {
         return CL_AGAIN;
     }
@@ -390,6 +409,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     store->identity = *identity;
     store->settings = *settings;
     store->nonce = cl_random64();
+    store->slot = CL_MAX_OWNERS; /* none yet */
     int rc = CL_RETRY;
     int64_t until = cl_monotonic_ns() + OPEN_NS;
     for (int tries = 0; rc == CL_RETRY; tries++) {
