@@ -71,6 +71,18 @@ int main(void)
     CHECK(cl_alloc(&store, (uint64_t)1 << 50, CL_MAY_WAIT, &a) == CL_FULL && count_files("seg.") == 0);
     audit(&store);
 
+    /* who writes past the end of the last block of a segment is stopped there, and hits nothing of others */
+    CHECK(cl_alloc(&store, 102400, CL_MAY_WAIT, &a) == CL_OK && a.capacity == 102400);
+    pid_t child = fork();
+    if (child == 0) {
+        memset(a.data + a.capacity, 1, 16);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
+    release(&store, &a);
+    audit(&store);
+
     store.settings.warm_limit = 1 << 20; /* freeing beyond the limit gives back at once */
     CHECK(cl_alloc(&store, 3 << 20, CL_MAY_WAIT, &a) == CL_OK);
     release(&store, &a);

@@ -22,6 +22,8 @@
 #define KEPT_DESCRIPTORS 128
 #define HEADROOM                                                                                                       \
     ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
+#define BEYOND                                                                                                         \
+    CL_PAGE /* mapped past the end of the file: who writes past the last block is stopped (SIGBUS), and hits no neighbour */
 #define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
 
 void cl_segment_destroy(cl_store *store, uint64_t id)
@@ -145,7 +147,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
         rc = cl_fail(CL_SYSTEM, errno, "writing %s", map->file);
     }
     if (rc == CL_OK) {
-        uint8_t *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        uint8_t *base = mmap(NULL, size + BEYOND, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (base == MAP_FAILED) {
             rc = cl_fail(CL_SYSTEM, errno, "mapping %llu bytes", (unsigned long long)size);
         } else {
@@ -267,7 +269,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     }
     void *base = MAP_FAILED;
     if (rc == CL_OK) {
-        base = mmap(NULL, header.file_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        base = mmap(NULL, header.file_size + BEYOND, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (base == MAP_FAILED) {
             rc = cl_fail(CL_SYSTEM, errno, "mapping %llu bytes", (unsigned long long)header.file_size);
         }
@@ -279,7 +281,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     map = calloc(1, sizeof *map);
     if (map == NULL) {
         close(fd);
-        munmap(base, header.file_size);
+        munmap(base, header.file_size + BEYOND);
         return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
     }
     memcpy(map->file, file, sizeof file);
@@ -360,7 +362,7 @@ void cl_map_drop(cl_store *store, cl_map *map)
         store->maps[map->slot] = NULL;
     }
     if (map->base != NULL && map->in_use == 0) {
-        munmap(map->base, map->size);
+        munmap(map->base, map->size + BEYOND);
     }
     forget_descriptor(map);
     free(map);
@@ -368,7 +370,7 @@ void cl_map_drop(cl_store *store, cl_map *map)
 
 void cl_map_discard(cl_map *map)
 {
-    munmap(map->base, map->size);
+    munmap(map->base, map->size + BEYOND);
     forget_descriptor(map);
     free(map);
 }
