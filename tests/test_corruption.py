@@ -233,14 +233,14 @@ def test_what_is_written_past_the_end_of_an_array_hits_no_object(place):
     """No array shares a segment with a lock, a queue, its chunks or a ring; nor do the arrays that come when those are gone."""
     code = """
         import ctypes
-        from copyless._core import _blocks, _store
+        from copyless._core import _handles, _store
         def make():
             q = copyless.JoinableQueue(redeliver=True)
             q.put(b'1' * 200)
             return [copyless.Lock(), copyless.RLock(), copyless.RWLock(), copyless.Barrier(2), copyless.Condition(), copyless.Event(),
                     copyless.Semaphore(2, robust=True), q, copyless.Queue(), copyless.RingBuffer(((4,), 'u1'), slots=2)]
         def segment(address):
-            return _blocks.find(address, 1)[0] // 64
+            return _handles.find(address, 1)[0] // 64
         objects = make() + make()
         sizes = sorted({n for o in objects if (n := o._address[1]) <= 65536} | {65536, 128, 16384})
         arrays = [copyless.zeros(n, 'u1') for n in sizes for _ in range(6)]

@@ -67,6 +67,9 @@ static void widen(cl_store *store)
         if (c->owners_high + n <= CL_MAX_OWNERS &&
             cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), n * sizeof(cl_owner)) ==
                 CL_OK) {
+            for (uint32_t i = c->owners_high; i < c->owners_high + n; i++) {
+                store->owners[i].incarnation = 1; /* never 0: a word of a lock that is 1 by accident must name nobody */
+            }
             cl_txn txn = cl_begin(store->base);
             cl_set32(&txn, &c->owners_high, c->owners_high + n);
             cl_commit(&txn);

@@ -74,6 +74,14 @@ static int fill_new(int fd, const cl_header *header, const cl_spill *spill)
         pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header || fchmod(fd, 0600) != 0) {
         return cl_fail(CL_SYSTEM, errno, "writing the registry");
     }
+    for (uint32_t i = 0; i < control.owners_high; i++) { /* never 0: see owners.c */
+        uint32_t incarnation = 1;
+        if (pwrite(fd, &incarnation, sizeof incarnation,
+                   (off_t)(CL_OFF_OWNERS + i * sizeof(cl_owner) + offsetof(cl_owner, incarnation))) !=
+            (ssize_t)sizeof incarnation) {
+            return cl_fail(CL_SYSTEM, errno, "writing the registry");
+        }
+    }
     if (!chain(fd, CL_OFF_HOLDS, sizeof(cl_hold), offsetof(cl_hold, next), control.holds_high) ||
         !chain(fd, CL_OFF_NAMES, sizeof(cl_name), offsetof(cl_name, next), control.names_high) ||
         !chain(fd, CL_OFF_SEGMENTS, sizeof(cl_segment), offsetof(cl_segment, next), control.segments_high)) {
