@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
 NATIVE := src/copyless/_core/native
-TESTS := wait copy lock journal registry heap holds fork kill sync queue ring list
+TESTS := wait copy lock journal registry heap holds fork books kill sync queue ring list
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 .PHONY: help demo test test-all check check-native bench clean

@@ -222,16 +222,17 @@ def test_a_queue_whose_items_are_kept(tmp_path, size, kind, count):
     assert inside(tmp_path, size, body, kind, str(count)) == ["sound", "sound", "0.0"]
 
 
-@pytest.mark.parametrize("size", ["4m", "64m"])
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_a_pool_whose_results_are_kept(tmp_path, size, start):
+@pytest.mark.parametrize(
+    ("size", "start", "count"), [("4m", "fork", 4300), ("4m", "spawn", 600), ("64m", "fork", 1500), ("64m", "spawn", 1200)]
+)
+def test_a_pool_whose_results_are_kept(tmp_path, size, start, count):
     body = """
         def make(i):
             return np.full(10_000 if sys.argv[1] == "64m" else 2000, i)
 
         if __name__ == "__main__":
             filler = fill() if sys.argv[1] == "4m" else []
-            n = 4300 if sys.argv[1] == "4m" else 1500
+            n = int(sys.argv[3])
             with copyless.get_context(sys.argv[2]).Pool(2) as pool:
                 kept = pool.map(make, range(n))
                 assert all((array == i).all() for i, array in enumerate(kept))
@@ -243,7 +244,7 @@ def test_a_pool_whose_results_are_kept(tmp_path, size, start):
                 assert all((array == i).all() for i, array in enumerate(kept))
             print(sound())
     """
-    assert inside(tmp_path, size, body, size, start) == ["sound"]
+    assert inside(tmp_path, size, body, size, start, str(count)) == ["sound"]
 
 
 @pytest.mark.parametrize("size", ["4m", "12m"])

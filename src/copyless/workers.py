@@ -156,8 +156,7 @@ def _main_must_travel(context: Any) -> bool:
 def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
-    global _spare
-    _spare = None  # a forked worker's is its parent's
+    _spares.clear()  # a forked worker's are its parent's
     try:
         tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
@@ -275,27 +274,24 @@ def _answer(put: Any, number: int, i: int, kind: int, value: Any) -> None:
 # ---- when neither memory nor the disk has room
 
 _SPARE = 65536  # bytes: a chunk of a queue
-_spare: Any = None
+_spares: dict[int, Any] = {}  # blocks, by the crew that keeps them; a worker's by 0
 
 
-def keep_spare() -> None:
+def keep_spare(keeper: int = 0) -> None:
     """Keep what a queue needs to say in few bytes that there is no room for more."""
-    global _spare
-    if _spare is None:
-        with contextlib.suppress(OutOfSharedMemory):
-            _spare = allocate(_SPARE, spill=True)
+    with contextlib.suppress(OutOfSharedMemory):
+        _spares[keeper] = allocate(_SPARE, spill=True)
 
 
-def insist(put: Any, item: Any) -> None:
+def insist(put: Any, item: Any, keeper: int = 0) -> None:
     """Put a short item that must not be lost: when there is no room, wait for it, as long as this process has a parent."""
-    global _spare
     seconds = 0.001
     while True:
         try:
             put(item)
             return
         except OutOfSharedMemory:
-            _spare = None
+            _spares.pop(keeper, None)
         parent = parent_process()
         if parent is not None and not parent.is_alive():
             raise ClosedError("the parent process has ended, and there is no memory to tell it anything")
@@ -382,7 +378,7 @@ class Crew:
         block = allocate(8 * ROWS * _WIDTH, spill=True)
         block.clear()
         board: Any = Memory(block)
-        keep_spare()
+        keep_spare(id(self))
         self._rows = memoryview(board).cast("Q")
         self._board = board
         # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind. A forked one
@@ -476,13 +472,13 @@ class Crew:
                     except Exception as error:
                         self._break(f"no worker could be started: {error!r}")
             for worker in ended:
-                insist(self.results.put, (worker.pid, worker.exitcode or 0, _ENDED, None))
-        insist(self.results.put, None)
+                insist(self.results.put, (worker.pid, worker.exitcode or 0, _ENDED, None), id(self))
+        insist(self.results.put, None, id(self))
 
     def _break(self, why: str) -> None:
         """No further task will run."""
         self.broken = why
-        insist(self.results.put, why)  # the collector tells everyone
+        insist(self.results.put, why, id(self))  # the collector tells everyone
         with contextlib.suppress(ClosedError):
             self.tasks.shutdown(immediate=True)
 
@@ -744,7 +740,7 @@ class Crew:
             with contextlib.suppress(ProcessLookupError):
                 getattr(worker, by)()
         with contextlib.suppress(ClosedError):
-            insist(self.results.put, self.broken)
+            insist(self.results.put, self.broken, id(self))
         self.wake()
         if not self._threads:
             self._end()
@@ -762,6 +758,7 @@ class Crew:
         self._fail_all(self.broken or "the workers have ended")
         self.tasks.close()
         self.results.close()
+        _spares.pop(id(self), None)
 
     def join(self) -> None:
         if os.getpid() == self._pid and threading.current_thread() not in self._threads:

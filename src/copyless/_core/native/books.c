@@ -16,8 +16,8 @@
  * 32 KiB of the mount are left for the owners' table, which is read without the lock and never lies beside.
  *
  * Steps, and what SIGKILL leaves: (1) the file is made and reserved: a file that goes with the registry; (2) it is mapped
- * here; (3) `beside` of the table, then its bit in `books`: nobody has an entry there yet, the next to grow goes on;
- * (4) one transaction counts the entries. Every process looks at `books` as it takes the lock, before it applies what a
+ * here; (3) `beside` of the table, which nobody reads before (4) its bit in `books`: no entry lies there yet;
+ * (5) one transaction counts the entries. Every process looks at `books` as it takes the lock, before it applies what a
  * dead one had committed. */
 #define _GNU_SOURCE
 #include "store.h"
@@ -137,10 +137,16 @@ static int reserve_here(cl_store *store, uint64_t begin, uint64_t length)
     return cl_reserve(store, begin, length);
 }
 
+static int lies_beside(const cl_control *control, uint32_t table)
+{
+    return (atomic_load_explicit(&control->books, memory_order_relaxed) & 1u << table) != 0;
+}
+
 static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint64_t length)
 {
     cl_control *c = store->control;
-    uint64_t from = c->beside[table] != 0 ? c->beside[table] : (begin + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+    int there = lies_beside(c, table);
+    uint64_t from = there ? c->beside[table] : (begin + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
     uint64_t at = begin > from ? begin : from; /* the first entry may begin on a page that the mount has */
     int fd = open_file(store, 1);
     if (fd < 0) {
@@ -149,7 +155,7 @@ static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint6
     }
     int rc = begin + length > at ? cl_reserve_fd(fd, at, begin + length - at) : CL_OK;
     CL_KILL_POINT();
-    if (rc == CL_OK && c->beside[table] == 0) {
+    if (rc == CL_OK && !there) {
         rc = cover(store, fd, table, from);
         if (rc == CL_OK) {
             store->books |= 1u << table;
@@ -167,7 +173,7 @@ static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint6
 static int reserve(cl_store *store, const cl_table *table, uint32_t from, uint32_t *n, int beside)
 {
     uint64_t begin = table->offset + (uint64_t)from * table->stride;
-    int rc = CL_FULL, elsewhere = store->control->beside[table->number] != 0;
+    int rc = CL_FULL, elsewhere = lies_beside(store->control, table->number);
     *n = *n < table->most - from ? *n : table->most - from;
     uint32_t most = *n;
     while (!elsewhere && (rc = reserve_here(store, begin, *n * table->stride)) == CL_FULL && *n > 1) {
