@@ -133,7 +133,8 @@ class _Base(_queue._Queue, Shared, Generic[T]):
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Put several objects at once: how many were put, which with a limit of time may be fewer.
 
-        They become visible together as far as there is room for them together. Raises Full when none found room.
+        They become visible together as far as there is room for them together. Raises Full when none found room. Where memory and
+        the disk are full, fewer are put as well; OutOfSharedMemory when it is none.
         """
         return super().put_many(objects, block, timeout)
 

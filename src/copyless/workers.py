@@ -46,15 +46,17 @@ from copyless.errors import (
     StaleHandleError,
     TaskUnreadableError,
     WorkerDiedError,
+    out_of_shared_memory,
 )
-from copyless.queues import JoinableQueue, SimpleQueue
-from copyless.storage import handles
+from copyless.queues import Empty, JoinableQueue, SimpleQueue
+from copyless.storage import directory, handles
 from copyless.storage.blocks import allocate
 
 __all__ = ["Crew", "Sealed"]
 
 ROWS = 1024  # of the board: bundles that may be in the queue or under way
-_NUMBER, _BEGUN, _TRIES, _PID, _WIDTH = range(5)  # of a row
+_NUMBER, _BEGUN, _TRIES, _PID, _NO_ROOM, _WIDTH = range(6)  # of a row
+_DEAD = 1 << 32  # in _NO_ROOM: it is the answer of one who died
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 _DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED = range(9)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
@@ -63,6 +65,7 @@ FULL, SINGLE, STARRED = range(3)  # what a task of a bundle is: (args, kwargs), 
 _NAMED = 4  # added to it: the function is said by its name, as a pickle of its own
 _WITH_NAMES = (FunctionType, BuiltinFunctionType)
 _NAMES_MOST = 64  # functions that a worker has at hand
+_LOOK = 0.2  # seconds between looks for answers that found no room
 _HOPELESS = 5  # workers in a row that end before they are ready
 
 
@@ -156,7 +159,6 @@ def _main_must_travel(context: Any) -> bool:
 def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
-    _spares.clear()  # a forked worker's are its parent's
     try:
         tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
@@ -169,7 +171,6 @@ def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, m
 
 def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     me = os.getpid()
-    keep_spare()
     if initializer is not None:
         try:
             initializer(*initargs)
@@ -181,7 +182,8 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
             report = me, 0, _NO_START, "".join(traceback.format_exception(error))
             util.Finalize(None, results.put, args=(report,), exitpriority=-50)
             return
-    insist(results.put, (me, 0, _READY, None))
+    with contextlib.suppress(OutOfSharedMemory):  # only those who end early need have said it
+        results.put((me, 0, _READY, None))
     done = 0
     while most is None or done < most:
         try:
@@ -203,7 +205,10 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         if rows[at + _TRIES] < retries:
             rows[at + _TRIES] += 1
         else:
-            insist(results.put, (number, first, _DIED, rows[at + _PID]))
+            try:
+                results.put((number, first, _DIED, rows[at + _PID]))
+            except OutOfSharedMemory:
+                _say_on_board(rows, at, first + 1 | _DEAD)
             first += 1
             rows[at + _TRIES] = 0
     if first >= count:
@@ -216,7 +221,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
             function, style = _function_of(function), style & ~_NAMED
     except Exception as error:
         for i in range(first, count):
-            _answer(results.put, number, i, _UNREADABLE, _text_of(error))
+            _answer(results.put, number, i, _UNREADABLE, _text_of(error), rows, at)
         return count - first
     put = results.put
     for i in range(first, count):
@@ -235,19 +240,19 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            _answer(put, number, i, _RAISED, sealed_error(error))
+            _answer(put, number, i, _RAISED, sealed_error(error), rows, at)
             error = None  # type: ignore[assignment]
         else:
             if type(value) in _ATOMS:
-                _answer(put, number, i, _DONE, value)
+                _answer(put, number, i, _DONE, value, rows, at)
             else:
-                _put_value(put, number, i, value)
+                _put_value(put, number, i, value, rows, at)
             del value
         del args
     return count - first
 
 
-def _put_value(put: Any, number: int, i: int, value: Any) -> None:
+def _put_value(put: Any, number: int, i: int, value: Any, rows: Any, at: int) -> None:
     try:
         sealed = seal(value)
     except KeyboardInterrupt:
@@ -257,46 +262,48 @@ def _put_value(put: Any, number: int, i: int, value: Any) -> None:
         try:
             put((number, i, _UNSENDABLE, (sealed_error(error), *text)))
         except Exception:
-            _answer(put, number, i, _UNSENDABLE, (None, *text))
+            _answer(put, number, i, _UNSENDABLE, (None, *text), rows, at)
     else:
-        _answer(put, number, i, _SEALED, sealed)
+        _answer(put, number, i, _SEALED, sealed, rows, at)
 
 
-def _answer(put: Any, number: int, i: int, kind: int, value: Any) -> None:
-    """Answer one task. Where neither memory nor the disk has room for the answer, the task fails, in few bytes."""
+def _answer(put: Any, number: int, i: int, kind: int, value: Any, rows: Any, at: int) -> None:
+    """Answer one task. Where neither memory nor the disk has room for the answer, the task fails, in few bytes or in none."""
     try:
         put((number, i, kind, value))
     except OutOfSharedMemory as error:
         del value
-        insist(put, (number, i, _RAISED, (seal(error), str(error))))
+        try:
+            put((number, i, _RAISED, (seal(error), str(error))))
+        except OutOfSharedMemory:
+            _say_on_board(rows, at, i + 1)
 
 
 # ---- when neither memory nor the disk has room
 
-_SPARE = 65536  # bytes: a chunk of a queue
-_spares: dict[int, Any] = {}  # blocks, by the crew that keeps them; a worker's by 0
+
+def _say_on_board(rows: Any, at: int, mark: int) -> None:
+    """Say on the board that a task's answer found no room, and wait until it was heard."""
+    rows[at + _NO_ROOM] = mark
+    seconds, parent = 0.0005, parent_process()
+    while rows[at + _NO_ROOM] == mark:
+        if parent is not None and not parent.is_alive():
+            raise ClosedError("the parent process has ended, and there is no memory to tell it anything")
+        time.sleep(seconds)
+        seconds = min(2 * seconds, 0.01)
 
 
-def keep_spare(keeper: int = 0) -> None:
-    """Keep what a queue needs to say in few bytes that there is no room for more."""
-    with contextlib.suppress(OutOfSharedMemory):
-        _spares[keeper] = allocate(_SPARE, spill=True)
-
-
-def insist(put: Any, item: Any, keeper: int = 0) -> None:
-    """Put a short item that must not be lost: when there is no room, wait for it, as long as this process has a parent."""
-    seconds = 0.001
+def insist(put: Any, item: Any, seconds: float = 10.0) -> None:
+    """Put a short item that should not be lost: when there is no room, wait for it for a while."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             put(item)
             return
         except OutOfSharedMemory:
-            _spares.pop(keeper, None)
-        parent = parent_process()
-        if parent is not None and not parent.is_alive():
-            raise ClosedError("the parent process has ended, and there is no memory to tell it anything")
-        time.sleep(seconds)
-        seconds = min(2 * seconds, 0.1)
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _repr(value: Any) -> str:
@@ -378,7 +385,6 @@ class Crew:
         block = allocate(8 * ROWS * _WIDTH, spill=True)
         block.clear()
         board: Any = Memory(block)
-        keep_spare(id(self))
         self._rows = memoryview(board).cast("Q")
         self._board = board
         # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind. A forked one
@@ -398,6 +404,8 @@ class Crew:
         self.broken: str | None = None
         self.closing = self.terminating = False
         self._unsent: list[tuple[Bundle, OutOfSharedMemory]] = []
+        self._look = _LOOK
+        self._said: deque[Any] = deque()  # to the collector by the other threads, where the queue has no room
         self._pid = os.getpid()
         self._wake_reader, self._wake_writer = connection.Pipe(duplex=False)
         self.tasks.put(
@@ -472,13 +480,13 @@ class Crew:
                     except Exception as error:
                         self._break(f"no worker could be started: {error!r}")
             for worker in ended:
-                insist(self.results.put, (worker.pid, worker.exitcode or 0, _ENDED, None), id(self))
-        insist(self.results.put, None, id(self))
+                self._say((worker.pid, worker.exitcode or 0, _ENDED, None))
+        self._say(None)
 
     def _break(self, why: str) -> None:
         """No further task will run."""
         self.broken = why
-        insist(self.results.put, why, id(self))  # the collector tells everyone
+        self._say(why)  # the collector tells everyone
         with contextlib.suppress(ClosedError):
             self.tasks.shutdown(immediate=True)
 
@@ -532,25 +540,24 @@ class Crew:
             row = bundle.row = self._free.popleft()
             self._number += 1
             at = row * _WIDTH
-            self._rows[at + _BEGUN] = self._rows[at + _TRIES] = self._rows[at + _PID] = 0
+            self._rows[at + _BEGUN] = self._rows[at + _TRIES] = self._rows[at + _PID] = self._rows[at + _NO_ROOM] = 0
             self._rows[at + _NUMBER] = self._number
             self._bundles[self._number] = bundle
             items.append((self._number, row, bundle.count, bundle.sealed))
             bundle.sealed = None
+        sent = 0
         try:
-            if len(items) == 1:
-                self.tasks.put(items[0])
-            elif items:
-                self.tasks.put_many(items)
-        except OutOfSharedMemory as error:
-            if len(items) == 1:
-                self._could_not_send(items[0][0], error)
-                return
-            for item in items:  # none of them was put
+            while sent < len(items):
+                if len(items) == 1:
+                    self.tasks.put(items[0])
+                    return
+                sent += self.tasks.put_many(items[sent:])
+        except OutOfSharedMemory:
+            for item in items[sent:]:
                 try:
                     self.tasks.put(item)
-                except OutOfSharedMemory as one:
-                    self._could_not_send(item[0], one)
+                except OutOfSharedMemory as error:
+                    self._could_not_send(item[0], error)
 
     def _could_not_send(self, number: int, error: OutOfSharedMemory) -> None:
         bundle = self._bundles.pop(number)
@@ -573,7 +580,7 @@ class Crew:
         runs: dict[int, list[Any]] = {}
         while True:
             try:
-                messages = self.results.get_many()
+                messages = self._receive()
             except (OSError, CorruptSegmentError) as error:  # no descriptor, no room for a mapping: nothing more can arrive
                 self._tell_runs(runs)
                 self._break_off(f"what the workers answered could not be received: {error}")
@@ -611,6 +618,44 @@ class Crew:
                 if self._is_done():
                     self._shut()
             self._fail_unsent()
+
+    def _say(self, message: Any) -> None:
+        try:
+            self.results.put(message)
+        except OutOfSharedMemory:
+            self._said.append(message)
+
+    def _receive(self) -> list[Any]:
+        """The next answers. Those for which memory had no room are looked for on the board, after a while without others."""
+        while True:
+            try:
+                return self.results.get_many(timeout=self._look)  # type: ignore[no-any-return]
+            except Empty:
+                pass
+            marks, found = self._marks(), []
+            self._look = 0.001 if marks else _LOOK  # where one finds no room, more will follow
+            with contextlib.suppress(Empty):  # what these workers had put before comes before
+                while True:
+                    found += self.results.get_many(block=False)
+            for number, at, mark in marks:
+                i = (mark & ~_DEAD) - 1
+                if mark & _DEAD:
+                    found.append((number, i, _DIED, self._rows[at + _PID]))
+                else:
+                    error = out_of_shared_memory(0, "no room for a task's result", 0, directory.current())
+                    found.append((number, i, _RAISED, (seal(error), str(error))))
+                if self._rows[at + _NO_ROOM] == mark:
+                    self._rows[at + _NO_ROOM] = 0
+            while self._said:
+                found.append(self._said.popleft())
+            if found:
+                return found
+
+    def _marks(self) -> list[tuple[int, int, int]]:
+        """(bundle's number, place of its row, mark) of answers that found no room."""
+        with self._lock:
+            places = [(number, bundle.row * _WIDTH) for number, bundle in self._bundles.items()]
+        return [(number, at, mark) for number, at in places if (mark := self._rows[at + _NO_ROOM])]
 
     def _tell_runs(self, runs: dict[int, list[Any]]) -> None:
         """Tell what went well, by bundle: the bundle, and the values from its first unheard task on."""
@@ -740,7 +785,7 @@ class Crew:
             with contextlib.suppress(ProcessLookupError):
                 getattr(worker, by)()
         with contextlib.suppress(ClosedError):
-            insist(self.results.put, self.broken, id(self))
+            self._say(self.broken)
         self.wake()
         if not self._threads:
             self._end()
@@ -758,7 +803,6 @@ class Crew:
         self._fail_all(self.broken or "the workers have ended")
         self.tasks.close()
         self.results.close()
-        _spares.pop(id(self), None)
 
     def join(self) -> None:
         if os.getpid() == self._pid and threading.current_thread() not in self._threads:

@@ -22,7 +22,7 @@ from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
+    CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
@@ -472,7 +472,7 @@ cdef class _Queue(Object):
                 (<Packed>all_packed[i]).was_given()
         if rc == CL_TIMEOUT and done == 0:
             raise Full
-        if rc != CL_OK and rc != CL_TIMEOUT:
+        if rc != CL_OK and rc != CL_TIMEOUT and (rc != CL_FULL or done == 0):  # an error would hide what was put
             self.refuse(rc)
         return done
 
