@@ -224,7 +224,7 @@ def mapped(name: str) -> int:
 def chunk_of(q: Any) -> int:
     """The address of a queue's first chunk: its segment and block stand behind the head."""
     segment, _, block = np.ctypeslib.as_array((ctypes.c_uint64 * 3).from_address(q._address[0] + 64)).tolist()
-    return mapped(f"seg.{segment:016x}") + 4096 + block % 64 * 65536
+    return mapped(rf"seg\.\d+\.{segment:016x}") + 4096 + block % 64 * 65536
 
 
 def places(kind: str, obj: Any) -> list[tuple[int, int]]:
