@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from copyless import _loaders, pickling
-from copyless._core import _blocks, _copying, _handles, _store
+from copyless._core import _copying, _handles, _store
 from copyless._core._memory import Memory
 
 __all__ = ["is_buffer", "is_buffer_shared", "move", "reduction"]

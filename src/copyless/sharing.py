@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from copyless import arrays
-from copyless._core import _blocks, _copying, _handles
+from copyless._core import _copying, _handles
 from copyless._core._memory import Memory
 from copyless.storage.store import need
 

@@ -38,6 +38,7 @@ from typing import Any
 from copyless import _loaders, pickling
 from copyless._core import _queue
 from copyless._core._memory import Memory
+from copyless._core.failures import out_of_shared_memory
 from copyless.arrays import attach, handle
 from copyless.errors import (
     ClosedError,
@@ -46,7 +47,6 @@ from copyless.errors import (
     StaleHandleError,
     TaskUnreadableError,
     WorkerDiedError,
-    out_of_shared_memory,
 )
 from copyless.queues import Empty, JoinableQueue, SimpleQueue
 from copyless.storage import directory, handles

@@ -23,6 +23,7 @@ _REGISTRY = re.compile(r"registry\.([1-9][0-9]{0,3})")
 # Layouts 1 and 2 did not write the layout's number into the names of their other files.
 _OTHER = re.compile(r"(?:seg|live|new)\.(?:([1-9][0-9]{0,3})\.)?[0-9a-f]{16}")
 _MAGIC, _GUARD, _PERSISTENT_AT = 0x7373656C79706F63, 0xC0BB1E5500D5EEDF, 52
+_OWNERS = 4096  # bytes of a liveness file before those of the lineages
 _GETLK, _SETLK = getattr(fcntl, "F_OFD_GETLK", 36), getattr(fcntl, "F_OFD_SETLK", 37)
 
 
@@ -78,18 +79,22 @@ def _holders(name: str, directory: int) -> list[int]:
     fd = _open(name, directory)
     if fd is None:
         return []
-    slots: list[int] = []
+    # The kernel names some lock in the range that is asked about, not the first: look on both sides of it.
+    slots: set[int] = set()
+    ranges = [(0, 0)]  # (begin, end); 0: to the end
     try:
-        at = 0
-        while True:
-            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, at, 0, 0)
+        while ranges:
+            begin, end = ranges.pop()
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, begin, end - begin if end else 0, 0)
             kind, _, start, length, _ = struct.unpack("hhqqi4x", fcntl.fcntl(fd, _GETLK, asked))
             if kind == fcntl.F_UNLCK:
-                return slots
-            slots.append(max(start, at))
-            if length == 0:  # all to the end of the file: its maker or remover
-                return slots
-            at = start + length
+                continue
+            slots.add(max(start, begin) % _OWNERS)  # its life, or the lineage of the same slot
+            if start > begin:
+                ranges.append((begin, start))
+            if length and (not end or start + length < end):
+                ranges.append((start + length, end))
+        return sorted(slots)
     finally:
         os.close(fd)
 
