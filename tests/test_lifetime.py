@@ -164,6 +164,22 @@ def test_free_memory_goes_back_when_asked_and_when_idle():
         copyless.configure(idle=30.0)
 
 
+def test_a_process_that_ends_gives_idle_memory_back_once():
+    """It trims as it leaves, and then looks through its own segments: those that it is giving back are not given twice."""
+    copyless.zeros(1)
+    python("""
+        import copyless
+        arrays = [copyless.full(300_000, 1, "u1") for _ in range(20)]
+        del arrays
+        copyless.configure(idle=1e-6)  # idle by the time that it ends
+    """)
+    _store.audit()
+    arrays = [copyless.full(300_000, i, "u1") for i in range(100)]
+    assert all((a == i).all() for i, a in enumerate(arrays))
+    del arrays
+    _store.audit()
+
+
 def test_the_warm_limit_is_kept():
     copyless.configure(warm_limit="4M")
     try:

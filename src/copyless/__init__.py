@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from copyless._first_use import first_use
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -229,12 +231,16 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if name in _MODULES:
-        return importlib.import_module(f"copyless.{name}")
-    if name in _STDLIB_MODULES:
-        return importlib.import_module(f"multiprocessing.{name}")
-    if home is None:
+        home = f"copyless.{name}"
+    elif name in _STDLIB_MODULES:
+        home = f"multiprocessing.{name}"
+    elif home is None:
         raise AttributeError(f"module 'copyless' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    with first_use:
+        module = importlib.import_module(home)
+    if name not in _HOME_OF:
+        return module
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -124,7 +124,9 @@ cdef int find_block(const void *address, uint64_t nbytes, cl_block_ref *ref, cl_
         raise WrongProcessError(
             "this memory is the parent's: this forked child could not be registered. Copy it, or fork with more "
             "descriptors and processes allowed")
-    return rc if rc > 0 else 0
+    if rc < 0:
+        check(rc)
+    return rc
 
 
 cdef cl_store *store_of(uint64_t registry) noexcept nogil:

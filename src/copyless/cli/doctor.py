@@ -135,7 +135,7 @@ def examine() -> dict[str, Any]:
     problems += [directory.why_refused(other) for other in directory.refused()]
     try:
         from copyless._core import _store
-        from copyless.storage.store import need
+        from copyless.storage.store import WEAK_LIVENESS, need
 
         need()
         _store.audit()
@@ -153,6 +153,9 @@ def examine() -> dict[str, Any]:
             f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
         )
         facts["deaths cleaned up after"] = statistics["deaths"]
+        facts["liveness"] = "held weakly, by a descriptor" if statistics["weak_liveness"] else "held by a mapping"
+        if statistics["weak_liveness"]:
+            problems.append(WEAK_LIVENESS)
     except CorruptSegmentError as error:
         facts["registry"] = "damaged"
         problems.append(str(error))

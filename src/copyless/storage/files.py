@@ -25,6 +25,14 @@ _files: weakref.WeakSet[FileMapping] = weakref.WeakSet()
 _files_lock = threading.Lock()
 
 
+def _in_child() -> None:
+    global _files_lock
+    _files_lock = threading.Lock()  # the thread that held it is the parent's
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def open_regular(path: str, flags: int, mode: int = 0o666) -> int:
     """Open a file that must be a regular one: a FIFO would wait for its other end, and opening a device may do something.
 

@@ -10,16 +10,20 @@ import time
 import warnings
 
 from copyless._core import _store
+from copyless._first_use import first_use
 from copyless.errors import BootUnknownError, CopylessError, RegistryBusyError
 from copyless.storage import directory, registries
 from copyless.storage.settings import current as settings
 
-__all__ = ["apply_settings", "is_open", "need", "reap", "trim"]
+__all__ = ["WEAK_LIVENESS", "apply_settings", "is_open", "need", "reap", "trim"]
 
 _lock = threading.Lock()
-_hooks = False
 _directory_fd = -1
 _OPEN_SECONDS = 10.0
+WEAK_LIVENESS = (
+    "this system ignores MADV_DONTFORK (an emulator, such as qemu's user mode): a program that closes all its descriptors "
+    "looks as if it had ended, and its arrays are given to others. Keep those that it did not open itself"
+)
 
 
 def _hash(text: bytes) -> int:
@@ -110,8 +114,7 @@ def need() -> None:
 
 
 def _open() -> None:
-    global _hooks
-    with _lock:
+    with first_use, _lock:
         if _store.is_open():
             return
         boot = _boot()
@@ -122,10 +125,9 @@ def _open() -> None:
             if path:
                 break
         directory.entered(path)
-        if not _hooks:
-            _hooks = True
-            os.register_at_fork(after_in_child=_after_in_child)
     _tell_of_older(path)
+    if _store.statistics()["weak_liveness"]:
+        warnings.warn(f"copyless: {WEAK_LIVENESS}", RuntimeWarning, stacklevel=3)
 
 
 def _enter(boot: int, until: float) -> str:
@@ -184,6 +186,9 @@ def _after_in_child() -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+os.register_at_fork(after_in_child=_after_in_child)
 
 
 def reap() -> dict[str, int]:

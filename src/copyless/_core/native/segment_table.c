@@ -117,7 +117,12 @@ void cl_finish_going(cl_store *store, int keep_locked)
         locked = rc == CL_OK;
     }
     for (uint32_t i = 0; i < n; i++) {
-        cl_segment_forget(store, slots[i]);
+        /* Still ours? It is in the list twice when a process that leaves looks through its own segments; and another may have
+         * finished it for us, and its slot have been given again: we let the lock go. */
+        const cl_segment *s = &store->segments[slots[i]];
+        if (s->state == CL_SEGMENT_GOING && s->id == ids[i] && s->owner == store->slot + 1) {
+            cl_segment_forget(store, slots[i]);
+        }
     }
 }
 
