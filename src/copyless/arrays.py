@@ -462,8 +462,8 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
     """
     text = check_name(name)
     deadline = None if timeout is None else time.monotonic() + timeout
-    need()
     while True:
+        need()  # and again: another store is waited in, once it is known that the directory was removed
         seen = _names.names_seq()
         found = _names.lookup(text)
         if found is not None:

@@ -31,6 +31,7 @@ from copyless import aio, pickling
 from copyless._core import _blocks, _queue, c_library
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Shared
+from copyless.storage.store import tell_of_removal
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
@@ -59,7 +60,7 @@ def _tell_of_spilling() -> None:
     )
 
 
-_queue.know(pickling.pack, pickling.direct, pickling.load, ShutDown, _tell_of_spilling)
+_queue.know(pickling.pack, pickling.direct, pickling.load, ShutDown, _tell_of_spilling, tell_of_removal)
 
 
 class QueueStats(NamedTuple):

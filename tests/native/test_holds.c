@@ -32,6 +32,13 @@ int main(void)
     CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK);
     CHECK(cl_unsend(&store, sent.hold, sent.nonce + 1, CL_MAY_WAIT) == CL_OK && store.control->messages == 1);
     CHECK(cl_unsend(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_OK && store.control->messages == 0);
+    CHECK(cl_draft(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK && store.control->messages == 0);
+    CHECK(cl_mail(&store, sent.hold, sent.nonce + 1, CL_MAY_WAIT) == CL_CORRUPT);
+    CHECK(cl_mail(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_OK && store.control->messages == 1);
+    CHECK(cl_mail(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_CORRUPT); /* it is one already */
+    audit(&store);
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_OK && b.segment == a.segment && store.control->messages == 0);
+    release(&other, &b);
     store.settings.message_ttl_ns = 1;
     CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK && store.control->messages == 1);
     CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0); /* its time is over */

@@ -39,6 +39,8 @@ static void send_and_load(cl_store *s)
     CHECK(cl_load(s, &a, CL_MAY_WAIT, &r) == CL_OK && r.data[1] == 77);
     CHECK(cl_send(s, r.segment, r.index, CL_MAY_WAIT, &a) == CL_OK);
     CHECK(cl_unsend(s, a.hold, a.nonce, CL_MAY_WAIT) == CL_OK);
+    CHECK(cl_draft(s, r.segment, r.index, CL_MAY_WAIT, &a) == CL_OK);
+    CHECK(cl_mail(s, a.hold, a.nonce, CL_MAY_WAIT) == CL_OK);
 }
 
 static void name_things(cl_store *s)

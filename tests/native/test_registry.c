@@ -115,6 +115,47 @@ static void test_burst(void)
     puts("burst: ok");
 }
 
+/* The files are removed under it: what is there goes on, in forked children too; nothing of a later registry is touched. */
+static void test_adrift(void)
+{
+    cl_block_ref kept, r;
+    cl_address sent;
+    cl_reaped reaped;
+    cl_store later;
+    open_store(&store, 1);
+    CHECK(cl_fork_follow(&store) == CL_OK && cl_alloc(&store, 5000, CL_MAY_WAIT, &kept) == CL_OK);
+    DIR *d = opendir(check_path);
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        unlinkat(dirfd(d), e->d_name, 0);
+    }
+    closedir(d);
+    CHECK(enter() == CL_OK && store.adrift && cl_audit(&store) == CL_OK);
+    cl_leave(&store);
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &r) == CL_REMOVED);
+    CHECK(cl_alloc(&store, 100, CL_MAY_WAIT | CL_STAY, &r) == CL_REMOVED); /* there is no spill directory */
+    CHECK(cl_send(&store, kept.segment, kept.index, CL_MAY_WAIT, &sent) == CL_OK);
+    CHECK(cl_load(&store, &sent, CL_MAY_WAIT, &r) == CL_OK && r.data == kept.data);
+    release(&store, &r);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(store.open && cl_send(&store, kept.segment, kept.index, CL_MAY_WAIT, &sent) == CL_OK);
+        CHECK(cl_load(&store, &sent, CL_MAY_WAIT, &r) == CL_OK && r.data == kept.data);
+        CHECK(enter() == CL_OK);
+        kill(getpid(), SIGKILL); /* with the lock */
+    }
+    CHECK(!ended(child));
+    CHECK(cl_reap(&store, CL_MAY_WAIT, &reaped) == CL_OK && reaped.owners == 1);
+    open_store(&later, 1);
+    CHECK(count_files("registry") == 1 && cl_alloc(&later, 100, CL_MAY_WAIT, &r) == CL_OK);
+    CHECK(cl_load(&later, &sent, CL_MAY_WAIT, &r) == CL_STALE); /* another registry's */
+    release(&store, &kept);
+    CHECK(cl_store_leave(&store) == 0 && count_files("registry") == 1 && count_files("live.") == 1);
+    audit(&later);
+    release(&later, &r);
+    CHECK(cl_store_leave(&later) == 1);
+    puts("adrift: ok");
+}
+
 int main(void)
 {
     open_store(&store, 1);
@@ -124,6 +165,7 @@ int main(void)
     test_same_slot();
     test_burst();
     CHECK(cl_store_leave(&store) == 1);
+    test_adrift();
     remove_directory();
     puts("registry: ok");
     return 0;

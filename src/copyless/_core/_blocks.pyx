@@ -10,7 +10,7 @@ from libc.string cimport memset
 from copyless._core._check cimport check, fail
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_WAIT_MANY,
+    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_WAIT_MANY,
     cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
@@ -88,20 +88,34 @@ cdef Block stand(cl_store *store, const cl_block_ref *ref, uint64_t nbytes):
 
 def alloc(uint64_t nbytes, bint spill=False):
     """A block of at least `nbytes` bytes, warm if there is one. Its content is what it last held. `spill`: as `allocate`."""
-    return allocate(the_store(), nbytes, CL_MAY_SPILL if spill else 0)
+    return allocate(NULL, nbytes, CL_MAY_SPILL if spill else 0)
+
+
+cdef object RENEW = None
+
+
+def know_renewal(renew):
+    """What opens another store in place of one whose directory was removed."""
+    global RENEW
+    RENEW = renew
 
 
 cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
-    """The same, in this store; with CL_MAY_SPILL on disk when shared memory is full."""
+    """The same, in this store; with CL_MAY_SPILL on disk when shared memory is full. NULL: in the one in use, and in a new one
+    when its directory was removed. In a given store: on disk then, if CL_STAY is among the flags."""
+    cdef cl_store *at = the_store() if store == NULL else store
     cdef cl_block_ref ref
-    cdef int rc = cl_alloc(store, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE), &ref)
+    cdef int rc = cl_alloc(at, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE | CL_STAY), &ref)
     while rc == CL_AGAIN:
         with nogil:
-            rc = cl_alloc(store, nbytes, CL_MAY_WAIT | flags, &ref)
+            rc = cl_alloc(at, nbytes, CL_MAY_WAIT | flags, &ref)
         if rc == CL_AGAIN:
             PyErr_CheckSignals()
+    if rc == CL_REMOVED and store == NULL and RENEW is not None:
+        RENEW()
+        return allocate(NULL, nbytes, flags)
     check(rc)
-    return stand(store, &ref, nbytes)
+    return stand(at, &ref, nbytes)
 
 
 def mark_private(Block block):
@@ -207,7 +221,7 @@ def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, u
     `where`: AMONG_OBJECTS; AMONG_ARRAYS or ALONE when users' bytes lie in it too. Where memory is full it lies in a file on disk,
     since locks and queues are needed then, too; not without `spill`, for those that carry a user's data.
     """
-    cdef Block block = allocate(the_store(), nbytes, where | (CL_MAY_SPILL if spill else 0))
+    cdef Block block = allocate(NULL, nbytes, where | (CL_MAY_SPILL if spill else 0))
     cdef cl_head *head = <cl_head *>block.ref.data
     memset(head, 0, clear if clear else nbytes)
     head.kind, head.number, head.room, head.flags = kind, number, room, flags
@@ -334,10 +348,14 @@ cdef class Mapping:
         cdef uint32_t n = len(name)
         cdef int rc
         self.store = the_store()
-        rc = cl_posix_attach(self.store, text, n, device, inode, 0, &self.hold_id, &self.hold_slot)
-        while rc == CL_AGAIN:
-            with nogil:
-                rc = cl_posix_attach(self.store, text, n, device, inode, CL_MAY_WAIT, &self.hold_id, &self.hold_slot)
+        while True:
+            rc = cl_posix_attach(self.store, text, n, device, inode, 0, &self.hold_id, &self.hold_slot)
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_posix_attach(self.store, text, n, device, inode, CL_MAY_WAIT, &self.hold_id, &self.hold_slot)
+            if rc != CL_MISSING or self.store.older == NULL or not self.store.older.open:
+                break
+            self.store = self.store.older  # it may have been made before the directory was removed
         if rc != CL_OK:
             self.hold_id = 0
             if rc != CL_MISSING:

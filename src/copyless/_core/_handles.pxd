@@ -5,4 +5,4 @@ from copyless._core.c_library cimport cl_address, cl_block_ref, cl_store, cl_tok
 
 cdef bytes wire_of_memory(const cl_store *store, const cl_address *address, uint64_t nbytes)
 cdef int find_block(const void *address, uint64_t nbytes, cl_block_ref *ref, cl_store **store) except -1
-cdef bint token_of(bytes handle, cl_token *token)
+cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except? NULL

@@ -12,7 +12,8 @@ from copyless._core._blocks cimport Block, stand
 from copyless._core._check cimport check
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_send, cl_store, cl_token, cl_unsend,
+    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_mail, cl_send, cl_store,
+    cl_token, cl_unsend,
 )
 
 from copyless.errors import WrongProcessError
@@ -172,13 +173,30 @@ def find(uintptr_t address, uint64_t nbytes):
     return ref.segment * CL_BLOCKS + ref.index, address - <uintptr_t>ref.data
 
 
-cdef bint token_of(bytes handle, cl_token *token):
-    """The hold that travels with a handle; False: none does."""
+cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except? NULL:
+    """The hold that travels with a handle, and the store that it lies in; NULL: none travels.
+
+    A queue keeps only holds of its own store. Where the directory was removed under this process it has several stores;
+    a hold of another one than the queue's becomes a message's, which lasts by itself until its handle is loaded.
+    """
     cdef Wire w
+    cdef cl_store *store = queues
+    cdef int rc
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
     memset(token, 0, sizeof(cl_token))
     token.hold, token.nonce = w.hold, w.nonce
-    return w.nonce != 0
+    if w.nonce == 0:
+        return NULL
+    if w.registry != queues.registry_id:
+        store = store_of(w.registry)
+        if store == NULL:
+            return NULL
+        rc = cl_mail(store, w.hold, w.nonce, 0)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_mail(store, w.hold, w.nonce, CL_MAY_WAIT)
+        check(rc)
+    return store
 
 
 def wire_fields(bytes handle):

@@ -136,6 +136,9 @@ cdef class _Slots:
         self.hold(shm._mapping)
         self._own(shm)
         rc = cl_list_check(self.list, self.capacity, self.store.registry_id, &n)
+        while rc == CL_STALE and self.store.older != NULL and self.store.older.open:
+            self.store = self.store.older  # it may have been made before the directory was removed
+            rc = cl_list_check(self.list, self.capacity, self.store.registry_id, &n)
         if rc != CL_OK:
             why = (<bytes>cl_last_error().what).decode()
             if rc == CL_STALE:

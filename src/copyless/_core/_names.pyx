@@ -32,17 +32,22 @@ def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length,
 
 
 def lookup(bytes name):
-    """(handle, offset and length of the description) or None."""
+    """(handle, offset and length of the description) or None. In the store in use first, then in those used before."""
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
     cdef cl_named found
-    cdef int rc = CL_AGAIN
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_lookup(store, text, n, CL_MAY_WAIT, &found)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+    cdef int rc
+    while True:
+        rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_lookup(store, text, n, CL_MAY_WAIT, &found)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc != CL_MISSING or store.older == NULL or not store.older.open:
+            break
+        store = store.older
     if rc == CL_MISSING:
         return None
     check(rc)
@@ -53,12 +58,17 @@ def unpublish(bytes name):
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
-    cdef int rc = CL_AGAIN
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_unpublish(store, text, n, CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+    cdef int rc
+    while True:
+        rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_unpublish(store, text, n, CL_MAY_WAIT)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc != CL_MISSING or store.older == NULL or not store.older.open:
+            break
+        store = store.older
     if rc == CL_MISSING:
         return False
     check(rc)

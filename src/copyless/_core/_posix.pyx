@@ -82,11 +82,14 @@ def posix_forget(bytes name, uint64_t device, uint64_t inode):
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
-    cdef int rc = CL_AGAIN
-    while rc == CL_AGAIN:
-        with nogil:
-            rc = cl_posix_forget(store, text, n, device, inode, CL_MAY_WAIT)
-    check(rc)
+    cdef int rc
+    while store != NULL and store.open:  # those of directories that were removed, too
+        rc = CL_AGAIN
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_posix_forget(store, text, n, device, inode, CL_MAY_WAIT)
+        check(rc)
+        store = store.older
 
 
 def check_capacity(int fd, uint64_t nbytes):

@@ -9,6 +9,11 @@ cdef enum:
     PLAIN_MOST = 2048  # bytes of the pickle of a plain value that needs no pickler
 
 
+cdef struct Abroad:
+    cl_store *store
+    cl_token token
+
+
 cdef class Packed:
     """An object as a queue takes it. Holds what it names until a queue does; let go, it takes that back."""
     cdef bytes body
@@ -17,6 +22,8 @@ cdef class Packed:
     cdef cl_store *store  # of the holds
     cdef cl_token *tokens
     cdef uint32_t ntokens
+    cdef Abroad *abroad  # holds of other stores, which are messages' already
+    cdef uint32_t nabroad
     cdef bint given
     cdef void describe(self, cl_item *item) noexcept
     cdef void was_given(self) noexcept

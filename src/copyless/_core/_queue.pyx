@@ -23,7 +23,7 @@ from copyless._core._handles cimport token_of
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
-    CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_TIMEOUT, cl_add_bits64,
+    CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
     cl_queue_put, cl_queue_role, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
@@ -69,15 +69,16 @@ cdef enum:
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
 cdef object loads = pickle.loads
 cdef dict DIRECT = {}
-cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None
+cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, TELL_REMOVED = None
 NOTHING = object()
 
 
-def know(pack, dict direct, load_handle, shut_down, tell):
+def know(pack, dict direct, load_handle, shut_down, tell, tell_removed):
     """What `put` needs of the floors above: pickling for objects that are not plain, the types that a handle says all of,
-    how a handle is loaded, the error of a queue shut down, and what to say, once, when an item goes by a file on disk."""
-    global PACK, DIRECT, LOAD, SHUT_DOWN, TELL
-    PACK, DIRECT, LOAD, SHUT_DOWN, TELL = pack, direct, load_handle, shut_down, tell
+    how a handle is loaded, the error of a queue shut down, and what to say, once, when an item goes by a file on disk because
+    memory is full, or because the storage directory was removed."""
+    global PACK, DIRECT, LOAD, SHUT_DOWN, TELL, TELL_REMOVED
+    PACK, DIRECT, LOAD, SHUT_DOWN, TELL, TELL_REMOVED = pack, direct, load_handle, shut_down, tell, tell_removed
 
 
 def plain_dumps(obj):
@@ -142,9 +143,13 @@ def plain_loads(bytes data):
     return None if value == NULL else (take_reference(value),)
 
 
-cdef int tell() except -1:
-    global TELL
-    if TELL is not None:
+cdef int tell(bint adrift) except -1:
+    global TELL, TELL_REMOVED
+    if adrift:  # it goes by the disk for another reason
+        if TELL_REMOVED is not None:
+            once, TELL_REMOVED = TELL_REMOVED, None
+            once()
+    elif TELL is not None:
         once, TELL = TELL, None
         once()
     return 0
@@ -152,10 +157,16 @@ cdef int tell() except -1:
 
 cdef class Packed:
     def __dealloc__(self):
+        cdef uint32_t i
         if self.tokens != NULL:
             if not self.given:
                 unsend(self.store, self.tokens, self.ntokens)
             free(self.tokens)
+        if self.abroad != NULL:
+            if not self.given:
+                for i in range(self.nabroad):
+                    unsend(self.abroad[i].store, &self.abroad[i].token, 1)
+            free(self.abroad)
 
     cdef void describe(self, cl_item *item) noexcept:
         item.body = NULL if self.body is None else <const void *>PyBytes_AS_STRING(self.body)
@@ -200,6 +211,7 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
     cdef uint64_t *lengths
     cdef uint8_t *out
     cdef const void *source
+    cdef cl_store *of
     cdef uint8_t plain[PLAIN_MOST]
     n = plain_dump(obj, plain, PLAIN_MOST)
     if n != 0:
@@ -214,7 +226,17 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
         if packed.tokens == NULL:
             raise MemoryError
         for handle in handles:
-            packed.ntokens += token_of(handle, &packed.tokens[packed.ntokens])  # a file's handle has none
+            of = token_of(handle, store, &packed.tokens[packed.ntokens])  # a file's handle has none
+            if of == store:
+                packed.ntokens += 1
+            elif of != NULL:
+                if packed.abroad == NULL:
+                    packed.abroad = <Abroad *>malloc(len(handles) * sizeof(Abroad))
+                    if packed.abroad == NULL:
+                        raise MemoryError
+                packed.abroad[packed.nabroad].store = of
+                packed.abroad[packed.nabroad].token = packed.tokens[packed.ntokens]
+                packed.nabroad += 1
     n = packed.ntokens * sizeof(cl_token)
     start = n + nlabel
     total = start + len(data)
@@ -228,7 +250,7 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
         else:
             packed.body = PyBytes_FromStringAndSize(<char *>packed.tokens, n) + PyBytes_FromStringAndSize(<char *>label, nlabel) + data
         return packed
-    packed.block = allocate(store, total, CL_MAY_SPILL)
+    packed.block = allocate(store, total, CL_MAY_SPILL | CL_STAY)
     out = packed.block.ref.data
     if n != 0:
         memcpy(out, packed.tokens, n)
@@ -383,7 +405,7 @@ cdef class _Queue(Object):
                 PyErr_CheckSignals()
                 self.use(CL_ROLE_PUTS)
         if cl_seen64(&self.q.head.spilled) != 0:
-            tell()
+            tell(self.store.adrift != 0)
         return rc
 
     cdef int refuse(self, int rc) except -1:

@@ -41,14 +41,17 @@ cdef cl_store *the_store() noexcept nogil:
 
 cdef void leave_at_exit() noexcept nogil:
     # Runs after the interpreter is gone: everything Python held has been released by then.
-    if current.open and cl_store_leave(current) == 1:
-        rmdir(DIRECTORY_PATH)
+    cdef cl_store *store = current
+    while store != NULL:
+        if store.open and cl_store_leave(store) == 1 and store == current:
+            rmdir(DIRECTORY_PATH)
+        store = store.older
 
 
 def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t family, uint64_t pid_namespace,
                uint32_t parent_pid, uint64_t parent_start, bytes command, uint64_t warm_limit, int64_t idle_ns,
                int64_t message_ttl_ns, bytes spill):
-    """Open the registry in an open directory, joining as an owner. One store a process."""
+    """Open the registry in an open directory, joining as an owner. The stores that were used before go on beside it."""
     global LEAVES_AT_EXIT, current
     cdef cl_store *store = current
     cdef cl_identity who
@@ -95,6 +98,29 @@ def path():
 
 def is_open():
     return current.open != 0
+
+
+def serves():
+    """Whether the open store takes what is new: not when its directory was removed, as far as this process knows."""
+    return current.open != 0 and current.adrift == 0
+
+
+def is_adrift():
+    """Whether the open store's directory was found to be removed."""
+    return current.open != 0 and current.adrift != 0
+
+
+def look():
+    """Look whether the open store's directory is still there; what `serves` says is then up to date."""
+    cdef cl_store *store = current
+    cdef cl_control c
+    cdef int rc = CL_AGAIN if store.open else CL_OK
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_peek(store, &c, CL_MAY_WAIT)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
+    check(rc)
 
 
 def filesystem(int directory):

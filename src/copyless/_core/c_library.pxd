@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
-    enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN, CL_OTHER_FORMAT
+    enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN, CL_OTHER_FORMAT, CL_REMOVED
     ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
         pass
     ctypedef struct cl_error:
@@ -95,7 +95,7 @@ cdef extern from "layout.h" nogil:
         uint64_t spare[5]
 
 cdef extern from "store.h" nogil:
-    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_SCAN_FORCE
+    enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_STAY, CL_SCAN_FORCE
     ctypedef struct cl_identity:
         uint64_t host, boot, family, start, parent_start, pid_namespace
         uint32_t pid, parent_pid
@@ -107,6 +107,7 @@ cdef extern from "store.h" nogil:
         char spill[320]
     ctypedef struct cl_store:
         int open
+        int adrift
         int orphan
         int weak_liveness
         uint32_t slot
@@ -172,6 +173,7 @@ cdef extern from "store.h" nogil:
     int cl_hold_drop(cl_store *store, uint32_t index)
     int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
     int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
+    int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out)
     int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,

@@ -10,6 +10,7 @@ FORKED: int
 RETRY: int
 FOREIGN: int
 OTHER_FORMAT: int
+REMOVED: int
 LAYOUT: int
 
 KIND_LOCK: int

@@ -35,6 +35,9 @@ _REMEDIES = (
 )
 
 
+_REMOVAL = "Remedy: loginctl enable-linger, or RemoveIPC=no in logind.conf, or COPYLESS_DIR elsewhere"
+
+
 def out_of_shared_memory(code: int, what: str, asked: int, directory: str) -> OutOfSharedMemory:
     """Name the mount, its size, the request and the remedy."""
     try:
@@ -77,6 +80,10 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         return table_full(what)
     if code == c_library.FULL or (code == c_library.SYSTEM and sys == errno.ENOMEM):
         return out_of_shared_memory(sys, what, asked, _directory())
+    if code == c_library.REMOVED:
+        return CorruptSegmentError(f"{what or 'the storage directory was removed while in use'}. {_REMOVAL}")
+    if code == c_library.STALE and "removed while in use" in what:
+        return StaleHandleError(f"{what}. {_REMOVAL}")
     if code == c_library.STALE:
         what = what or "what the handle names is gone"
         return StaleHandleError(f"{what}. Whoever held it has let it go: keep the array until it is loaded")

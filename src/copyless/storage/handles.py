@@ -13,7 +13,7 @@ from typing import Any
 
 from copyless._core import _handles
 from copyless.errors import ForeignHostError
-from copyless.storage.store import need
+from copyless.storage.store import look, need
 
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
 
@@ -81,9 +81,13 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
         raise ForeignHostError(
             "the handle was made on another host, or before this one was last booted: send the object itself, by value"
         )
+    if look():  # the sender may have found out before us that the directory was removed
+        return resolve(handle)
     raise ForeignHostError(
         "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR, or send the "
-        "object by value (a directory that its last process has left is made anew, too)"
+        "object by value. (A directory is also made anew after its last process has left it, or after it was removed "
+        "under its programs, by systemd at logout or by a cleaner: what older programs made then is seen by them and "
+        "their forked children only)"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -9,13 +10,13 @@ import threading
 import time
 import warnings
 
-from copyless._core import _store
+from copyless._core import _blocks, _store
 from copyless._first_use import first_use
 from copyless.errors import BootUnknownError, CopylessError, RegistryBusyError
 from copyless.storage import directory, registries
 from copyless.storage.settings import current as settings
 
-__all__ = ["WEAK_LIVENESS", "apply_settings", "is_open", "need", "reap", "trim"]
+__all__ = ["WEAK_LIVENESS", "apply_settings", "is_open", "look", "need", "reap", "tell_of_removal", "trim"]
 
 _lock = threading.Lock()
 _directory_fd = -1
@@ -108,15 +109,52 @@ def apply_settings() -> None:
 
 
 def need() -> None:
-    """Open the store if this process has not yet. Cost: two directory look-ups the first time, then a flag."""
-    if not _store.is_open():
+    """Open the store if this process has not yet, or another one if its directory was removed and that is known.
+
+    Cost: two directory look-ups the first time, then a flag.
+    """
+    if not _store.serves():
         _open()
+
+
+def look() -> bool:
+    """Whether another store was opened, because the directory of the one in use was found to be removed."""
+    _store.look()
+    if not _store.is_adrift():
+        return False
+    need()
+    return True
+
+
+_told_of_removal = False
+
+
+def tell_of_removal() -> None:
+    """Warn, once in a program, that its storage directory was removed; that is a matter of the system's settings."""
+    global _told_of_removal
+    from multiprocessing import parent_process
+
+    if _told_of_removal or parent_process() is not None:
+        return
+    _told_of_removal = True
+    warnings.warn(
+        f"copyless: the files in {os.fsdecode(_store.path())} were removed while this program used them: by systemd at "
+        "logout (RemoveIPC=yes), or by a cleaner of that directory. What was made before goes on; what is new lies in a "
+        "new directory, where programs that are started from now on find it. Remedy: loginctl enable-linger, or "
+        "RemoveIPC=no in logind.conf, or COPYLESS_DIR elsewhere",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _open() -> None:
     with first_use, _lock:
-        if _store.is_open():
+        if _store.serves():
             return
+        removed = _store.is_adrift()
+        if removed:
+            with contextlib.suppress(OSError):  # the directory around it may have gone too; what is there is checked as ever
+                os.makedirs(settings().dir, 0o700, exist_ok=True)
         boot = _boot()
         until = time.monotonic() + _OPEN_SECONDS
         while True:
@@ -125,6 +163,8 @@ def _open() -> None:
             if path:
                 break
         directory.entered(path)
+    if removed:
+        tell_of_removal()
     _tell_of_older(path)
     if _store.statistics()["weak_liveness"]:
         warnings.warn(f"copyless: {WEAK_LIVENESS}", RuntimeWarning, stacklevel=3)
@@ -134,6 +174,7 @@ def _enter(boot: int, until: float) -> str:
     """One try to open the store: its directory; empty: try again."""
     global _directory_fd
     path, fd = directory.ensure()
+    replaces = _store.is_adrift()
     try:
         _store.open_store(
             fd,
@@ -156,7 +197,7 @@ def _enter(boot: int, until: float) -> str:
         if again and time.monotonic() < until:
             return ""
         raise
-    if _directory_fd >= 0:
+    if _directory_fd >= 0 and not replaces:  # a store whose directory was removed still uses it
         os.close(_directory_fd)
     _directory_fd = fd
     return path
@@ -174,6 +215,9 @@ def _tell_of_older(path: str) -> None:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+_blocks.know_renewal(need)
 
 
 def _after_in_child() -> None:

@@ -30,6 +30,7 @@ enum cl_result {
     CL_FOREIGN = -13, /* it belongs to another kernel, or lies where this process does not see it */
     CL_FORKED = -14, /* this process is a copy of one that opened the store, made by clone(): it has no part in it */
     CL_OTHER_FORMAT = -15, /* the registry belongs to a version that stores items in another way */
+    CL_REMOVED = -16, /* the store's files were removed while in use: what is new goes to another store */
 };
 
 typedef struct cl_error {

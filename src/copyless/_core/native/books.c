@@ -119,6 +119,9 @@ int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
 {
     if (!cl_is_file(store->registry_fd, store->registry_device, store->registry_inode)) {
+        if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* for ever: the books go on beside */
+            return cl_fail(CL_FULL, ENOENT, "the registry's file was " CL_WHY_REMOVED);
+        }
         return cl_fail(CL_SYSTEM, EBADF, "the registry's descriptor was closed just now");
     }
     return cl_reserve_fd(store->registry_fd, offset, length);

@@ -3,6 +3,11 @@
  * Promise: the registry is entered only after its file was seen to be whole. A process that dies with the lock keeps
  * no other out: the next process that waits for it takes the lock over and finishes what the dead one had committed.
  *
+ * Adrift: the registry's file was removed under us. What this process has mapped stays whole and is shared with all that
+ * have it mapped, so old locks, queues and arrays go on. But no other process can join, and nobody can map a segment that
+ * it has not mapped yet. So what is new goes to another store; what must stay in this one, items of its queues, goes by
+ * files in the spill directory. Each process finds out by itself, at its next look at the registry; it never ends.
+ *
  * A lock word that names no owner at all is damage. It heals while others live when it provably hurts nothing: the journal
  * is empty and the audit finds every count and list in order.
  *
@@ -16,17 +21,28 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+static void go_adrift(cl_store *store)
+{
+    if (!atomic_exchange_explicit(&store->adrift, 1, memory_order_relaxed)) {
+        cl_home(store, CL_SPILLED,
+                0); /* marks it as used: a new registry in our place would take it for a dead one's */
+    }
+}
+
 /* The descriptor of the registry's file: the program may have closed it, and given its number to a file of its own. */
 static int open_again(cl_store *store)
 {
-    int fd = openat(cl_directory(store), CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    int directory = cl_directory(store);
+    int fd = directory < 0 ? -1 : openat(directory, CL_REGISTRY_FILE, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
     if (fd >= 0 && !cl_is_file(fd, store->registry_device, store->registry_inode)) {
         close(fd);
         fd = -1;
         errno = ENOENT;
     }
     if (fd < 0 && errno == ENOENT) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the file was removed or replaced under us");
+        store->registry_fd = -1; /* its number may be that of another registry some day */
+        go_adrift(store);
+        return CL_OK;
     }
     if (fd < 0) {
         return cl_fail(CL_SYSTEM, errno, "opening the registry again");
@@ -38,25 +54,21 @@ static int open_again(cl_store *store)
 int cl_check_registry(cl_store *store)
 {
     struct stat st;
-    if (fstat(store->registry_fd, &st) != 0 || st.st_ino != store->registry_inode ||
-        st.st_dev != store->registry_device) {
+    int ours = fstat(store->registry_fd, &st) == 0 && st.st_ino == store->registry_inode &&
+               st.st_dev == store->registry_device;
+    if (!ours && !atomic_load_explicit(&store->adrift, memory_order_relaxed)) {
         int rc = open_again(store);
         if (rc != CL_OK) {
             return rc;
         }
-        if (fstat(store->registry_fd, &st) != 0) {
-            return cl_fail(CL_SYSTEM, errno, "reading the registry");
-        }
+        ours = fstat(store->registry_fd, &st) == 0;
     }
-    if ((uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
+    if (ours && (uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
         return cl_fail(CL_CORRUPT, 0, "registry: file of %lld bytes, expected %llu", (long long)st.st_size,
                        (unsigned long long)CL_REGISTRY_SIZE);
     }
-    if (st.st_nlink == 0) {
-        return cl_fail(
-            CL_CORRUPT, 0,
-            "registry: its file was removed while in use (by systemd at logout, unless logind.conf has RemoveIPC=no or "
-            "the user lingers; or by a cleaner of that directory)");
+    if (ours && st.st_nlink == 0) {
+        go_adrift(store);
     }
     if (*(volatile uint64_t *)store->base != CL_MAGIC || store->control->guard != CL_GUARD ||
         store->control->guard_end != CL_GUARD) {

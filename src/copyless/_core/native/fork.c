@@ -39,7 +39,7 @@
 #define MADV_WIPEONFORK 18
 #endif
 #define FORK_NS ((int64_t)2000000000)
-#define STORES 16
+#define STORES 64 /* one more for each time that the storage directory was removed under this process */
 
 static cl_store *stores[STORES]; /* changed only under `listing` */
 static pthread_mutex_t listing = PTHREAD_MUTEX_INITIALIZER;

@@ -253,6 +253,16 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     return made;
 }
 
+/* In a store that is adrift: a block that others can map lies in a file on disk. */
+static int alloc_beside(cl_store *store, uint64_t nbytes, cl_block_ref *out)
+{
+    if (cl_home(store, CL_SPILLED, 1) < 0) {
+        cl_error why = *cl_last_error();
+        return cl_fail(CL_REMOVED, 0, "%.160s; the registry's file was " CL_WHY_REMOVED, why.what);
+    }
+    return alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
+}
+
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
 {
     if ((flags & CL_ALONE) && nbytes <= CL_SMALL_MAX) {
@@ -267,13 +277,21 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
         return rc;
     }
     cl_scan(store, 0, NULL);
-    rc = alloc_warm(store, k, nbytes, out);
-    cl_leave(store);
+    int adrift = atomic_load_explicit(&store->adrift, memory_order_relaxed);
+    out->data = NULL;
+    rc = adrift ? CL_OK : alloc_warm(store, k, nbytes, out);
+    cl_leave_keeping_error(store);
+    if (adrift && !(flags & CL_STAY)) {
+        return cl_fail(CL_REMOVED, 0, "the registry's file was " CL_WHY_REMOVED);
+    }
     if (rc != CL_OK || out->data != NULL) {
         return rc;
     }
     if (!(flags & CL_MAY_WAIT)) {
         return CL_AGAIN; /* making a segment takes a while: come back without the GIL */
+    }
+    if (adrift) {
+        return alloc_beside(store, nbytes, out);
     }
     int spill = (flags & CL_MAY_SPILL) && store->spill.path[0] != 0;
     rc = alloc_fresh(store, k, nbytes, cl_blocks_for(k), out);
@@ -338,8 +356,9 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
         if (map->base == NULL && map->in_use == 0) {
             cl_map_drop(store, map);
         }
-        if (store->control->warm_bytes > store->settings.warm_limit || store->control->first[CL_SPILLED] != 0) {
-            cl_trim_locked(store, store->settings.warm_limit, 0, NULL); /* may drop the map, too */
+        uint64_t keep = atomic_load_explicit(&store->adrift, memory_order_relaxed) ? 0 : store->settings.warm_limit;
+        if (store->control->warm_bytes > keep || store->control->first[CL_SPILLED] != 0) {
+            cl_trim_locked(store, keep, 0, NULL); /* may drop the map, too */
         }
     }
     cl_leave(store);

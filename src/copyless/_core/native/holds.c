@@ -112,6 +112,19 @@ int cl_hold_unlink(cl_store *store, cl_txn *txn, uint32_t index)
     return CL_OK;
 }
 
+int64_t cl_hold_describe(cl_store *store, uint32_t index, uint32_t kind)
+{
+    const cl_identity *me = &store->identity;
+    cl_hold *h = &store->holds[index];
+    h->family = me->family;
+    h->parent_pid = me->parent_pid;
+    h->parent_start = me->parent_start;
+    h->pid_namespace = (uint32_t)me->pid_namespace;
+    return kind == CL_HOLD_FAMILY || store->settings.message_ttl_ns == 0
+               ? INT64_MAX
+               : cl_monotonic_ns() + store->settings.message_ttl_ns;
+}
+
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index)
 {
     cl_control *c = store->control;
@@ -145,15 +158,8 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
     h->block = number + 1;
     h->nonce = 0;
     if (kind == CL_HOLD_MESSAGE || kind == CL_HOLD_FAMILY) {
-        const cl_identity *me = &store->identity;
         h->nonce = cl_new_nonce(store);
-        h->deadline_ns = kind == CL_HOLD_FAMILY || store->settings.message_ttl_ns == 0
-                             ? INT64_MAX
-                             : cl_monotonic_ns() + store->settings.message_ttl_ns;
-        h->family = me->family;
-        h->parent_pid = me->parent_pid;
-        h->parent_start = me->parent_start;
-        h->pid_namespace = (uint32_t)me->pid_namespace;
+        h->deadline_ns = cl_hold_describe(store, i, kind);
         cl_set32(txn, &c->messages, c->messages + 1);
     } else if (kind == CL_HOLD_PERSIST) {
         cl_set32(txn, &c->persistent, c->persistent + 1);

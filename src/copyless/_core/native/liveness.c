@@ -24,6 +24,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,8 +36,32 @@ static struct flock byte_of(uint32_t byte, short type)
     return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
 }
 
+/* A file without a name is opened through a descriptor of it. */
+static int open_nameless(cl_store *store)
+{
+    const int known[] = {atomic_load_explicit(&store->live_fd, memory_order_relaxed), store->spare_fd, store->life_fd};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (cl_is_file(known[i], store->live_device, store->live_inode)) {
+            char path[40];
+            snprintf(path, sizeof path, "/proc/self/fd/%d", known[i]);
+            int fd = open(path, O_RDWR | O_CLOEXEC);
+            if (cl_is_file(fd, store->live_device, store->live_inode)) {
+                return fd;
+            }
+            if (fd >= 0) {
+                close(fd);
+            }
+        }
+    }
+    errno = ENOENT;
+    return -1;
+}
+
 int cl_live_open(cl_store *store)
 {
+    if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) {
+        return open_nameless(store);
+    }
     char file[CL_FILE_NAME];
     cl_live_file(file, store->registry_id);
     int fd = openat(cl_directory(store), file, O_RDWR | O_CLOEXEC | O_NOFOLLOW);

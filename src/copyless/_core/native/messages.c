@@ -6,6 +6,7 @@
  *
  *   free --(send)--> message --(load with the right nonce)--> owner's
  *                            --(failed pickling, end of the family, time)--> free
+ *   owner's, drafted --(mail: its queue lies in another store)--> message
  *
  * What SIGKILL leaves: a message that was sent and never loaded; the reaper drops it when its time or its family ends.
  * A receiver that is killed after the load leaves an owner's hold, which is reaped with the owner. */
@@ -65,6 +66,30 @@ int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, c
 int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out)
 {
     return send(store, segment, index, 1, flags, out);
+}
+
+int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_SEND, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    if (!cl_is_message(store, hold, nonce, UINT32_MAX) || store->holds[hold].kind != CL_HOLD_OWNER) {
+        rc = cl_fail(CL_CORRUPT, 0, "registry: hold %u is no drafted one of ours", hold);
+    } else {
+        cl_txn txn = cl_begin(store->base);
+        rc = cl_hold_unlink(store, &txn, hold);
+        if (rc == CL_OK) {
+            cl_set32(&txn, &store->holds[hold].kind, CL_HOLD_MESSAGE);
+            cl_set64(
+                &txn, (uint64_t *)(void *)&store->holds[hold].deadline_ns,
+                (uint64_t)cl_hold_describe(store, hold, CL_HOLD_MESSAGE)); /* which nobody reads of a drafted one */
+            cl_set32(&txn, &store->control->messages, store->control->messages + 1);
+            cl_commit(&txn);
+        }
+    }
+    cl_leave_keeping_error(store);
+    return rc;
 }
 
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
@@ -174,6 +199,11 @@ static int load_entered(cl_store *store, const cl_address *a, cl_block_ref *out)
     rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
     if (rc == CL_OK) {
         rc = cl_segment_map(store, a->segment_id, a->segment, &map);
+        if (rc == CL_STALE && atomic_load_explicit(&store->adrift, memory_order_relaxed)) {
+            return cl_fail(CL_STALE, 0,
+                           "this process has not mapped segment %016llx, and its file is gone: " CL_WHY_REMOVED,
+                           (unsigned long long)a->segment_id);
+        }
         if (rc == CL_STALE) {
             rc = cl_fail(CL_CORRUPT, 0, "segment %016llx: its file was removed", (unsigned long long)a->segment_id);
         }

@@ -262,6 +262,14 @@ static int exclude_others(cl_store *store)
 static int discard(cl_store *store)
 {
     char live[CL_FILE_NAME];
+    if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* what else it had is gone, or another's */
+        /* Nobody can join by name any more; forked children of owners would, and there is no other owner. */
+        if (!cl_is_file(store->live_fd, store->live_device, store->live_inode) || exclude_others(store)) {
+            cl_books_remove(store);
+            cl_spill_remove(store);
+        }
+        return CL_AGAIN;
+    }
     cl_live_file(live, store->registry_id);
     if (!exclude_others(store) || !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ||
         !cl_is_named(cl_directory(store), live, store->live_fd)) {
@@ -495,7 +503,8 @@ static int take_all_away(cl_store *store)
         given = store->ngoing;
         cl_finish_going(store, 1);
     } while (given != 0);
-    if (store->control->total_bytes != 0 || store->control->messages != 0 || store->control->persistent != 0) {
+    int kept = store->control->total_bytes != 0 || store->control->messages != 0 || store->control->persistent != 0;
+    if (kept && !atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* adrift: nobody can come for it */
         return 0;
     }
     return discard(store) == CL_OK; /* not: somebody is joining just now */

@@ -196,10 +196,19 @@ static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, con
     return CL_OK;
 }
 
+/* A file that may be missing: the storage directory's files were removed under us. */
+static int is_adrift_file(const cl_store *store, const cl_map *map)
+{
+    return atomic_load_explicit(&store->adrift, memory_order_relaxed) && map->header.class_index != CL_SPILLED;
+}
+
 static int check_name(cl_store *store, const cl_map *map)
 {
     struct stat st;
     if (fstatat(cl_home(store, map->header.class_index, 0), map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+        if (is_adrift_file(store, map)) {
+            return CL_OK; /* it went with the others; the mapping keeps it */
+        }
         return errno == ENOENT ? cl_fail(CL_CORRUPT, 0, "%s: the file was removed", map->file)
                                : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
     }
@@ -221,6 +230,11 @@ int cl_segment_check(cl_store *store, cl_map *map)
     }
     if (map->fd < 0) {
         rc = check_name(store, map);
+    } else if (st.st_nlink == 0 && is_adrift_file(store, map)) {
+        rc = (uint64_t)st.st_size == map->size
+                 ? CL_OK
+                 : cl_fail(CL_CORRUPT, 0, "%s: %lld bytes; mapped were %llu: truncated or grown", map->file,
+                           (long long)st.st_size, (unsigned long long)map->size);
     } else if ((uint64_t)st.st_size != map->size || ctime_of(&st) != map->ctime_ns) {
         rc = check_name(store, map);
         map->ctime_ns = rc == CL_OK ? ctime_of(&st) : map->ctime_ns;

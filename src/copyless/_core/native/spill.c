@@ -87,10 +87,10 @@ static int mark(cl_store *store, int directory)
     struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
     cl_spill_mark m = {
         .magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .registry = store->registry_id, .boot = store->identity.boot};
-    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0 && fstat(cl_directory(store), &st) == 0;
+    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0;
     if (ok) {
-        m.device = st.st_dev;
-        m.inode = st.st_ino;
+        m.device = store->directory_device;
+        m.inode = store->directory_inode;
         m.checksum = cl_hash64(&m, offsetof(cl_spill_mark, checksum));
         /* All that use this directory write the same. */
         ok = fchmod(fd, 0600) == 0 && pwrite(fd, &m, sizeof m, 0) == (ssize_t)sizeof m && fstat(fd, &st) == 0 &&

@@ -21,6 +21,12 @@
 #define CL_MAY_SPILL 2u /* an allocation: on disk when shared memory is full */
 #define CL_FOR_OBJECT 4u /* an allocation: in a segment of objects only */
 #define CL_ALONE 8u /* an allocation: in a segment of its own */
+#define CL_STAY 16u /* an allocation: in this store even when it is adrift, then on disk */
+
+/* Why files are gone, for messages. */
+#define CL_WHY_REMOVED                                                                                                 \
+    "removed while in use, by systemd at logout (unless logind.conf has RemoveIPC=no or the user lingers) or by a "    \
+    "cleaner"
 
 /* What this process knows of one segment: its mapping, and its own hold on each block. Kept while mapped. */
 typedef struct cl_local_block {
@@ -67,6 +73,8 @@ struct cl_store {
     pthread_mutex_t mutex;
     int open;
     int joining; /* our slot is not live yet */
+    /* The registry's file was removed while this process used it: enter.c says what goes on. Never taken back. */
+    _Atomic int adrift;
     int orphan; /* a forked child that could not be registered: it has its parent's mappings, and no part in anything */
     _Atomic int directory; /* by cl_directory */
     int registry_fd;
@@ -188,7 +196,8 @@ void cl_books_remove(cl_store *store); /* the file of a registry that goes */
 
 /* ---- enter.c: the way in */
 void cl_set_op(cl_store *store, enum cl_op op);
-int cl_check_registry(cl_store *store); /* its file is whole, header and control area are not overwritten */
+/* Its file is whole, header and control area are not overwritten. A file that is gone is no error: the store is adrift. */
+int cl_check_registry(cl_store *store);
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
 int cl_lock_registry(cl_store *store, enum cl_op op,
@@ -261,6 +270,8 @@ void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is st
 /* ---- holds.c: why blocks live. Under the registry's lock. */
 uint64_t cl_new_nonce(cl_store *store);
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
+/* Whose message's or family's hold it is; returns when it ends. */
+int64_t cl_hold_describe(cl_store *store, uint32_t index, uint32_t kind);
 int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the block with its last hold */
 /* Parts of a transaction: onto the list that goes with its kind, off it; onto an owner's, `nonce` not 0: as a drafted one. */
 int cl_hold_link(cl_store *store, cl_txn *txn, uint32_t index, uint32_t kind);
@@ -290,6 +301,7 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
 
 /* ---- heap.c: blocks, allocated and released */
+/* CL_REMOVED: the store is adrift, and the block was not to stay in it, or cannot. */
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out); /* (wait) */
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags); /* (wait) */
 int cl_find(
@@ -309,6 +321,8 @@ typedef struct cl_address { /* what a handle says of a block */
 } cl_address;
 int cl_send(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
 int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, cl_address *out); /* (wait) */
+/* A drafted hold becomes a message's: it goes with an item of a queue that lies in another store. */
+int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out); /* (wait) */
 int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce,

@@ -108,7 +108,8 @@ static void sweep(cl_store *store, int directory)
 {
     stray *files = NULL;
     int live_ones = 0;
-    if (!cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
+    if (atomic_load_explicit(&store->adrift, memory_order_relaxed) ||
+        !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
         return; /* another registry has the name by now, or none: the files are not ours to judge */
     }
     long n = list_files(store, directory, &files, &live_ones);

@@ -90,9 +90,9 @@ int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled)
     while ((rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT | CL_FOR_OBJECT, &ref)) == CL_AGAIN) {
     }
     /* On disk few and large ones, since each costs a segment in the registry; where there is no room, a small one. */
-    for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; rc == CL_FULL && nbytes != 0;
+    for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; (rc == CL_FULL || rc == CL_REMOVED) && nbytes != 0;
          nbytes = nbytes == CL_CHUNK_BYTES ? 0 : CL_CHUNK_BYTES) {
-        while ((rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL, &ref)) == CL_AGAIN) {
+        while ((rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL | CL_STAY, &ref)) == CL_AGAIN) {
         }
     }
     if (rc != CL_OK) {
