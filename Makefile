@@ -75,6 +75,7 @@ $(VENV)/bench.stamp: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/blocks.py
+	$(BIN)/python bench/bystander.py
 	$(BIN)/python bench/channels.py
 	$(BIN)/python bench/parity.py
 	$(BIN)/python bench/comm.py

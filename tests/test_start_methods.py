@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 import copyless
-from tests.conftest import python
 
 
 def things():
@@ -156,20 +155,3 @@ def test_a_forked_child_keeps_what_its_parent_lets_go():
     for fd in (*ready, *go):
         os.close(fd)
     del others
-
-
-def test_a_fork_that_cannot_be_registered_says_so():
-    done = python("""
-        import copyless, os, resource
-        a = copyless.ones(10)
-        used = len(os.listdir('/proc/self/fd')) - 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
-        pid = os.fork()
-        if pid == 0:
-            print(a.sum(), flush=True)
-            os._exit(0)
-        os.waitpid(pid, 0)
-        print(a.sum())
-    """)
-    assert done.stdout.split() == ["10.0", "10.0"]
-    assert "could not be registered" in done.stderr

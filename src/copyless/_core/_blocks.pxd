@@ -4,6 +4,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store
 
 
+cdef inline bint is_elsewhere(const cl_store *store) noexcept nogil:
+    """This process is a copy of the one that opened the store, and has no part in it: it must change nothing there."""
+    return store.here[0] == 0 or store.orphan != 0
+
+
 cdef class Block:
     cdef cl_block_ref ref
     cdef cl_store *store  # that it belongs to: it is released there

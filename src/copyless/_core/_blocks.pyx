@@ -196,7 +196,7 @@ cdef class Object:
     cdef cl_head *_need(self) except NULL:
         if self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
-        if self.store.here[0] == 0 or self.store.orphan:
+        if is_elsewhere(self.store):
             raise WrongProcessError(f"this {type(self).__name__} is the parent's: this child was not forked by fork(), or could not be registered")
         return self.head
 

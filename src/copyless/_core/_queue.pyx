@@ -16,7 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless._core._blocks cimport Block, Object, allocate, set_private, stand
+from copyless._core._blocks cimport Block, Object, allocate, is_elsewhere, set_private, stand
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
@@ -350,7 +350,7 @@ cdef class _Queue(Object):
 
     def __dealloc__(self):
         if self.q.head != NULL:
-            if self.puts_of != 0 and self.puts_of == cl_seen(&self.q.self) and self.block is not None:
+            if self.puts_of != 0 and self.puts_of == cl_seen(&self.q.self) and self.block is not None and not is_elsewhere(self.store):
                 cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
             with nogil:
                 cl_queue_detach(&self.q)
@@ -375,6 +375,8 @@ cdef class _Queue(Object):
     cdef int use(self, uint32_t role) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"{type(self).__name__} {self!r} is closed")
+        if is_elsewhere(self.store):
+            self._need()
         cl_queue_use(&self.q, role)
         if role == CL_ROLE_PUTS and self.puts_of != cl_seen(&self.q.self):
             self.puts_of = cl_seen(&self.q.self)
@@ -388,7 +390,7 @@ cdef class _Queue(Object):
 
     def _say_goodbye(self):
         """Write down that this process puts no more."""
-        if self.head != NULL:
+        if self.head != NULL and not is_elsewhere(self.store):
             cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
 
     # ---- put
@@ -436,7 +438,7 @@ cdef class _Queue(Object):
         cdef cl_item item
         cdef uint32_t done = 0
         cdef int rc
-        if self.closed or self.head == NULL:
+        if self.closed or self.head == NULL or is_elsewhere(self.store):
             self.use(CL_ROLE_PUTS)
         cdef int64_t deadline = self.deadline(block, timeout)
         cdef uint8_t plain[PLAIN_MOST]

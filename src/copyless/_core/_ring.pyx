@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless._core._blocks cimport Block, Object, set_private
+from copyless._core._blocks cimport Block, Object, is_elsewhere, set_private
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
@@ -158,6 +158,8 @@ cdef class _Ring(Object):
     cdef int be_open(self) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
+        if is_elsewhere(self.store):
+            self._need()
         return 0
 
     cdef int refuse(self, int rc) except -1:

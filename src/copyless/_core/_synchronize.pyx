@@ -7,7 +7,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless._core._blocks cimport Block, Object
+from copyless._core._blocks cimport Block, Object, is_elsewhere
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
@@ -112,7 +112,7 @@ cdef class _Lock(_Sync):
         return True
 
     def acquire(self, block=True, timeout=None):
-        if self.simple and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
+        if self.simple and not is_elsewhere(self.store) and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
             self.recovered = False
             return True
         return self.get(deadline_of(timeout) if block else 0, False)
@@ -137,7 +137,7 @@ cdef class _Lock(_Sync):
         return (cl_seen(&self.mutex().word) & ~CL_LOCK_SLEEP) != 0
 
     def __enter__(self):
-        if self.simple and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
+        if self.simple and not is_elsewhere(self.store) and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
             self.recovered = False
             return True
         return self.get(CL_FOREVER, False)

@@ -20,6 +20,7 @@ __all__ = ["WEAK_LIVENESS", "apply_settings", "is_open", "look", "need", "reap",
 
 _lock = threading.Lock()
 _directory_fd = -1
+_directory_is = (0, 0)  # device and inode
 _OPEN_SECONDS = 10.0
 WEAK_LIVENESS = (
     "this system ignores MADV_DONTFORK (an emulator, such as qemu's user mode): a program that closes all its descriptors "
@@ -172,7 +173,7 @@ def _open() -> None:
 
 def _enter(boot: int, until: float) -> str:
     """One try to open the store: its directory; empty: try again."""
-    global _directory_fd
+    global _directory_fd, _directory_is
     path, fd = directory.ensure()
     replaces = _store.is_adrift()
     try:
@@ -197,10 +198,21 @@ def _enter(boot: int, until: float) -> str:
         if again and time.monotonic() < until:
             return ""
         raise
-    if _directory_fd >= 0 and not replaces:  # a store whose directory was removed still uses it
-        os.close(_directory_fd)
-    _directory_fd = fd
+    if not replaces:  # a store whose directory was removed still uses it
+        _close_former()
+    _directory_fd, st = fd, os.fstat(fd)
+    _directory_is = st.st_dev, st.st_ino
     return path
+
+
+def _close_former() -> None:
+    """Close the directory that was used before, unless the program closed it and its number is another file's by now."""
+    try:
+        st = os.fstat(_directory_fd)
+    except (OSError, OverflowError):
+        return
+    if (st.st_dev, st.st_ino) == _directory_is:
+        os.close(_directory_fd)
 
 
 def _tell_of_older(path: str) -> None:

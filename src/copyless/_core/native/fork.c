@@ -133,6 +133,8 @@ static void in_child(cl_store *store)
     if (store->fork_slot == 0) {
         store->open = 0; /* its lineage mapping stays: it says that this copy lives */
         store->orphan = 1;
+        store->slot = CL_CARETAKER; /* no longer the parent's: what the parent holds and uses is not this process's */
+        store->incarnation = 0;
         store->life = NULL;
         if (store->weak_liveness) {
             close(store->life_fd);
