@@ -45,7 +45,7 @@ _HOMES = {
     "copyless.errors": (
         "BootUnknownError", "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError",
         "LimitExceededError", "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "RegistryBusyError", "ServerEndedError",
-        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError",
+        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError", "WrongProcessError",
     ),
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
@@ -110,6 +110,7 @@ __all__ = [
     "TimeoutError",
     "Value",
     "WorkerDiedError",
+    "WrongProcessError",
     "active_children",
     "allow_connection_pickling",
     "array",
@@ -210,6 +211,7 @@ if TYPE_CHECKING:
         StaleHandleError,
         TaskUnreadableError,
         WorkerDiedError,
+        WrongProcessError,
     )
     from copyless.explaining import Explanation, explain
     from copyless.futures import ProcessPoolExecutor

@@ -293,6 +293,59 @@ static void test_unregistered(void)
     puts("unregistered: ok");
 }
 
+/* A copy of an heir's memory uses what the heir inherited, also after all who are registered have let it go. */
+static void test_copy_of_an_heir(void)
+{
+    pid_t g = root(0);
+    tell(0, (command){.op = 'A', .slot = 0, .id = 55});
+    pid_t p = tell(0, (command){.op = 'F', .other = 1}).pid;
+    pid_t u = tell(1, (command){.op = 'U', .other = 2}).pid;
+    tell(1, (command){.op = 'R', .slot = 0});
+    tell(0, (command){.op = 'R', .slot = 0});
+    expect_used(1);
+    tell(0, (command){.op = 'A', .slot = 1, .id = 56}); /* must not be the same block */
+    kill_worker(p);
+    expect_used(2);
+    tell(2, (command){.op = 'C'});
+    kill_worker(u);
+    expect_used(1);
+    kill_worker(g);
+    expect_used(0);
+    puts("copy of an heir: ok");
+}
+
+/* A fork between the making of an item's memory and its being put: the child keeps its own hold on that memory. */
+static void test_payload_meanwhile(void)
+{
+    pid_t owner = fork();
+    if (owner == 0) {
+        cl_block_ref channel, payload, r, q;
+        cl_token token;
+        int go[2];
+        char c;
+        CHECK(pipe(go) == 0);
+        open_store(&store, 5);
+        CHECK(cl_fork_follow(&store) == CL_OK && cl_alloc(&store, 300, CL_MAY_WAIT, &channel) == CL_OK);
+        CHECK(cl_alloc(&store, 300, CL_MAY_WAIT, &payload) == CL_OK);
+        pid_t child = fork();
+        if (child == 0) {
+            CHECK(read(go[0], &c, 1) == 1);
+            CHECK(cl_alloc(&store, 300, CL_MAY_WAIT, &r) == CL_OK && r.data != payload.data);
+            release(&store, &payload);
+            CHECK(cl_alloc(&store, 300, CL_MAY_WAIT, &q) == CL_OK && q.data != r.data);
+            _exit(0);
+        }
+        uint32_t number = channel.segment * CL_BLOCKS + channel.index;
+        CHECK(cl_give(&store, number, 1, NULL, 0, &payload, CL_MAY_WAIT, &token) == CL_OK);
+        CHECK(cl_take(&store, number, NULL, 0, &token, CL_MAY_WAIT) == CL_OK); /* received, and dropped */
+        CHECK(write(go[1], "x", 1) == 1 && ended(child));
+        _exit(0);
+    }
+    CHECK(ended(owner));
+    expect_used(0);
+    puts("payload: ok");
+}
+
 static void test_clone_behind_us(void)
 {
     pid_t child = fork();
@@ -539,6 +592,8 @@ int main(int argc, char **argv)
     test_orders();
     test_marks_are_inherited();
     test_unregistered();
+    test_copy_of_an_heir();
+    test_payload_meanwhile();
     test_clone_behind_us();
     test_closed_descriptors();
     test_many_heirs();

@@ -15,7 +15,7 @@ from copyless._core.c_library cimport (
     CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_FS_LOCAL, CL_FS_MEMORY, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT,
     CL_NAME_ARRAY, CL_NAME_FREE, CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE,
     CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_filesystem_of,
-    cl_fork_follow, cl_hold, cl_hold_drop, cl_identity, cl_leave, cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek,
+    cl_fork_hold, cl_fork_release, cl_hold, cl_hold_drop, cl_identity, cl_leave, cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek,
     cl_process_lives, cl_process_start, cl_reap, cl_reaped, cl_scan, cl_segment, cl_settings, cl_snapshot, cl_snapshot_free,
     cl_snapshot_take, cl_spill_is_here, cl_store, cl_store_leave, cl_store_open, cl_trim,
 )
@@ -77,9 +77,12 @@ def open_store(int directory, bytes path, uint64_t host, uint64_t boot, uint64_t
         if store == NULL:
             raise MemoryError
     with nogil:
+        cl_fork_hold()  # a fork by another thread meanwhile would give its child half a store
         rc = cl_store_open(store, directory, &who, &settings)
         if rc == CL_OK:
-            rc = cl_fork_follow(store)
+            rc = cl_fork_release(store)
+        else:
+            cl_fork_release(NULL)
     if store != current:
         if rc == CL_OK:
             store.older, current = current, store

@@ -14,7 +14,7 @@ cdef extern from "base.h" nogil:
         int code
         int sys
         uint64_t asked
-        char what[320]
+        char what[360]
     cl_error *cl_last_error()
     int64_t cl_monotonic_ns()
 
@@ -146,7 +146,8 @@ cdef extern from "store.h" nogil:
     void cl_leave(cl_store *store)
     void cl_leave_keeping_error(cl_store *store)
     cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
-    int cl_fork_follow(cl_store *store)
+    void cl_fork_hold()
+    int cl_fork_release(cl_store *store)
     ctypedef struct cl_snapshot:
         cl_control control
         cl_owner *owners

@@ -37,7 +37,7 @@ typedef struct cl_error {
     int code; /* enum cl_result */
     int sys; /* errno, or 0 */
     uint64_t asked; /* bytes asked for, where that matters */
-    char what[320]; /* what was found, for people */
+    char what[360]; /* what was found, for people */
 } cl_error;
 
 cl_error *cl_last_error(void); /* this thread's */

@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -47,15 +48,29 @@ static int open_file(cl_store *store, int make)
     struct stat st;
     cl_file_name(file, CL_BOOKS_PREFIX, store->registry_id);
     int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC | (make ? O_CREAT : 0);
-    int fd = openat(cl_home(store, CL_SPILLED, make), file, flags, 0600);
-    if (fd < 0 && errno == ENOENT) { /* the directory went, and another came, meanwhile */
-        cl_spill_forget(store);
-        fd = openat(cl_home(store, CL_SPILLED, make), file, flags, 0600);
+    int fd = -1;
+    for (int again = 0; again < 2 && fd < 0; again++) {
+        int directory = cl_home(store, CL_SPILLED, make);
+        if (directory < 0) {
+            errno = ENOENT;
+            return -1;
+        }
+        fd = openat(directory, file, flags, 0600);
+        if (fd < 0 && errno == EACCES && fchmodat(directory, file, 0600, 0) == 0) { /* made under a strange umask */
+            fd = openat(directory, file, flags, 0600);
+        }
+        if (fd < 0 && errno != ENOENT) {
+            return -1;
+        }
+        if (fd < 0) {
+            cl_spill_forget(store); /* the directory went, and another came, meanwhile */
+            errno = ENOENT;
+        }
     }
     if (fd < 0) {
         return -1;
     }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
+    if ((make && fchmod(fd, 0600) != 0) || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
         ((uint64_t)st.st_size < CL_REGISTRY_SIZE && (!make || ftruncate(fd, (off_t)CL_REGISTRY_SIZE) != 0))) {
         close(fd);
         errno = EINVAL;
@@ -88,8 +103,11 @@ int cl_books_follow(cl_store *store)
     }
     int fd = open_file(store, 0);
     if (fd < 0) {
-        return cl_fail(CL_SYSTEM, errno, "memory is full, and a part of its books lies in %.64s, which is not there",
-                       store->spill.path[0] ? store->spill.path : "a spill directory");
+        return cl_fail(
+            CL_FOREIGN, errno,
+            "when memory was full a part of the books went to %.64s, which cannot be opened here (%s): give all "
+            "processes the same directory; if it was removed, end the programs that use shared memory",
+            store->spill.path[0] ? store->spill.path : "a spill directory", strerror(errno));
     }
     int rc = CL_OK;
     for (uint32_t table = 0; rc == CL_OK && table < CL_TABLES; table++) {

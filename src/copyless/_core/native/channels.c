@@ -62,13 +62,33 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
         cl_map *map = store->maps[payload->segment];
         cl_local_block *local = &map->blocks[payload->index];
         uint32_t hold = local->hold - 1;
-        store->holds[hold].nonce = cl_new_nonce(store); /* ours alone until it is given */
-        *payload_token = (cl_token){.hold = hold, .nonce = store->holds[hold].nonce};
-        rc = give(store, channel, sequence, hold);
+        const cl_hold *held = hold < store->control->holds_high && hold < CL_MAX_HOLDS ? &store->holds[hold] : NULL;
+        if (held == NULL || held->kind != CL_HOLD_OWNER || held->owner != store->slot + 1 ||
+            held->block != payload->segment * CL_BLOCKS + payload->index + 1) {
+            cl_fail(CL_STALE, 0, "the memory of what was to be sent is not this process's");
+            cl_leave_keeping_error(store);
+            return CL_STALE;
+        }
+        uint32_t number = payload->segment * CL_BLOCKS + payload->index, given = hold;
+        if (held->from < store->owners[store->slot].epoch) { /* a child was forked meanwhile: it inherited this one */
+            cl_txn txn = cl_begin(store->base);
+            rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, number, &given);
+            if (rc == CL_OK) {
+                cl_commit(&txn);
+            }
+        }
+        if (rc == CL_OK) {
+            store->holds[given].nonce = cl_new_nonce(store); /* ours alone until it is given */
+            *payload_token = (cl_token){.hold = given, .nonce = store->holds[given].nonce};
+            rc = give(store, channel, sequence, given);
+        }
         if (rc == CL_OK) {
             local->hold = 0;
             local->references = 0;
             map->in_use--;
+            if (given != hold) {
+                rc = cl_hold_let_go(store, hold, number);
+            }
         }
     }
     cl_leave_keeping_error(store);

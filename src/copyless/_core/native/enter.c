@@ -139,14 +139,15 @@ int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
     }
     if (rc == CL_OWNER_DIED) {
         store->control->recoveries++;
-        rc = cl_books_follow(store); /* before anything is applied there */
-        rc = rc == CL_OK ? cl_replay(store->base) : rc;
+        rc = CL_OK;
     } else if (rc != CL_OK) {
         cl_set_op(store, CL_OP_NONE);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
-    if (rc == CL_OK) {
-        rc = cl_books_follow(store); /* whoever had the lock before may have laid them out */
+    rc = cl_books_follow(
+        store); /* whoever had the lock before may have laid them out; before anything is applied there */
+    if (rc == CL_OK && atomic_load_explicit(&store->control->journal.committed, memory_order_acquire) != 0) {
+        rc = cl_replay(store->base); /* of a dead holder, or left by one who took over from it and could not go on */
     }
     if (rc == CL_OK && store->slot < CL_CARETAKER && !store->joining) {
         const cl_owner *me = &store->owners[store->slot];

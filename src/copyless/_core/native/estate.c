@@ -34,6 +34,19 @@
 
 #include <string.h>
 
+/* Counts of the registry, bounded by what there can be: two damaged words must not lead outside. */
+static uint32_t owners_high(const cl_store *store)
+{
+    uint32_t high = store->control->owners_high;
+    return high < CL_MAX_OWNERS ? high : CL_MAX_OWNERS;
+}
+
+static uint32_t marks_high(const cl_store *store)
+{
+    uint32_t high = store->control->marks_high;
+    return high < CL_MAX_MARKS ? high : CL_MAX_MARKS;
+}
+
 /* ---- marks */
 
 static uint64_t *word_of(cl_store *store, uint32_t page, uint32_t hold)
@@ -44,7 +57,7 @@ static uint64_t *word_of(cl_store *store, uint32_t page, uint32_t hold)
 static int page_of(cl_store *store, const cl_owner *o, uint32_t hold, uint32_t *page)
 {
     uint32_t at = o->marks[hold / CL_MARK_BITS];
-    if (at == 0 || at > store->control->marks_high || at > CL_MAX_MARKS) {
+    if (at == 0 || at > marks_high(store)) {
         return 0;
     }
     *page = at - 1;
@@ -74,7 +87,7 @@ void cl_marks_share(cl_store *store, cl_txn *txn, const cl_owner *parent, cl_own
 {
     for (uint32_t k = 0; k < CL_MARK_PAGES; k++) {
         uint32_t at = parent->marks[k];
-        if (at != 0 && at <= store->control->marks_high) {
+        if (at != 0 && at <= marks_high(store)) {
             child->marks[k] = at; /* a slot that is not live yet */
             cl_set32(txn, &store->marks[at - 1].users, store->marks[at - 1].users + 1);
         }
@@ -87,7 +100,7 @@ void cl_marks_drop(cl_store *store, uint32_t slot)
     cl_owner *o = &store->owners[slot];
     for (uint32_t k = 0; k < CL_MARK_PAGES; k++) {
         uint32_t at = o->marks[k];
-        if (at == 0 || at > c->marks_high) {
+        if (at == 0 || at > marks_high(store)) {
             continue;
         }
         cl_mark_page *page = &store->marks[at - 1];
@@ -130,7 +143,7 @@ static int mark(cl_store *store, uint32_t hold)
 {
     cl_control *c = store->control;
     cl_owner *me = &store->owners[store->slot];
-    uint32_t old, k = hold / CL_MARK_BITS;
+    uint32_t old = 0, k = hold / CL_MARK_BITS;
     int has = page_of(store, me, hold, &old);
     int own = has && store->marks[old].users == 1;
     if (!own && c->marks_free == 0) {
@@ -173,7 +186,7 @@ static uint32_t epoch_inherited(cl_store *store, uint32_t slot, uint32_t of)
 {
     for (uint32_t steps = 0; steps < CL_MAX_OWNERS; steps++) {
         const cl_owner *o = &store->owners[slot];
-        if (o->heir_of == 0 || o->heir_of > store->control->owners_high) {
+        if (o->heir_of == 0 || o->heir_of > owners_high(store)) {
             return 0;
         }
         if (o->heir_of - 1 == of) {
@@ -189,11 +202,24 @@ static uint32_t last_epoch(const cl_hold *h)
     return h->kind == CL_HOLD_ESTATE ? h->until : UINT32_MAX - 1;
 }
 
-static int inherits(cl_store *store, uint32_t slot, uint32_t hold)
+/* Did it inherit the hold at its fork? It may have let it go since. */
+static int inherited(cl_store *store, uint32_t slot, uint32_t hold)
 {
     const cl_hold *h = &store->holds[hold];
     uint32_t epoch = epoch_inherited(store, slot, h->owner - 1);
-    return epoch != 0 && epoch >= h->from && epoch <= last_epoch(h) && !is_marked(store, &store->owners[slot], hold);
+    return epoch != 0 && epoch >= h->from && epoch <= last_epoch(h);
+}
+
+static int inherits(cl_store *store, uint32_t slot, uint32_t hold)
+{
+    return inherited(store, slot, hold) && !is_marked(store, &store->owners[slot], hold);
+}
+
+/* May a copy of this owner's memory live that could not be registered? What the owner has let go since, the copy has not. */
+static int may_have_a_copy(cl_store *store, uint32_t slot)
+{
+    const cl_owner *o = &store->owners[slot];
+    return o->unregistered != 0 && (o->state == CL_OWNER_LIVE || cl_lineage_lives(store, slot));
 }
 
 /* Does a living heir, other than this one, still use the hold? Or may a copy of the owner's memory that could not be
@@ -201,7 +227,7 @@ static int inherits(cl_store *store, uint32_t slot, uint32_t hold)
 int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lineage)
 {
     const cl_hold *h = &store->holds[hold];
-    if (h->owner == 0 || h->owner > store->control->owners_high) {
+    if (h->owner == 0 || h->owner > owners_high(store)) {
         return 0;
     }
     const cl_owner *o = &store->owners[h->owner - 1];
@@ -211,9 +237,12 @@ int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lin
     if (o->children == 0) {
         return 0;
     }
-    for (uint32_t i = 0; i < store->control->owners_high && i < CL_CARETAKER; i++) {
-        if (i != except && store->owners[i].state == CL_OWNER_LIVE && store->owners[i].heir_of != 0 &&
-            inherits(store, i, hold)) {
+    for (uint32_t i = 0; i < owners_high(store) && i < CL_CARETAKER; i++) {
+        if (store->owners[i].state == CL_OWNER_FREE || store->owners[i].heir_of == 0) {
+            continue;
+        }
+        if ((i != except && store->owners[i].state == CL_OWNER_LIVE && inherits(store, i, hold)) ||
+            (store->owners[i].unregistered != 0 && inherited(store, i, hold) && may_have_a_copy(store, i))) {
             return 1;
         }
     }
@@ -222,12 +251,12 @@ int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lin
 
 int cl_hold_is_inherited(cl_store *store, uint32_t index, uint32_t number)
 {
-    if (index >= store->control->holds_high) {
+    if (index >= store->control->holds_high || index >= CL_MAX_HOLDS) {
         return 0;
     }
     const cl_hold *h = &store->holds[index];
-    return (h->kind == CL_HOLD_OWNER || h->kind == CL_HOLD_ESTATE) && h->owner != 0 &&
-           h->owner <= store->control->owners_high && h->block == number + 1 && inherits(store, store->slot, index);
+    return (h->kind == CL_HOLD_OWNER || h->kind == CL_HOLD_ESTATE) && h->owner != 0 && h->owner <= owners_high(store) &&
+           h->block == number + 1 && inherits(store, store->slot, index);
 }
 
 /* ---- letting go */
@@ -256,8 +285,9 @@ static int drop_own(cl_store *store, uint32_t index)
 int cl_hold_let_go(cl_store *store, uint32_t index, uint32_t number)
 {
     cl_hold *h = &store->holds[index];
-    if (index < store->control->holds_high && h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1) {
-        return drop_own(store, index);
+    if (index < store->control->holds_high && index < CL_MAX_HOLDS && h->kind == CL_HOLD_OWNER &&
+        h->owner == store->slot + 1) {
+        return h->block == number + 1 ? drop_own(store, index) : CL_OK; /* else the entry is used anew */
     }
     if (!cl_hold_is_inherited(store, index, number)) {
         return CL_OK; /* it was given away: to a queue, as part of a message */
@@ -287,14 +317,19 @@ static void look_again(cl_store *store, uint32_t slot)
     cl_commit(&txn);
 }
 
-void cl_owner_end(cl_store *store, uint32_t slot)
+void cl_look_above(cl_store *store, uint32_t slot)
 {
     uint32_t above = store->owners[slot].heir_of;
-    for (uint32_t steps = 0; above != 0 && above <= store->control->owners_high && steps < CL_MAX_OWNERS; steps++) {
-        look_again(store, above - 1); /* before: killed between, they are looked through once too often */
+    for (uint32_t steps = 0; above != 0 && above <= owners_high(store) && steps < CL_MAX_OWNERS; steps++) {
+        look_again(store, above - 1);
         CL_KILL_POINT();
         above = store->owners[above - 1].heir_of;
     }
+}
+
+void cl_owner_end(cl_store *store, uint32_t slot)
+{
+    cl_look_above(store, slot); /* before: killed between, they are looked through once too often */
     cl_owner *o = &store->owners[slot];
     cl_txn txn = cl_begin(store->base);
     cl_set32(&txn, &o->state, CL_OWNER_GONE);
@@ -307,7 +342,7 @@ int cl_owner_free(cl_store *store, uint32_t slot)
 {
     cl_owner *o = &store->owners[slot];
     /* Its heirs inherit from now on straight from the owner above it, what it had inherited itself: that alone is left. */
-    for (uint32_t i = 0; o->children != 0 && i < store->control->owners_high && i < CL_CARETAKER; i++) {
+    for (uint32_t i = 0; o->children != 0 && i < owners_high(store) && i < CL_CARETAKER; i++) {
         cl_owner *heir = &store->owners[i];
         if (heir->state == CL_OWNER_FREE || heir->heir_of != slot + 1) {
             continue;
@@ -316,7 +351,7 @@ int cl_owner_free(cl_store *store, uint32_t slot)
         cl_set32(&txn, &heir->heir_of, o->heir_of);
         cl_set32(&txn, &heir->heir_epoch, o->heir_epoch);
         cl_set32(&txn, &o->children, o->children - 1);
-        if (o->heir_of != 0 && o->heir_of <= store->control->owners_high) {
+        if (o->heir_of != 0 && o->heir_of <= owners_high(store)) {
             cl_owner *above = &store->owners[o->heir_of - 1];
             cl_set32(&txn, &above->children, above->children + 1);
         }
@@ -325,7 +360,7 @@ int cl_owner_free(cl_store *store, uint32_t slot)
     cl_marks_drop(store, slot);
     uint32_t next = (o->incarnation + 1) & CL_INCARNATION;
     cl_txn txn = cl_begin(store->base);
-    if (o->heir_of != 0 && o->heir_of <= store->control->owners_high) {
+    if (o->heir_of != 0 && o->heir_of <= owners_high(store)) {
         cl_owner *above = &store->owners[o->heir_of - 1];
         cl_set32(&txn, &above->children, above->children - (above->children != 0));
     }

@@ -83,7 +83,11 @@ static void prepare_store(cl_store *store)
     }
     if (rc == CL_OK) {
         uint32_t slot;
+        cl_scan(store, 0, NULL); /* a program that does nothing but fork leaves dead owners, too */
         rc = cl_join_child(store, &store->fork_life, &slot);
+        if (rc == CL_TABLE_FULL && cl_scan(store, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, NULL) == CL_OK) {
+            rc = cl_join_child(store, &store->fork_life, &slot);
+        }
         if (rc == CL_OK) {
             store->fork_slot = slot + 1;
         } else if (store->fork_life != NULL) {
@@ -94,6 +98,10 @@ static void prepare_store(cl_store *store)
     }
     if (store->fork_slot == 0) {
         cl_lineage_begin(store); /* if it could not be had before */
+        /* Before the fork: the copy must be safe also when we are killed right after it. A word that only its own process
+         * writes, and that is read when the process drops a hold, or has ended. */
+        cl_owner *me = &store->owners[store->slot];
+        me->unregistered = me->epoch;
     }
 }
 
@@ -102,10 +110,6 @@ static void in_parent(cl_store *store)
     if (store->open && *store->here != 0) {
         cl_owner *me = &store->owners[store->slot];
         CL_KILL_POINT();
-        if (store->fork_slot == 0) {
-            me->unregistered =
-                me->epoch; /* a word that only its own process writes, and that is read when it drops a hold */
-        }
         if (store->fork_life != NULL) {
             munmap(store->fork_life, CL_PAGE); /* the child's copy keeps the byte */
             store->fork_life = NULL;
@@ -203,6 +207,7 @@ static void parent(void)
 static void child(void)
 {
     pthread_mutex_init(&listing, NULL);
+    cl_spill_fork_child();
     for (int i = 0; i < STORES; i++) {
         if (stores[i] != NULL) {
             in_child(stores[i]);
@@ -215,12 +220,16 @@ static void hook(void)
     pthread_atfork(prepare, parent, child);
 }
 
-int cl_fork_follow(cl_store *store)
+void cl_fork_hold(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    int rc = CL_TABLE_FULL;
     pthread_once(&once, hook);
     pthread_mutex_lock(&listing);
+}
+
+int cl_fork_release(cl_store *store)
+{
+    int rc = store == NULL ? CL_OK : CL_TABLE_FULL;
     for (int i = 0; i < STORES && rc != CL_OK; i++) {
         if (stores[i] == NULL || stores[i] == store) {
             stores[i] = store;
@@ -229,6 +238,12 @@ int cl_fork_follow(cl_store *store)
     }
     pthread_mutex_unlock(&listing);
     return rc == CL_OK ? CL_OK : cl_fail(CL_TABLE_FULL, 0, "%d stores are open in this process", STORES);
+}
+
+int cl_fork_follow(cl_store *store)
+{
+    cl_fork_hold();
+    return cl_fork_release(store);
 }
 
 void cl_fork_forget(cl_store *store)

@@ -230,17 +230,42 @@ static uint32_t own_holds(cl_store *store, uint32_t number, const cl_block *bloc
     return n;
 }
 
+#define DEEPEST 64
+
+/* A channel's hold becomes one of this process, which ends with it: nested so deep, the stack would not last. */
+static int keep_for_the_end(cl_store *store, uint32_t index)
+{
+    cl_block *channel;
+    int rc = cl_block_checked(store, store->holds[index].channel - 1, &channel);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_txn txn = cl_begin(store->base);
+    rc = cl_hold_unlink(store, &txn, index);
+    cl_set32(&txn, &channel->children, channel->children - (channel->children != 0));
+    if (rc == CL_OK) {
+        rc = cl_hold_own(store, &txn, index, store->slot + 1, cl_new_nonce(store));
+    }
+    if (rc == CL_OK) {
+        cl_commit(&txn);
+    }
+    return rc;
+}
+
 /* What lies in a channel goes before the channel itself does, one transaction each; killed between, the channel's last
  * hold still stands and whoever drops it goes on. */
 static int drop_children(cl_store *store, uint32_t number, const cl_block *block)
 {
+    static _Thread_local int depth; /* of queues that lie in queues */
     while (block->first_child != 0) {
         uint32_t at = block->first_child;
         if (!is_index(store, at) || store->holds[at - 1].kind != CL_HOLD_CHANNEL ||
             store->holds[at - 1].channel != number + 1) {
             return cl_fail(CL_CORRUPT, 0, "registry: the list of a channel leads to hold %u", at);
         }
-        int rc = cl_hold_drop(store, at - 1);
+        depth++;
+        int rc = depth <= DEEPEST ? cl_hold_drop(store, at - 1) : keep_for_the_end(store, at - 1);
+        depth--;
         if (rc != CL_OK) {
             return rc;
         }
@@ -288,7 +313,8 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     }
     cl_segment *segment = &store->segments[number / CL_BLOCKS];
     int external = segment->state == CL_SEGMENT_EXTERNAL;
-    if (external && block->holds == 1 && block->name != 0 && block->name <= store->control->names_high) {
+    if (external && block->holds == 1 && block->name != 0 && block->name <= store->control->names_high &&
+        block->name <= CL_MAX_NAMES) {
         unlink_posix(&store->names[block->name - 1]); /* before: killed after it, it is done again, to no effect */
         CL_KILL_POINT();
     }

@@ -117,7 +117,7 @@ void cl_name_link(cl_store *store, cl_txn *txn, uint32_t kind, cl_name *n)
 
 void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry)
 {
-    if (entry >= store->control->names_high) {
+    if (entry >= store->control->names_high || entry >= CL_MAX_NAMES) {
         return;
     }
     cl_name *n = &store->names[entry], *found;

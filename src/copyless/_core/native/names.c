@@ -7,6 +7,8 @@
  * (or stays, with persist). Between a name's removal and its hold's: a hold without a name, which the next scan drops. */
 #include "store.h"
 
+#include <errno.h>
+
 int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
                uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags)
 {
@@ -21,6 +23,13 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
     cl_name *entry;
     uint32_t number = segment * CL_BLOCKS + index;
     rc = cl_name_find(store, cl_array_key(name, length), &entry, NULL);
+    cl_block *block;
+    if (rc == CL_OK) {
+        rc = cl_block_checked(store, number, &block);
+    }
+    if (rc == CL_OK && block->name != 0) {
+        rc = cl_fail(CL_SYSTEM, EINVAL, "block %u has a name already", number);
+    }
     if (rc == CL_OK && entry != NULL) {
         rc = CL_EXISTS;
     }
@@ -68,6 +77,9 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
     if (rc == CL_OK) {
         rc = cl_block_checked(store, n->block - 1, &block);
     }
+    if (rc == CL_OK && block->generation != n->generation) {
+        rc = CL_MISSING; /* what had the name is gone */
+    }
     if (rc == CL_OK) {
         uint32_t slot = (n->block - 1) / CL_BLOCKS;
         uint64_t size = store->segments[slot].block_size;
@@ -95,14 +107,17 @@ int cl_name_withdraw(cl_store *store, cl_name *n)
     if (rc != CL_OK) {
         return rc;
     }
-    uint32_t hold = n->hold;
+    uint32_t index = n->hold - 1, of = n->block;
     cl_txn txn = cl_begin(store->base);
     cl_name_remove(store, &txn, (uint32_t)(n - store->names));
     cl_set32(&txn, &block->name, 0);
     cl_commit(&txn);
     /* Killed here: the hold stands without a name. The next scan finds and drops it. */
     CL_KILL_POINT();
-    return hold != 0 ? cl_hold_drop(store, hold - 1) : CL_OK;
+    /* A family that ended has taken its hold with it; the entry may be another's by now. */
+    const cl_hold *h = index < store->control->holds_high && index < CL_MAX_HOLDS ? &store->holds[index] : NULL;
+    int stands = h != NULL && (h->kind == CL_HOLD_FAMILY || h->kind == CL_HOLD_PERSIST) && h->block == of;
+    return stands ? cl_hold_drop(store, index) : CL_OK;
 }
 
 int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)

@@ -90,8 +90,12 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
     /* A copy of its memory that could not be registered may use all that is as old as that fork. */
     int lineage = o->unregistered != 0 && (!gone || cl_lineage_lives(store, slot));
     if (gone && o->unregistered != 0 && !lineage) {
-        o->unregistered = 0; /* a dead owner's: nobody else writes it */
-        next_stage(store, o, CL_STAGE_HOLDS);
+        cl_look_above(store, slot);
+        cl_txn txn = cl_begin(store->base);
+        cl_set32(&txn, &o->unregistered, 0); /* a dead owner's: nobody else writes it */
+        cl_set32(&txn, &o->stage, CL_STAGE_HOLDS);
+        cl_set32(&txn, &o->sweep, o->first_hold);
+        cl_commit(&txn);
     }
     rc = CL_OK;
     while (rc == CL_OK && o->stage != CL_STAGE_DONE && *budget != 0) {
@@ -102,7 +106,7 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
             next_stage(store, o, o->stage == CL_STAGE_HOLDS ? CL_STAGE_ESTATE : CL_STAGE_DONE);
         }
     }
-    if (rc == CL_OK && gone && o->stage == CL_STAGE_DONE && o->first_hold == 0 && o->first_estate == 0 &&
+    if (rc == CL_OK && gone && !lineage && o->stage == CL_STAGE_DONE && o->first_hold == 0 && o->first_estate == 0 &&
         slot != store->slot && cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
         rc = finish_segments(store, slot, reaped); /* again: one that leaves gives segments back after it is gone */
         if (rc == 1) {
@@ -120,6 +124,8 @@ static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
 {
     cl_control *c = store->control;
     int rc = CL_OK, again = 0;
+    c->sweeping =
+        0; /* a hint: set again by who finds more to do, here and elsewhere, and by the next look at the owners */
     for (uint32_t i = 0; rc == CL_OK && i < c->owners_high && i < CL_CARETAKER; i++) {
         const cl_owner *o = &store->owners[i];
         if (o->state == CL_OWNER_GONE || (o->state == CL_OWNER_LIVE && o->stage == CL_STAGE_ESTATE)) {
@@ -131,8 +137,8 @@ static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
             }
         }
     }
-    if (rc == CL_OK) {
-        c->sweeping = again != 0; /* a hint: set again with the next death */
+    if (rc != CL_OK || again) {
+        c->sweeping = 1;
     }
     return rc;
 }
@@ -143,6 +149,7 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
     cl_control *c = store->control;
     int64_t now = cl_monotonic_ns();
     uint32_t asked_pid = 0;
+    uint64_t asked_start = 0;
     int asked_alive = 0, rc = CL_OK;
     for (uint32_t i = 0; rc == CL_OK && i < c->holds_high && i < CL_MAX_HOLDS; i++) {
         const cl_hold *h = &store->holds[i];
@@ -168,8 +175,9 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
                 if (h->pid_namespace != (uint32_t)store->identity.pid_namespace) {
                     alive = 1; /* its numbers mean nothing here: left to its own container, or to its time */
                 } else {
-                    if (h->parent_pid != asked_pid) {
+                    if (h->parent_pid != asked_pid || h->parent_start != asked_start) {
                         asked_pid = h->parent_pid;
+                        asked_start = h->parent_start;
                         asked_alive = cl_process_lives(asked_pid, h->parent_start);
                     }
                     alive = asked_alive;
@@ -203,8 +211,10 @@ static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamili
         if (o->state == CL_OWNER_FREE) {
             continue;
         }
+        c->sweeping |= o->state == CL_OWNER_LIVE && o->stage == CL_STAGE_ESTATE;
         if (o->state == CL_OWNER_GONE) { /* its unregistered copies may have ended; its slot may be due */
-            c->sweeping |= o->unregistered != 0 || (o->first_hold == 0 && o->first_estate == 0);
+            c->sweeping |=
+                o->unregistered != 0 || o->stage != CL_STAGE_DONE || (o->first_hold == 0 && o->first_estate == 0);
         } else if (i == store->slot || cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
             if (!(i == store->slot && o->leaving) && (*nfamilies == 0 || families[*nfamilies - 1] != o->family)) {
                 families[(*nfamilies)++] = o->family;
@@ -263,7 +273,7 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     if (rc == CL_OK && (c->messages != 0 || c->persistent != 0)) {
         rc = reap_messages(store, families, nfamilies, reaped);
     }
-    if (rc == CL_OK && store->settings.idle_ns > 0) {
+    if (rc == CL_OK && store->settings.idle_ns > 0 && store->slot != CL_CARETAKER) {
         rc = cl_trim_locked(store, store->settings.warm_limit, now - store->settings.idle_ns, NULL);
     }
     cl_map_prune(store);

@@ -497,6 +497,7 @@ static int drop_maps(cl_store *store)
 static int take_all_away(cl_store *store)
 {
     uint32_t given;
+    store->leaving = 1;
     cl_scan(store, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, NULL);
     do { /* so many at a time */
         cl_trim_locked(store, 0, INT64_MAX, NULL);

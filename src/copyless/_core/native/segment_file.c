@@ -38,8 +38,9 @@ void cl_segment_destroy(cl_store *store, uint64_t id)
     }
     unlinkat(directory, file, 0);
     if (fd >= 0) {
-        /* Other processes may still have it mapped, though nobody may use it: the memory goes back now. */
-        if (ftruncate(fd, 0) != 0) {
+        /* Other processes may still have it mapped, though nobody may use it: the memory goes back now. Not when we leave as
+         * the last: a thread of ours may write to its array until the process ends, which is soon. */
+        if (!store->leaving && ftruncate(fd, 0) != 0) {
             /* it goes with the last mapping */
         }
         close(fd);

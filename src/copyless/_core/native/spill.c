@@ -128,11 +128,16 @@ static int open_ours(const char *path)
     return fd;
 }
 
-int cl_home(cl_store *store, uint32_t class_index, int make)
+/* Segments are made without the store's mutex, so two threads may look for the directory at once. */
+static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
+
+void cl_spill_fork_child(void)
 {
-    if (class_index != CL_SPILLED) {
-        return cl_directory(store);
-    }
+    pthread_mutex_init(&looking, NULL); /* it may have been held by another thread of the parent */
+}
+
+static int home(cl_store *store, int make)
+{
     if (store->spill_fd > 0 && cl_is_file(store->spill_fd, store->spill_device, store->spill_inode)) {
         return store->spill_fd;
     }
@@ -150,7 +155,9 @@ int cl_home(cl_store *store, uint32_t class_index, int make)
         return -1;
     }
     if (make) {
-        mkdir(path, 0700);
+        if (mkdir(path, 0700) == 0) {
+            chmod(path, 0700); /* whatever the umask; the path's last part is ours and unguessable */
+        }
     }
     int fd = open_ours(path);
     if (fd < 0 || (make && !mark(store, fd))) {
@@ -171,8 +178,20 @@ int cl_home(cl_store *store, uint32_t class_index, int make)
     return store->spill_fd = fd;
 }
 
+int cl_home(cl_store *store, uint32_t class_index, int make)
+{
+    if (class_index != CL_SPILLED) {
+        return cl_directory(store);
+    }
+    pthread_mutex_lock(&looking);
+    int fd = home(store, make);
+    pthread_mutex_unlock(&looking);
+    return fd;
+}
+
 void cl_spill_forget(cl_store *store)
 {
+    pthread_mutex_lock(&looking);
     if (store->spill_fd > 0 && cl_is_file(store->spill_fd, store->spill_device, store->spill_inode)) {
         close(store->spill_fd);
     }
@@ -181,6 +200,7 @@ void cl_spill_forget(cl_store *store)
     }
     store->spill_fd = 0;
     store->spill_mark = NULL;
+    pthread_mutex_unlock(&looking);
 }
 
 /* ---- removing */

@@ -73,6 +73,7 @@ struct cl_store {
     pthread_mutex_t mutex;
     int open;
     int joining; /* our slot is not live yet */
+    int leaving; /* nobody else is left, and what is unlinked now goes with this process */
     /* The registry's file was removed while this process used it: enter.c says what goes on. Never taken back. */
     _Atomic int adrift;
     int orphan; /* a forked child that could not be registered: it has its parent's mappings, and no part in anything */
@@ -171,6 +172,7 @@ void cl_spill_decide(cl_spill *spill, const char *prefix, uint64_t registry);
 int cl_spill_join(cl_store *store); /* read what the registry says */
 int cl_spill_is_here(const cl_spill *spill); /* this process sees the place that was decided on */
 int cl_home(cl_store *store, uint32_t class_index, int make); /* the directory of such segments; -1: see the error */
+void cl_spill_fork_child(void);
 void cl_spill_forget(cl_store *store); /* it was removed: look anew */
 void cl_spill_remove(cl_store *store); /* with the registry that is being removed */
 void cl_spill_sweep(cl_store *store); /* after making a registry: what earlier ones of this storage directory left */
@@ -287,6 +289,7 @@ int cl_hold_is_inherited(cl_store *store, uint32_t index, uint32_t number); /* b
 int cl_is_used_by_heirs(cl_store *store, uint32_t hold, uint32_t except, int lineage);
 int cl_hold_let_go(cl_store *store, uint32_t index, uint32_t number); /* our own or an inherited one */
 void cl_owner_end(cl_store *store, uint32_t slot); /* live -> gone */
+void cl_look_above(cl_store *store, uint32_t slot); /* sweep again what those above it left to it */
 int cl_owner_free(cl_store *store, uint32_t slot); /* gone -> free: nothing names it any more */
 /* ---- sweep.c: files that no registry can name */
 void cl_sweep(cl_store *store); /* (wait) */
@@ -373,6 +376,8 @@ int cl_posix_forget(cl_store *store, const char *name, uint32_t length, uint64_t
 /* ---- fork.c */
 int cl_here_begin(cl_store *store); /* a page that copies of this process find wiped */
 int cl_fork_follow(cl_store *store); /* forks of this process carry the store on: by pthread_atfork */
+void cl_fork_hold(void); /* no fork until the release: a child must not get a store that is half open */
+int cl_fork_release(cl_store *store); /* ... and follow this one, if not NULL */
 void cl_fork_forget(cl_store *store);
 
 /* ---- registry.c: opening, leaving */
