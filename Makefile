@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
 NATIVE := src/copyless/_core/native
-TESTS := wait copy lock journal registry heap holds fork books kill sync queue ring list
+TESTS := wait copy lock journal registry heap holds reap fork books kill sync queue ring list
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 .PHONY: help demo test test-all check check-native bench clean
@@ -64,7 +64,7 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 	@for m in queue ring; do $(CC) -O2 -std=gnu11 -Wall -Wextra -Wshadow -Werror tests/native/model_$$m.c -o build/native/model_$$m || exit 1; \
 		echo "-- model of the $$m"; timeout 300 build/native/model_$$m || exit 1; done
 	@for t in $(TESTS); do for kind in plain address,undefined thread; do \
-		if [ $$kind = thread ] && { [ $$t = kill ] || [ $$t = fork ] || [ $$t = registry ] || [ $$t = books ]; }; then continue; fi; \
+		if [ $$kind = thread ] && { [ $$t = kill ] || [ $$t = fork ] || [ $$t = registry ] || [ $$t = books ] || [ $$t = reap ]; }; then continue; fi; \
 		flags=; [ $$kind = plain ] || flags="-fsanitize=$$kind -fno-sanitize-recover=all"; \
 		$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c $(NATIVE)/*.c $(NATIVE)/structures/*.c -o build/native/$$t -lpthread || exit 1; \
 		echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done

@@ -13,7 +13,7 @@ TESTS = sorted(os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(H
 
 
 def test_every_concept_has_one():
-    assert {"wait", "copy", "lock", "journal", "registry", "heap", "fork", "holds", "kill", "sync", "queue", "ring", "list"} <= set(TESTS)
+    assert {"wait", "copy", "lock", "journal", "registry", "heap", "reap", "fork", "books", "holds", "kill", "sync", "queue", "ring", "list"} <= set(TESTS)
 
 
 @pytest.mark.parametrize("name", TESTS)
