@@ -23,15 +23,15 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
     cl_name *entry;
     uint32_t number = segment * CL_BLOCKS + index;
     rc = cl_name_find(store, cl_array_key(name, length), &entry, NULL);
+    if (rc == CL_OK && entry != NULL) {
+        rc = CL_EXISTS;
+    }
     cl_block *block;
     if (rc == CL_OK) {
         rc = cl_block_checked(store, number, &block);
     }
     if (rc == CL_OK && block->name != 0) {
         rc = cl_fail(CL_SYSTEM, EINVAL, "block %u has a name already", number);
-    }
-    if (rc == CL_OK && entry != NULL) {
-        rc = CL_EXISTS;
     }
     if (rc == CL_OK) {
         rc = cl_name_prepare(store, cl_array_key(name, length), number, &entry);
