@@ -13,6 +13,8 @@
 #define _GNU_SOURCE
 #include "store.h"
 
+#include <time.h>
+
 #define SWEEP_HOLDS 128u /* holds a step: some tens of microseconds */
 
 /* Finish what an owner that has ended was making or giving back. The files go in cl_finish_going, without the lock.
@@ -229,11 +231,13 @@ static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamili
     return CL_OK;
 }
 
-/* Let others in between two steps. */
+/* Let others in between two steps: for a moment, or a waiter that sleeps would come too late each time. */
 static int breathe(cl_store *store)
 {
     int rc;
+    struct timespec nap = {.tv_nsec = 20000};
     cl_unlock_registry(store);
+    nanosleep(&nap, NULL);
     while ((rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS)) == CL_AGAIN) {
     }
     return rc;
