@@ -18,6 +18,7 @@ __all__ = [
     "RegistryBusyError",
     "ServerEndedError",
     "StaleHandleError",
+    "SystemLimitError",
     "TableFullError",
     "TaskUnreadableError",
     "WorkerDiedError",
@@ -58,6 +59,13 @@ class LimitExceededError(CopylessError):
 
 class TableFullError(LimitExceededError, OutOfSharedMemory):
     """A table of fixed size has no free entry. Also an `OutOfSharedMemory`, for who goes another way then."""
+
+
+class SystemLimitError(LimitExceededError, OutOfSharedMemory):
+    """The process or the system may not have more of something that is not memory's room: descriptors, address space, ...
+
+    `errno` is the system's. Also an `OutOfSharedMemory`, for who goes another way then.
+    """
 
 
 class StaleHandleError(CopylessError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 
 from copyless._core import c_library
 from copyless.errors import (
@@ -15,6 +16,7 @@ from copyless.errors import (
     OutOfSharedMemory,
     RegistryBusyError,
     StaleHandleError,
+    SystemLimitError,
     TableFullError,
     WrongProcessError,
 )
@@ -74,8 +76,87 @@ def table_full(what: str) -> TableFullError:
     return error
 
 
+def _soft(kind: int) -> int:
+    """A limit of this process; 0 where it has none."""
+    soft, _hard = resource.getrlimit(kind)
+    return 0 if soft == resource.RLIM_INFINITY else soft
+
+
+def _number_in(path: str, word: str = "") -> int:
+    """The number in a file of /proc, behind a word; 0 where it cannot be read."""
+    try:
+        with open(path) as file:
+            found = re.search(rf"{word}\D*(\d+)", file.read())
+    except OSError:
+        return 0
+    return int(found.group(1)) if found else 0
+
+
+def _lines_in(path: str) -> int:
+    try:
+        with open(path, "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0
+
+
+def _address_space() -> tuple[str, int, int, str] | None:
+    """Why the system refused a mapping, where a limit was the reason."""
+    space = _soft(resource.RLIMIT_AS)
+    most, mappings = _number_in("/proc/sys/vm/max_map_count"), _lines_in("/proc/self/maps")
+    if most and mappings >= most - 8:
+        remedy = "raise it (sysctl vm.max_map_count), or free some large arrays"
+        return "mappings of a process", most, mappings, remedy
+    if space:
+        used = 1024 * _number_in("/proc/self/status", "VmSize:")
+        return "bytes of address space (RLIMIT_AS)", space, used, "raise it (ulimit -v), or free some arrays"
+    return None
+
+
+def _system_limit(sys: int, asked: int) -> tuple[str, int, int, str] | None:
+    """(of what, how many there may be, how many there are, remedy) where a limit that is not the mount's room was met."""
+    if sys == errno.EMFILE:
+        limit = _soft(resource.RLIMIT_NOFILE)
+        return "open files of this process (RLIMIT_NOFILE)", limit, limit, "raise it (ulimit -n), or close some"
+    if sys == errno.ENFILE:
+        limit = _number_in("/proc/sys/fs/file-max")
+        return "open files of the whole system", limit, limit, "raise it (sysctl fs.file-max), or close some"
+    if sys == errno.EFBIG:
+        limit = _soft(resource.RLIMIT_FSIZE)
+        return "bytes of one file (RLIMIT_FSIZE)", limit, asked, "raise it (ulimit -f): shared memory is files"
+    if sys == errno.ENOMEM:
+        return _address_space()
+    if sys == errno.ENOSPC:
+        try:
+            st = os.statvfs(_directory())
+        except OSError:
+            return None
+        if st.f_files and not st.f_favail:
+            remedy = "free some arrays, or give the mount more (mount -o remount,nr_inodes=...), or set COPYLESS_DIR"
+            return "files on the mount (its inodes)", st.f_files, st.f_files - st.f_favail, remedy
+    return None
+
+
+def system_limit(sys: int, what: str, asked: int) -> SystemLimitError | None:
+    """The error for a limit of the process or the system, where one was met."""
+    met = _system_limit(sys, asked)
+    if met is None:
+        return None
+    of_what, limit, present, remedy = met
+    size = f"; asked for {asked:,} bytes" if asked else ""
+    number = f"the limit of {limit:,} {of_what}" if limit else f"the limit of {of_what}"
+    error = SystemLimitError(sys, f"{number} is reached: {what or os.strerror(sys)}{size}. Remedy: {remedy}")
+    error.limit, error.present, error.remedy = limit, present, remedy
+    error.asked, error.directory = asked, _directory()
+    return error
+
+
 def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
     """The exception for a result of the C library."""
+    if code in (c_library.FULL, c_library.SYSTEM) and sys:
+        limit = system_limit(sys, what, asked)
+        if limit is not None:
+            return limit
     if code == c_library.TABLE_FULL:
         return table_full(what)
     if code == c_library.FULL or (code == c_library.SYSTEM and sys == errno.ENOMEM):

@@ -2,7 +2,11 @@
  *
  * Promise: a mapping is handed out only after every field of the file's header agrees with the file itself and with
  * the identity asked for; memory behind a fresh segment is reserved for real, so that writing to it cannot fail.
- * A descriptor is kept for the first mappings, so that looking at a file costs a fifth of a microsecond. A segment's file carries its random id in its name, which is never reused. */
+ * A segment's file carries its random id in its name, which is never reused.
+ *
+ * Descriptors: one is kept for each of the first mappings, so that looking at a file costs a fifth of a microsecond; at most
+ * an eighth of what the process may open. When no file can be opened they are all closed, and half as many kept from then on,
+ * so that the program finds some for itself: then a file is looked at by its name. */
 #define _GNU_SOURCE
 #include "capacity.h"
 #include "store.h"
@@ -13,13 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
-#define KEPT_DESCRIPTORS 128
+#define KEPT_DESCRIPTORS 128u /* at most, and an eighth of what the process may open */
 #define HEADROOM                                                                                                       \
     ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
 #define BEYOND                                                                                                         \
@@ -97,6 +102,39 @@ static void forget_descriptor(cl_map *map)
     map->fd = -1;
 }
 
+static uint32_t may_keep(const cl_store *store)
+{
+    struct rlimit limit;
+    uint32_t most = store->keep_most != 0 ? store->keep_most - 1 : KEPT_DESCRIPTORS;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur / 8 < most) {
+        most = (uint32_t)(limit.rlim_cur / 8);
+    }
+    return most;
+}
+
+/* Under the store's mutex. Whether there were any. */
+static int give_descriptors_back(cl_store *store)
+{
+    uint32_t had = store->kept;
+    for (uint32_t i = 0; i < store->nmaps && store->kept != 0; i++) {
+        cl_map *map = store->by_address[i];
+        if (map->kept) {
+            forget_descriptor(map);
+            map->kept = 0;
+            store->kept--;
+        }
+    }
+    if (had != 0) {
+        store->keep_most = had / 2 + 1;
+    }
+    return had != 0;
+}
+
+static int is_short_of_descriptors(int fd)
+{
+    return fd < 0 && (errno == EMFILE || errno == ENFILE);
+}
+
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
                       uint32_t nblocks)
 {
@@ -119,7 +157,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
     map->fd = -1;
     cl_segment_file(map->file, id);
     int fd = -1;
-    for (int again = 0; again < 2 && fd < 0; again++) {
+    for (int again = 0; again < 3 && fd < 0; again++) {
         int directory = cl_home(store, class_index, 1);
         if (directory < 0) {
             return cl_last_error()->code;
@@ -129,6 +167,13 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
             return room;
         }
         fd = openat(directory, map->file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (is_short_of_descriptors(fd)) {
+            int why = errno;
+            if (cl_descriptors_give_back(store)) {
+                continue;
+            }
+            errno = why;
+        }
         if (fd < 0 && (errno != ENOENT || class_index != CL_SPILLED)) {
             break;
         }
@@ -170,6 +215,19 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
         close(fd);
     }
     return rc;
+}
+
+int cl_descriptors_give_back(cl_store *store)
+{
+    int rc;
+    while ((rc = cl_enter_tables(store, CL_MAY_WAIT)) == CL_AGAIN) { /* another thread's turn, which is short */
+    }
+    if (rc != CL_OK) {
+        return 0;
+    }
+    int any = give_descriptors_back(store);
+    cl_leave_tables(store);
+    return any;
 }
 
 static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, const char *file)
@@ -228,6 +286,8 @@ int cl_segment_check(cl_store *store, cl_map *map)
     int rc = CL_OK;
     if (map->fd >= 0 && (fstat(map->fd, &st) != 0 || st.st_ino != map->inode || st.st_dev != map->device)) {
         map->fd = -1; /* the program closed it; the number may be a file of its own by now */
+        store->kept -= map->kept;
+        map->kept = 0;
     }
     if (map->fd < 0) {
         rc = check_name(store, map);
@@ -266,6 +326,14 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         return cl_last_error()->code;
     }
     int fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (is_short_of_descriptors(fd)) {
+        int why = errno;
+        if (give_descriptors_back(store)) {
+            fd = openat(directory, file, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        } else {
+            errno = why;
+        }
+    }
     if (fd < 0) {
         return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment %s no longer exists", file)
                                : cl_fail(CL_SYSTEM, errno, "opening %s", file);
@@ -357,8 +425,12 @@ int cl_map_add(cl_store *store, cl_map *map)
     }
     store->by_address[at] = map;
     store->nmaps++;
-    if (store->nmaps > KEPT_DESCRIPTORS) {
-        forget_descriptor(map); /* many already: this file is looked at by its name */
+    if (map->base != NULL && map->fd >= 0) {
+        map->kept = store->kept < may_keep(store);
+        store->kept += map->kept;
+        if (!map->kept) {
+            forget_descriptor(map); /* many already: this file is looked at by its name */
+        }
     }
     store->maps[map->slot] = map;
     return CL_OK;
@@ -379,6 +451,7 @@ void cl_map_drop(cl_store *store, cl_map *map)
     if (map->base != NULL && map->in_use == 0) {
         munmap(map->base, map->size + BEYOND);
     }
+    store->kept -= map->kept;
     forget_descriptor(map);
     free(map);
 }

@@ -48,6 +48,7 @@ typedef struct cl_map {
     char file[CL_FILE_NAME];
     cl_header header; /* as it was validated */
     int fd; /* to look at the file by one cheap call; -1 when there are many mappings */
+    uint32_t kept; /* 1: it is one of store->kept */
     int64_t ctime_ns; /* of the file when its name was last checked: any rename, link or cut moves it on */
     cl_local_block blocks[CL_BLOCKS];
 } cl_map;
@@ -112,6 +113,8 @@ struct cl_store {
     cl_map **maps; /* by segment slot */
     cl_map **by_address; /* mapped ones, by base */
     uint32_t nmaps, maps_room;
+    uint32_t kept; /* descriptors of mappings that are open */
+    uint32_t keep_most; /* 1 + how many may be, after there were too few; 0: as many as usual */
     uint64_t nonce;
     cl_identity identity;
     cl_settings settings;
@@ -215,6 +218,8 @@ void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when i
 int cl_map_add(cl_store *store, cl_map *map);
 void cl_map_drop(cl_store *store, cl_map *map);
 void cl_map_discard(cl_map *map); /* one that is in no table */
+int cl_descriptors_give_back(
+    cl_store *store); /* the process has no more: close those kept here. Takes the mutex. 1: some */
 void cl_map_prune(cl_store *store); /* unmap what no longer exists */
 
 /* ---- blocks.c: sizes, and free lists. Under the registry's lock. */

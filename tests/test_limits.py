@@ -1,0 +1,144 @@
+"""Each limit that is not the room for memory says which one it is, how high, and what helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from copyless.errors import LimitExceededError, OutOfSharedMemory, SystemLimitError
+
+REPORT = """
+import json
+def report(call):
+    try:
+        call()
+    except BaseException as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__]
+        print(json.dumps([kinds, str(error), error.errno, error.limit, error.present, error.remedy]))
+    else:
+        print("null")
+"""
+
+
+def limited(code: str, *, mount: str = "") -> list[list]:
+    """What a program of its own reports, a list a line; `mount`: options of a tmpfs of its own at /dev/shm."""
+    program = [sys.executable, "-c", textwrap.dedent(REPORT) + textwrap.dedent(code)]
+    if mount:
+        if os.geteuid() != 0:
+            pytest.skip("a mount of its own needs root")
+        program = ["unshare", "-m", "sh", "-ec", f'mount -t tmpfs -o {mount} none /dev/shm; exec "$0" "$@"', *program]
+    env = {name: value for name, value in os.environ.items() if not (mount and name == "COPYLESS_DIR")}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, env=env)
+    if mount and done.stderr.startswith("unshare"):
+        pytest.skip("a mount of its own needs unshare(1)")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(told: list, errno: int, words: str, limit: int) -> None:
+    kinds, text, number, most, present, remedy = told
+    assert {"SystemLimitError", "LimitExceededError", "OutOfSharedMemory", "OSError", "MemoryError"} <= set(kinds)
+    assert number == errno
+    assert words in text
+    assert remedy in text
+    assert "bytes in all" not in text, "the room of the mount has nothing to do with it"
+    assert most == limit
+    assert present >= 0
+
+
+def test_the_size_of_a_file_is_told_by_its_name():
+    (told,) = limited(
+        """
+        import copyless, resource
+        copyless.zeros(10)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))
+        report(lambda: copyless.zeros(64 << 20, "u1"))
+        """
+    )
+    check(told, 27, "bytes of one file (RLIMIT_FSIZE)", 5 << 20)
+
+
+def test_a_registry_that_may_not_be_so_large_is_told_too():
+    (told,) = limited(
+        """
+        import copyless, os, resource, shutil, tempfile
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 20, 5 << 20))
+        os.environ["COPYLESS_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
+        report(lambda: copyless.zeros(10))
+        shutil.rmtree(os.environ["COPYLESS_DIR"])
+        """
+    )
+    check(told, 27, "sizing the registry", 5 << 20)
+
+
+def test_address_space_is_told_by_its_name():
+    (told,) = limited(
+        """
+        import copyless, resource
+        copyless.zeros(10)
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+        report(lambda: copyless.zeros(2 << 30, "u1"))
+        """
+    )
+    check(told, 12, "bytes of address space (RLIMIT_AS)", 2 << 30)
+
+
+def test_inodes_are_told_by_their_name():
+    (told,) = limited(
+        """
+        import copyless
+        kept = []
+        report(lambda: kept.extend(copyless.empty(100_000, "u1") for _ in range(1000)))
+        """,
+        mount="size=1g,nr_inodes=64",
+    )
+    check(told, 28, "files on the mount (its inodes)", 64)
+
+
+def test_descriptors_that_are_kept_are_given_back_when_there_are_too_few():
+    first, opened, last = limited(
+        """
+        import copyless, os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        kept = [copyless.empty(100_000, "u1") for _ in range(100)]
+        ours = [fd for fd in os.listdir("/proc/self/fd") if "/seg." in os.path.realpath(f"/proc/self/fd/{fd}")]
+        assert 0 < len(ours) <= 256 // 8, ours
+        files = []
+        def fill():
+            while True:
+                files.append(os.open("/dev/null", os.O_RDONLY))
+        try:
+            fill()
+        except OSError:
+            pass
+        report(lambda: kept.extend(copyless.empty(100_000, "u1") for _ in range(100)))
+        report(lambda: files.append(os.open("/dev/null", os.O_RDONLY)))  # and the program finds some for itself
+        for array in kept:
+            array[:] = 1  # looked at by its name
+        try:
+            fill()
+        except OSError:
+            pass
+        def again():
+            while True:
+                kept.append(copyless.empty(100_000, "u1"))
+                try:
+                    fill()
+                except OSError:
+                    pass
+        report(again)
+        """
+    )
+    assert first is None
+    assert opened is None
+    check(last, 24, "open files of this process (RLIMIT_NOFILE)", 256)
+
+
+def test_the_error_is_caught_as_its_kin():
+    assert issubclass(SystemLimitError, LimitExceededError)
+    assert issubclass(SystemLimitError, OutOfSharedMemory)
