@@ -95,14 +95,10 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
     return rc;
 }
 
-int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop, unsigned flags)
+int cl_take_entered(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop)
 {
-    int rc = cl_enter(store, CL_OP_LOAD, flags);
-    if (rc != CL_OK) {
-        return rc;
-    }
     cl_block *block;
-    rc = cl_block_checked(store, channel, &block);
+    int rc = cl_block_checked(store, channel, &block);
     for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
         if (is_channels(store, channel, &tokens[i])) { /* else it is gone, and loading it will say so */
             cl_txn txn = cl_begin(store->base);
@@ -119,7 +115,16 @@ int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t 
     if (rc == CL_OK && drop != NULL && is_channels(store, channel, drop)) {
         rc = cl_hold_drop(store, drop->hold);
     }
-    cl_leave_keeping_error(store);
+    return rc;
+}
+
+int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop, unsigned flags)
+{
+    int rc = cl_enter(store, CL_OP_LOAD, flags);
+    if (rc == CL_OK) {
+        rc = cl_take_entered(store, channel, tokens, n, drop);
+        cl_leave_keeping_error(store);
+    }
     return rc;
 }
 

@@ -1,5 +1,8 @@
 /* The way in: the store's mutex, the registry's lock, and whether the owner of that lock lives.
  *
+ * The mutex is never held by one who sleeps for the registry's lock: its holder may be stopped, and a fork in another thread
+ * wants the mutex (operation.c).
+ *
  * Promise: the registry is entered only after its file was seen to be whole. A process that dies with the lock keeps
  * no other out: the next process that waits for it takes the lock over and finishes what the dead one had committed.
  *
@@ -122,18 +125,31 @@ static int heal(cl_store *store)
     return CL_OK;
 }
 
-int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
+uint32_t cl_owner_pid(const cl_store *store, uint32_t word)
+{
+    uint32_t slot = CL_LOCK_SLOT(word); /* + 1 */
+    if (slot == 0 || slot >= CL_MAX_OWNERS || slot > store->control->owners_high) {
+        return 0;
+    }
+    const cl_owner *o = &store->owners[slot - 1];
+    return ((o->incarnation ^ CL_LOCK_INCARNATION(word)) & CL_INCARNATION) == 0 ? o->pid : 0;
+}
+
+static int before_lock(cl_store *store, enum cl_op op)
 {
     int rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
     if (rc == CL_OK) {
         rc = cl_books_follow(store);
     }
-    if (rc != CL_OK) {
-        return rc;
+    if (rc == CL_OK) {
+        cl_set_op(store, op);
     }
-    uint32_t self = CL_LOCK_WORD(store->slot, store->incarnation);
-    cl_set_op(store, op);
-    rc = cl_lock(&store->control->lock, self, deadline_ns, &store->spin, life_of, store);
+    return rc;
+}
+
+/* What is to be done with the lock, or without it: `rc` is what locking gave. */
+static int after_lock(cl_store *store, int rc)
+{
     if (rc == CL_CORRUPT) {
         rc = heal(store);
     }
@@ -142,6 +158,7 @@ int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
         rc = CL_OK;
     } else if (rc != CL_OK) {
         cl_set_op(store, CL_OP_NONE);
+        cl_waits()->pid = cl_owner_pid(store, cl_waits()->holder);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
     rc = cl_books_follow(
@@ -156,7 +173,29 @@ int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
         }
     }
     if (rc != CL_OK) {
-        cl_unlock_own(&store->control->lock, self);
+        cl_unlock_own(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation));
+    }
+    return rc;
+}
+
+int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns)
+{
+    int rc = before_lock(store, op);
+    if (rc == CL_OK) {
+        rc = cl_lock(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), deadline_ns, &store->spin,
+                     life_of, store);
+        rc = after_lock(store, rc);
+    }
+    return rc;
+}
+
+int cl_lock_registry_awake(cl_store *store, enum cl_op op, int slept, uint32_t *seen)
+{
+    int rc = before_lock(store, op);
+    if (rc == CL_OK) {
+        rc = cl_lock_awake(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation), slept, seen,
+                           &store->spin, life_of, store);
+        rc = after_lock(store, rc);
     }
     return rc;
 }

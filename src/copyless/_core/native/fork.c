@@ -170,6 +170,7 @@ static void in_child(cl_store *store)
     store->identity.parent_start = parent_start;
     store->nonce = cl_random64();
     store->ngoing = 0; /* the parent's to finish */
+    cl_put_off_in_child(store);
     store->lineage = NULL;
     if (store->spare_fd >= 0 && cl_is_file(store->spare_fd, store->live_device, store->live_inode)) {
         close(store->spare_fd); /* an opening is shared by all copies of its descriptor: the parent may lock by it */

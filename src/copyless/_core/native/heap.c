@@ -131,14 +131,6 @@ static int publish(cl_store *store, const cl_map *map, uint32_t k, uint64_t nbyt
     return CL_OK;
 }
 
-static int enter_again(cl_store *store, enum cl_op op)
-{
-    int rc;
-    while ((rc = cl_enter(store, op, CL_MAY_WAIT)) == CL_AGAIN) {
-    }
-    return rc;
-}
-
 /* What a fresh object of this process means for its tables. Under the mutex. */
 static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold, cl_block_ref *out)
 {
@@ -194,6 +186,21 @@ static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref
     return CL_OK;
 }
 
+/* A new segment that cannot be entered now: its file goes at once, its slot when this process next has the lock. */
+static void give_up(cl_store *store, cl_map *map, uint64_t id, uint32_t slot)
+{
+    cl_error kept = *cl_last_error();
+    if (map != NULL) {
+        cl_map_discard(map);
+        cl_segment_destroy(store, id);
+    }
+    if (cl_enter_tables(store, CL_MAY_WAIT) == CL_OK) { /* else it is given back when this process ends */
+        cl_put_off(store, CL_LATER_SEGMENT, slot, id);
+        cl_leave_tables(store);
+    }
+    *cl_last_error() = kept;
+}
+
 static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nblocks, cl_block_ref *out)
 {
     uint32_t slot, hold;
@@ -202,7 +209,7 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     if (map == NULL) {
         return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
     }
-    int rc = enter_again(store, CL_OP_ALLOC);
+    int rc = cl_enter(store, CL_OP_ALLOC, CL_MAY_WAIT);
     if (rc == CL_OK) {
         rc = cl_segment_slot(store, CL_SEGMENT_MAKING, id, k == CL_SPILLED, &slot);
         cl_leave(store);
@@ -218,11 +225,10 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     if (made != CL_OK) {
         cl_segment_destroy(store, id);
     }
-    rc = enter_again(store, CL_OP_ALLOC);
+    rc = cl_enter(store, CL_OP_ALLOC, CL_MAY_WAIT);
     if (rc != CL_OK) {
-        if (made == CL_OK) {
-            cl_map_discard(map);
-        } else {
+        give_up(store, made == CL_OK ? map : NULL, id, slot);
+        if (made != CL_OK) {
             free(map);
         }
         return rc;
@@ -335,12 +341,38 @@ static int release_one_of_several(cl_store *store, uint64_t segment_id, uint32_t
     return several;
 }
 
+/* The lock is not to be had: what this process knows of the block is settled now, its hold when it next has the lock. */
+static int release_later(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index)
+{
+    int rc = cl_enter_tables(store, CL_MAY_WAIT);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    cl_map *map = store->open && segment < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[segment] : NULL;
+    cl_local_block *local = map != NULL && index < map->nblocks ? &map->blocks[index] : NULL;
+    if (local != NULL && map->id == segment_id && local->references != 0) {
+        if (local->references == 1 && local->hold != 0 &&
+            !cl_put_off(store, CL_LATER_HOLD, local->hold - 1, segment * CL_BLOCKS + index)) {
+            rc = CL_AGAIN; /* no memory to note it in */
+        } else if (--local->references == 0) {
+            map->in_use--;
+            local->hold = 0;
+            local->private = 0;
+        }
+    }
+    cl_leave_tables(store);
+    return rc;
+}
+
 int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index, unsigned flags)
 {
     if (release_one_of_several(store, segment_id, segment, index)) {
         return CL_OK;
     }
     int rc = cl_enter(store, CL_OP_FREE, flags);
+    if (rc == CL_AGAIN && (flags & CL_MAY_WAIT)) {
+        return release_later(store, segment_id, segment, index);
+    }
     if (rc != CL_OK) {
         return rc;
     }

@@ -343,6 +343,17 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     return CL_OK;
 }
 
+/* A hold that travels with bytes: a message's, or our own on its way into or out of a channel. */
+int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
+{
+    if (nonce == 0 || hold >= store->control->holds_high) {
+        return 0;
+    }
+    const cl_hold *h = &store->holds[hold];
+    return (h->kind == CL_HOLD_MESSAGE || (h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1)) &&
+           h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
+}
+
 void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out)
 {
     *out = (cl_block_ref){.segment_id = map->id,

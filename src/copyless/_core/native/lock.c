@@ -7,20 +7,35 @@ static int take(cl_au32 *word, uint32_t expected, uint32_t desired)
                                                    memory_order_relaxed);
 }
 
-int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl_life_of life_of, void *context)
+cl_waiting *cl_waits(void)
 {
-    uint32_t mine = self;
+    static _Thread_local cl_waiting waiting;
+    return &waiting;
+}
+
+static void waits_for(uint32_t seen)
+{
+    cl_waiting *w = cl_waits();
+    if (w->holder != (seen & ~CL_LOCK_SLEEP)) {
+        *w = (cl_waiting){.holder = seen & ~CL_LOCK_SLEEP, .since_ns = cl_monotonic_ns()};
+    }
+}
+
+int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spin *spin, cl_life_of life_of,
+                  void *context)
+{
+    uint32_t mine = slept ? self | CL_LOCK_SLEEP : self; /* whoever slept wakes one more when it unlocks */
     for (;;) {
         uint32_t seen = atomic_load_explicit(word, memory_order_relaxed); /* take() synchronises */
         if ((seen & ~CL_LOCK_SLEEP) == 0) {
             if (take(word, seen, mine)) {
                 CL_KILL_POINT();
+                if (slept) {
+                    cl_waits()->holder = 0;
+                }
                 return CL_OK;
             }
             continue;
-        }
-        if (deadline_ns == 0) {
-            return CL_AGAIN;
         }
         if (cl_spin_wait(word, seen, spin)) {
             continue;
@@ -32,6 +47,7 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
         case CL_DEAD:
             if (take(word, seen, self | CL_LOCK_SLEEP)) {
                 CL_KILL_POINT();
+                cl_waits()->holder = 0;
                 return CL_OWNER_DIED;
             }
             continue;
@@ -48,13 +64,37 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
                                                      memory_order_relaxed)) { /* only marks: nothing is published */
             continue;
         }
-        int waited = cl_sleep(word, seen | CL_LOCK_SLEEP, deadline_ns, spin);
-        mine = self | CL_LOCK_SLEEP; /* others may sleep too: whoever slept wakes one more when it unlocks */
+        waits_for(seen);
+        *out = seen | CL_LOCK_SLEEP;
+        return CL_AGAIN;
+    }
+}
+
+int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl_life_of life_of, void *context)
+{
+    uint32_t seen = atomic_load_explicit(word, memory_order_relaxed);
+    while (deadline_ns == 0) {
+        if ((seen & ~CL_LOCK_SLEEP) != 0) {
+            return CL_AGAIN;
+        }
+        if (take(word, seen, self)) {
+            CL_KILL_POINT();
+            return CL_OK;
+        }
+        seen = atomic_load_explicit(word, memory_order_relaxed);
+    }
+    for (int slept = 0;; slept = 1) {
+        int rc = cl_lock_awake(word, self, slept, &seen, spin, life_of, context);
+        if (rc != CL_AGAIN) {
+            return rc;
+        }
+        int waited = cl_sleep(word, seen, deadline_ns, spin);
         if (waited == CL_TIMEOUT || waited == CL_AGAIN) {
             /* A free word with sleepers is left by a holder killed before its wake: one look more before we go. */
             seen = atomic_load_explicit(word, memory_order_relaxed);
-            if ((seen & ~CL_LOCK_SLEEP) == 0 && take(word, seen, mine)) {
+            if ((seen & ~CL_LOCK_SLEEP) == 0 && take(word, seen, self | CL_LOCK_SLEEP)) {
                 CL_KILL_POINT();
+                cl_waits()->holder = 0;
                 return CL_OK;
             }
             return waited;

@@ -35,6 +35,21 @@ typedef cl_life (*cl_life_of)(void *context, uint32_t slot, uint32_t incarnation
 /* CL_OK or CL_OWNER_DIED: held. CL_AGAIN: a slice ended, serve signals and call again; with deadline_ns 0 it does not
  * wait at all and CL_AGAIN means that it is taken. CL_TIMEOUT. CL_CORRUPT: the word names nobody. */
 int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl_life_of life_of, void *context);
+/* The same, but it does not sleep: after its spin, CL_AGAIN with *seen, the word on which to cl_sleep. For who has something
+ * to let go before it sleeps. `slept`: the caller has slept on it, and others may sleep still. */
+int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *seen, cl_spin *spin, cl_life_of life_of,
+                  void *context);
+/* What nobody holds, in a lock word: whoever locks next gets CL_OWNER_DIED. For one who finds that it cannot finish a repair
+ * now: slot 0 of an incarnation that there never is. */
+#define CL_LOCK_LEFT CL_LOCK_WORD(0, 0)
+
+/* For whom this thread has been waiting since when: the lock word of the holder, who is stopped perhaps. 0: for nobody. */
+typedef struct cl_waiting {
+    uint32_t holder;
+    uint32_t pid; /* filled in by who knows the owners; 0: not known */
+    int64_t since_ns;
+} cl_waiting;
+cl_waiting *cl_waits(void); /* this thread's */
 void cl_unlock(cl_au32 *word); /* whoever holds it: for locks that anybody may release */
 int cl_unlock_own(cl_au32 *word, uint32_t self); /* only from our own word; CL_CORRUPT: it is another's, and stays so */
 

@@ -12,17 +12,6 @@
  * A receiver that is killed after the load leaves an owner's hold, which is reaped with the owner. */
 #include "store.h"
 
-/* A hold that travels with bytes: a message's, or our own on its way into or out of a channel. */
-int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
-{
-    if (nonce == 0 || hold >= store->control->holds_high) {
-        return 0;
-    }
-    const cl_hold *h = &store->holds[hold];
-    return (h->kind == CL_HOLD_MESSAGE || (h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1)) &&
-           h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
-}
-
 static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, unsigned flags, cl_address *out)
 {
     int rc = cl_enter(store, CL_OP_SEND, flags);
@@ -100,6 +89,9 @@ int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
             rc = cl_hold_drop(store, hold);
         }
         cl_leave(store);
+    } else if (rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_enter_tables(store, flags) == CL_OK) {
+        rc = cl_put_off(store, CL_LATER_MESSAGE, hold, nonce) ? CL_OK : rc;
+        cl_leave_tables(store);
     }
     return rc;
 }

@@ -19,7 +19,10 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
     if (rc != CL_OK) {
         return rc;
     }
-    cl_scan(store, CL_SCAN_FORCE, NULL); /* a dead producer's name is free again at once */
+    if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) { /* a dead producer's name is free again at once */
+        cl_leave(store);
+        return CL_AGAIN;
+    }
     cl_name *entry;
     uint32_t number = segment * CL_BLOCKS + index;
     rc = cl_name_find(store, cl_array_key(name, length), &entry, NULL);
@@ -67,7 +70,10 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
     if (rc != CL_OK) {
         return rc;
     }
-    cl_scan(store, CL_SCAN_FORCE, NULL);
+    if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) {
+        cl_leave(store);
+        return CL_AGAIN;
+    }
     cl_name *n;
     cl_block *block;
     rc = cl_name_find(store, cl_array_key(name, length), &n, NULL);

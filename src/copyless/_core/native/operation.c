@@ -1,27 +1,104 @@
-/* One operation on the registry: both locks, and the work that is done on the way out.
+/* One operation on the registry: both locks, and the work that is done on the way in and out.
  *
  * Promise: between cl_enter and cl_leave no other thread and no other process changes the registry, but where a function
  * says that it lets the registry's lock go for a moment. Files of segments that were given back meanwhile are unlinked in
  * cl_leave, without the registry's lock.
  *
- * What SIGKILL leaves: what enter.c says; and segments in `going`, which the reaper finishes. */
+ * Waiting: the holder of the registry's lock may be stopped (SIGSTOP, a debugger, a paused container). So who waits holds
+ * nothing: the mutex is let go before the sleep, cl_enter comes back after a slice with CL_AGAIN, and its caller, who has
+ * changed nothing yet, serves signals, looks at its deadline and calls again. What must not fail, letting go, does not wait
+ * longer than a slice: it is put off until this process next has the lock.
+ *
+ *   held --(released, the lock not to be had)--> noted in store->later --(the next cl_enter)--> let go
+ *
+ * What SIGKILL leaves: what enter.c says; segments in `going`, which the reaper finishes; and what was put off, which is
+ * still the dead process's and reaped as that. A forked child inherits what its parent put off as it inherits the holds. */
 #include "store.h"
+
+#include <stdlib.h>
+
+typedef struct cl_later {
+    enum cl_later_kind kind;
+    uint32_t index; /* of a hold, or of a segment */
+    uint64_t id; /* the block's number, the message's nonce, the segment's id */
+} cl_later;
+
+int cl_put_off(cl_store *store, enum cl_later_kind kind, uint32_t index, uint64_t id)
+{
+    if (store->nlater == store->later_room) {
+        uint32_t room = store->later_room != 0 ? store->later_room * 2 : 64;
+        cl_later *wider = room > CL_LATER_MOST ? NULL : realloc(store->later, room * sizeof *wider);
+        if (wider == NULL) {
+            return 0;
+        }
+        store->later = wider;
+        store->later_room = room;
+    }
+    store->later[store->nlater++] = (cl_later){.kind = kind, .index = index, .id = id};
+    return 1;
+}
+
+void cl_put_off_in_child(cl_store *store)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < store->nlater; i++) {
+        if (store->later[i].kind == CL_LATER_HOLD) { /* inherited: the child does not use it either */
+            store->later[n++] = store->later[i];
+        }
+    }
+    store->nlater = n;
+}
+
+/* Under both locks. What cannot be done is damage that the next look at the same entry tells. */
+static void do_what_was_put_off(cl_store *store)
+{
+    while (store->nlater != 0) {
+        cl_later l = store->later[--store->nlater];
+        if (l.kind == CL_LATER_HOLD) {
+            cl_hold_let_go(store, l.index, (uint32_t)l.id);
+        } else if (l.kind == CL_LATER_MESSAGE) {
+            if (cl_is_message(store, l.index, l.id, UINT32_MAX)) {
+                cl_hold_drop(store, l.index);
+            }
+        } else if (l.index < store->control->segments_high) {
+            const cl_segment *s = &store->segments[l.index];
+            if (s->id == l.id && s->state == CL_SEGMENT_MAKING && s->owner == store->slot + 1) {
+                cl_segment_forget(store, l.index);
+            }
+        }
+        CL_KILL_POINT();
+    }
+}
 
 int cl_enter(cl_store *store, enum cl_op op, unsigned flags)
 {
-    int rc = cl_enter_tables(store, flags);
-    if (rc != CL_OK) {
-        return rc;
+    int64_t until = 0;
+    for (int slept = 0;; slept = 1) {
+        uint32_t seen = 0;
+        int rc = cl_enter_tables(store, flags);
+        if (rc != CL_OK) {
+            return rc;
+        }
+        rc = flags & CL_MAY_WAIT ? cl_lock_registry_awake(store, op, slept, &seen) : cl_lock_registry(store, op, 0);
+        if (rc == CL_OK) {
+            CL_KILL_POINT();
+            if (store->nlater != 0) {
+                do_what_was_put_off(store);
+            }
+            return CL_OK;
+        }
+        cl_error kept = *cl_last_error();
+        cl_au32 *lock = store->open ? &store->control->lock : NULL;
+        cl_leave_tables(store);
+        *cl_last_error() = kept;
+        if (rc != CL_AGAIN || !(flags & CL_MAY_WAIT) || lock == NULL) {
+            return rc;
+        }
+        until = until != 0 ? until : cl_monotonic_ns() + CL_SLICE_NS;
+        if (cl_sleep(lock, seen, until, &store->spin) != CL_OK) {
+            return CL_AGAIN;
+        }
     }
-    rc = cl_lock_registry(store, op, flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0);
-    if (rc == CL_OK) {
-        CL_KILL_POINT();
-        return CL_OK;
-    }
-    cl_error kept = *cl_last_error();
-    cl_leave_tables(store);
-    *cl_last_error() = kept;
-    return rc;
 }
 
 void cl_unlock_registry(cl_store *store)

@@ -120,11 +120,12 @@ static int make_room(cl_store *store, int fd)
     }
     store->slot = CL_CARETAKER;
     store->incarnation = 1;
-    while ((rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT)) == CL_AGAIN) {
-    }
+    rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT);
     if (rc == CL_OK) {
         rc = cl_scan(store, CL_SCAN_FORCE, NULL);
-        widen(store);
+        if (rc != CL_AGAIN) {
+            widen(store);
+        }
         cl_leave(store);
     }
     cl_byte_unlock(fd, CL_CARETAKER);
@@ -186,7 +187,7 @@ static int hold_slot(cl_store *store)
     return rc;
 }
 
-/* One try; CL_AGAIN: the slot turned out to be another's. */
+/* One try; CL_AGAIN: the slot turned out to be another's. CL_TIMEOUT: the registry's lock was not to be had for a slice. */
 static int join_once(cl_store *store)
 {
     int rc = hold_slot(store);
@@ -194,11 +195,10 @@ static int join_once(cl_store *store)
         return rc;
     }
     store->joining = 1;
-    while ((rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT)) == CL_AGAIN) {
-    }
+    rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT);
     store->joining = 0;
     if (rc != CL_OK) {
-        return rc;
+        return rc == CL_AGAIN ? CL_TIMEOUT : rc;
     }
     if (store->control->removed) {
         rc = CL_RETRY;
@@ -208,6 +208,7 @@ static int join_once(cl_store *store)
         go_live(store, store->slot, &store->identity, 0, 0);
         /* Where hundreds start at once, each need not look at all the others. */
         rc = cl_scan(store, store->control->scan_cost_ns < SCAN_CHEAP_NS ? CL_SCAN_FORCE : 0, NULL);
+        rc = rc == CL_AGAIN ? CL_OK : rc; /* somebody else goes on with it: we have joined */
     }
     cl_leave_keeping_error(store);
     return rc;

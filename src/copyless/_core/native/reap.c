@@ -231,16 +231,14 @@ static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamili
     return CL_OK;
 }
 
-/* Let others in between two steps: for a moment, or a waiter that sleeps would come too late each time. */
+/* Let others in between two steps: for a moment, or a waiter that sleeps would come too late each time. CL_AGAIN: the lock
+ * could not be had again. */
 static int breathe(cl_store *store)
 {
-    int rc;
     struct timespec nap = {.tv_nsec = 20000};
     cl_unlock_registry(store);
     nanosleep(&nap, NULL);
-    while ((rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS)) == CL_AGAIN) {
-    }
-    return rc;
+    return cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
 }
 
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
@@ -270,6 +268,9 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
             cl_finish_going(store, 1);
         } else {
             rc = breathe(store);
+            if (rc == CL_AGAIN) {
+                return rc;
+            }
         }
     }
     swept = cl_monotonic_ns() - swept;
@@ -290,10 +291,8 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
-    int rc;
     cl_reaped counted = {0};
-    while ((rc = cl_enter(store, CL_OP_REAP, flags)) == CL_AGAIN && (flags & CL_MAY_WAIT)) {
-    }
+    int rc = cl_enter(store, CL_OP_REAP, flags);
     if (rc != CL_OK) {
         return rc;
     }

@@ -428,7 +428,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     store->slot = CL_MAX_OWNERS; /* none yet */
     int rc = CL_RETRY;
     int64_t until = cl_monotonic_ns() + OPEN_NS;
-    for (int tries = 0; rc == CL_RETRY; tries++) {
+    for (int tries = 0; rc == CL_RETRY || rc == CL_TIMEOUT; tries++) {
         if (tries > 4) { /* a registry is made in some 0.1 ms */
             struct timespec nap = {.tv_nsec = 500000};
             nanosleep(&nap, NULL);
@@ -443,7 +443,10 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
             break;
         }
     }
-    if (rc == CL_RETRY) {
+    if (rc == CL_TIMEOUT) {
+        rc = cl_fail(CL_RETRY, 0, "process %u holds the registry's lock and does not go on: it is stopped, perhaps",
+                     cl_waits()->pid);
+    } else if (rc == CL_RETRY) {
         cl_fail(CL_RETRY, 0, "%s is being made or removed by another process, which does not go on", CL_REGISTRY_FILE);
     }
     if (rc == CL_OK && store->made) {
@@ -536,7 +539,10 @@ int cl_store_leave(cl_store *store)
         }
         store->owners[store->slot].leaving = 1;
         int leaving, others;
-        cl_scan(store, CL_SCAN_FORCE, NULL);
+        if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) { /* and the lock could not be had again */
+            cl_leave(store);
+            continue;
+        }
         others = others_live(store, &leaving);
         if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
             /* Arrays still in use are given up by the end of the process only: a thread may write to them. What is held

@@ -100,21 +100,24 @@ void cl_finish_going(cl_store *store, int keep_locked)
         slots[i] = store->going[i];
         ids[i] = store->segments[slots[i]].id;
     }
-    int locked = 1;
     if (!keep_locked) {
         cl_unlock_own(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation));
-        locked = 0;
     }
     for (uint32_t i = 0; i < n; i++) {
         cl_segment_destroy(store, ids[i]);
         CL_KILL_POINT();
     }
-    while (!locked) {
+    if (!keep_locked) {
         int rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
-        if (rc != CL_OK && rc != CL_AGAIN) {
-            return; /* damaged meanwhile: whoever meets it next will say so */
+        if (rc == CL_AGAIN) { /* whoever has it is stopped, perhaps: the slots are ours until we next have the lock */
+            for (uint32_t i = 0; i < n; i++) {
+                store->going[i] = slots[i];
+            }
+            store->ngoing = n;
         }
-        locked = rc == CL_OK;
+        if (rc != CL_OK) { /* or it is damaged: whoever meets it next will say so */
+            return;
+        }
     }
     for (uint32_t i = 0; i < n; i++) {
         /* Still ours? It is in the list twice when a process that leaves looks through its own segments; and another may have

@@ -120,9 +120,12 @@ struct cl_store {
     cl_settings settings;
     cl_spin spin;
 #define CL_GOING 64u
+#define CL_LATER_MOST 1048576u
     _Atomic int64_t full_until_ns; /* memory was found full a moment ago: see cl_alloc */
     uint32_t going[CL_GOING]; /* slots that we retired and whose files are still to be unlinked */
     uint32_t ngoing;
+    struct cl_later *later; /* operation.c: what waits for the next time that this process has the registry's lock */
+    uint32_t nlater, later_room;
     cl_store *older; /* for the binding: the one that this process used before, whose blocks it may still have */
 };
 
@@ -205,8 +208,11 @@ void cl_set_op(cl_store *store, enum cl_op op);
 int cl_check_registry(cl_store *store);
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
-int cl_lock_registry(cl_store *store, enum cl_op op,
-                     int64_t deadline_ns); /* the second lock alone; checks the registry first */
+/* The process that a lock word names, for display; 0: none. */
+uint32_t cl_owner_pid(const cl_store *store, uint32_t word);
+/* The second lock alone; checks the registry first. CL_AGAIN: not within the deadline; `awake`: not without sleeping. */
+int cl_lock_registry(cl_store *store, enum cl_op op, int64_t deadline_ns);
+int cl_lock_registry_awake(cl_store *store, enum cl_op op, int slept, uint32_t *seen);
 
 /* ---- segment_file.c: files and mappings */
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
@@ -267,13 +273,6 @@ void cl_snapshot_free(cl_snapshot *snapshot);
 /* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
 int cl_audit(cl_store *store);
 
-/* ---- operation.c: both locks */
-int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
-void cl_unlock_registry(cl_store *store); /* the registry's lock alone; unlinks what was given back */
-void cl_leave(cl_store *store);
-int cl_peek(cl_store *store, cl_control *copy, unsigned flags); /* (wait) the totals */
-void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is still what the operation said */
-
 /* ---- holds.c: why blocks live. Under the registry's lock. */
 uint64_t cl_new_nonce(cl_store *store);
 int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, uint32_t number, uint32_t *index);
@@ -284,6 +283,8 @@ int cl_hold_drop(cl_store *store, uint32_t index); /* one transaction; frees the
 int cl_hold_link(cl_store *store, cl_txn *txn, uint32_t index, uint32_t kind);
 int cl_hold_unlink(cl_store *store, cl_txn *txn, uint32_t index);
 int cl_hold_own(cl_store *store, cl_txn *txn, uint32_t index, uint32_t owner, uint64_t nonce);
+int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce,
+                  uint32_t number); /* under the lock; UINT32_MAX: of any block */
 void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out); /* describe a block */
 
 /* ---- estate.c: what forked children inherit. Under the registry's lock. */
@@ -298,6 +299,18 @@ void cl_look_above(cl_store *store, uint32_t slot); /* sweep again what those ab
 int cl_owner_free(cl_store *store, uint32_t slot); /* gone -> free: nothing names it any more */
 /* ---- sweep.c: files that no registry can name */
 void cl_sweep(cl_store *store); /* (wait) */
+
+/* ---- operation.c: both locks, and what was put off */
+int cl_enter(cl_store *store, enum cl_op op, unsigned flags); /* (wait) both locks */
+void cl_unlock_registry(cl_store *store); /* the registry's lock alone; unlinks what was given back */
+void cl_leave(cl_store *store);
+int cl_peek(cl_store *store, cl_control *copy, unsigned flags); /* (wait) the totals */
+void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is still what the operation said */
+/* What lets something go need not wait for a stopped process: it is noted, and done the next time that this process has the
+ * registry's lock; when it ends, it is reaped with the rest. Under the mutex. 0: there is no memory to note it in. */
+enum cl_later_kind { CL_LATER_HOLD, CL_LATER_MESSAGE, CL_LATER_SEGMENT };
+int cl_put_off(cl_store *store, enum cl_later_kind kind, uint32_t index, uint64_t id);
+void cl_put_off_in_child(cl_store *store); /* after a fork: what of it is the child's, too */
 
 /* ---- reap.c: taking back what the dead held. cl_scan is under the registry's lock. */
 typedef struct cl_reaped {
@@ -333,8 +346,6 @@ int cl_draft(cl_store *store, uint32_t segment, uint32_t index, unsigned flags, 
 int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags); /* (wait) */
 int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block_ref *out); /* (wait) */
-int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce,
-                  uint32_t number); /* under the lock; UINT32_MAX: of any block */
 
 /* ---- names.c: arrays by name */
 typedef struct cl_named {
@@ -366,6 +377,8 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
 /* The holds of `tokens` become ours, as drafted ones; that of `drop` (or NULL) ends. */
 int cl_take(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n, const cl_token *drop,
             unsigned flags); /* (wait) */
+int cl_take_entered(cl_store *store, uint32_t channel, const cl_token *tokens, uint32_t n,
+                    const cl_token *drop); /* the same, under both locks */
 /* Drop the holds of a channel that no item of it names. */
 int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint64_t sequence, uint64_t nonce),
              void *context, unsigned flags); /* (wait) */

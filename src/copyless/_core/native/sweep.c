@@ -79,9 +79,7 @@ static long list_files(cl_store *store, int directory, stray **out, int *live_on
 static int mark_known(cl_store *store, stray *files, size_t n)
 {
     for (uint32_t at = 0, high = 1; at < high; at += SLOTS_AT_ONCE) {
-        int rc;
-        while ((rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT)) == CL_AGAIN) {
-        }
+        int rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT);
         if (rc != CL_OK) {
             return rc;
         }

@@ -76,13 +76,3 @@ int cl_object_attach(cl_object *o, cl_head *head, uint64_t capacity, uint32_t bl
     *o = (cl_object){.head = head, .is = copy};
     return CL_OK;
 }
-
-uint32_t cl_owner_pid(const cl_store *store, uint32_t word)
-{
-    uint32_t slot = CL_LOCK_SLOT(word); /* + 1 */
-    if (slot == 0 || slot >= CL_MAX_OWNERS || slot > store->control->owners_high) {
-        return 0;
-    }
-    const cl_owner *o = &store->owners[slot - 1];
-    return ((o->incarnation ^ CL_LOCK_INCARNATION(word)) & 0x7ffffu) == 0 ? o->pid : 0;
-}

@@ -19,7 +19,4 @@ int cl_object_attach(cl_object *o, cl_head *head, uint64_t capacity, uint32_t bl
 /* The copy, made once: what is checked is what is used. */
 cl_head cl_head_copy(const cl_head *head);
 
-/* The process that a lock word names, for display; 0: none. */
-uint32_t cl_owner_pid(const cl_store *store, uint32_t word);
-
 #endif
