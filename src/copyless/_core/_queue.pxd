@@ -41,7 +41,8 @@ cdef class _Queue(Object):
     cdef int begin(self, int64_t deadline, cl_got *got, bint ends=*) except -100
     cdef object body(self, cl_got *got)
     cdef object end(self, cl_got *got)
-    cdef void commit(self) noexcept
+    cdef void finish(self, cl_got *got) noexcept
+    cdef void forget(self, cl_got *got) noexcept
 
 
 cdef size_t dump_plain(obj, uint8_t *out, size_t room)

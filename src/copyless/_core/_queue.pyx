@@ -26,7 +26,8 @@ from copyless._core.c_library cimport (
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
-    cl_queue_put, cl_queue_role, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
+    cl_monotonic_ns,
+    cl_queue_put, cl_queue_role, cl_queue_settle, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
     cl_unsend,
 )
 
@@ -522,19 +523,22 @@ cdef class _Queue(Object):
     # ---- get
 
     cdef int begin(self, int64_t deadline, cl_got *got, bint ends=False) except -100:
-        """CL_OK: `got` is what is taken, under the lock; CL_TIMEOUT: there is nothing."""
+        """CL_OK: `got` is what is taken, under the lock unless it is `settled`; `finish` comes next. CL_TIMEOUT: there is nothing."""
         cdef int rc, slices = 0, deserted = 0
+        cdef bint late
         self.use(CL_ROLE_GETS)
+        got.settled = 0
         rc = cl_queue_begin(&self.q, 0, 0)
         if rc == CL_OK:
             rc = cl_queue_next(&self.q, got, 0)
-            if rc == CL_OK:
+            if rc == CL_OK and not cl_queue_needs_registry(&self.q):
                 return rc
             cl_queue_abort(&self.q)
         elif rc == CL_CLOSED:
             self.refuse(rc)
         while True:
             with nogil:
+                late = False
                 rc = cl_queue_begin(&self.q, deadline, CL_MAY_WAIT)
                 if rc == CL_OK:
                     rc = cl_queue_next(&self.q, got, CL_MAY_WAIT)
@@ -542,13 +546,20 @@ cdef class _Queue(Object):
                         cl_queue_abort(&self.q)
                         rc = CL_AGAIN
                     elif rc == CL_STALE or rc == CL_CORRUPT:
-                        cl_queue_commit(&self.q)  # nobody can ever have this one: the queue goes on
+                        if cl_queue_commit(&self.q) != CL_OK:  # nobody can ever have this one: the queue goes on
+                            cl_queue_abort(&self.q)
                     elif rc != CL_OK:
                         cl_queue_abort(&self.q)
+                        late = rc == CL_AGAIN
+                    elif cl_queue_needs_registry(&self.q):
+                        rc = cl_queue_settle(&self.q, got)
+                        late = rc == CL_AGAIN
             if rc == CL_OK or rc == CL_TIMEOUT:
                 return rc
             if rc != CL_AGAIN:
                 self.refuse(rc)
+            if late and cl_monotonic_ns() >= deadline:  # the item is still there; the registry's lock was not to be had
+                return CL_TIMEOUT
             PyErr_CheckSignals()
             self.use(CL_ROLE_GETS)
             slices += 1
@@ -566,7 +577,7 @@ cdef class _Queue(Object):
         cdef PyObject *value
         if got.body != NULL and got.ntokens == 0 and got.nbytes <= PLAIN_MOST:
             memcpy(plain, got.body, got.nbytes)
-            self.commit()
+            self.finish(got)
             value = plain_load(plain, got.nbytes)
             if value != NULL:
                 return take_reference(value)
@@ -584,11 +595,11 @@ cdef class _Queue(Object):
             try:
                 body = PyBytes_FromStringAndSize(<const char *>got.body, <Py_ssize_t>got.nbytes)
             except BaseException:
-                cl_queue_abort(&self.q)
+                self.forget(got)
                 raise
-            self.commit()
+            self.finish(got)
             return body
-        self.commit()
+        self.finish(got)
         block = stand(self.store, &got.payload, got.nbytes)
         if self.redelivers:
             # Memory of the consumer's own: a copy when that is cheaper than to map the block anew.
@@ -596,12 +607,19 @@ cdef class _Queue(Object):
         set_private(block)
         return block
 
-    cdef void commit(self) noexcept:
-        if cl_queue_needs_registry(&self.q):
-            with nogil:
-                cl_queue_commit(&self.q)
-        else:
+    cdef void finish(self, cl_got *got) noexcept:
+        """What was taken was copied: let the lock go."""
+        if not got.settled:
             cl_queue_commit(&self.q)
+        elif got.body != NULL:
+            free(<void *>got.body)
+
+    cdef void forget(self, cl_got *got) noexcept:
+        """There is no room for a copy: leave the item where it is, if that can be."""
+        if not got.settled:
+            cl_queue_abort(&self.q)
+        else:
+            self.finish(got)
 
     def get(self, block=True, timeout=None):
         """get(block=True, timeout=None)
@@ -657,7 +675,7 @@ cdef class _Queue(Object):
             raise ValueError(f"max_items must be 1 or more, not {max_items}")
         if self.begin(self.deadline(block, timeout), &got) == CL_TIMEOUT:
             raise Empty
-        if got.body == NULL or got.ntokens:
+        if got.settled or got.body == NULL or got.ntokens:
             return [self.end(&got)]
         try:
             rc = CL_OK
@@ -667,7 +685,7 @@ cdef class _Queue(Object):
                     break
                 rc = cl_queue_next(&self.q, &got, 0)
         finally:
-            self.commit()
+            cl_queue_commit(&self.q)
         for body in bodies:
             items.append(load(body))
         return items

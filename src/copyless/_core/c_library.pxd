@@ -283,6 +283,7 @@ cdef extern from "queue.h" nogil:
         uint32_t ntokens
         uint64_t sequence
         cl_block_ref payload
+        int settled
     int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number)
     void cl_queue_detach(cl_queue *q)
     int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
@@ -290,7 +291,8 @@ cdef extern from "queue.h" nogil:
     int cl_queue_poll(cl_queue *q, int64_t budget_ns)
     int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
     int cl_queue_needs_registry(const cl_queue *q)
-    void cl_queue_commit(cl_queue *q)
+    int cl_queue_commit(cl_queue *q)
+    int cl_queue_settle(cl_queue *q, cl_got *got)
     void cl_queue_abort(cl_queue *q)
     uint64_t cl_queue_size(const cl_queue_head *h)
     uint64_t cl_queue_bytes(const cl_queue_head *h)

@@ -212,12 +212,12 @@ cdef class Inbox:
         try:
             made = Parcel.__new__(Parcel)
         except BaseException:
-            cl_queue_abort(&self.queue.q)
+            self.queue.forget(got)
             raise
         made.store = self.queue.store
         if got.body != NULL and ntokens == 0 and sizeof(envelope) <= nbytes <= sizeof(item):
             memcpy(&item, got.body, nbytes)
-            self.queue.commit()
+            self.queue.finish(got)
             made.label = item.label
             made.content = load_plain(item.pickle, nbytes - sizeof(envelope)) if nbytes > sizeof(envelope) else NOTHING
             made.is_value = made.content is not NOTHING
@@ -358,7 +358,7 @@ cdef class Port:
                     return NOTHING
             else:  # most messages
                 memcpy(&item, got.body, got.nbytes)
-                inbox.queue.commit()
+                inbox.queue.finish(&got)
         finally:
             inbox.leave()
         if parcel is None:

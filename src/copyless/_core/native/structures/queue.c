@@ -1,6 +1,8 @@
 #define _GNU_SOURCE
 #include "queue_parts.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define RELAXED memory_order_relaxed
@@ -8,7 +10,7 @@
 /* ---- put */
 
 /* Write one item behind the last. */
-static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequence, unsigned flags)
+static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequence, unsigned flags, int *dirty)
 {
     int simple = item->payload == NULL && item->ntokens == 0;
     if (!simple && !(flags & CL_MAY_WAIT)) {
@@ -29,7 +31,7 @@ static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequen
         if (!(flags & CL_MAY_WAIT)) {
             return CL_AGAIN;
         }
-        rc = cl_queue_add_chunk(q, p, &spilled);
+        rc = cl_queue_add_chunk(q, p, &spilled, dirty);
         if (rc != CL_OK) {
             return rc;
         }
@@ -38,11 +40,9 @@ static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequen
     cl_record r = {.length = (uint32_t)length, .ntokens = item->ntokens, .nbytes = item->nbytes};
     if (!simple) {
         cl_token hold = {0};
-        while ((rc = cl_give(q->store, q->number, sequence, item->tokens, item->ntokens, item->payload, CL_MAY_WAIT,
-                             &hold)) == CL_AGAIN) {
-        }
+        rc = cl_give(q->store, q->number, sequence, item->tokens, item->ntokens, item->payload, CL_MAY_WAIT, &hold);
         if (rc != CL_OK) {
-            cl_queue_clean(q, 1, sequence, p->serial); /* some may have been given */
+            *dirty |= rc != CL_AGAIN; /* some may have been given */
             return rc;
         }
         CL_KILL_POINT();
@@ -112,12 +112,12 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
             return rc;
         }
         uint64_t seen = 0;
-        int meanwhile = 0, slept_on = 0;
+        int meanwhile = 0, slept_on = 0, dirty = 0;
         uint64_t count = cl_passed(&h->put), before = count;
         cl_position p = cl_read_side(cl_active_side(&h->put));
         uint64_t chunk = p.serial;
         while (*done < n && (rc = has_room(q, count, p.bytes, items[*done].nbytes)) == CL_OK &&
-               (rc = add(q, &p, &items[*done], count, flags)) == CL_OK) {
+               (rc = add(q, &p, &items[*done], count, flags, &dirty)) == CL_OK) {
             count++;
             ++*done;
         }
@@ -130,12 +130,15 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
             cl_write_side(&h->put.side[(cl_load64(&h->put.commit) & 1) ^ 1], &p);
             slept_on = cl_queue_publish(&h->put, count);
         }
-        cl_unlock_own(&h->put.lock, cl_self(q->store));
+        cl_queue_leave(q, &h->put, dirty);
         if (slept_on) {
             cl_queue_wake(&h->put, count - before);
         }
         if (more) {
             cl_queue_wake(&h->get, 1);
+        }
+        if (rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_monotonic_ns() >= deadline_ns) {
+            return CL_TIMEOUT; /* the registry's lock was not to be had in that time */
         }
         if (rc != CL_TIMEOUT) {
             return rc;
@@ -436,13 +439,19 @@ void cl_queue_abort(cl_queue *q)
     cl_unlock_own(&q->head->get.lock, cl_self(q->store));
 }
 
-void cl_queue_commit(cl_queue *q)
+int cl_queue_commit(cl_queue *q)
 {
     cl_queue_head *h = q->head;
-    int moved = q->moved;
+    int moved = q->moved, registry = cl_queue_needs_registry(q);
     if (!moved) {
         cl_queue_abort(q);
-        return;
+        return CL_OK;
+    }
+    if (registry) { /* first: nothing is published that could not be finished */
+        int rc = cl_enter(q->store, CL_OP_LOAD, CL_MAY_WAIT);
+        if (rc != CL_OK) {
+            return rc;
+        }
     }
     cl_side *side = &h->get.side[(cl_load64(&h->get.commit) & 1) ^ 1];
     const cl_block_ref *c = &q->get_chunk.ref;
@@ -460,18 +469,18 @@ void cl_queue_commit(cl_queue *q)
     cl_queue_apply_taken(q);
     CL_KILL_POINT();
     if (q->ntokens != 0 || q->drop.nonce != 0) {
-        while (cl_take(q->store, q->number, q->tokens, q->ntokens, q->drop.nonce ? &q->drop : NULL, CL_MAY_WAIT) ==
-               CL_AGAIN) {
-        }
+        cl_take_entered(q->store, q->number, q->tokens, q->ntokens, q->drop.nonce ? &q->drop : NULL);
         CL_KILL_POINT();
     }
     if (q->left.held) {
         cl_token hold = ((const cl_chunk *)(const void *)q->left.ref.data)->hold;
-        while (cl_take(q->store, q->number, NULL, 0, &hold, CL_MAY_WAIT) == CL_AGAIN) {
-        }
+        cl_take_entered(q->store, q->number, NULL, 0, &hold);
         CL_KILL_POINT();
-        cl_queue_let_go(q, &q->left);
     }
+    if (registry) {
+        cl_leave(q->store);
+    }
+    cl_queue_let_go(q, &q->left);
     int more = q->pass_on && cl_passed(&h->put) > q->got;
     cl_unlock_own(&h->get.lock, cl_self(q->store));
     if (slept_on) {
@@ -480,4 +489,35 @@ void cl_queue_commit(cl_queue *q)
     if (more) {
         cl_queue_wake(&h->put, 1);
     }
+    return CL_OK;
+}
+
+int cl_queue_settle(cl_queue *q, cl_got *got)
+{
+    uint8_t *copy = NULL;
+    int rc = CL_OK;
+    if (got->body != NULL) { /* another thread may leave this chunk as soon as the lock is let go */
+        copy = malloc(got->nbytes != 0 ? got->nbytes : 1);
+        rc =
+            copy == NULL ? cl_fail(CL_SYSTEM, ENOMEM, "an item of %llu bytes", (unsigned long long)got->nbytes) : CL_OK;
+    }
+    if (rc == CL_OK) {
+        if (copy != NULL) {
+            memcpy(copy, got->body, got->nbytes);
+        }
+        rc = cl_queue_commit(q);
+    }
+    if (rc == CL_OK) {
+        got->settled = 1;
+        got->body = copy;
+        return CL_OK;
+    }
+    cl_error kept = *cl_last_error();
+    cl_queue_abort(q);
+    if (got->body == NULL) {
+        cl_queue_give_back(q, &got->payload);
+    }
+    free(copy);
+    *cl_last_error() = kept;
+    return rc;
 }

@@ -53,11 +53,12 @@ typedef struct cl_got {
     uint32_t ntokens;
     uint64_t sequence;
     cl_block_ref payload; /* loaded: the caller's reference */
+    int settled; /* committed already; `body` is a copy, for the caller to free */
 } cl_got;
 
 int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t capacity, uint32_t number);
 void cl_queue_detach(cl_queue *q); /* gives up the chunks it stands on */
-/* *done of n items, more when called again. CL_TIMEOUT: full; CL_CLOSED: shut. Without CL_MAY_WAIT it gives the way
+/* *done of n items, more when called again. CL_TIMEOUT: full, or not within the deadline; CL_CLOSED: shut. Without CL_MAY_WAIT it gives the way
  * (CL_AGAIN) when anybody is in it, and when it needs the registry. */
 int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags);
 /* Begin to take. CL_OK: under the lock, end with commit or abort. CL_TIMEOUT: empty; CL_CLOSED: empty and shut. */
@@ -66,9 +67,12 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags);
 int cl_queue_poll(cl_queue *q, int64_t budget_ns);
 /* The next item of this take. CL_MISSING: no further one in this take. An item with a block or tokens is the last. */
 int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags);
-int cl_queue_needs_registry(const cl_queue *q); /* the commit will: let the GIL go */
-void cl_queue_commit(cl_queue *q);
+int cl_queue_needs_registry(const cl_queue *q); /* the commit will: settle, without the GIL */
+/* CL_AGAIN, where it needs the registry: its lock is not to be had now; all is as before the commit. */
+int cl_queue_commit(cl_queue *q);
 void cl_queue_abort(cl_queue *q);
+/* Commit the one item of a take that needs the registry, or put it back. CL_AGAIN: it is back; serve signals, begin again. */
+int cl_queue_settle(cl_queue *q, cl_got *got);
 
 uint64_t cl_queue_size(const cl_queue_head *h);
 uint64_t cl_queue_bytes(const cl_queue_head *h);

@@ -33,10 +33,7 @@ int cl_queue_load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_
                     .generation = generation,
                     .segment = (uint32_t)(block / CL_BLOCKS),
                     .index = (uint32_t)(block % CL_BLOCKS)};
-    int rc;
-    while ((rc = cl_load(q->store, &a, flags, out)) == CL_AGAIN && (flags & CL_MAY_WAIT)) {
-    }
-    return rc;
+    return cl_load(q->store, &a, flags, out);
 }
 
 int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block,
@@ -82,18 +79,15 @@ int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end)
 }
 
 /* A further chunk, with a jump to it from the last. Until the commit nobody knows of it but its hold. */
-int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled)
+int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty)
 {
     cl_block_ref ref;
     cl_token token;
-    int rc;
-    while ((rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT | CL_FOR_OBJECT, &ref)) == CL_AGAIN) {
-    }
+    int rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT | CL_FOR_OBJECT, &ref);
     /* On disk few and large ones, since each costs a segment in the registry; where there is no room, a small one. */
     for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; (rc == CL_FULL || rc == CL_REMOVED) && nbytes != 0;
          nbytes = nbytes == CL_CHUNK_BYTES ? 0 : CL_CHUNK_BYTES) {
-        while ((rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL | CL_STAY, &ref)) == CL_AGAIN) {
-        }
+        rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL | CL_STAY, &ref);
     }
     if (rc != CL_OK) {
         return rc;
@@ -101,9 +95,7 @@ int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled)
     *spilled = ref.spilled;
     CL_KILL_POINT();
     uint64_t block = (uint64_t)ref.segment * CL_BLOCKS + ref.index;
-    while ((rc = cl_give(q->store, q->number, CL_CHUNK_BIT | (p->serial + 1), NULL, 0, &ref, CL_MAY_WAIT, &token)) ==
-           CL_AGAIN) {
-    }
+    rc = cl_give(q->store, q->number, CL_CHUNK_BIT | (p->serial + 1), NULL, 0, &ref, CL_MAY_WAIT, &token);
     if (rc != CL_OK) {
         cl_queue_give_back(q, &ref);
         return rc;
@@ -115,8 +107,7 @@ int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled)
     rc = cl_queue_stand_on(q, &q->put_chunk, ref.segment_id, ref.generation, block, 0, CL_MAY_WAIT);
     if (rc != CL_OK) {
         q->put_chunk = before;
-        while (cl_take(q->store, q->number, NULL, 0, &token, CL_MAY_WAIT) == CL_AGAIN) {
-        }
+        *dirty = 1; /* the queue holds a chunk that nobody knows of */
         return rc;
     }
     cl_chunk *chunk = (cl_chunk *)(void *)q->put_chunk.ref.data;

@@ -12,7 +12,9 @@ typedef struct cl_position { /* of the next item: what a side says */
 cl_user *cl_queue_user(cl_queue *q);
 /* The lock of an end. What a dead holder left is put right first. */
 int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags);
-/* Drop the holds of what lies beyond the end (puts), or before the head and not leased. */
+/* Let it go; `dirty`: what is left to do there could not be done now, and whoever has it next does it. */
+void cl_queue_leave(cl_queue *q, cl_end *end, int dirty);
+/* Drop the holds of what lies beyond the end (puts), or before the head and not leased. CL_AGAIN: not now. */
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial);
 void cl_queue_apply_taken(cl_queue *q);
 int cl_queue_counts_differ(uint64_t got, uint64_t put); /* CL_CORRUPT: more was taken than put */
@@ -31,7 +33,8 @@ int cl_queue_load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_
 int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block,
                       uint64_t serial, unsigned flags);
 int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end); /* of an item in a chunk */
-int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled);
+/* *dirty: it failed, and the queue has a chunk that is to be cleaned away. */
+int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty);
 
 /* ---- words */
 

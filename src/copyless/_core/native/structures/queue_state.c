@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define RELAXED memory_order_relaxed
+#define BRIEF_NS 1000000 /* for the lock, when the time is over */
 
 /* ---- attaching */
 
@@ -166,10 +167,19 @@ static int keep(void *context, uint64_t sequence, uint64_t nonce)
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial)
 {
     keeping k = {.q = q, .count = count, .serial = serial, .puts = puts};
-    int rc;
-    while ((rc = cl_clean(q->store, q->number, keep, &k, CL_MAY_WAIT)) == CL_AGAIN) {
+    return cl_clean(q->store, q->number, keep, &k, CL_MAY_WAIT);
+}
+
+void cl_queue_leave(cl_queue *q, cl_end *end, int dirty)
+{
+    if (!dirty) {
+        cl_unlock_own(&end->lock, cl_self(q->store));
+        return;
     }
-    return rc;
+    /* As if we had died here: the next one who locks it repairs it. */
+    if (atomic_exchange(&end->lock, CL_LOCK_LEFT) & CL_LOCK_SLEEP) {
+        cl_wake(&end->lock, 1);
+    }
 }
 
 void cl_queue_apply_taken(cl_queue *q)
@@ -206,7 +216,7 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
     int rc = cl_mutex_lock(q->store, &end->lock, 0, &q->spin_lock);
     if (rc == CL_AGAIN &&
         (flags & CL_MAY_WAIT)) { /* held for microseconds: not to wait means not to wait for an item */
-        int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
+        int64_t until = cl_monotonic_ns() + (deadline_ns == 0 ? CL_SLICE_NS : BRIEF_NS);
         rc = cl_mutex_lock(q->store, &end->lock, deadline_ns > until ? deadline_ns : until, &q->spin_lock);
     }
     if (rc == CL_OWNER_DIED) {
@@ -217,7 +227,7 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
         }
         rc = cl_queue_clean(q, puts, cl_passed(end), cl_load64(&cl_active_side(end)->serial));
         if (rc != CL_OK) {
-            cl_unlock_own(&end->lock, cl_self(q->store));
+            cl_queue_leave(q, end, 1);
         }
     }
     return rc;
@@ -311,7 +321,7 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
 {
     cl_queue_head *h = q->head;
     cl_queue_know_self(q);
-    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
+    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT), dirty = 0;
     if (rc != CL_OK) {
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
@@ -321,14 +331,18 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
             cl_lease *l = &h->leases[i];
             if (atomic_load(&l->owner) == cl_queue_self(q) && cl_load64(&l->sequence) == sequence) {
                 cl_token hold = {.nonce = cl_load64(&l->nonce), .hold = atomic_load_explicit(&l->hold, RELAXED)};
-                uint32_t ntokens = atomic_load_explicit(&l->ntokens, RELAXED);
+                rc = cl_enter(q->store, CL_OP_LOAD, CL_MAY_WAIT);
+                if (rc != CL_OK) {
+                    break; /* nothing has changed */
+                }
                 atomic_store(&l->owner, 0);
                 CL_KILL_POINT();
-                do {
-                    rc = cl_take(q->store, q->number, NULL, 0, &hold, CL_MAY_WAIT);
-                } while (rc == CL_AGAIN);
-                if (ntokens != 0) { /* those that it named within */
+                rc = cl_take_entered(q->store, q->number, NULL, 0, &hold);
+                cl_leave_keeping_error(q->store);
+                if (rc == CL_OK && atomic_load_explicit(&l->ntokens, RELAXED) != 0) { /* those that it named within */
                     rc = cl_queue_clean(q, 0, cl_passed(&h->get), cl_load64(&cl_active_side(&h->get)->serial));
+                    dirty = rc == CL_AGAIN;
+                    rc = dirty ? CL_OK : rc;
                 }
                 break;
             }
@@ -339,7 +353,7 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
         rc = CL_OK;
     }
     CL_KILL_POINT();
-    cl_unlock_own(&h->get.lock, cl_self(q->store));
+    cl_queue_leave(q, &h->get, dirty);
     if (rc == CL_OK && cl_queue_unfinished(q) == 0) {
         tell_finished(q);
     }
