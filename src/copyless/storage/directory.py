@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from copyless.storage.registries import in_use
 from copyless.storage.settings import current as settings
 
-__all__ = ["candidates", "choosing", "current", "ensure", "entered", "ours", "refused", "why_refused"]
+__all__ = ["candidates", "choosing", "current", "ensure", "entered", "is_ours", "lock_file", "ours", "refused", "why_refused"]
 
 _SUFFIXES = 16
 _LOCK_SECONDS = 5.0  # a process that was stopped while it chose does not hold up the others for longer
@@ -30,7 +30,7 @@ def candidates() -> list[str]:
     return [base] + [f"{base}.{i}" for i in range(1, _SUFFIXES)]
 
 
-def _is_ours(st: os.stat_result) -> bool:
+def is_ours(st: os.stat_result) -> bool:
     """A directory that only this user can have written to. (Bits such as set-group-id come from its parent.)"""
     return stat.S_ISDIR(st.st_mode) and st.st_uid == os.geteuid() and not st.st_mode & 0o022
 
@@ -63,7 +63,7 @@ def refused() -> list[str]:
     found = []
     for path in candidates():
         try:
-            if not _is_ours(os.lstat(path)):
+            if not is_ours(os.lstat(path)):
                 found.append(path)
         except OSError:
             continue
@@ -75,7 +75,7 @@ def _look() -> tuple[list[str], list[str]]:
     there, free = [], []
     for path in candidates():
         try:
-            if _is_ours(os.lstat(path)):
+            if is_ours(os.lstat(path)):
                 there.append(path)
         except FileNotFoundError:
             free.append(path)
@@ -131,7 +131,7 @@ def _lock(fd: int, until: float) -> bool:
             return False
 
 
-def _lock_file(path: str, until: float) -> int | None:
+def lock_file(path: str, until: float) -> int | None:
     """A descriptor of the lock file, locked and still under its name; None when it cannot be had: a squat, say."""
     while True:
         try:
@@ -170,7 +170,7 @@ def choosing() -> Iterator[None]:
     """
     until = time.monotonic() + _LOCK_SECONDS
     path = candidates()[0] + ".lock"
-    fd = _lock_file(path, until)
+    fd = lock_file(path, until)
     named = fd is not None
     if fd is None:
         there = ours()
@@ -243,7 +243,7 @@ def ensure() -> tuple[str, int]:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # its last user has just removed it
-        if _is_ours(os.fstat(fd)):
+        if is_ours(os.fstat(fd)):
             return path, fd
         os.close(fd)
     raise OSError(f"the storage directory in {settings().dir} is made and removed all the time; set COPYLESS_DIR")

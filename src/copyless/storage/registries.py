@@ -203,6 +203,10 @@ def remove(path: str) -> Found:
         for fd in locked:
             os.close(fd)
         os.close(directory)
-    if not found.holders and not os.listdir(path):
-        os.rmdir(path)
+    if not found.holders:
+        from copyless.storage import sockets
+
+        sockets.remove_dead(path)
+        if not os.listdir(path):
+            os.rmdir(path)
     return found

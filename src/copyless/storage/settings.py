@@ -43,6 +43,10 @@ class Settings:
     spill : str
         Where on disk the items of a queue go when shared memory is full; empty: nowhere, `put` raises
         `OutOfSharedMemory`. ``COPYLESS_SPILL``.
+    network_timeout : float
+        Seconds after which a manager's connection over TCP whose other side no longer answers the kernel has ended: a
+        network that was cut, a host that is gone; 0: when the system says so, after hours. For connections that are
+        made from now on. ``COPYLESS_NETWORK_TIMEOUT``.
     """
 
     dir: str = "/dev/shm"
@@ -51,6 +55,7 @@ class Settings:
     message_ttl: float = 600.0
     host: str = ""
     spill: str = "/var/tmp"
+    network_timeout: float = 30.0
 
 
 _PARSERS: dict[str, Any] = {
@@ -60,6 +65,7 @@ _PARSERS: dict[str, Any] = {
     "dir": str,
     "host": str,
     "spill": str,
+    "network_timeout": float,
 }
 
 
@@ -91,7 +97,7 @@ def configure(**changes: Any) -> Settings:
 
     Parameters
     ----------
-    warm_limit, idle, message_ttl, dir, host, spill
+    warm_limit, idle, message_ttl, network_timeout, dir, host, spill
         See `Settings`. `dir`, `host` and `spill` cannot change once storage is in use.
 
     Raises
@@ -117,7 +123,7 @@ def configure(**changes: Any) -> Settings:
             raise TypeError(f"no setting is called {name!r}; there are {', '.join(_PARSERS)}")
         if name in ("dir", "host", "spill") and value != getattr(settings, name) and store.is_open():
             raise RuntimeError(f"{name} is fixed once shared memory is in use: set COPYLESS_{name.upper()} before")
-        if name in ("idle", "message_ttl") and not value >= 0:
+        if name in ("idle", "message_ttl", "network_timeout") and not value >= 0:
             raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")
         setattr(settings, name, _bytes(value) if name == "warm_limit" and isinstance(value, str) else value)
     store.apply_settings()
