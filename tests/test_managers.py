@@ -448,7 +448,9 @@ def test_a_process_that_is_killed_keeps_nothing_alive(sync):
     ready = copyless.Event()
 
     def child():
-        kept = [sync.list() for _ in range(5)]
+        manager = SyncManager(sync.address, sync._authkey)  # the parent's own is the parent's
+        manager.connect()
+        kept = [manager.list() for _ in range(5)]
         ready.set()
         time.sleep(100 + len(kept))
 
@@ -459,6 +461,113 @@ def test_a_process_that_is_killed_keeps_nothing_alive(sync):
     process.kill()
     process.join()
     until(lambda: sync._number_of_objects() == 0)
+
+
+FORKS = ("context", "os.fork")
+
+
+def in_a_fork(how, function):
+    """What a function returns in a forked child."""
+    read, write = os.pipe()
+    def run():
+        try:
+            said = repr(function())
+        except BaseException as error:
+            said = repr(f"{type(error).__name__}: {error}")
+        os.write(write, said.encode())
+
+    if how == "context":
+        child = FORK.Process(target=run)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+    elif not (pid := os.fork()):
+        run()
+        gc.collect()
+        os._exit(0)
+    else:
+        assert os.waitpid(pid, 0)[1] == 0
+    os.close(write)
+    with os.fdopen(read) as f:
+        return eval(f.read())
+
+
+@pytest.mark.parametrize("how", FORKS)
+@pytest.mark.parametrize("kind", ["started", "connected"])
+def test_a_manager_belongs_to_the_process_that_began_it(how, kind):
+    with MyManager(ctx=FORK) as server, SyncManager(ctx=FORK) as started, SharedMemoryManager(ctx=FORK) as memory:
+        connected = SyncManager(started.address, started._authkey)
+        connected.connect()
+        one = started if kind == "started" else connected
+        array = memory.array(10)
+
+        def use():
+            said = []
+            for call in (
+                one.list, one.dict, one.Lock, one.start, one.connect, one.get_server, one.join, one.__enter__, one._debug_info,
+                one._number_of_objects, server.Foo, memory.list_segments, lambda: memory.SharedMemory(10), lambda: memory.array(10),
+                lambda: memory.release(array), lambda: memory.Queue(), lambda: memory.ShareableList([1]), lambda: memory.Lock(),
+                lambda: memory.RingBuffer("f8", 2),
+            ):  # fmt: skip
+                try:
+                    call()
+                    said.append("nothing")
+                except copyless.WrongProcessError as error:
+                    said.append("refused" if "connect()" in str(error) else str(error))
+            return said, repr(one), repr(memory)
+
+        said, *shown = in_a_fork(how, use)
+        assert set(said) == {"refused"}, said
+        assert "SyncManager started" in shown[0]
+        assert one.list([1])[:] == [1]
+        assert len(memory.array(3)) == 3
+
+
+@pytest.mark.parametrize("how", FORKS)
+def test_a_forks_garbage_and_shutdown_leave_the_parents_server_alone(how):
+    managers = [SyncManager(ctx=FORK), SharedMemoryManager(ctx=FORK)]
+    for manager in managers:
+        manager.start()
+    kept, block = managers[0].list([1]), managers[1].SharedMemory(100)
+    pids = [manager._process.pid for manager in managers]
+
+    def leave():
+        for manager in managers:
+            manager.__exit__(None, None, None)
+            manager.shutdown()
+        managers.clear()
+        gc.collect()
+        return "left"
+
+    assert in_a_fork(how, leave) == "left"
+    assert all(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+    assert kept[:] == [1]
+    assert managers[1].list_segments() == [block.name]
+    block.close()
+    for manager in managers:
+        manager.shutdown()
+
+
+@pytest.mark.parametrize("how", FORKS)
+def test_proxies_work_in_a_fork_and_what_its_parent_holds_is_not_its_own(how, sync):
+    items, lock, again, semaphore = sync.list([1]), sync.Lock(), sync.RLock(), sync.Semaphore(1)
+    lock.acquire()
+    again.acquire()
+
+    def use():
+        items.append(2)
+        tried = lock.acquire(False), again.acquire(False), semaphore.acquire(False)
+        try:
+            again.release()
+        except Exception as error:
+            return (*tried, type(error).__name__, len(items))
+        return "released what its parent holds"
+
+    assert in_a_fork(how, use) == (False, False, True, "NotHeldError", 2)
+    items.append(3)
+    assert items[:] == [1, 2, 3]
+    again.release()
+    lock.release()
 
 
 def test_every_thread_has_a_line_of_its_own(mine):

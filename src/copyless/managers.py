@@ -9,7 +9,9 @@ Mirrors `multiprocessing.managers`: *change the import, keep the code*. What is 
   released when its connection ends.
 * A client that is killed keeps no object alive, an owner that is killed takes its server along, and a server that is killed
   is an error (`ServerEndedError`) for whoever waits for its answer, within about a second.
-* A wrong key, random bytes, an oversized frame or a silent client cost the server one line of its log, and no memory.
+* A wrong key, random bytes, an oversized frame or a silent client cost the server one line of its log, and no memory; so many
+  of them at once that they fill it hold up nobody who has the key.
+* A network that is cut ends calls and gives back what was held, after COPYLESS_NETWORK_TIMEOUT seconds.
 * `SharedMemoryManager` makes blocks without asking a server, and makes arrays, queues, rings and locks as well.
 
 Keys are proven by HMAC-SHA256, which hides nothing: between hosts use TLS or a network that you trust. Whoever holds the key
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import inspect
 import itertools
 import os
 import pickle
@@ -37,6 +40,7 @@ import numpy as np
 
 from copyless import _loaders, arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
 from copyless._core import _posix
+from copyless._one_process import check_process
 from copyless.errors import ClosedError, ForeignHostError, OutOfSharedMemory, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (
@@ -67,7 +71,7 @@ from copyless.proxies import (
     ValueProxy,
     make_proxy,
 )
-from copyless.queues import Empty, JoinableQueue
+from copyless.queues import Empty, Full, JoinableQueue
 from copyless.storage.settings import current
 from copyless.storage.spares import Spares
 
@@ -99,6 +103,9 @@ __all__ = [
 ]
 
 log = wire.log
+
+_WAITING = frozenset({"acquire", "get", "get_many", "join", "put", "wait"})  # methods that may be done in steps
+_STEP = 0.5  # seconds
 
 
 def public_methods(obj: Any) -> list[str]:
@@ -184,6 +191,7 @@ class Server:
         try:
             while not self.stop_event.wait(1):
                 self._forget_loans()
+                self._give_back()
         except (KeyboardInterrupt, SystemExit):
             pass
         finally:
@@ -198,30 +206,27 @@ class Server:
         for caller in callers:
             caller.line.close()
 
-    def _welcome(self, sock: Any, tcp: bool) -> Callable[[], None] | None:
+    def _welcome(self, entrant: wire.Entrant) -> Callable[[], None] | None:
         try:
-            peer = "{}:{}".format(*sock.getpeername()) if tcp else f"pid {wire.peer_of(sock)}"
-        except OSError:
-            peer = "a client that is gone"
-        try:
-            line, hello = wire.accept(sock, self.authkey, self.ssl_context if tcp else None, self.frame_limit)
+            line, hello = wire.accept(entrant, self.authkey, self.ssl_context, self.frame_limit)
         except Exception as error:
-            log.warning("connection of %s refused: %s", peer, str(error) or type(error).__name__)
-            sock.close()
+            if not isinstance(error, wire.Silent) or entrant.why:
+                log.warning("connection of %s refused: %s", entrant, entrant.why or str(error) or type(error).__name__)
+            entrant.sock.close()
             return None
         with self.mutex:
             session = self._sessions.setdefault(hello.session, _Session())
             caller = _Caller(line, session)
             session.lines.add(caller)
         threading.current_thread().name = f"client {hello}"
-        return lambda: self._serve(caller, hello.session, peer)
+        return lambda: self._serve(caller, hello.session, str(entrant))
 
     def _serve(self, caller: _Caller, key: bytes, peer: str) -> None:
         line = caller.line
         try:
             while not self.stop_event.is_set():
                 try:
-                    number, ident, method, args, kwds = line.recv()
+                    number, ident, method, args, kwds = _request(line.recv())
                 except (wire.Closed, ConnectionError, ClosedError) as error:
                     if isinstance(error, wire.Broken):
                         log.warning("connection of %s closed: %s", peer, error)
@@ -230,7 +235,9 @@ class Server:
                     log.warning("connection of %s closed: %s", peer, error)
                     break
                 except Exception as error:  # what came could not be unpickled, or is no request: say so to who waits
-                    self._answer(line, -1, ERROR, workers.sealed_error(error))
+                    answer = workers.sealed_error(error)
+                    del error  # its traceback holds what was unpickled so far
+                    self._answer(line, -1, ERROR, answer)
                     continue
                 if ident == ONE_WAY:
                     self._run(caller, None, method, args, kwds)
@@ -281,7 +288,12 @@ class Server:
         if method not in exposed:
             return self._fallback(obj, exposed, method, args, kwds)
         try:
-            result = getattr(obj, method)(*args, **kwds)
+            if caller.line.shared or method not in _WAITING or not isinstance(obj, Shared) or isinstance(obj, synchronize.Barrier):
+                result = getattr(obj, method)(*args, **kwds)
+            else:
+                result = self._wait_with(caller.line, getattr(obj, method), args, kwds)
+        except wire.Closed:
+            raise
         except BaseException as error:
             try:
                 return ERROR, workers.sealed_error(error)
@@ -290,9 +302,12 @@ class Server:
         if not caller.line.shared and isinstance(obj, Shared):
             self._note_held(caller, ident, method, result)
         typeid = method_to_typeid and method_to_typeid.get(method)
-        if typeid:
+        if not typeid:
+            return RETURN, result
+        try:
             return PROXY, self._proxied(caller, typeid, result)
-        return RETURN, result
+        except Exception as error:  # a name that is not registered, say
+            return TRACEBACK, workers.sealed_error(error)[1]
 
     def _fallback(self, obj: Any, exposed: frozenset[str], method: str, args: Any, kwds: Any) -> tuple[int, Any]:
         try:
@@ -308,16 +323,69 @@ class Server:
         except Exception as error:
             return TRACEBACK, workers.sealed_error(error)[1]
 
+    @staticmethod
+    def _wait_with(line: wire.Line, method: Any, args: Any, kwds: Any) -> Any:
+        """Wait for a client on another host in steps, to see whether it is still there: it may hold what others wait for."""
+        try:
+            call = inspect.signature(method).bind(*args, **kwds)
+        except (TypeError, ValueError):
+            return method(*args, **kwds)  # which says what is wrong, or cannot be asked
+        names = call.signature.parameters
+        block = call.arguments.get("block", call.arguments.get("blocking", True))
+        timeout = call.arguments.get("timeout")
+        if "timeout" not in names or not block or not (timeout is None or isinstance(timeout, (int, float))):
+            return method(*args, **kwds)
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _STEP if end is None else end - time.monotonic()
+            call.arguments["timeout"] = max(min(left, _STEP), 0)
+            try:
+                result = method(*call.args, **call.kwargs)
+                if result is not False or method.__name__ not in ("acquire", "wait") or left < _STEP:
+                    return result
+            except (Empty, Full, TimeoutError):
+                if left < _STEP:
+                    raise
+            if line.is_cut():
+                raise wire.Closed("the client is gone")
+
     def _note_held(self, caller: _Caller, ident: str, method: str, result: Any) -> None:
         """What a client on another host holds: it is this thread's, which gives it back when the line ends."""
         if method == "acquire" and result:
-            caller.held[ident] += 1
+            with self.mutex:
+                caller.held[ident] += 1
         elif method == "release":
             with self.mutex:  # any thread may release a lock
                 for other in (caller, *caller.session.lines):
                     if other.held[ident] > 0:
                         other.held[ident] -= 1
                         break
+
+    def _release_held(self, caller: _Caller) -> None:
+        """Release what a caller that is gone held; what only its own thread may release stays for that."""
+        with self.mutex:
+            held, caller.held = caller.held, collections.Counter()
+        for ident, n in held.items():
+            entry = self.id_to_obj.get(ident)
+            while n > 0 and entry is not None:
+                try:
+                    entry[0].release()
+                except Exception:
+                    break
+                n -= 1
+            if n > 0 and entry is not None:
+                with self.mutex:
+                    caller.held[ident] += n
+
+    def _give_back(self) -> None:
+        """Release what clients held that are gone while their threads here are still busy with their last calls."""
+        with self.mutex:
+            holding = [
+                caller for session in self._sessions.values() for caller in session.lines if caller.held and not caller.line.shared
+            ]
+        for caller in holding:
+            if caller.line.is_cut():
+                self._release_held(caller)
 
     # `Link`'s own names, for proxies that live in the server
 
@@ -408,6 +476,10 @@ class Server:
         return loan
 
     def _lend(self, loan: bytes, refs: dict[str, int]) -> None:
+        if type(loan) is not bytes or len(loan) > 16:
+            raise ValueError("references are lent under a name of at most 16 bytes")
+        if loan in self._loans:
+            raise ValueError(f"references were lent under the name {loan.hex()} already, and nobody has taken them yet")
         self._loans[loan] = refs, time.monotonic() + current().message_ttl
         for ident, n in refs.items():
             self._refer(self._own, ident, n)
@@ -420,7 +492,13 @@ class Server:
     def adopt(self, caller: _Caller, brood: bytes) -> None:
         """This client is that child."""
         with self.mutex:
-            refs, _ = self._loans.pop(brood, ({}, 0.0))
+            lent = self._loans.pop(brood, None)
+            if lent is None:
+                raise StaleHandleError(
+                    "what was kept for this forked process is gone: another process has taken it, or COPYLESS_MESSAGE_TTL "
+                    "was over before its first call"
+                )
+            refs, _ = lent
             for ident, n in refs.items():
                 self._refer(caller.session, ident, n)
                 self._refer(self._own, ident, -n)
@@ -436,11 +514,7 @@ class Server:
         del gone
 
     def _leave(self, caller: _Caller, key: bytes) -> None:
-        for ident, n in list(caller.held.items()):
-            entry = self.id_to_obj.get(ident)
-            for _ in range(n if entry is not None else 0):
-                with contextlib.suppress(Exception):
-                    entry[0].release()  # type: ignore[index]
+        self._release_held(caller)
         dropped = []
         with self.mutex:
             session = caller.session
@@ -469,12 +543,32 @@ class Server:
         """Nothing: that the server answers says that it lives."""
 
     def where(self, caller: _Caller) -> str:
-        """The nameless socket for clients of this host, without its NUL, which XML cannot carry."""
-        return self.listener.local[1:]
+        """The socket's path for clients of this host and user; empty: there is none."""
+        return self.listener.local or ""
 
     def shutdown(self, caller: _Caller) -> None:
         """End; the answer comes first."""
         threading.Timer(0.01, self.stop_event.set).start()
+
+
+def _request(said: Any) -> tuple[int, str | None, str, Any, dict[str, Any]]:
+    """What a client asks for, checked."""
+    try:
+        number, ident, method, args, kwds = said
+    except (TypeError, ValueError):
+        raise TypeError(f"a request is (number, ident, method, args, kwds), not {_short(said)}") from None
+    if (
+        type(number) is not int
+        or not (ident is None or type(ident) is str)
+        or type(method) is not str
+        or not isinstance(args, (tuple, list))
+        or type(kwds) is not dict
+    ):
+        raise TypeError(
+            "a request is (number, ident, method, args, kwds): an int, a str or None, a str, a tuple and a dict, not "
+            + _short(said)
+        )
+    return said  # type: ignore[no-any-return]
 
 
 class _Here(wire.Line):
@@ -536,7 +630,9 @@ class BaseManager:
     Parameters
     ----------
     address
-        ``(host, port)`` for TCP (port 0: any free one), a path for a Unix socket, None for a nameless Unix socket.
+        ``(host, port)`` for TCP (port 0: any free one), a path for a Unix socket, None for one in the storage directory,
+        which only this user and root can reach. A path that is there already is used when it is this user's socket and its
+        server has ended; else it is left alone, and the address is in use.
     authkey : bytes
         What both sides must hold; by default that of the process.
     serializer
@@ -600,6 +696,7 @@ class BaseManager:
         self._ssl_context = ssl_context
         self._process = None
         self._link: Any = None
+        self._begun_by = 0  # the process that started it or connected it
 
     def __repr__(self) -> str:
         state = ("not started", "started", "shut down")[self._state.value]
@@ -607,13 +704,21 @@ class BaseManager:
 
     # ---- beginning and ending
 
+    def _check_process(self) -> None:
+        if self._begun_by:
+            check_process(
+                self._begun_by, self, "make proxies before the fork and use them here, or connect() a manager of your own to its address"
+            )
+
     def _must_be_new(self) -> None:
+        self._check_process()
         if self._state.value == State.STARTED:
             raise ProcessError("Already started server")
         if self._state.value == State.SHUTDOWN:
             raise ProcessError("Manager has shut down")
 
     def _needs_start(self) -> Link:
+        self._check_process()
         if self._state.value != State.STARTED:
             what = (
                 "has shut down" if self._state.value == State.SHUTDOWN else "is not started: call start() or connect()"
@@ -632,14 +737,17 @@ class BaseManager:
 
     def connect(self) -> None:
         """Connect to the server that runs at the address."""
+        self._check_process()
         if self._address is None:
             raise ValueError("connect() needs an address: give BaseManager(address=...) the server's")
         context = self._ssl_context() if callable(self._ssl_context) else self._ssl_context
         # Not one that is known: the server there may be another by now.
         link = Link(self._address, self._authkey, self._serializer, None, context, self.frame_limit)
-        link.local = "\0" + link.ask("where")
+        there = link.ask("where")
+        link.local = there if there.startswith("/") else None
         link.enlist()
         self._link = link
+        self._begun_by = os.getpid()
         self._state.value = State.STARTED
 
     def start(self, initializer: Callable[..., object] | None = None, initargs: Iterable[Any] = ()) -> None:
@@ -676,6 +784,7 @@ class BaseManager:
         self._address, local = told
         self._link = Link(self._address, self._authkey, self._serializer, local, None, self.frame_limit)
         self._link.enlist()
+        self._begun_by = os.getpid()
         self._state.value = State.STARTED
         self.shutdown = util.Finalize(  # type: ignore[method-assign]
             self,
@@ -738,12 +847,14 @@ class BaseManager:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the server process has ended."""
+        self._check_process()
         if self._process is not None:
             self._process.join(timeout)
             if not self._process.is_alive():
                 self._process = None
 
     def __enter__(self) -> Any:
+        self._check_process()
         if self._state.value == State.INITIAL:
             self.start()
         if self._state.value != State.STARTED:
@@ -1089,6 +1200,7 @@ class SharedMemoryManager(BaseManager):
 
     def release(self, obj: Any) -> None:
         """Let one of them go before the end: unlink a block or list, keep an array, queue, ring or lock no longer."""
+        self._check_process()
         block = obj.shm if isinstance(obj, shared_memory.ShareableList) else obj
         if isinstance(block, shared_memory.SharedMemory):
             with contextlib.suppress(FileNotFoundError):

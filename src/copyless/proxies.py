@@ -23,8 +23,8 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable
+from multiprocessing import AuthenticationError, process, util
 from multiprocessing import context as _context
-from multiprocessing import process, util
 from multiprocessing.managers import RemoteError
 from typing import Any
 
@@ -139,13 +139,14 @@ class Link:
     def __init__(
         self,
         address: Any,
-        key: bytes,
+        key: bytes | None,
         serializer: str = "pickle",
         local: str | None = None,
         ssl_context: Any = None,
         limit: int = wire.FRAME_LIMIT,
     ) -> None:
-        self.address, self.key, self.serializer, self.local = address, bytes(key), serializer, local
+        self.address, self.serializer, self.local = address, serializer, local
+        self.key = None if key is None else bytes(key)  # None: the first connection learns it, as a process of the same user
         self.ssl_context, self.limit = ssl_context, limit
         self.live = 0  # proxies
         self.credit: set[str] = set()  # references that the server counts already for proxies about to be made
@@ -159,7 +160,7 @@ class Link:
     def to(address: Any, key: bytes, serializer: str, local: str | None = None, **more: Any) -> Link:
         """The process's link to an address, made when there is none."""
         link = _links.get((address, serializer))
-        if link is None or link.key != bytes(key):
+        if link is None or (link.key is not None and link.key != bytes(key)):
             link = Link(address, key, serializer, local, **more)
             link.enlist()
         elif link.local is None:
@@ -183,9 +184,27 @@ class Link:
         self._brood = b""
         self._dropped: deque[str] = deque()
 
+    @staticmethod
+    def of_message(token: Token, serializer: str) -> Link | None:
+        """The link for a proxy that came without its server's key: the key is learnt over the server's private socket.
+
+        A key never travels in a message. None where that socket cannot be reached: from another host, user or container.
+        """
+        if token.local is None or not token.local.startswith("/"):
+            return None
+        link = Link(token.address, None, serializer, token.local)
+        try:
+            link._idle.append(link.connect())
+        except (AuthenticationError, OSError, EOFError):
+            return None
+        link.enlist()
+        return link
+
     def _before_fork(self) -> None:
         """Have the server keep all that this process refers to for a child, whatever the parent does meanwhile."""
-        if self.live and self._pid == os.getpid():
+        if self.live and self._pid != os.getpid():  # a fork forks before its first call: what was kept for it is for one
+            self._forked()
+        if self.live:
             self._brood = os.urandom(8)
             with contextlib.suppress(Exception):  # the server may have ended
                 self.tell("breed", self._brood) or self.ask("breed", self._brood)
@@ -203,13 +222,18 @@ class Link:
     # ---- calling
 
     def connect(self) -> wire.Line:
-        more = {"session": self.session, "serializer": self.serializer, "limit": self.limit}
+        more: dict[str, Any] = {"session": self.session, "serializer": self.serializer, "limit": self.limit}
+        if self.key is None:
+            return wire.connect(self.local, None, learn=self._learn, **more)
         if self.local is not None and self.local != self.address:
             try:
-                return wire.connect(self.local, self.key, **more)  # type: ignore[arg-type]
-            except OSError:
-                self.local = None  # of another host, or network namespace
-        return wire.connect(self.address, self.key, ssl_context=self.ssl_context, **more)  # type: ignore[arg-type]
+                return wire.connect(self.local, self.key, **more)
+            except (AuthenticationError, OSError, wire.Closed):
+                self.local = None  # of another host, user or container
+        return wire.connect(self.address, self.key, ssl_context=self.ssl_context, **more)
+
+    def _learn(self, key: bytes) -> None:
+        self.key = key
 
     def call(self, ident: str | None, method: str, args: Any = (), kwds: Any = {}) -> tuple[int, Any]:  # noqa: B006
         """(kind, result) of a call; made on a line of this thread's own.
@@ -258,7 +282,7 @@ class Link:
         except (wire.Closed, BrokenPipeError, ConnectionResetError) as error:
             self._drop(mine)
             raise ServerEndedError(
-                f"the manager's server at {self.address!r} has ended, or closed the connection"
+                f"the manager's server at {self.address!r} has ended, or closed the connection ({error})"
             ) from error
         except BaseException:
             self._drop(mine)
@@ -469,8 +493,9 @@ def RebuildProxy(func: Any, token: Token, serializer: str, kwds: dict[str, Any])
         kwds["manager_owned"] = True
         link = server
     else:
-        key = kwds.get("authkey") or Link.key_of(token.address, serializer) or process.current_process().authkey
-        link = Link.to(token.address, key, serializer, token.local)
+        known = kwds.get("authkey") or Link.key_of(token.address, serializer)
+        found = Link.of_message(token, serializer) if known is None else None
+        link = found or Link.to(token.address, known or process.current_process().authkey, serializer, token.local)
     if loan is not None:
         link.loans[token.id] = loan
     try:

@@ -4,7 +4,9 @@
                                                          \\-->  otherwise: frames on the socket, buffers beside the pickle
 
 Until the key is proven nothing has a length that the other side chose: each step is a fixed number of bytes, and all of
-them together have `GRACE` seconds. Then every frame says its sizes first, and they are checked before anything is read.
+them together have `GRACE` seconds. Of those that have not proven it, so many may wait at once; when there are more, the one
+that came first is dropped, and a client that was dropped tries again. On the socket in the storage directory, which no other
+user can reach, a process of this user may say instead that it is one: the kernel tells whose it is. Then every frame says its sizes first, and they are checked before anything is read.
 The proof is HMAC-SHA256 over two random numbers, one from each side, and over who speaks: nothing of it can be replayed.
 
 A frame is its head (magic, number of buffers, bytes of the pickle, bytes in all), the sizes of the buffers, the pickle,
@@ -14,27 +16,33 @@ raises `ForeignHostError` where it arrives.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import errno
 import hmac
 import io
-import itertools
 import logging
 import os
 import pickle
+import select
 import selectors
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from typing import Any
 
+from copyless._core._pickles import check_pickle
 from copyless.arrays import attach, handle
 from copyless.errors import CopylessError, CorruptSegmentError, EndOfQueueError, OutOfSharedMemory
 from copyless.queues import Queue, ShutDown
+from copyless.storage import sockets
+from copyless.storage.settings import current
 
-__all__ = ["FRAME_LIMIT", "GRACE", "Hello", "Line", "Listener", "accept", "connect"]
+__all__ = ["FRAME_LIMIT", "GRACE", "Entrant", "Hello", "Line", "Listener", "accept", "connect"]
 
 log = logging.getLogger("copyless.managers")
 
@@ -48,13 +56,56 @@ _MAGIC = b"CLfr"
 _HELLO_LIMIT = 1 << 16
 _BUFFERS = 1 << 20
 _BESIDE = 1 << 14  # bytes from which a buffer goes beside its pickle
-_HANDSHAKES = 128  # connections that may be proving themselves at once
+_UNPROVEN = 128  # connections of one listening socket that may be proving themselves at once
+_TRIES = 6  # of a client that the server dropped before it could prove itself
+_LOOK_SECONDS = 0.5
+_WANTS_TLS = b"copyless/tls...\n" + bytes(_NONCE)  # in the place of a greeting, to a client without TLS
+_SAME_USER = b"a process of the same user"  # proven in the place of the key where the kernel says so
 
 Address = Any  # (host, port) for TCP, or the path of a Unix socket; one that begins with NUL has no file
 
 
+class _Bounded(logging.Filter):
+    """Whoever can connect can make a line of the log: some at once, then one a second, none of them long."""
+
+    BURST, LONGEST = 100, 500
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens, self._at, self._left_out = float(self.BURST), time.monotonic(), 0
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._tokens, self._at = min(self.BURST, self._tokens + now - self._at), now
+            if self._tokens < 1:
+                self._left_out += 1
+                return False
+            self._tokens -= 1
+            left_out, self._left_out = self._left_out, 0
+        text = record.getMessage()
+        if len(text) > self.LONGEST:
+            text = text[: self.LONGEST] + "..."
+        if left_out:
+            text += f" ({left_out:,} lines before this one were left out)"
+        record.msg, record.args = text, ()
+        return True
+
+
+log.addFilter(_Bounded())
+
+
 class Closed(EOFError):
     """The other side has closed the connection, or ended."""
+
+
+class _Dropped(Closed):
+    """It was closed before anything was proven or refused."""
+
+
+class Silent(Closed):
+    """It was closed before a byte came."""
 
 
 class Broken(CopylessError, ConnectionError):
@@ -92,33 +143,45 @@ def _proof(key: bytes, speaker: bytes, first: bytes, second: bytes) -> bytes:
     return hmac.digest(key, speaker + first + second, "sha256")
 
 
-def _prove_as_server(sock: socket.socket, key: bytes, deadline: float) -> None:
+def _prove_as_server(sock: socket.socket, keys: tuple[bytes, ...], deadline: float) -> bytes:
+    """Which of the keys the client has proven to hold."""
     mine = os.urandom(_NONCE)
     sock.settimeout(GRACE)
     sock.sendall(_GREETING + mine)
-    answer = bytes(_read(sock, len(_GREETING) + _NONCE + 32, deadline))
+    try:
+        first = _read(sock, 1, deadline)
+    except Closed as error:  # it only wanted to know whether somebody listens
+        raise Silent(str(error)) from error
+    answer = bytes(first + _read(sock, len(_GREETING) + _NONCE + 31, deadline))
     if not answer.startswith(_GREETING):
         raise AuthenticationError("it does not speak this protocol")
     theirs, proof = answer[len(_GREETING) : -32], answer[-32:]
-    if not hmac.compare_digest(proof, _proof(key, b"client", mine, theirs)):
-        with contextlib.suppress(OSError):
-            sock.sendall(_REFUSED)
-        raise AuthenticationError("it holds another key")
-    sock.sendall(_proof(key, b"server", mine, theirs))
+    for key in keys:
+        if hmac.compare_digest(proof, _proof(key, b"client", mine, theirs)):
+            sock.sendall(_proof(key, b"server", mine, theirs))
+            return key
+    with contextlib.suppress(OSError):
+        sock.sendall(_REFUSED)
+    raise AuthenticationError("it holds another key")
 
 
 def _prove_as_client(sock: socket.socket, key: bytes, deadline: float) -> None:
-    greeting = bytes(_read(sock, len(_GREETING) + _NONCE, deadline))
-    if not greeting.startswith(_GREETING):
-        raise AuthenticationError(
-            f"what answers there is no manager of this version of copyless: it began with {greeting[:16]!r}"
-        )
-    theirs, mine = greeting[len(_GREETING) :], os.urandom(_NONCE)
-    sock.sendall(_GREETING + mine + _proof(key, b"client", theirs, mine))
     try:
+        sock.sendall(_GREETING)  # at once: a server that expects TLS then sees that this is none
+        greeting = bytes(_read(sock, len(_GREETING) + _NONCE, deadline))
+        if greeting == _WANTS_TLS:
+            raise AuthenticationError("the server there speaks TLS: give the manager ssl_context=")
+        if not greeting.startswith(_GREETING):
+            raise AuthenticationError(
+                f"what answers there is no manager of this version of copyless: it began with {greeting[:16]!r}"
+            )
+        theirs, mine = greeting[len(_GREETING) :], os.urandom(_NONCE)
+        sock.sendall(mine + _proof(key, b"client", theirs, mine))
         answer = bytes(_read(sock, 32, deadline))
-    except Closed:
-        answer = _REFUSED
+    except (Closed, ConnectionResetError, BrokenPipeError) as error:
+        raise _Dropped(str(error)) from error
+    except TimeoutError:
+        raise TimeoutError(f"what answers there says nothing in {GRACE:g} s: it is no manager, or is stopped") from None
     if answer == _REFUSED:
         raise AuthenticationError("the manager's server refused the authkey: give both sides the same one")
     if not hmac.compare_digest(answer, _proof(key, b"server", theirs, mine)):
@@ -143,6 +206,10 @@ class Line:
 
     def close(self) -> None:
         raise NotImplementedError
+
+    def is_cut(self) -> bool:
+        """Whether it is known by now that the other side is gone; `recv` and `send` tell more."""
+        return False
 
 
 class SharedLine(Line):
@@ -179,7 +246,7 @@ class SocketLine(Line):
         sock.settimeout(None)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a host that is gone is noticed in the end
+            _expect_answers(sock, current().network_timeout)
 
     def send(self, obj: Any) -> None:
         try:
@@ -190,12 +257,15 @@ class SocketLine(Line):
         sizes = [buffer.nbytes for buffer in buffers]
         total = len(data) + sum(sizes)
         head = _HEAD.pack(_MAGIC, len(sizes), len(data), total) + struct.pack(f"<{len(sizes)}Q", *sizes)
-        if total < 1 << 16:
-            self._sock.sendall(b"".join((head, data, *buffers)))
-            return
-        self._sock.sendall(head + data)
-        for buffer in buffers:
-            self._sock.sendall(buffer)
+        try:
+            if total < 1 << 16:
+                self._sock.sendall(b"".join((head, data, *buffers)))
+                return
+            self._sock.sendall(head + data)
+            for buffer in buffers:
+                self._sock.sendall(buffer)
+        except OSError as error:
+            raise _ended(error) from error
 
     def _check(self, data: Any, buffers: Any) -> None:
         total = len(data) + sum(buffer.nbytes for buffer in buffers)
@@ -206,23 +276,58 @@ class SocketLine(Line):
             )
 
     def recv(self) -> Any:
-        return self._loads(*self._frame(self.limit))
+        try:
+            data, buffers = self._frame(self.limit)
+        except Broken:
+            raise
+        except OSError as error:
+            raise _ended(error) from error
+        return self._loads(data, buffers)
 
     def _frame(self, limit: int, deadline: float | None = None) -> tuple[bytearray, list[bytearray]]:
         magic, n, nbytes, total = _HEAD.unpack(_read(self._sock, _HEAD.size, deadline))
         if magic != _MAGIC:
             raise Broken(f"what came is no frame: it began with {magic!r}")
-        if total > limit or n > _BUFFERS or nbytes > total:
+        if total > limit or n > _BUFFERS or nbytes > total or n * _BESIDE > total:
             raise Broken(f"a frame of {total:,} bytes in {n:,} buffers, where at most {limit:,} bytes are allowed")
         sizes = struct.unpack(f"<{n}Q", _read(self._sock, 8 * n, deadline))
         if nbytes + sum(sizes) != total:
             raise Broken("a frame whose sizes contradict each other")
-        return _read(self._sock, nbytes, deadline), [_read(self._sock, size, deadline) for size in sizes]
+        try:
+            return _read(self._sock, nbytes, deadline), [_read(self._sock, size, deadline) for size in sizes]
+        except MemoryError:
+            raise Broken(f"there is no memory for a frame of {total:,} bytes") from None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+    def is_cut(self) -> bool:
+        fd = self._sock.fileno()
+        if fd < 0:
+            return True
+        waiting = select.poll()
+        waiting.register(fd, select.POLLRDHUP)
+        return bool(waiting.poll(0))
+
+
+def _expect_answers(sock: socket.socket, seconds: float) -> None:
+    """End the connection when the other side's kernel has said nothing for so long, whether or not something is on its way."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if not seconds:
+        return
+    # A probe after a third of the time, and then so often that some may be lost.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, min(max(int(seconds / 3), 1), 32767))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, min(max(int(seconds / 6), 1), 32767))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(max(int(seconds * 1000), 1), (1 << 31) - 1))
+
+
+def _ended(error: OSError) -> Closed:
+    if isinstance(error, (ConnectionResetError, BrokenPipeError)) or error.errno in (None, errno.EBADF):
+        return Closed("the other side has closed the connection, or ended")
+    return Closed(f"the connection was cut: {error.strerror or error}")
 
 
 def _pickled(obj: Any) -> tuple[bytes, list[memoryview]]:
@@ -241,6 +346,7 @@ def _pickled(obj: Any) -> tuple[bytes, list[memoryview]]:
 
 
 def _unpickled(data: bytearray, buffers: list[bytearray]) -> Any:
+    check_pickle(data)
     return pickle.loads(data, buffers=buffers)
 
 
@@ -284,14 +390,17 @@ class Hello:
 
 def connect(
     address: Address,
-    key: bytes,
+    key: bytes | None,
     *,
     session: bytes = b"",
     serializer: str = "pickle",
     ssl_context: Any = None,
     limit: int = FRAME_LIMIT,
+    learn: Callable[[bytes], None] | None = None,
 ) -> Line:
     """A proven line to the server at an address.
+
+    Without a key, for an address in a storage directory: as a process of the same user, and `learn` is given the key.
 
     Raises
     ------
@@ -301,27 +410,69 @@ def connect(
         When nobody answers there.
     """
     deadline = time.monotonic() + GRACE
-    sock = _connected(address)
+    for left in reversed(range(_TRIES)):
+        sock = _connected(address)
+        try:
+            if ssl_context is not None and _is_tcp(address):
+                sock = _as_tls_client(sock, ssl_context, address)
+            if key is None and not _is_same_user(sock):
+                raise AuthenticationError(f"the process that serves at {address!r} is another user's")
+            _prove_as_client(sock, _SAME_USER if key is None else key, deadline)
+            return _introduced(sock, key, Hello(session, serializer), limit, deadline, learn)
+        except _Dropped as error:
+            sock.close()
+            if not left or time.monotonic() > deadline:
+                raise ConnectionResetError(
+                    errno.ECONNRESET,
+                    f"what answers at {address!r} closed the connection {_TRIES - left} times before a key could be proven: "
+                    "it is no manager, or others hold it up with connections that prove nothing",
+                ) from error
+        except BaseException:
+            sock.close()
+            raise
+        time.sleep(0.01 * 2 ** (_TRIES - left) * (0.5 + os.urandom(1)[0] / 256))
+    raise AssertionError
+
+
+def _as_tls_client(sock: socket.socket, context: Any, address: Address) -> socket.socket:
+    import ssl
+
     try:
-        if ssl_context is not None and _is_tcp(address):
-            sock = ssl_context.wrap_socket(sock, server_hostname=address[0])
-        _prove_as_client(sock, key, deadline)
-        queues = _offer() if serializer == "pickle" else None
-        offered = None if queues is None else tuple(bytes(handle(one)) for one in queues)
-        hello = Hello(session, serializer)
-        line = SocketLine(sock, limit)
-        line.send((hello.session, hello.pid, hello.serializer, offered))
-        taken = _unpickled(*line._frame(_HELLO_LIMIT, deadline))
-        if not taken or queues is None:
-            return SocketLine(sock, limit, serializer)
-        sock.close()
-        shared = SharedLine(queues[1], queues[0])
-        shared.send("hello")  # who has put is missed when he dies
-        queues[1].get(timeout=GRACE)
-        return shared
-    except BaseException:
-        sock.close()
+        secured: socket.socket = context.wrap_socket(sock, server_hostname=address[0])
+        return secured
+    except ssl.SSLCertVerificationError:
         raise
+    except ssl.SSLEOFError as error:  # dropped, as `_prove_as_client` may be
+        raise _Dropped(str(error)) from error
+    except ssl.SSLError as error:
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
+            raise ssl.SSLError(
+                error.errno, f"the server at {address!r} does not speak TLS: leave out ssl_context=, or give it to both sides"
+            ) from error
+        raise
+    except ConnectionResetError as error:
+        raise _Dropped(str(error)) from error
+
+
+def _introduced(
+    sock: socket.socket, key: bytes | None, hello: Hello, limit: int, deadline: float, learn: Callable[[bytes], None] | None
+) -> Line:
+    queues = _offer() if hello.serializer == "pickle" else None
+    offered = None if queues is None else tuple(bytes(handle(one)) for one in queues)
+    line = SocketLine(sock, limit)
+    line.send((hello.session, hello.pid, hello.serializer, offered))
+    taken = _unpickled(*line._frame(_HELLO_LIMIT, deadline))
+    if key is None:
+        taken, learned = taken
+        if learn is not None:
+            learn(learned)
+    if not taken or queues is None:
+        return SocketLine(sock, limit, hello.serializer)
+    sock.close()
+    shared = SharedLine(queues[1], queues[0])
+    shared.send("hello")  # who has put is missed when he dies
+    queues[1].get(timeout=GRACE)
+    return shared
 
 
 def _offer() -> tuple[Any, Any] | None:
@@ -331,25 +482,26 @@ def _offer() -> tuple[Any, Any] | None:
         return None
 
 
-def accept(sock: socket.socket, key: bytes, ssl_context: Any = None, limit: int = FRAME_LIMIT) -> tuple[Line, Hello]:
+def accept(entrant: Entrant, key: bytes, ssl_context: Any = None, limit: int = FRAME_LIMIT) -> tuple[Line, Hello]:
     """The server's side of `connect`: the line, and who calls."""
     deadline = time.monotonic() + GRACE
+    sock = entrant.sock
     sock.settimeout(GRACE)
-    if ssl_context is not None:
-        sock = ssl_context.wrap_socket(sock, server_side=True)
-    _prove_as_server(sock, key, deadline)
+    if ssl_context is not None and entrant.tcp:
+        sock = _as_tls_server(entrant, ssl_context)
+    own = entrant.private and _is_same_user(sock)
+    proven = _prove_as_server(sock, (key, _SAME_USER) if own else (key,), deadline)
+    entrant.proved()
     line = SocketLine(sock, limit)
-    session, pid, serializer, offered = _unpickled(*line._frame(_HELLO_LIMIT, deadline))
-    hello = Hello(session, check_serializer(serializer))
-    hello.pid = pid
+    hello, offered = _hello_of(_unpickled(*line._frame(_HELLO_LIMIT, deadline)))
     if offered is not None:
         try:
             incoming, outgoing = (attach(one) for one in offered)
         except (CopylessError, OSError):  # another host, another user, another directory
             offered = None
-    line.send(offered is not None)
+    line.send((offered is not None, bytes(key)) if own and proven is _SAME_USER else offered is not None)
     if offered is None:
-        return SocketLine(sock, limit, serializer), hello
+        return SocketLine(sock, limit, hello.serializer), hello
     sock.close()
     shared = SharedLine(incoming, outgoing)
     incoming.get(timeout=GRACE)
@@ -357,10 +509,34 @@ def accept(sock: socket.socket, key: bytes, ssl_context: Any = None, limit: int 
     return shared, hello
 
 
+def _as_tls_server(entrant: Entrant, context: Any) -> socket.socket:
+    import ssl
+
+    sock: socket.socket = context.wrap_socket(entrant.sock, server_side=True, do_handshake_on_connect=False)
+    entrant.sock = sock
+    try:
+        sock.do_handshake()  # type: ignore[attr-defined]
+    except ssl.SSLError as error:
+        if error.reason not in ("HTTP_REQUEST", "WRONG_VERSION_NUMBER"):
+            raise
+        entrant.say(_WANTS_TLS)
+        raise AuthenticationError("it speaks no TLS") from error
+    return sock
+
+
+def _hello_of(said: Any) -> tuple[Hello, Any]:
+    """Checked: whoever holds the key may still be of another version, or broken."""
+    session, pid, serializer, offered = said
+    if type(session) is not bytes or type(pid) is not int or type(serializer) is not str:
+        raise Broken("what came is no hello")
+    if offered is not None and (type(offered) is not tuple or [type(one) for one in offered] != [bytes, bytes]):
+        raise Broken("what came is no hello")
+    hello = Hello(session, check_serializer(serializer))
+    hello.pid = pid
+    return hello, offered
+
+
 # ---- addresses
-
-
-_counter = itertools.count(1)
 
 
 def _is_tcp(address: Address) -> bool:
@@ -373,13 +549,20 @@ def _family(address: Address) -> int:
     return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
+def _has_file(address: Address) -> bool:
+    return not _is_tcp(address) and not str(address).startswith("\0")
+
+
 def _connected(address: Address) -> socket.socket:
     sock = socket.socket(_family(address), socket.SOCK_STREAM)
     try:
         sock.settimeout(GRACE)
-        sock.connect(address)
-        if not _is_tcp(address):
-            _check_uid(sock, address)
+        if _has_file(address):
+            sockets.connect(sock, address)
+        else:
+            sock.connect(address)
+            if not _is_tcp(address) and not _is_same_user(sock, or_root=True):
+                raise AuthenticationError(f"the process that serves at {address!r} is another user's")
     except OSError as error:
         sock.close()
         if isinstance(error, ConnectionRefusedError):
@@ -391,120 +574,235 @@ def _connected(address: Address) -> socket.socket:
     return sock
 
 
-def _check_uid(sock: socket.socket, address: Address) -> None:
-    """A name without a file belongs to whoever is first: make sure it is one of this user's processes, or root's."""
-    if isinstance(address, str) and not address.startswith("\0"):
-        return  # a file: its directory's permissions say who may
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (0, os.geteuid()):
-        raise AuthenticationError(f"the process that serves at {address!r} belongs to uid {uid}")
+def _credentials(sock: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of who connected or, seen from there, who listens."""
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
-def peer_of(sock: socket.socket) -> int:
-    """The process at the other end of a Unix socket."""
-    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    return pid
+def _is_same_user(sock: socket.socket, or_root: bool = False) -> bool:
+    uid = _credentials(sock)[1]
+    return uid == os.geteuid() or (or_root and uid == 0)
 
 
-def arbitrary_address() -> str:
-    """A Unix socket without a file: nothing is left of it when its process is killed."""
-    return f"\0copyless-{os.getpid()}-{next(_counter)}-{os.urandom(6).hex()}"
+class Entrant:
+    """A connection that has not proven the key yet."""
+
+    def __init__(self, sock: socket.socket, private: bool, others: _Entrants) -> None:
+        self.sock, self.private, self._others = sock, private, others
+        self.tcp = sock.family != socket.AF_UNIX
+        self.since = time.monotonic()
+        self.why = ""  # it was dropped
+        self._raw = sock.dup()  # what TLS is wrapped around goes out of reach
+        try:
+            self._peer: Any = sock.getpeername() if self.tcp else _credentials(sock)[0]
+        except OSError:
+            self._peer = None
+
+    def __str__(self) -> str:
+        if self._peer is None:
+            return "a client that is gone"
+        return "{}:{}".format(*self._peer) if self.tcp else f"pid {self._peer}"
+
+    def say(self, what: bytes) -> None:
+        """Something that goes around TLS, before the end."""
+        with contextlib.suppress(OSError):
+            self._raw.sendall(what)
+            self._raw.shutdown(socket.SHUT_WR)
+            self._raw.settimeout(0.1)
+            while self._raw.recv(4096):  # bytes that nobody read would take it back
+                pass
+
+    def drop(self, why: str) -> None:
+        """Whoever reads from it finds its end."""
+        self.why = why
+        with contextlib.suppress(OSError):
+            self._raw.shutdown(socket.SHUT_RDWR)
+
+    def proved(self) -> None:
+        """It has, or has ended."""
+        self._others.forget(self)
+        self._raw.close()
+
+
+class _Entrants:
+    """Those of one listening socket, in the order in which they came: at most `_UNPROVEN`, for at most `GRACE` seconds."""
+
+    def __init__(self) -> None:
+        self._all: collections.OrderedDict[Entrant, None] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, entrant: Entrant) -> None:
+        with self._lock:
+            self._all[entrant] = None
+            if len(self._all) > _UNPROVEN:
+                self._all.popitem(last=False)[0].drop(f"{_UNPROVEN} others that came later prove themselves")
+
+    def forget(self, entrant: Entrant) -> None:
+        with self._lock:
+            self._all.pop(entrant, None)
+
+    def drop_late(self, before: float) -> None:
+        with self._lock:
+            while self._all and (oldest := next(iter(self._all))).since < before:
+                del self._all[oldest]
+                oldest.drop(f"it proved nothing in {GRACE:g} s")
+
+    def drop_oldest(self) -> None:
+        with self._lock:
+            if self._all:
+                self._all.popitem(last=False)[0].drop("there are no descriptors left")
+
+
+class _Door:
+    """A socket that listens."""
+
+    def __init__(self, sock: socket.socket, file: sockets.ListeningFile | None = None, private: bool = False) -> None:
+        self.sock, self.file, self.private = sock, file, private
+        self.entrants = _Entrants()
+        sock.setblocking(False)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        self.sock.close()
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
 class Listener:
-    """Listens at an address, and always at a nameless Unix socket too, which processes of this host prefer."""
+    """Listens at an address, and at a socket in the storage directory too, which processes of this host and user prefer.
+
+    `local` is that socket's path; None when there is no storage directory and an address was given.
+    """
 
     def __init__(self, address: Address = None, backlog: int = 128) -> None:
-        self._sockets: list[socket.socket] = []
-        self._path: str | None = None
-        self.local = arbitrary_address()
-        self.address = self.local
+        self._doors: list[_Door] = []
+        self._backlog = backlog
+        self._serves = False
+        self.local: str | None = None
         try:
-            self._listen(self.local, backlog)
             if address is not None:
-                self.address = self._listen(address, backlog)
+                self.address = self._listen(address)
+            try:
+                self.local = sockets.private_name()
+                self._listen(self.local, private=True)
+            except (CopylessError, OSError):
+                self.local = None
+                if address is None:
+                    raise
         except BaseException:
             self.close()
             raise
+        if address is None:
+            self.address = self.local
+        self._at_exit = weakref.finalize(self, _close_doors, self._doors)
+        _listeners.add(self)
 
-    def _listen(self, address: Address, backlog: int) -> Address:
+    def _listen(self, address: Address, private: bool = False) -> Address:
+        if _has_file(address):
+            file = sockets.ListeningFile(address, self._backlog)
+            self._doors.append(_Door(file.sock, file, private))
+            return address
         sock = socket.socket(_family(address), socket.SOCK_STREAM)
-        self._sockets.append(sock)
+        self._doors.append(_Door(sock))
         if _is_tcp(address):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(address)
         except OSError as error:
-            if _is_tcp(address) or not _is_deserted(address):
-                raise OSError(error.errno, f"{error.strerror}: {address!r}") from None
-            os.unlink(address)  # its server was killed
-            sock.bind(address)
-        if not _is_tcp(address) and not str(address).startswith("\0"):
-            self._path = address
-        sock.listen(backlog)
-        sock.setblocking(False)
+            raise OSError(error.errno, f"{error.strerror}: {address!r}") from None
+        sock.listen(self._backlog)
         return sock.getsockname() if _is_tcp(address) else address
 
-    def serve(self, welcome: Callable[[socket.socket, bool], Callable[[], None] | None], stop: threading.Event) -> None:
-        """Give each connection to `welcome(socket, over TCP)` in a thread of its own, until `stop`; then what it returns."""
-        turnstile = threading.BoundedSemaphore(_HANDSHAKES)
+    def serve(self, welcome: Callable[[Entrant], Callable[[], None] | None], stop: threading.Event) -> None:
+        """Give each connection to `welcome` in a thread of its own, until `stop`; then what it returns."""
+        self._serves = True
 
-        def enter(sock: socket.socket, tcp: bool) -> None:
+        def enter(entrant: Entrant) -> None:
             try:
-                then = welcome(sock, tcp)
+                then = welcome(entrant)
             finally:
-                turnstile.release()
+                entrant.proved()
             if then is not None:
                 then()
 
         with selectors.DefaultSelector() as selector:
             try:
-                for sock in self._sockets:
-                    selector.register(sock, selectors.EVENT_READ)
+                for door in self._doors:
+                    selector.register(door.sock, selectors.EVENT_READ, door)
+                    if door.file is not None:
+                        door.file.adopt()
             except (OSError, ValueError):
                 return  # closed before it began
+            look = time.monotonic() + _LOOK_SECONDS
             while not stop.is_set():
-                for key, _ in selector.select(0.5):
-                    listener: Any = key.fileobj
+                for key, _ in selector.select(_LOOK_SECONDS):
+                    door = key.data
                     try:
-                        sock, peer = listener.accept()
-                    except BlockingIOError:
+                        sock, _ = door.sock.accept()
+                        entrant = Entrant(sock, door.private, door.entrants)
+                    except (BlockingIOError, ConnectionAbortedError):
                         continue
                     except OSError as error:
-                        if listener.fileno() < 0:
+                        if door.sock.fileno() < 0:
                             return
                         log.warning("a connection could not be accepted: %s", error)
+                        for other in self._doors:
+                            other.entrants.drop_oldest()
                         stop.wait(0.1)
                         continue
-                    tcp = sock.family != socket.AF_UNIX
-                    if not turnstile.acquire(timeout=0.2):
-                        sock.close()
-                        log.warning(
-                            "a connection from %s was closed: %d others are proving themselves", peer, _HANDSHAKES
-                        )
-                        continue
+                    door.entrants.add(entrant)
                     try:
-                        threading.Thread(target=enter, args=(sock, tcp), daemon=True).start()
+                        threading.Thread(target=enter, args=(entrant,), daemon=True).start()
                     except RuntimeError as error:  # no more threads
-                        turnstile.release()
+                        entrant.proved()
                         sock.close()
                         log.warning("a connection was closed: %s", error)
+                now = time.monotonic()
+                if now >= look:
+                    look = now + _LOOK_SECONDS
+                    for door in self._doors:
+                        door.entrants.drop_late(now - GRACE)
+                    self._mend(selector)
+
+    def _mend(self, selector: selectors.BaseSelector) -> None:
+        """Listen anew under the same name when the storage directory was removed, as systemd does at logout."""
+        for door in list(self._doors):
+            if not door.private or door.file is None or door.file.is_there():
+                continue
+            with contextlib.suppress(OSError, KeyError, ValueError):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(os.path.dirname(door.file.path), 0o700)
+                if not sockets.is_of_ours(door.file.path):
+                    continue
+                file = sockets.ListeningFile(door.file.path, self._backlog)
+                again = _Door(file.sock, file, True)
+                selector.register(again.sock, selectors.EVENT_READ, again)
+                self._doors.append(again)
+                selector.unregister(door.sock)
+                self._doors.remove(door)
+                door.close()
 
     def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
-        if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
-            self._path = None
+        _close_doors(self._doors)
+
+    def _in_fork(self) -> None:
+        """A worker that the server forked must not keep its addresses busy when the server is gone."""
+        if self._serves:
+            for door in self._doors:
+                door.sock.close()
 
 
-def _is_deserted(address: str) -> bool:
-    """Whether a socket's file is there and nobody serves it."""
-    try:
-        _connected(address).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
+def _close_doors(doors: list[_Door]) -> None:
+    for door in doors:
+        door.close()
+
+
+def _close_in_fork() -> None:
+    for listener in list(_listeners):
+        listener._in_fork()
+
+
+os.register_at_fork(after_in_child=_close_in_fork)
