@@ -142,6 +142,45 @@ def manager_calls(rounds: int) -> dict[str, float]:
         )
 
 
+def _call_for(service: Any, seconds: float, pause: float, told: Any) -> None:
+    times, end = [], time.perf_counter() + seconds
+    service.add(1, 2)
+    while (begun := time.perf_counter()) < end:
+        service.add(1, 2)
+        times.append(time.perf_counter() - begun)
+        if pause:
+            time.sleep(pause)
+    told.put(times)
+
+
+def manager_load(rounds: int) -> dict[str, float]:
+    """The 99th percentile of a call while so many processes call: one after the other, or 1,000 times a second each.
+
+    Without a pause ours answers some ten times as many calls; with one both bear the same load.
+    """
+
+    def slow(service: Any, clients: int, pause: float) -> float:
+        told = CONTEXT.SimpleQueue()
+        crowd = [CONTEXT.Process(target=_call_for, args=(service, 0.3, pause, told)) for _ in range(clients)]
+        for one in crowd:
+            one.start()
+        times = sorted(seconds for _ in crowd for seconds in told.get())
+        for one in crowd:
+            one.join()
+        return times[int(len(times) * 0.99)]
+
+    figures: dict[str, list[float]] = {}
+    with OursManager(ctx=CONTEXT) as ours, TheirsManager(ctx=CONTEXT) as theirs:
+        pair = {"copyless": ours.Service(), "stdlib": theirs.Service()}  # type: ignore[attr-defined]
+        for _ in range(rounds):
+            for clients in (2, 4, 8):
+                for pause, how in (0.0, ""), (0.001, " that pause"):
+                    for name, service in pair.items():
+                        title = f"p99, {clients} clients{how}, {name}"
+                        figures.setdefault(title, []).append(slow(service, clients, pause))
+    return {name: statistics.median(times) for name, times in figures.items()}
+
+
 # ---- pools
 
 
@@ -282,6 +321,7 @@ def main() -> None:
         "Pool(2)": pools,
         "Pool(2), start and first result": pool_start,
         "DataFrame to 4 workers, every page read": lambda rounds: frames(rounds, args.rows),
+        "a manager's call under load": manager_load,
     }
     results: dict[str, dict[str, float]] = {}
     for title, job in jobs.items():
@@ -309,6 +349,15 @@ def main() -> None:
         ("Pool start, fork / stdlib", ratio(5, "fork, copyless", "fork, stdlib"), 1.0),
         ("Pool start, spawn / stdlib", ratio(5, "spawn, copyless", "spawn, stdlib"), 1.0),
         ("DataFrame, share() and send / pickling", ratio(6, "share() and send", "pickled"), 1 / 5),
+        *(
+            (
+                f"manager call under load, p99, {n} clients{how} / stdlib",
+                ratio(7, f"p99, {n} clients{how}, copyless", f"p99, {n} clients{how}, stdlib"),
+                1.0,
+            )
+            for n in (2, 4, 8)
+            for how in ("", " that pause")
+        ),
         ("DataFrame, PSS of 4 workers / frame", flat.get(f"{names[6]}: PSS of 4 workers above idle / frame", float("nan")), 1.05),
     ]  # fmt: skip
     console = Console()
