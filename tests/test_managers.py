@@ -140,11 +140,21 @@ def the_lock():
     return _the_lock[0]
 
 
+_the_queue = []
+
+
+def the_queue():
+    if not _the_queue:
+        _the_queue.append(copyless.JoinableQueue())
+    return _the_queue[0]
+
+
 def the_list(_list=[]):  # noqa: B006
     return _list
 
 
 LockManager.register("the_lock", the_lock, AcquirerProxy)
+LockManager.register("the_queue", the_queue)
 LockManager.register("the_list", the_list, ListProxy)
 
 
@@ -852,7 +862,7 @@ def server_context():
 def test_tls(context, monkeypatch):
     client = ssl.create_default_context(cafile=CERTIFICATE)
     with MyManager(("localhost", 0), KEY, ctx=context, ssl_context=server_context) as manager:
-        assert manager.Foo().f() == "f()"  # by the nameless socket of its host
+        assert manager.Foo().f() == "f()"  # by the private socket of its host
         remote = MyManager(("localhost", manager.address[1]), KEY, ssl_context=client)
         remote.connect()
         assert remote.Wide().echo(np.arange(100_000))[0][0].sum() == sum(range(100_000))

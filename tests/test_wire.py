@@ -25,7 +25,7 @@ from copyless import ServerEndedError, wire
 from copyless.errors import StaleHandleError
 from copyless.managers import RemoteError, SyncManager
 from copyless.storage import registries
-from tests.conftest import python, until
+from tests.conftest import python, start_python, until
 from tests.test_managers import CERTIFICATE, KEY, LockManager, MyManager, proven, raw, server_context, serving
 
 FORK = multiprocessing.get_context("fork")
@@ -539,6 +539,68 @@ except ServerEndedError as error:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.stdout == "ended True True\nfreed\n", done.stderr
+
+
+REMOTE = """
+import sys, time
+sys.path[:0] = sys.argv[1:2]
+import tests.test_managers as t
+manager = t.LockManager(address=eval(sys.argv[2]), authkey=t.KEY)
+manager.connect()
+lock, queue = manager.the_lock(), manager.the_queue()
+{what}
+"""
+
+
+def remote(server, what):
+    """A client that the server takes for one of another host."""
+    return start_python(REMOTE.format(what=what), ROOT, repr(server.address), COPYLESS_HOST="host-b")
+
+
+def test_a_client_that_is_gone_takes_nothing_from_a_queue_and_gives_its_locks_back():
+    with serving(COPYLESS_HOST="host-a") as server:
+        taker = remote(server, "lock.acquire(); print('waits', flush=True); queue.get()")
+        assert taker.stdout.readline() == "waits\n", taker.stderr.read()
+        waiter = remote(server, "print('waits', flush=True); lock.acquire(); print(lock.acquire(False), flush=True)")
+        assert waiter.stdout.readline() == "waits\n"
+        taker.kill()
+        taker.communicate()
+        assert waiter.communicate(timeout=30)[0] == "False\n"  # it got the lock, while the queue was still empty
+        other = remote(server, "queue.put('item'); time.sleep(1); print(queue.get(timeout=5), lock.acquire(True, 5))")
+        assert other.communicate(timeout=30)[0] == "item True\n"
+
+
+def test_waiting_in_steps_waits_as_long_as_it_was_told():
+    what = """
+from queue import Empty, Full
+for item in (False, None, 0):
+    queue.put(item)
+assert [queue.get(), queue.get(timeout=2), queue.get(True)] == [False, None, 0]
+event, condition, again, small = manager.Event(), manager.Condition(), manager.RLock(), manager.Queue(1)
+for seconds in (0.1, 0.7):
+    begun = time.monotonic()
+    for call in (lambda: queue.get(timeout=seconds), lambda: small.put(1, timeout=seconds) or small.put(2, timeout=seconds)):
+        try:
+            call()
+            raise AssertionError("came")
+        except (Empty, Full):
+            pass
+    assert event.wait(seconds) is False
+    with condition:
+        assert condition.wait(seconds) is False
+    assert 4 * seconds <= time.monotonic() - begun + 0.001 < 4 * seconds + 20
+    try:
+        small.get_nowait()
+        small.get(timeout=-1)
+    except (Empty, ValueError):
+        pass
+    assert again.acquire() and again.acquire(True, 0.7)
+    again.release(); again.release()
+print("as told")
+"""
+    with serving(COPYLESS_HOST="host-a") as server:
+        out, err = remote(server, what).communicate(timeout=60)
+        assert out == "as told\n", err
 
 
 def test_the_network_timeout_is_set_on_both_sides():

@@ -677,7 +677,7 @@ class Listener:
     `local` is that socket's path; None when there is no storage directory and an address was given.
     """
 
-    def __init__(self, address: Address = None, backlog: int = 128) -> None:
+    def __init__(self, address: Address = None, backlog: int = 1024) -> None:
         self._doors: list[_Door] = []
         self._backlog = backlog
         self._serves = False
