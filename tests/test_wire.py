@@ -24,7 +24,7 @@ import copyless
 from copyless import ServerEndedError, wire
 from copyless.errors import StaleHandleError
 from copyless.managers import RemoteError, SyncManager
-from copyless.storage import registries
+from copyless.storage import registries, sockets
 from tests.conftest import python, start_python, until
 from tests.test_managers import CERTIFICATE, KEY, LockManager, MyManager, proven, raw, server_context, serving
 
@@ -152,6 +152,32 @@ def test_closing_never_removes_a_successors_socket(tmp_path):
     make_file(path)
     second.close()
     assert os.path.isfile(path)
+
+
+def test_files_beside_a_socket_are_left_alone(tmp_path):
+    path = str(tmp_path / "there")
+    names = ["there.lock", ".there", ".there.lock", "there.sock", ".sock.there", os.path.basename(sockets._lock_of(path))]
+    for name in names:
+        make_file(tmp_path / name)
+    stale(path)
+    for _ in range(2):
+        wire.Listener(path).close()
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    for name in names:
+        assert (tmp_path / name).read_text() == "precious"
+
+
+@needs_another_user
+def test_another_user_who_holds_the_lock_makes_only_a_taken_address_busy(tmp_path):
+    path = str(tmp_path / "there")
+    make_file(sockets._lock_of(path))
+    os.chown(sockets._lock_of(path), 12345, 12345)
+    wire.Listener(path).close()
+    assert not os.path.exists(path)
+    stale(path)
+    with pytest.raises(OSError, match=r"\.lock cannot be locked"):
+        wire.Listener(path)
+    assert os.path.exists(path)
 
 
 def test_a_server_that_is_never_served_leaves_no_file(tmp_path):

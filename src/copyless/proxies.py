@@ -539,7 +539,8 @@ def AutoProxy(
     """A proxy with the public methods of what it stands for."""
     if exposed is None:
         server = getattr(process.current_process(), "_manager_server", None)
-        key = authkey or (manager._authkey if manager is not None else process.current_process().authkey)
+        known = manager._authkey if manager is not None else Link.key_of(token.address, serializer)
+        key = authkey or known or process.current_process().authkey
         link = server if manager_owned else Link.to(token.address, key, serializer, token.local)
         exposed = link.ask("get_methods", token.id)  # type: ignore[union-attr]
     kind = MakeProxyType(f"AutoProxy[{token.typeid}]", exposed)

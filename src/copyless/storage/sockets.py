@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import socket
@@ -63,17 +64,24 @@ def connect(sock: socket.socket, path: str) -> None:
             time.sleep(0.002)
 
 
+def _lock_of(path: str) -> str:
+    """A name that nobody chooses by chance: what lies under it is removed."""
+    parent, name = os.path.split(path)
+    return os.path.join(parent, f".sock.{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}.lock")
+
+
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[bool]:
-    """Hold `path`.lock; False where it cannot be had: another user has taken its name, or the directory is not writable."""
-    lock = f"{path}.lock"
+    """Hold the lock file of a path; False where it cannot be had: another user has its name, or the directory is not writable."""
+    lock = _lock_of(path)
     fd = directory.lock_file(lock, time.monotonic() + _LOCK_SECONDS)
     try:
         yield fd is not None
     finally:
         if fd is not None:
             with contextlib.suppress(OSError):
-                os.unlink(lock)
+                if not os.fstat(fd).st_size:  # ours are empty
+                    os.unlink(lock)
             # A child forked by another thread just now has this descriptor too: unlocking frees it for both.
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, fcntl.LOCK_UN)
@@ -168,7 +176,7 @@ class ListeningFile:
             pass
         why = _why_kept(self.path)
         if not why and not alone:
-            why = f"its server has ended, and {self.path}.lock cannot be locked: remove both"
+            why = f"its server has ended, and {_lock_of(self.path)} cannot be locked: remove both"
         if why:
             raise OSError(errno.EADDRINUSE, f"Address already in use: {why}")
         os.rename(hidden, self.path)
