@@ -5,6 +5,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 
 import copyless
 from copyless import ServerEndedError, wire
+from copyless._core import _pickles
 from copyless.errors import StaleHandleError
 from copyless.managers import RemoteError, SyncManager
 from copyless.storage import registries, sockets
@@ -423,6 +425,19 @@ def test_a_plain_client_at_a_tls_port_and_the_reverse(monkeypatch):
             MyManager(("localhost", manager.address[1]), KEY, ssl_context=client).connect()
 
 
+def test_silent_connections_hold_up_nobody_at_a_tls_port():
+    more = "manager._ssl_context = t.server_context"
+    with serving("MyManager", ("localhost", 0), more, COPYLESS_HOST="host-a") as server, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(raw(server.address)) for _ in range(300)]
+        manager = MyManager(("localhost", server.address[1]), KEY, ssl_context=ssl.create_default_context(cafile=CERTIFICATE))
+        manager.connect()
+        assert manager.Foo().f() == "f()"
+        assert silent[0].recv(1) == b""
+        silent[-1].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent[-1].recv(1)
+
+
 # ---- requests that are none
 
 
@@ -723,6 +738,39 @@ def frames_of_a_session():
         data, _ = wire._pickled(one)
         frames.append(wire._HEAD.pack(wire._MAGIC, 0, len(data), len(data)) + data)
     return frames
+
+
+def things_to_pickle():
+    shared = [1, 2]
+    yield from (
+        None, True, 5, -5, 1 << 31, 1 << 70, 1 << 3000, -1.5, "", "r" * 300, "p9999999999\n" * 30, b"r\xff\xff\xff\xff" * 100, bytearray(b"p99999\n"),
+        "\u20ac" * 70_000, b"x" * 70_000, (), (1,), (1, 2, 3, 4), {"a": shared, "b": shared}, {1, 2}, frozenset("ab"), ValueError("x"), len, Exception,
+        [[i] for i in range(70_000)], range(10), 1 + 2j, slice(1, 2), bytearray(70_000), {str(i): i for i in range(3000)},
+    )  # fmt: skip
+
+
+def test_honest_pickles_pass_the_look():
+    for thing in things_to_pickle():
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            data = pickle.dumps(thing, protocol)
+            _pickles.check_pickle(data)
+            _pickles.check_pickle(bytearray(data))
+            for at in range(0, len(data), max(1, len(data) // 50)):
+                with contextlib.suppress(pickle.UnpicklingError):  # what is cut off nobody can load
+                    _pickles.check_pickle(data[:at])
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [b"K\x01r\xff\xff\xff\x7f.", b"K\x01p2000000000\n.", b"\x96" + (1 << 34).to_bytes(8, "little") + b"x.",
+     pickle.dumps(["r" * 50, b"r" * 300, 1.5, 1 << 900])[:-1] + b"r\xff\xff\xff\x7f."],
+)  # fmt: skip
+def test_a_pickle_that_asks_for_gigabytes_is_refused_before_it_is_loaded(bomb):
+    for data in (bomb, b"\x80\x05" + bomb):
+        with pytest.raises(pickle.UnpicklingError, match="more memory than it has bytes"):
+            _pickles.check_pickle(data)
+        with pytest.raises(pickle.UnpicklingError, match="more memory"):
+            wire._unpickled(bytearray(data), [])
 
 
 def test_mutated_frames_of_a_client_with_the_key_cost_no_memory():

@@ -75,7 +75,7 @@ cdef bint is_sound(const unsigned char *data, uint64_t size) noexcept nogil:
             at += width
             if index > size - at:
                 # The unpickler says that it is cut off; but for this one it asks for the memory first.
-                return op != 0x96
+                return op != 0x96 or index <= size
             at += index
     return True
 
