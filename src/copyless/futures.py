@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import Any, TypeVar
 
 from copyless import _loaders, workers
+from copyless._one_process import check_process
 from copyless.errors import WorkerDiedError
 from copyless.pool import outcome
 from copyless.storage.settings import processors
@@ -27,6 +28,7 @@ from copyless.workers import Bundle, Crew
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 
 T = TypeVar("T")
+_INSTEAD = "its workers and its futures are its parent's. Make an executor of its own there"
 _open: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
 
 
@@ -140,6 +142,7 @@ class ProcessPoolExecutor(Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """A future of ``fn(*args, **kwargs)``. RuntimeError after `shutdown`; what cannot be pickled fails the future."""
+        check_process(self._crew.pid, self, _INSTEAD)
         with self._shutdown_lock:
             crew = self._crew
             if crew.broken is not None and not self._shut_down:
@@ -185,6 +188,7 @@ class ProcessPoolExecutor(Executor):
         buffersize
             Submit at most so many calls ahead of the results taken; None: all at once.
         """
+        check_process(self._crew.pid, self, _INSTEAD)
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize}")
         if buffersize is not None and buffersize < 1:
@@ -200,6 +204,8 @@ class ProcessPoolExecutor(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. `wait` for those submitted; `cancel_futures`: drop those that have not begun."""
+        if not self._crew.is_mine():
+            return  # in a forked child: the executor goes on, and is its parent's to end
         with self._shutdown_lock:
             self._shut_down = True
         if cancel_futures:
@@ -221,6 +227,7 @@ class ProcessPoolExecutor(Executor):
         self._end("kill")
 
     def _end(self, by: str) -> None:
+        check_process(self._crew.pid, self, _INSTEAD)
         with self._shutdown_lock:
             self._shut_down = True
         self._crew.terminate(by)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import threading
 import time
 import warnings
@@ -26,6 +27,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from copyless import workers
+from copyless._one_process import check_process
 from copyless.errors import TaskUnreadableError, WorkerDiedError
 from copyless.storage.settings import processors
 from copyless.workers import SINGLE, STARRED, Bundle, Crew
@@ -36,6 +38,7 @@ _BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
 _MOST = 512  # tasks in one
 _AT_A_TIME = 32  # bundles, where their size is given
 _FEW = 64  # tasks of a range that go as a list
+_INSTEAD = "its workers and its results are its parent's. Make a Pool of its own there"
 
 
 def outcome(kind: int, value: Any) -> tuple[bool, Any]:
@@ -72,6 +75,7 @@ class AsyncResult:
         self._success = False
         self._value: Any = None
         self._pool: Any = None  # the pool lives while its results are awaited
+        self._pid = os.getpid()
 
     def ready(self) -> bool:
         """Whether it has ended."""
@@ -85,11 +89,16 @@ class AsyncResult:
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait at most `timeout` seconds for its end."""
-        self._event.wait(timeout)
+        self._wait(timeout)
+
+    def _wait(self, timeout: float | None) -> bool:
+        if not self._event.is_set():
+            check_process(self._pid, self, _INSTEAD)  # where nobody would ever tell it
+        return self._event.wait(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
         """The result; raises what the task raised, or `multiprocessing.TimeoutError` after `timeout` seconds."""
-        if not self._event.wait(timeout):
+        if not self._wait(timeout):
             raise TimeoutError
         if self._success:
             return self._value
@@ -181,7 +190,9 @@ class IMapIterator:
         self._arrived: list[int] = []
         self._at = 0
         self._length: int | None = None
+        self._error: Exception | None = None  # of the input: told after all that came before it
         self._taken = 0
+        self._pid = os.getpid()
         self._change = threading.Condition()
         self._bar = bar
         self._read = threading.Semaphore(0)
@@ -197,10 +208,12 @@ class IMapIterator:
         if self._bar is not None:
             self._bar.advance()
 
-    def _ends(self, length: int) -> None:
+    def _ends(self, length: int, error: Exception | None = None) -> None:
         with self._change:
-            self._length = length
+            self._length, self._error = length, error
             self._change.notify()
+        if error is not None and self._bar is not None:
+            self._bar.stop()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -212,11 +225,15 @@ class IMapIterator:
 
     def next(self, timeout: float | None = None) -> Any:
         """The next result, waiting at most `timeout` seconds (`multiprocessing.TimeoutError`)."""
+        check_process(self._pid, self, _INSTEAD)
         with self._change:
             if not self._change.wait_for(self._ready, timeout):
                 raise TimeoutError from None
             if self._taken == self._length:
                 self._pool = None
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
                 raise StopIteration from None
             if self._ordered:
                 at = self._at
@@ -287,6 +304,8 @@ class Pool:
     ------
     ValueError
         For fewer than one process; and by every method once the pool is closed.
+    WrongProcessError
+        By every method but `close` in a forked child of the process that made it.
 
     Examples
     --------
@@ -330,7 +349,7 @@ class Pool:
         self._state = RUN
 
     def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
-        if self._state == RUN:
+        if self._state == RUN and self._crew.is_mine():
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
@@ -348,7 +367,11 @@ class Pool:
     def _repopulate_pool(self) -> None:
         self._crew.populate()
 
+    def _check_process(self) -> None:
+        check_process(self._crew.pid, self, _INSTEAD)
+
     def _check_running(self) -> None:
+        self._check_process()
         if self._state != RUN:
             raise ValueError("Pool not running")
 
@@ -532,11 +555,13 @@ class Pool:
 
     def terminate(self) -> None:
         """End the workers at once; what was not done fails with `WorkerDiedError`."""
+        self._check_process()
         self._state = TERMINATE
         self._terminate()
 
     def join(self) -> None:
         """Wait for the workers to end, after `close` or `terminate`. ValueError when the pool still runs."""
+        self._check_process()
         if self._state == RUN:
             raise ValueError("Pool is still running")
         self._crew.join()
@@ -546,7 +571,8 @@ class Pool:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.terminate()
+        if self._crew.is_mine():  # a forked child may leave the block: the pool goes on
+            self.terminate()
 
 
 class _Feeder:
@@ -583,7 +609,13 @@ class _Feeder:
             seconds = max(spent / max(self._result._done, 1), 1e-9)
             with contextlib.suppress(TypeError):  # what has no weak references is not remembered
                 self._crew.pace = weakref.ref(self._func), seconds
-            self._feed(int(_BUNDLE_SECONDS / seconds))
+            at = self._at
+            try:
+                self._feed(int(_BUNDLE_SECONDS / seconds))
+            except Exception as error:  # the workers broke, or were terminated: nobody else counts what was not fed
+                self._result._more, self._at = None, len(self._items)
+                self._crew.promise(-1)
+                self._result._fail(at, len(self._items) - at, error)
 
     def _feed(self, size: int) -> None:
         left = len(self._items) - self._at
@@ -628,6 +660,7 @@ class _Feeder:
 def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:
     """Read the iterable of an `imap`, in a thread."""
     at = 0
+    failed: Exception | None = None
     try:
         batch = []
         for item in iterable:
@@ -643,8 +676,7 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
             crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
             at += len(batch)
     except Exception as error:
-        result._put(at, False, error)
-        at += 1
+        failed = error
     finally:
         crew.promise(-1)
-    result._ends(at)
+    result._ends(at, failed)

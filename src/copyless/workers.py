@@ -30,7 +30,7 @@ import time
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, parent_process, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
@@ -67,6 +67,8 @@ _WITH_NAMES = (FunctionType, BuiltinFunctionType)
 _NAMES_MOST = 64  # functions that a worker has at hand
 _LOOK = 0.2  # seconds between looks for answers that found no room
 _HOPELESS = 5  # workers in a row that end before they are ready
+_IDLE_SECONDS = 0.1  # that idle workers have to end by themselves
+_BUSY_SECONDS = 0.8  # that busy ones have after SIGTERM
 
 
 # ---- objects on their way
@@ -156,9 +158,20 @@ def _main_must_travel(context: Any) -> bool:
 # ---- a worker
 
 
+def _forget_handlers() -> None:
+    """What the parent's program does at a signal is not for its workers. What it ignores they ignore too."""
+    signal.set_wakeup_fd(-1)  # a fork has its parent's, which wakes the parent's event loop
+    for number in signal.valid_signals():
+        with contextlib.suppress(OSError, ValueError):
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                signal.signal(number, signal.SIG_DFL)
+
+
 def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # the keeper, which may have started us, blocks them
+    _forget_handlers()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # blocked by whoever started us
     try:
         tasks, results, board = (attach(name) for name in names)
     except StaleHandleError:
@@ -237,8 +250,6 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
                 value = function(*args)
             else:
                 value = function(*args[0], **args[1])
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:
             _answer(put, number, i, _RAISED, sealed_error(error), rows, at)
             error = None  # type: ignore[assignment]
@@ -355,6 +366,33 @@ class Bundle:
         self.row = -1  # of the board, once it is in the queue
 
 
+@contextlib.contextmanager
+def _unheard(context: Any) -> Iterator[None]:
+    """While a worker is forked: a signal that it hears before it has forgotten its parent's handlers, the parent's loop would hear.
+
+    Not while a program is started: the fork server would keep the mask, and hear of no child's end.
+    """
+    if getattr(context, "get_start_method", lambda: "fork")() != "fork":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _await_ends(workers: list[Any], seconds: float) -> None:
+    """Wait until they have ended, so long at most. They are not reaped: that is the keeper's business."""
+    waiting = {worker.sentinel for worker in workers}
+    deadline = time.monotonic() + seconds
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        try:
+            waiting.difference_update(connection.wait(list(waiting), left))
+        except (OSError, ValueError):  # the keeper has closed one of them: it has ended
+            return
+
+
 class Crew:
     """Processes, their queues, and the two threads that look after them."""
 
@@ -406,7 +444,7 @@ class Crew:
         self._unsent: list[tuple[Bundle, OutOfSharedMemory]] = []
         self._look = _LOOK
         self._said: deque[Any] = deque()  # to the collector by the other threads, where the queue has no room
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         self._wake_reader, self._wake_writer = connection.Pipe(duplex=False)
         self.tasks.put(
             (0, 0, 0, None)
@@ -427,6 +465,10 @@ class Crew:
             raise
 
     # ---- processes
+
+    def is_mine(self) -> bool:
+        """Whether this is the process that made it, and no fork of it."""
+        return os.getpid() == self.pid
 
     def watch(self) -> None:
         """Start the two threads, unless they run. RuntimeError where no thread can be: as at the interpreter's end."""
@@ -450,7 +492,8 @@ class Crew:
                 worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
-                worker.start()
+                with _unheard(self.context):
+                    worker.start()
                 self.workers.append(worker)
                 self.wake()
 
@@ -533,6 +576,8 @@ class Crew:
 
     def _feed(self) -> None:
         items = []
+        if self.terminating or self.broken is not None:
+            return  # what waits is failed with the rest
         while self._waiting and self._free and len(self._bundles) < self.window:
             bundle = self._waiting.popleft()
             if bundle.start is not None and not bundle.start():
@@ -552,6 +597,10 @@ class Crew:
                     self.tasks.put(items[0])
                     return
                 sent += self.tasks.put_many(items[sent:])
+        except ClosedError:
+            if not self.closing and self.broken is None:
+                raise
+            # shut down meanwhile: they are in the table, and failed with the rest
         except OutOfSharedMemory:
             for item in items[sent:]:
                 try:
@@ -696,10 +745,7 @@ class Crew:
                 self._hopeless += 1 if i >= 0 else 0.05
             self._ready.discard(number)
             if self._hopeless > self.processes + _HOPELESS and self.broken is None and not self.terminating:
-                self._break(
-                    f"worker processes end before they can begin (exit code {i}). Under spawn and forkserver the program's own "
-                    "start must stand under: if __name__ == '__main__':"
-                )
+                self._break(f"worker processes end before they can begin (exit code {i}){self._missing_guard(i)}")
             return
         if kind == _NO_START:
             with self._lock:
@@ -717,6 +763,16 @@ class Crew:
                 kind, value = _UNREADABLE, _text_of(error)
         self._count(number, bundle, 1)
         bundle.tell(bundle.first + i, kind, self._error(kind, value) if kind in (_UNREADABLE, _DIED) else value)
+
+    def _missing_guard(self, code: int) -> str:
+        """A word on it where that may be why: the start of a program that a worker imports anew raises there."""
+        method = getattr(self.context, "get_start_method", lambda: "fork")()
+        if code != 1 or method == "fork" or getattr(sys.modules.get("__main__"), "__file__", None) is None:
+            return ""
+        return (
+            f". Under {method} each worker imports the program's main module anew: what starts the program must stand under "
+            "if __name__ == '__main__': (its output above says whether it was that)"
+        )
 
     def _error(self, kind: int, value: Any) -> Exception:
         if kind == _UNREADABLE:
@@ -746,6 +802,8 @@ class Crew:
 
     def close(self) -> None:
         """No more tasks; workers end when all are done."""
+        if not self.is_mine():
+            return
         with self._lock:
             if self.closing:
                 return
@@ -772,7 +830,7 @@ class Crew:
 
     def terminate(self, by: str = "terminate") -> None:
         """End the workers now; what was not done fails."""
-        if os.getpid() != self._pid:
+        if not self.is_mine():
             return
         with self._lock:
             self.closing = self.terminating = True
@@ -781,6 +839,8 @@ class Crew:
                 self.broken = "the workers were terminated before this task was done"
         with contextlib.suppress(ClosedError):
             self.tasks.shutdown(immediate=True)
+        if by == "terminate":  # those that are idle have ended in a moment, and need no signal
+            _await_ends(workers, _IDLE_SECONDS)
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
                 getattr(worker, by)()
@@ -792,7 +852,7 @@ class Crew:
         # Only the keeper waits for processes: of two who do at once, one is told that there is no such process.
         if len(self._threads) == 2 and threading.current_thread() not in self._threads:
             keeper = self._threads[1]
-            keeper.join(5)
+            keeper.join(_BUSY_SECONDS)
             if keeper.is_alive():  # they ignore SIGTERM
                 for worker in workers:
                     worker.kill()
@@ -805,6 +865,6 @@ class Crew:
         self.results.close()
 
     def join(self) -> None:
-        if os.getpid() == self._pid and threading.current_thread() not in self._threads:
+        if self.is_mine() and threading.current_thread() not in self._threads:
             for thread in reversed(self._threads):
                 thread.join()
