@@ -80,7 +80,7 @@ static uint64_t get(cl_queue *q, int64_t deadline, int *result, uint64_t *sequen
     }
     rc = cl_queue_next(q, &got, CL_MAY_WAIT);
     if (rc == CL_MISSING || (rc != CL_OK && rc != CL_STALE)) {
-        CHECK(rc == CL_MISSING);
+        CHECK(rc == CL_MISSING || rc == CL_AGAIN);
         cl_queue_abort(q);
         return get(q, deadline, result, sequence);
     }
@@ -92,7 +92,8 @@ static uint64_t get(cl_queue *q, int64_t deadline, int *result, uint64_t *sequen
             CHECK(body[i] == (uint8_t)number);
         }
     }
-    cl_queue_commit(q);
+    while (cl_queue_commit(q) == CL_AGAIN) {
+    }
     if (sequence != NULL) {
         *sequence = got.sequence;
     }

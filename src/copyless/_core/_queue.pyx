@@ -25,7 +25,7 @@ from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
-    cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
+    cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_is_late, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
     cl_monotonic_ns,
     cl_queue_put, cl_queue_role, cl_queue_settle, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
     cl_unsend,
@@ -526,6 +526,7 @@ cdef class _Queue(Object):
         """CL_OK: `got` is what is taken, under the lock unless it is `settled`; `finish` comes next. CL_TIMEOUT: there is nothing."""
         cdef int rc, slices = 0, deserted = 0
         cdef bint late
+        cdef int64_t begun
         self.use(CL_ROLE_GETS)
         got.settled = 0
         rc = cl_queue_begin(&self.q, 0, 0)
@@ -538,7 +539,7 @@ cdef class _Queue(Object):
             self.refuse(rc)
         while True:
             with nogil:
-                late = False
+                late, begun = False, cl_monotonic_ns()
                 rc = cl_queue_begin(&self.q, deadline, CL_MAY_WAIT)
                 if rc == CL_OK:
                     rc = cl_queue_next(&self.q, got, CL_MAY_WAIT)
@@ -558,7 +559,7 @@ cdef class _Queue(Object):
                 return rc
             if rc != CL_AGAIN:
                 self.refuse(rc)
-            if late and cl_monotonic_ns() >= deadline:  # the item is still there; the registry's lock was not to be had
+            if late and cl_queue_is_late(begun, deadline):  # the item is still there; the registry's lock was not to be had
                 return CL_TIMEOUT
             PyErr_CheckSignals()
             self.use(CL_ROLE_GETS)

@@ -181,8 +181,11 @@ def reap():
     cdef cl_store *store = the_store()
     cdef cl_reaped reaped
     cdef int rc = CL_AGAIN
-    with nogil:
-        rc = cl_reap(store, CL_MAY_WAIT, &reaped)
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_reap(store, CL_MAY_WAIT, &reaped)
+        if rc == CL_AGAIN:
+            PyErr_CheckSignals()
     check(rc)
     return {"owners": reaped.owners, "blocks": reaped.blocks, "segments": reaped.segments, "messages": reaped.messages}
 

@@ -293,6 +293,7 @@ cdef extern from "queue.h" nogil:
     int cl_queue_needs_registry(const cl_queue *q)
     int cl_queue_commit(cl_queue *q)
     int cl_queue_settle(cl_queue *q, cl_got *got)
+    int cl_queue_is_late(int64_t begun_ns, int64_t deadline_ns)
     void cl_queue_abort(cl_queue *q)
     uint64_t cl_queue_size(const cl_queue_head *h)
     uint64_t cl_queue_bytes(const cl_queue_head *h)

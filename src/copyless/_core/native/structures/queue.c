@@ -99,6 +99,7 @@ static int has_room(cl_queue *q, uint64_t count, uint64_t bytes, uint64_t more)
 int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
 {
     cl_queue_head *h = q->head;
+    int64_t begun = flags & CL_MAY_WAIT ? cl_monotonic_ns() : 0;
     cl_queue_know_self(q);
     for (int slept = 0;;) {
         if (atomic_load_explicit(&h->state, RELAXED) != CL_QUEUE_OPEN) {
@@ -137,7 +138,7 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         if (more) {
             cl_queue_wake(&h->get, 1);
         }
-        if (rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_monotonic_ns() >= deadline_ns) {
+        if (rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_queue_is_late(begun, deadline_ns)) {
             return CL_TIMEOUT; /* the registry's lock was not to be had in that time */
         }
         if (rc != CL_TIMEOUT) {

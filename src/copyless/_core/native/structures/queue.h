@@ -61,6 +61,13 @@ void cl_queue_detach(cl_queue *q); /* gives up the chunks it stands on */
 /* *done of n items, more when called again. CL_TIMEOUT: full, or not within the deadline; CL_CLOSED: shut. Without CL_MAY_WAIT it gives the way
  * (CL_AGAIN) when anybody is in it, and when it needs the registry. */
 int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags);
+/* A try that begun then found the registry's lock taken: not to wait for an item is not to wait for that lock, but who is
+ * stopped has it for longer than a slice. */
+static inline int cl_queue_is_late(int64_t begun_ns, int64_t deadline_ns)
+{
+    int64_t now = cl_monotonic_ns();
+    return now >= deadline_ns && now >= begun_ns + CL_SLICE_NS;
+}
 /* Begin to take. CL_OK: under the lock, end with commit or abort. CL_TIMEOUT: empty; CL_CLOSED: empty and shut. */
 int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags);
 /* Look on, without sleeping, for so long at most: whether there may be something to take. */
