@@ -114,8 +114,7 @@ def test_too_many_open_files():
         import copyless, os, resource
         a = copyless.zeros(10)
         h = copyless.handle(a)
-        soft = len(os.listdir('/proc/self/fd')) - 1
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))      # those given back have higher numbers
         b = copyless.attach(h); b[0] = 1; print(a[0])           # mapped already: needs no descriptor
         try: copyless.zeros(10_000_000)
         except OSError as e: print(e.errno)

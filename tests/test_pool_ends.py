@@ -207,15 +207,16 @@ def test_ending_in_the_middle_of_feeding_kills_no_thread(how, tracebacks_of_thre
         pool.join()
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("how", ["imap", "imap_unordered"])
-def test_results_come_before_the_error_of_the_input_behind_them(how):
+def test_results_come_before_the_error_of_the_input_behind_them(how, error):
     def items():
         yield from range(30)
-        raise ValueError("midway")
+        raise error("midway")
 
     with Pool(2, context=FORK) as pool:
         results, got = getattr(pool, how)(small, items()), []
-        with pytest.raises(ValueError, match="midway"):
+        with pytest.raises(error, match="midway"):
             for value in results:
                 got.append(value)
         assert sorted(got) == list(range(30))

@@ -156,7 +156,7 @@ class MapResult(AsyncResult):
             self._bar.advance(len(values))
         self._count(len(values))
 
-    def _fail(self, at: int, tasks: int, error: Exception) -> None:
+    def _fail(self, at: int, tasks: int, error: BaseException) -> None:
         """So many tasks will never run. By whoever feeds, beside the collector."""
         with self._lock:
             if self._error is None or at < self._error[0]:
@@ -190,7 +190,7 @@ class IMapIterator:
         self._arrived: list[int] = []
         self._at = 0
         self._length: int | None = None
-        self._error: Exception | None = None  # of the input: told after all that came before it
+        self._error: BaseException | None = None  # of the input: told after all that came before it
         self._taken = 0
         self._pid = os.getpid()
         self._change = threading.Condition()
@@ -208,7 +208,7 @@ class IMapIterator:
         if self._bar is not None:
             self._bar.advance()
 
-    def _ends(self, length: int, error: Exception | None = None) -> None:
+    def _ends(self, length: int, error: BaseException | None = None) -> None:
         with self._change:
             self._length, self._error = length, error
             self._change.notify()
@@ -584,6 +584,7 @@ class _Feeder:
         self._began = time.perf_counter()
         self._lock = threading.RLock()
         self._size = 1
+        self._made: int | None = None  # tasks in bundles that are about to be given; None: they are being made
 
     def begin(self) -> None:
         self._crew.promise(1)
@@ -612,15 +613,18 @@ class _Feeder:
             at = self._at
             try:
                 self._feed(int(_BUNDLE_SECONDS / seconds))
-            except Exception as error:  # the workers broke, or were terminated: nobody else counts what was not fed
+            except BaseException as error:  # the workers broke, or were terminated: nobody else counts what was not fed
+                unfed = len(self._items) - at if self._made is None else len(self._items) - self._at + self._made
                 self._result._more, self._at = None, len(self._items)
                 self._crew.promise(-1)
-                self._result._fail(at, len(self._items) - at, error)
+                self._result._fail(at, unfed, error)
 
     def _feed(self, size: int) -> None:
         left = len(self._items) - self._at
         self._size = size = max(1, min(size, _MOST, left // (2 * self._crew.processes)))
+        self._made = None
         bundles = self._bundles(2 * self._crew.processes, size)
+        self._made = sum(bundle.count for bundle in bundles)
         self._result._more_at = len(self._items) - self._at + self._crew.processes * self._size // 2 + 1
         if bundles:
             self._crew.submit(bundles, promised=True)
@@ -660,7 +664,7 @@ class _Feeder:
 def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:
     """Read the iterable of an `imap`, in a thread."""
     at = 0
-    failed: Exception | None = None
+    failed: BaseException | None = None
     try:
         batch = []
         for item in iterable:
@@ -675,7 +679,7 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
         if batch:
             crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
             at += len(batch)
-    except Exception as error:
+    except BaseException as error:  # whatever it is, the one who waits hears of it
         failed = error
     finally:
         crew.promise(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
 
 from copyless._core import c_library
 from copyless.errors import (
@@ -20,6 +19,11 @@ from copyless.errors import (
     TableFullError,
     WrongProcessError,
 )
+
+try:
+    import resource
+except ImportError:  # this process has become a user who may not read the interpreter's library
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["native_error", "out_of_shared_memory", "table_full"]
 
@@ -76,8 +80,11 @@ def table_full(what: str) -> TableFullError:
     return error
 
 
-def _soft(kind: int) -> int:
-    """A limit of this process; 0 where it has none."""
+def _soft(name: str) -> int:
+    """A limit of this process, by name; 0 where it has none, or nobody can tell."""
+    if resource is None:
+        return 0
+    kind: int = getattr(resource, name)
     soft, _hard = resource.getrlimit(kind)
     return 0 if soft == resource.RLIM_INFINITY else soft
 
@@ -102,7 +109,7 @@ def _lines_in(path: str) -> int:
 
 def _address_space() -> tuple[str, int, int, str] | None:
     """Why the system refused a mapping, where a limit was the reason."""
-    space = _soft(resource.RLIMIT_AS)
+    space = _soft("RLIMIT_AS")
     most, mappings = _number_in("/proc/sys/vm/max_map_count"), _lines_in("/proc/self/maps")
     if most and mappings >= most - 8:
         remedy = "raise it (sysctl vm.max_map_count), or free some large arrays"
@@ -116,13 +123,13 @@ def _address_space() -> tuple[str, int, int, str] | None:
 def _system_limit(sys: int, asked: int) -> tuple[str, int, int, str] | None:
     """(of what, how many there may be, how many there are, remedy) where a limit that is not the mount's room was met."""
     if sys == errno.EMFILE:
-        limit = _soft(resource.RLIMIT_NOFILE)
+        limit = _soft("RLIMIT_NOFILE")
         return "open files of this process (RLIMIT_NOFILE)", limit, limit, "raise it (ulimit -n), or close some"
     if sys == errno.ENFILE:
         limit = _number_in("/proc/sys/fs/file-max")
         return "open files of the whole system", limit, limit, "raise it (sysctl fs.file-max), or close some"
     if sys == errno.EFBIG:
-        limit = _soft(resource.RLIMIT_FSIZE)
+        limit = _soft("RLIMIT_FSIZE")
         return "bytes of one file (RLIMIT_FSIZE)", limit, asked, "raise it (ulimit -f): shared memory is files"
     if sys == errno.ENOMEM:
         return _address_space()
