@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +144,18 @@ def test_descriptors_that_are_kept_are_given_back_when_there_are_too_few():
 def test_the_error_is_caught_as_its_kin():
     assert issubclass(SystemLimitError, LimitExceededError)
     assert issubclass(SystemLimitError, OutOfSharedMemory)
+
+
+def test_the_page_on_limits_tells_what_the_headers_say():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "limits.md").read_text()
+    native = root / "src" / "copyless" / "_core" / "native"
+    headers = "".join(path.read_text() for path in native.rglob("*.h"))
+    rows = {"processes": "CL_CARETAKER", "segments": "CL_MAX_SEGMENTS", "holds": "CL_MAX_HOLDS", "names": "CL_MAX_NAMES",
+            "bytes of a name": "CL_NAME_MAX", "users of a queue": "CL_USERS", "leases of a queue": "CL_LEASES",
+            "members of a ring": "CL_RING_MEMBERS", "subscriptions of a ring": "CL_RING_READERS",
+            "slots of a ring": "CL_RING_SLOTS_MAX"}  # fmt: skip
+    for row, name in rows.items():
+        value = re.search(rf"#define {name} (\d+)u", headers)
+        assert value, name
+        assert f"| {row} | {int(value.group(1)):,} |" in page, name

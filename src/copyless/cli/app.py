@@ -20,6 +20,21 @@ console = Console()
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+def _enter(space: str | None) -> str | None:
+    if space is not None:
+        try:
+            copyless.configure(space=space)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return space
+
+
+Space = Annotated[
+    str | None,
+    typer.Option("--space", callback=_enter, help="Look at that space, not at the one of COPYLESS_SPACE.", show_default=False),
+]
+
+
 def _say(report: dict[str, Any], as_json: bool, show: Any) -> None:
     if as_json:
         typer.echo(json.dumps(report, indent=2, default=str))
@@ -59,7 +74,7 @@ def run(
 
 
 @app.command()
-def ls(as_json: Json = False) -> None:
+def ls(as_json: Json = False, space: Space = None) -> None:
     """List segments, blocks, names and the processes that hold them.
 
     Memory of dead processes is taken back first: what is listed as orphaned is kept by an undelivered message.
@@ -72,7 +87,9 @@ def ls(as_json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' shows it.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A name, as 'copyless ls' shows it.")],
+    as_json: Json = False,
+    space: Space = None,
 ) -> None:
     """Show one named array: shape, dtype, who holds it, and its values in short."""
     try:
@@ -87,6 +104,7 @@ def reap(
         bool, typer.Option("--force", help="Remove a damaged storage directory that nobody uses.")
     ] = False,
     as_json: Json = False,
+    space: Space = None,
     remove_now: Annotated[bool, typer.Option("--remove-now", hidden=True)] = False,
 ) -> None:
     """Take back what dead processes held, and give free memory back to the system."""
@@ -109,7 +127,7 @@ def reap(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(as_json: Json = False, space: Space = None) -> None:
     """Look at this machine: size and type of /dev/shm, limits, leftovers, settings, and what to change."""
     from copyless.cli import doctor as examination
 

@@ -94,6 +94,7 @@ def examine() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": settings.processors(),
         "storage directory": directory.current(),
+        "spaces in use": ", ".join(space or "(the common one)" for space in directory.spaces()) or "none",
     }
     try:
         st = os.statvfs(path)

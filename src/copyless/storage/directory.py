@@ -1,6 +1,6 @@
-"""The storage directory: one a user, 0700, found the same way by all processes of a uid.
+"""The storage directory: one a user and space, 0700, found the same way by all processes of a uid.
 
-Which of the names `copyless-UID`, `copyless-UID.1` ... is ours to use is written in docs/design/storage.md: the one in
+Which of the names `copyless-UID`, `copyless-UID.1` ... (in a space `copyless-UID-SPACE`, ...) is ours to use is written in docs/design/storage.md: the one in
 use, else the first that exists and is ours, else the first that is free. The choice is made under a lock file.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import pwd
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from copyless.storage.registries import in_use
 from copyless.storage.settings import current as settings
 
-__all__ = ["candidates", "choosing", "current", "ensure", "entered", "is_ours", "lock_file", "ours", "refused", "why_refused"]
+__all__ = ["candidates", "choosing", "current", "ensure", "entered", "is_ours", "lock_file", "ours", "refused", "spaces", "why_refused"]
 
 _SUFFIXES = 16
 _LOCK_SECONDS = 5.0  # a process that was stopped while it chose does not hold up the others for longer
@@ -26,7 +27,8 @@ _entered = ""
 
 
 def candidates() -> list[str]:
-    base = os.path.join(settings().dir, f"copyless-{os.geteuid()}")
+    space = settings().space
+    base = os.path.join(settings().dir, f"copyless-{os.geteuid()}" + (f"-{space}" if space else ""))
     return [base] + [f"{base}.{i}" for i in range(1, _SUFFIXES)]
 
 
@@ -99,6 +101,18 @@ def _choose() -> tuple[str | None, str | None]:
     if there:
         return there[0], None
     return None, free[0] if free else None
+
+
+def spaces() -> list[str]:
+    """The spaces of this user that have a directory; the common one is the empty name."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(settings().dir):
+            matched = re.fullmatch(rf"copyless-{os.geteuid()}(?:-([A-Za-z0-9_-]+))?(?:\.\d+)?", name)
+            with contextlib.suppress(OSError):
+                if matched and is_ours(os.lstat(os.path.join(settings().dir, name))):
+                    found.add(matched.group(1) or "")
+    return sorted(found)
 
 
 def current() -> str:

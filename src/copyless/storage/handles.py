@@ -84,7 +84,8 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     if look():  # the sender may have found out before us that the directory was removed
         return resolve(handle)
     raise ForeignHostError(
-        "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR, or send the "
+        "the handle belongs to another storage directory: give both processes the same COPYLESS_DIR and "
+        "COPYLESS_SPACE, or send the "
         "object by value. (A directory is also made anew after its last process has left it, or after it was removed "
         "under its programs, by systemd at logout or by a cleaner: what older programs made then is seen by them and "
         "their forked children only)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +23,12 @@ def _bytes(text: str) -> int:
     return int(float(number.removesuffix(unit)) * _UNITS[unit])
 
 
+def _space(name: str) -> str:
+    if not isinstance(name, str) or not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]{0,31})?", name):
+        raise ValueError(f"space must be at most 32 letters, digits, '-' and '_', not {name!r}: it names a directory")
+    return name
+
+
 @dataclass
 class Settings:
     """Present values.
@@ -30,6 +37,10 @@ class Settings:
     ----------
     dir : str
         Where the storage directory is made; a tmpfs. Fixed once storage is in use. ``COPYLESS_DIR``.
+    space : str
+        Programs of one user share names, limits and one registry's lock with each other if their space is the same, and
+        nothing if it is not: one word for each service that has nothing to do with the others. Empty: the common one.
+        Names of `SharedMemory` are the system's, and are not divided. Fixed once storage is in use. ``COPYLESS_SPACE``.
     warm_limit : int
         Bytes of free blocks that stay warm for the next allocation; -1: an eighth of the mount. ``COPYLESS_WARM_LIMIT``
         (units such as 512M are understood).
@@ -50,6 +61,7 @@ class Settings:
     """
 
     dir: str = "/dev/shm"
+    space: str = ""
     warm_limit: int = -1
     idle: float = 30.0
     message_ttl: float = 600.0
@@ -63,6 +75,7 @@ _PARSERS: dict[str, Any] = {
     "idle": float,
     "message_ttl": float,
     "dir": str,
+    "space": _space,
     "host": str,
     "spill": str,
     "network_timeout": float,
@@ -82,6 +95,7 @@ def _from_environment() -> Settings:
     return settings
 
 
+_PLACE = ("dir", "space", "host", "spill")  # what decides which memory a process uses: the same in its children
 _current: Settings | None = None
 
 
@@ -97,15 +111,18 @@ def configure(**changes: Any) -> Settings:
 
     Parameters
     ----------
-    warm_limit, idle, message_ttl, network_timeout, dir, host, spill
-        See `Settings`. `dir`, `host` and `spill` cannot change once storage is in use.
+    warm_limit, idle, message_ttl, network_timeout, dir, space, host, spill
+        See `Settings`. `dir`, `space`, `host` and `spill` cannot change once storage is in use; they are put into the
+        environment too, so that programs and workers which are started from now on find the same memory.
 
     Raises
     ------
     TypeError
         For a name that is no setting.
     RuntimeError
-        For `dir`, `host` or `spill` when this process uses shared memory already.
+        For `dir`, `space`, `host` or `spill` when this process uses shared memory already.
+    ValueError
+        For a value that the setting cannot have.
 
     Examples
     --------
@@ -121,11 +138,15 @@ def configure(**changes: Any) -> Settings:
     for name, value in changes.items():
         if name not in _PARSERS:
             raise TypeError(f"no setting is called {name!r}; there are {', '.join(_PARSERS)}")
-        if name in ("dir", "host", "spill") and value != getattr(settings, name) and store.is_open():
+        if name == "space":
+            _space(value)
+        if name in _PLACE and value != getattr(settings, name) and store.is_open():
             raise RuntimeError(f"{name} is fixed once shared memory is in use: set COPYLESS_{name.upper()} before")
         if name in ("idle", "message_ttl", "network_timeout") and not value >= 0:
             raise ValueError(f"{name} must be 0 or more seconds, not {value!r}")
         setattr(settings, name, _bytes(value) if name == "warm_limit" and isinstance(value, str) else value)
+        if name in _PLACE:
+            os.environ[f"COPYLESS_{name.upper()}"] = os.fspath(value)
     store.apply_settings()
     return settings
 
