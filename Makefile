@@ -12,7 +12,7 @@ TESTS := wait copy lock journal registry heap holds reap fork books kill sync qu
 FORKING := kill fork registry books reap
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo test test-all check check-native bench clean
+.PHONY: help demo test test-all check check-native inject bench clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -73,6 +73,9 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 			if [ $$kind = thread ] && echo " $(FORKING) " | grep -q " $$t "; then continue; fi; \
 			$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c build/native/$$kind/*.o -o build/native/$$t -lpthread || exit 1; \
 			echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done
+
+inject: $(VENV)/test.stamp  ## each call of the system fails once, in every operation; INJECT='--kinds open ring' for a part
+	$(BIN)/python -m tests.inject $(INJECT)
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp
 	$(PIP) install '.[bench]'

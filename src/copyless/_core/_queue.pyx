@@ -203,6 +203,14 @@ cdef object load_plain(const uint8_t *data, uint64_t nbytes):
     return NOTHING if value == NULL else take_reference(value)
 
 
+cdef object take_back(list handles):
+    """What no item carries after all."""
+    import copyless._core._handles as handles_module
+
+    for handle in handles:
+        handles_module.unsend(handle)
+
+
 cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch):
     """An object, behind a label that is for who takes it; `watch(bytes)`, if given, is the context of copying large buffers."""
     cdef Packed packed = Packed.__new__(Packed)
@@ -225,8 +233,9 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
     if handles:
         packed.tokens = <cl_token *>malloc(len(handles) * sizeof(cl_token))
         if packed.tokens == NULL:
+            take_back(handles)
             raise MemoryError
-        for handle in handles:
+        for i, handle in enumerate(handles):
             of = token_of(handle, store, &packed.tokens[packed.ntokens])  # a file's handle has none
             if of == store:
                 packed.ntokens += 1
@@ -234,6 +243,7 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
                 if packed.abroad == NULL:
                     packed.abroad = <Abroad *>malloc(len(handles) * sizeof(Abroad))
                     if packed.abroad == NULL:
+                        take_back(handles[i:])
                         raise MemoryError
                 packed.abroad[packed.nabroad].store = of
                 packed.abroad[packed.nabroad].token = packed.tokens[packed.ntokens]
@@ -301,6 +311,7 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
     cdef const uint8_t *p
     cdef uint64_t of_tokens = ntokens * sizeof(cl_token), at = of_tokens + nlabel, length, total, n, i, size
     cdef cl_token *tokens = NULL
+    cdef cl_token token
     if at == 0 and type(body) is bytes:
         return load(<bytes>body)
     whole = memoryview(body)
@@ -314,6 +325,9 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
         if ntokens != 0:
             tokens = <cl_token *>malloc(of_tokens)
             if tokens == NULL:
+                for i in range(ntokens):
+                    memcpy(&token, p + i * sizeof(cl_token), sizeof(cl_token))
+                    unsend(store, &token, 1)
                 raise MemoryError
             memcpy(tokens, p, of_tokens)
         if total > at and p[at] == HANDLE:

@@ -152,7 +152,12 @@ def system_limit(sys: int, what: str, asked: int) -> SystemLimitError | None:
     of_what, limit, present, remedy = met
     size = f"; asked for {asked:,} bytes" if asked else ""
     number = f"the limit of {limit:,} {of_what}" if limit else f"the limit of {of_what}"
-    error = SystemLimitError(sys, f"{number} is reached: {what or os.strerror(sys)}{size}. Remedy: {remedy}")
+    text = f"{number} is reached: {what or os.strerror(sys)}{size}. Remedy: {remedy}"
+    return _limit_error(sys, text, limit, present, remedy, asked)
+
+
+def _limit_error(sys: int, text: str, limit: int, present: int, remedy: str, asked: int) -> SystemLimitError:
+    error = SystemLimitError(sys, text)
     error.limit, error.present, error.remedy = limit, present, remedy
     error.asked, error.directory = asked, _directory()
     return error
@@ -166,7 +171,10 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
             return limit
     if code == c_library.TABLE_FULL:
         return table_full(what)
-    if code == c_library.FULL or (code == c_library.SYSTEM and sys == errno.ENOMEM):
+    if code == c_library.SYSTEM and sys == errno.ENOMEM:
+        remedy = "free some memory, or raise its control group's limit (memory.max)"
+        return _limit_error(sys, f"the system gives this process no memory: {what}. Remedy: {remedy}", 0, 0, remedy, asked)
+    if code == c_library.FULL:
         return out_of_shared_memory(sys, what, asked, _directory())
     if code == c_library.REMOVED:
         return CorruptSegmentError(f"{what or 'the storage directory was removed while in use'}. {_REMOVAL}")

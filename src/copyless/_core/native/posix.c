@@ -10,15 +10,16 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static int stand_on_external(cl_store *store, uint32_t slot, uint32_t hold)
+/* The entry of this process for it. Before anything is written down: it takes memory, of which there may be none. */
+static int external_map(cl_store *store, uint32_t slot, uint64_t id, cl_map **found)
 {
     cl_map *map = store->maps != NULL ? store->maps[slot] : NULL;
-    if (map == NULL || map->id != store->segments[slot].id) {
+    if (map == NULL || map->id != id) {
         map = calloc(1, sizeof *map);
         if (map == NULL) {
             return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
         }
-        map->id = store->segments[slot].id;
+        map->id = id;
         map->slot = slot;
         map->nblocks = 1;
         int rc = cl_map_add(store, map);
@@ -27,14 +28,19 @@ static int stand_on_external(cl_store *store, uint32_t slot, uint32_t hold)
             return rc;
         }
     }
+    *found = map;
+    return CL_OK;
+}
+
+static void stand_on_external(cl_store *store, cl_map *map, uint32_t hold)
+{
     cl_local_block *local = &map->blocks[0];
     if (hold != 0) {
         local->hold = hold;
-        local->generation = store->segments[slot].blocks[0].generation;
+        local->generation = store->segments[map->slot].blocks[0].generation;
     }
     map->in_use += local->references == 0;
     local->references++;
-    return CL_OK;
 }
 
 int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
@@ -49,6 +55,7 @@ int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t
     }
     cl_scan(store, 0, NULL);
     cl_name *entry;
+    cl_map *map = NULL;
     rc = cl_name_find(store, cl_posix_key(name, length, device, inode), &entry, NULL);
     if (rc == CL_OK && entry != NULL) {
         rc = cl_name_withdraw(store, entry); /* of an object that is gone: its inode is given again */
@@ -69,7 +76,10 @@ int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t
         b->state = CL_BLOCK_NONE;
         b->creator_pid = store->identity.pid;
         b->created_ns = cl_realtime_ns();
-        rc = cl_name_prepare(store, cl_posix_key(name, length, device, inode), number, &entry);
+        rc = external_map(store, *slot, *id, &map);
+        if (rc == CL_OK) {
+            rc = cl_name_prepare(store, cl_posix_key(name, length, device, inode), number, &entry);
+        }
         if (rc == CL_OK) {
             cl_txn txn = cl_begin(store->base);
             rc = cl_hold_take(store, &txn, family ? CL_HOLD_FAMILY : CL_HOLD_OWNER, store->slot + 1, number, &hold);
@@ -89,10 +99,12 @@ int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t
             rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, number, &hold);
             if (rc == CL_OK) {
                 cl_commit(&txn);
+            } else {
+                cl_name_withdraw(store, entry);
             }
         }
         if (rc == CL_OK) {
-            rc = stand_on_external(store, *slot, hold + 1);
+            stand_on_external(store, map, hold + 1);
         }
     }
     cl_leave(store);
@@ -122,8 +134,9 @@ int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t
         *slot = (n->block - 1) / CL_BLOCKS;
         *id = store->segments[*slot].id;
         uint32_t hold = 0;
-        const cl_map *map = store->maps != NULL ? store->maps[*slot] : NULL;
-        if (map == NULL || map->id != *id || map->blocks[0].hold == 0) {
+        cl_map *map;
+        rc = external_map(store, *slot, *id, &map);
+        if (rc == CL_OK && map->blocks[0].hold == 0) {
             cl_txn txn = cl_begin(store->base);
             rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, n->block - 1, &hold);
             if (rc == CL_OK) {
@@ -132,7 +145,7 @@ int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t
             }
         }
         if (rc == CL_OK) {
-            rc = stand_on_external(store, *slot, hold);
+            stand_on_external(store, map, hold);
         }
     }
     cl_leave(store);

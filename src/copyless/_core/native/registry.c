@@ -342,8 +342,11 @@ static int open_live(cl_store *store, const cl_header *header)
         return why == ENOENT ? cl_fail(CL_CORRUPT, 0, "registry: %s is gone", live)
                              : cl_fail(CL_SYSTEM, why, "opening %s", live);
     }
+    if (fstat(store->live_fd, &st) != 0) {
+        return cl_fail(CL_SYSTEM, errno, "looking at %s", live);
+    }
     /* The number of a disk's device may change from boot to boot. */
-    if (fstat(store->live_fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_ino != header->live_inode ||
+    if (!S_ISREG(st.st_mode) || st.st_ino != header->live_inode ||
         (st.st_dev != header->live_device && header->boot == store->identity.boot)) {
         return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that it was made with", live);
     }
