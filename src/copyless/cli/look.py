@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import time
 from typing import Any
@@ -38,8 +39,11 @@ def listing() -> dict[str, Any]:
     found = _store.snapshot()
     pids = {owner["slot"]: owner["pid"] for owner in found["owners"]}
     names: dict[int, str] = {entry["block"]: entry["name"] for entry in found["names"]}
+    holds_of: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    for hold in found["holds"]:
+        holds_of[hold["block"]].append(hold)
     for block in found["blocks"]:
-        holds = [hold for hold in found["holds"] if hold["block"] == block["number"]]
+        holds = holds_of[block["number"]]
         block["name"] = names.get(block["number"])
         block["pids"] = sorted({pids.get(h["owner"], 0) for h in holds if h["kind"] == "owner"})
         block["messages"] = sum(h["kind"] in ("message", "family") for h in holds)
@@ -86,13 +90,13 @@ def show_listing(report: dict[str, Any], console: Console) -> None:
     owners = Table(title="processes", title_justify="left")
     for column in ("pid", "command", "since", "blocks"):
         owners.add_column(column, justify="left" if column == "command" else "right")
+    held = collections.Counter(pid for block in report["blocks"] for pid in block["pids"])
     for owner in report["owners"]:
-        held = sum(owner["pid"] in block["pids"] for block in report["blocks"])
         owners.add_row(
             str(owner["pid"]),
             owner["command"] + (" (this command)" if owner["self"] else ""),
             age(owner["since_ns"]),
-            str(held),
+            str(held[owner["pid"]]),
         )
     segments = [s for s in report["segments"] if not s["external"]]
     console.print(f"[bold]{report['directory']}[/]: {len(segments)} segments, {size(report['total_bytes'])}, of which "
