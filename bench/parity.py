@@ -224,6 +224,24 @@ def pools(rounds: int) -> dict[str, float]:
     return figures
 
 
+def tiny_tasks(rounds: int) -> dict[str, float]:
+    """200,000 no-ops, by each way that takes many at a time."""
+    tasks = range(200_000)
+    with copyless.Pool(2, context=CONTEXT) as ours, CONTEXT.Pool(2) as theirs:
+        return medians(
+            rounds,
+            **{
+                f"{how}, {whose}": timed(run(pool))
+                for how, run in {
+                    "map": lambda pool: lambda: pool.map(nothing, tasks),
+                    "imap, chunksize=100": lambda pool: lambda: list(pool.imap(nothing, tasks, 100)),
+                    "imap_unordered, chunksize=100": lambda pool: lambda: list(pool.imap_unordered(nothing, tasks, 100)),
+                }.items()
+                for whose, pool in {"copyless": ours, "stdlib": theirs}.items()
+            },
+        )
+
+
 def pool_start(rounds: int) -> dict[str, float]:
     def start(make: Any) -> Callable[[], float]:
         def run() -> float:
@@ -322,6 +340,7 @@ def main() -> None:
         "Pool(2), start and first result": pool_start,
         "DataFrame to 4 workers, every page read": lambda rounds: frames(rounds, args.rows),
         "a manager's call under load": manager_load,
+        "Pool(2), 200,000 no-ops": tiny_tasks,
     }
     results: dict[str, dict[str, float]] = {}
     for title, job in jobs.items():
@@ -346,6 +365,10 @@ def main() -> None:
         ("manager call / stdlib", ratio(3, "copyless", "stdlib"), 1 / 10),
         ("Pool, 1000 no-ops / stdlib, chunksize 1", ratio(4, "1000 no-ops, copyless", "1000 no-ops, stdlib, chunksize=1"), 1 / 10),
         ("Pool, 16 MiB argument / stdlib", ratio(4, "16 MiB argument, copyless", "16 MiB argument, stdlib"), 1 / 10),
+        *(
+            (f"Pool, 200,000 no-ops, {how} / stdlib", ratio(8, f"{how}, copyless", f"{how}, stdlib"), 1.0)
+            for how in ("map", "imap, chunksize=100", "imap_unordered, chunksize=100")
+        ),
         ("Pool start, fork / stdlib", ratio(5, "fork, copyless", "fork, stdlib"), 1.0),
         ("Pool start, spawn / stdlib", ratio(5, "spawn, copyless", "spawn, stdlib"), 1.0),
         ("DataFrame, share() and send / pickling", ratio(6, "share() and send", "pickled"), 1 / 5),

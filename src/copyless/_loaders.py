@@ -163,11 +163,13 @@ def sealed(data: Any, names: list[bytes], *buffers: Any) -> Any:
     return _sealed(data, names, *buffers)
 
 
-def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+def work(
+    names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int, log: int | None = None
+) -> None:
     """What the worker process of a pool does."""
     from copyless.workers import work as run
 
-    run(names, mask, initializer, initargs, most, retries)
+    run(names, mask, initializer, initargs, most, retries, log)
 
 
 def call_many(function: Any, argument_lists: list[tuple[Any, ...]]) -> list[Any]:

@@ -14,19 +14,22 @@ Mirrors `multiprocessing.Pool`: same methods, signatures, results and error type
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
 from multiprocessing.util import Finalize
 from typing import Any
 
 from copyless import workers
+from copyless._core import _answers
 from copyless._one_process import check_process
 from copyless.errors import TaskUnreadableError, WorkerDiedError
 from copyless.storage.settings import processors
@@ -34,8 +37,10 @@ from copyless.workers import SINGLE, STARRED, Bundle, Crew
 
 __all__ = ["AsyncResult", "Pool"]
 
+os.register_at_fork(after_in_child=_answers._forked)
+
 _BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
-_MOST = 512  # tasks in one
+_MOST = 8192  # tasks in one
 _AT_A_TIME = 32  # bundles, where their size is given
 _FEW = 64  # tasks of a range that go as a list
 _INSTEAD = "its workers and its results are its parent's. Make a Pool of its own there"
@@ -180,33 +185,41 @@ class MapResult(AsyncResult):
         return len(self._results) - self._left
 
 
-class IMapIterator:
+class IMapIterator(_answers.Ready):
     """What `imap` returns: results in order, as soon as each is there."""
 
-    def __init__(self, pool: Any, ordered: bool, bar: Any = None) -> None:
+    def __init__(self, pool: Any, ordered: bool, bar: Any = None, limited: bool = False) -> None:
         self._pool = pool
         self._ordered = ordered
-        self._items: dict[int, tuple[bool, Any]] = {}
-        self._arrived: list[int] = []
+        self._items: dict[int, tuple[bool, list[Any]]] = {}  # by the task that they begin with
+        self._arrived: deque[tuple[bool, list[Any]]] = deque()
         self._at = 0
         self._length: int | None = None
         self._error: BaseException | None = None  # of the input: told after all that came before it
-        self._taken = 0
         self._pid = os.getpid()
-        self._change = threading.Condition()
+        lock = threading.RLock()
+        self._change = threading.Condition(lock)
         self._bar = bar
-        self._read = threading.Semaphore(0)
+        self._taken = 0  # by the caller
+        self._makes_room = threading.Condition(lock) if limited else None
 
     def _tell(self, i: int, kind: int, value: Any) -> None:
-        self._put(i, *outcome(kind, value))
+        success, value = outcome(kind, value)
+        self._put(i, success, [value])
 
-    def _put(self, i: int, success: bool, value: Any) -> None:
+    def _tell_done(self, i: int, values: list[Any]) -> None:
+        self._put(i, True, values)
+
+    def _put(self, i: int, success: bool, values: list[Any]) -> None:
+        tasks = len(values)
         with self._change:
-            self._items[i] = success, value
-            self._arrived.append(i)
+            if self._ordered:
+                self._items[i] = success, values
+            else:
+                self._arrived.append((success, values))
             self._change.notify()
         if self._bar is not None:
-            self._bar.advance()
+            self._bar.advance(tasks)
 
     def _ends(self, length: int, error: BaseException | None = None) -> None:
         with self._change:
@@ -215,39 +228,44 @@ class IMapIterator:
         if error is not None and self._bar is not None:
             self._bar.stop()
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
+    def _count_taken(self, tasks: int) -> None:
+        self._taken = tasks
+        if self._makes_room is not None:
+            self._makes_room.notify()
 
-    def _ready(self) -> bool:
-        if self._taken == self._length:
+    def _await_taken(self, tasks: int, seconds: float) -> bool:
+        """Whether so many results have been taken."""
+        assert self._makes_room is not None
+        with self._change:
+            return self._makes_room.wait_for(lambda: self._taken >= tasks, seconds)
+
+    def _is_there(self) -> bool:
+        if self._at == self._length:
             return True
         return self._at in self._items if self._ordered else bool(self._arrived)
 
-    def next(self, timeout: float | None = None) -> Any:
-        """The next result, waiting at most `timeout` seconds (`multiprocessing.TimeoutError`)."""
+    def _wait(self, timeout: float | None) -> Any:
+        """The next result, when none is at hand."""
         check_process(self._pid, self, _INSTEAD)
         with self._change:
-            if not self._change.wait_for(self._ready, timeout):
+            self._count_taken(self._at)
+            if not self._change.wait_for(self._is_there, timeout):
                 raise TimeoutError from None
-            if self._taken == self._length:
+            if self._at == self._length:
                 self._pool = None
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
                 raise StopIteration from None
-            if self._ordered:
-                at = self._at
-            else:
-                at = self._arrived.pop(0)
-            success, value = self._items.pop(at)
-            self._at += 1
-            self._taken += 1
-        self._read.release()
+            success, values = self._items.pop(self._at) if self._ordered else self._arrived.popleft()
+            self._at += len(values)
+            if success and len(values) > 1:
+                self._give(values)  # taken when the next is asked for
+                return self.next()
+            self._count_taken(self._at)
         if success:
-            return value
-        raise value
-
-    __next__ = next
+            return values.pop()
+        raise values.pop()
 
 
 IMapUnorderedIterator = IMapIterator
@@ -534,7 +552,7 @@ class Pool:
         if buffersize is not None and buffersize < chunksize:
             raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
         total = len(iterable) if hasattr(iterable, "__len__") else None
-        result = IMapIterator(self, ordered, _bar(progress, total, func))
+        result = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
         self._crew.promise(1)
         reader = threading.Thread(
             target=_read,
@@ -666,20 +684,22 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
     at = 0
     failed: BaseException | None = None
     try:
-        batch = []
-        for item in iterable:
-            batch.append(item)
-            if len(batch) == chunksize:
-                while buffersize is not None and at + chunksize > buffersize and not result._read.acquire(timeout=0.5):
-                    if crew.broken is not None or crew.terminating:
-                        raise WorkerDiedError(crew.broken or "the pool was terminated")
-                crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
-                at += len(batch)
-                batch = []
-        if batch:
-            crew.submit([Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at)], promised=True)
+        items = iter(iterable)
+        while failed is None:
+            while buffersize is not None and not result._await_taken(at + chunksize - buffersize, 0.5):
+                if crew.broken is not None or crew.terminating:
+                    raise WorkerDiedError(crew.broken or "the pool was terminated")
+            batch: list[Any] = []
+            try:
+                batch.extend(itertools.islice(items, chunksize))
+            except BaseException as error:  # whatever it is, the one who waits hears of it, after what came before it
+                failed = error
+            if not batch:
+                break
+            bundle = Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at, None, result._tell_done)
+            crew.submit([bundle], promised=True)
             at += len(batch)
-    except BaseException as error:  # whatever it is, the one who waits hears of it
+    except BaseException as error:
         failed = error
     finally:
         crew.promise(-1)

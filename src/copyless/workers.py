@@ -1,10 +1,12 @@
 """Worker processes that take tasks from one queue: what `Pool` and `ProcessPoolExecutor` stand on.
 
-    callers --- bundles ---> tasks (JoinableQueue, redeliver=True) ---> workers --- a result a task ---> results ---> collector
+    callers --- bundles ---> tasks (JoinableQueue, redeliver=True) ---> workers --- some answers ---> results ---> collector
                                                  board: which task of its bundle each worker is at
+                                                 logs: answers that a worker has not sent yet
 
-A bundle is some tasks of one call. A worker leases a bundle, writes on the board which of its tasks it begins, runs it, puts the
-result, and so on; then it acknowledges the bundle. So whoever dies anywhere, nothing is guessed:
+A bundle is some tasks of one call. A worker leases a bundle, writes on the board which of its tasks it begins, runs it, writes the
+answer into its log, and so on; every few milliseconds, and at the end of the bundle, it sends what the log holds by one message;
+then it acknowledges the bundle. So whoever dies anywhere, nothing is guessed:
 
 * killed before it began a task, or between two: the queue hands the bundle out again, the board says where to go on;
 * killed in the middle of a task: whoever gets the bundle next sees that this task was begun and not ended. It reports it
@@ -12,7 +14,9 @@ result, and so on; then it acknowledges the bundle. So whoever dies anywhere, no
 * killed after the last result and before the acknowledgement: every task has been answered already.
 
 A bundle that is handed out again after its row of the board was given to another says so by its number, and is dropped.
-A result is put before the next task begins, so a task is never both answered and reported as died.
+An answer lies in shared memory before the next task begins, so a task is never both answered and reported as died. The parent reads
+the log of a worker that died, and that of one which has been silent for some milliseconds: it may be in a long task, with short
+ones behind it.
 
 In the parent two threads: the collector waits for results and feeds what waits; the keeper waits for workers that end,
 and replaces them. A worker whose parent died ends when it next looks for work.
@@ -36,7 +40,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 from copyless import _loaders, pickling
-from copyless._core import _queue
+from copyless._core import _answers, _queue
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
 from copyless.arrays import attach, handle
@@ -44,6 +48,7 @@ from copyless.errors import (
     ClosedError,
     CorruptSegmentError,
     OutOfSharedMemory,
+    RegistryBusyError,
     StaleHandleError,
     TaskUnreadableError,
     WorkerDiedError,
@@ -57,15 +62,21 @@ __all__ = ["Crew", "Sealed"]
 ROWS = 1024  # of the board: bundles that may be in the queue or under way
 _NUMBER, _BEGUN, _TRIES, _PID, _NO_ROOM, _WIDTH = range(6)  # of a row
 _DEAD = 1 << 32  # in _NO_ROOM: it is the answer of one who died
+_IN_LOG = 1 << 33  # in _NO_ROOM: the answers lie in the log of the worker
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
-_DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED = range(9)
+_DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED, _MANY, _MIXED = range(11)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
+_NO_ROOM_ERRORS = (OSError, MemoryError, RegistryBusyError)
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 FULL, SINGLE, STARRED = range(3)  # what a task of a bundle is: (args, kwargs), the one argument, the arguments
 _NAMED = 4  # added to it: the function is said by its name, as a pickle of its own
 _WITH_NAMES = (FunctionType, BuiltinFunctionType)
 _NAMES_MOST = 64  # functions that a worker has at hand
-_LOOK = 0.2  # seconds between looks for answers that found no room
+_LOOK = 0.2  # seconds between looks for answers that found no room, or lie in a log
+_PATIENCE = 0.005  # seconds that an answer may lie in a log while its worker runs other tasks
+_SOON = 0.006  # from the last message to the first look
+_LOG_BYTES = 8192
+_RANGE_MOST = 1 << 14
 _HOPELESS = 5  # workers in a row that end before they are ready
 _IDLE_SECONDS = 0.1  # that idle workers have to end by themselves
 _BUSY_SECONDS = 0.8  # that busy ones have after SIGTERM
@@ -168,8 +179,10 @@ def _forget_handlers() -> None:
                 signal.signal(number, signal.SIG_DFL)
 
 
-def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
-    """What a worker process does, until the queue is shut down or its parent is gone."""
+def work(
+    names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int, log: int | None = None
+) -> None:
+    """What a worker process does, until the queue is shut down or its parent is gone. Its log begins at `log` in the board's block."""
     _forget_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # blocked by whoever started us
     try:
@@ -177,12 +190,15 @@ def work(names: list[bytes], mask: list[int], initializer: Any, initargs: Any, m
     except StaleHandleError:
         return  # the parent was quicker to end than we to begin
     try:
-        _work(tasks, results, memoryview(board).cast("Q"), initializer, initargs, most, retries)
+        answers = None if log is None else _answers.Log(board, log, _LOG_BYTES, _PATIENCE)
+        _work(tasks, results, memoryview(board).cast("Q"), answers, initializer, initargs, most, retries)
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the parent too, which says what there is to say
 
 
-def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, most: int | None, retries: int) -> None:
+def _work(
+    tasks: Any, results: Any, rows: Any, log: Any, initializer: Any, initargs: Any, most: int | None, retries: int
+) -> None:
     me = os.getpid()
     if initializer is not None:
         try:
@@ -206,12 +222,14 @@ def _work(tasks: Any, results: Any, rows: Any, initializer: Any, initargs: Any, 
         number, row, count, sealed = item
         at = row * _WIDTH
         if rows[at + _NUMBER] == number:
-            done += _run(number, at, count, sealed, rows, results, retries, me)
+            done += _run(number, at, count, sealed, rows, results, retries, me, None if count == 1 else log)
         tasks.task_done(item)
         del item, sealed
 
 
-def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any, retries: int, me: int) -> int:
+def _run(
+    number: int, at: int, count: int, sealed: Any, rows: Any, results: Any, retries: int, me: int, log: Any
+) -> int:
     first: int = rows[at + _BEGUN]
     if first:  # somebody died after he began this task
         first -= 1
@@ -220,7 +238,7 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         else:
             try:
                 results.put((number, first, _DIED, rows[at + _PID]))
-            except OutOfSharedMemory:
+            except _NO_ROOM_ERRORS:
                 _say_on_board(rows, at, first + 1 | _DEAD)
             first += 1
             rows[at + _TRIES] = 0
@@ -236,12 +254,23 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
         for i in range(first, count):
             _answer(results.put, number, i, _UNREADABLE, _text_of(error), rows, at)
         return count - first
-    put = results.put
+    if log is None:
+        _run_apart(function, style, batch, number, first, count, results.put, rows, at, retries)
+    else:
+        if type(batch) is range and count <= _RANGE_MOST:
+            batch = list(batch)  # whose items are had faster
+        log.begin(number, first)
+        _run_logged(log, function, style, batch, number, first, count, results.put, rows, at, retries)
+    return count - first
+
+
+def _run_apart(
+    function: Any, style: int, batch: Any, number: int, first: int, count: int, put: Any, rows: Any, at: int, retries: int
+) -> None:
+    """Run tasks, each with a message of its own."""
     for i in range(first, count):
         if i != first:
-            if retries:
-                rows[at + _TRIES] = 0
-            rows[at + _BEGUN] = i + 1
+            _mark(rows, at, i, retries)
         args = batch[i]
         try:
             if style == SINGLE:
@@ -260,34 +289,87 @@ def _run(number: int, at: int, count: int, sealed: Any, rows: Any, results: Any,
                 _put_value(put, number, i, value, rows, at)
             del value
         del args
-    return count - first
 
 
-def _put_value(put: Any, number: int, i: int, value: Any, rows: Any, at: int) -> None:
+def _run_logged(
+    log: Any, function: Any, style: int, batch: Any, number: int, i: int, count: int, put: Any, rows: Any, at: int, retries: int
+) -> None:
+    """Run tasks, and send many answers by one message."""
+    tries, first = (at + _TRIES if retries else 0), i
+    while i < count:
+        if i != first:
+            _mark(rows, at, i, retries)
+        i, why, what = log.run(function, style, batch, i, count, at + _BEGUN, tries)
+        if why == _answers.OTHER:
+            if type(what) in _ATOMS:
+                kind, value = _DONE, what
+            else:
+                kind, value = _value(what)
+            del what
+            if kind != _SEALED or type(value) is not bytes or not log.add_sealed(value):
+                _send(log, put, number, rows, at)
+                _answer(put, number, i, kind, value, rows, at)
+                log.begin(number, i + 1)
+            i += 1
+            del value
+            if i < count and not log.is_due():
+                continue
+        elif why == _answers.RAISED:
+            _send(log, put, number, rows, at)
+            _answer(put, number, i, _RAISED, sealed_error(what), rows, at)
+            del what
+            i += 1
+            log.begin(number, i)
+            continue
+        _send(log, put, number, rows, at)
+        log.begin(number, i)
+
+
+def _mark(rows: Any, at: int, i: int, retries: int) -> None:
+    """A task that is not the first of its bundle begins."""
+    if retries:
+        rows[at + _TRIES] = 0
+    rows[at + _BEGUN] = i + 1
+
+
+def _send(log: Any, put: Any, number: int, rows: Any, at: int) -> None:
+    """Send the answers in a log. Where there is no room for the message, wait until the parent has read the log itself."""
+    if log.count:
+        try:
+            put((number, log.first, _MIXED if log.mixed else _MANY, log.take()))
+        except _NO_ROOM_ERRORS:
+            _say_on_board(rows, at, _IN_LOG)
+
+
+def _value(value: Any) -> tuple[int, Any]:
+    """(kind, value) of the answer that a result is."""
     try:
-        sealed = seal(value)
+        return _SEALED, seal(value)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        text = repr(error), _repr(value)
-        try:
-            put((number, i, _UNSENDABLE, (sealed_error(error), *text)))
-        except Exception:
-            _answer(put, number, i, _UNSENDABLE, (None, *text), rows, at)
-    else:
-        _answer(put, number, i, _SEALED, sealed, rows, at)
+        return _UNSENDABLE, (sealed_error(error), repr(error), _repr(value))
+
+
+def _put_value(put: Any, number: int, i: int, value: Any, rows: Any, at: int) -> None:
+    kind, value = _value(value)
+    _answer(put, number, i, kind, value, rows, at)
 
 
 def _answer(put: Any, number: int, i: int, kind: int, value: Any, rows: Any, at: int) -> None:
     """Answer one task. Where neither memory nor the disk has room for the answer, the task fails, in few bytes or in none."""
     try:
         put((number, i, kind, value))
-    except OutOfSharedMemory as error:
+        return
+    except ClosedError:
+        raise
+    except Exception as error:
         del value
-        try:
-            put((number, i, _RAISED, (seal(error), str(error))))
-        except OutOfSharedMemory:
-            _say_on_board(rows, at, i + 1)
+        short: Any = seal(error), str(error)
+    try:
+        put((number, i, _RAISED, short))
+    except _NO_ROOM_ERRORS:
+        _say_on_board(rows, at, i + 1)
 
 
 # ---- when neither memory nor the disk has room
@@ -420,10 +502,14 @@ class Crew:
         self._daemon, self._title = daemon, title
         self.tasks: Any = JoinableQueue(redeliver=True)
         self.results: Any = SimpleQueue()
-        block = allocate(8 * ROWS * _WIDTH, spill=True)
+        block = allocate(8 * ROWS * _WIDTH + processes * _LOG_BYTES, spill=True)
         block.clear()
         board: Any = Memory(block)
         self._rows = memoryview(board).cast("Q")
+        self._logs = [_answers.Log(board, 8 * ROWS * _WIDTH + n * _LOG_BYTES, _LOG_BYTES, _PATIENCE) for n in range(processes)]
+        self._free_logs = list(range(processes))
+        self._log_of: dict[Any, int] = {}  # a worker's
+        self._left_behind: list[tuple[int, int, int, bool, bytes]] = []  # in the logs of workers that have ended
         self._board = board
         # By address: these live as long as we, so a worker that is killed before it begins leaves no message behind. A forked one
         # too attaches anew: the objects that it inherits may be in use by another thread at the moment of the fork.
@@ -489,12 +575,15 @@ class Crew:
         """Start what is missing."""
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
-                worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how))
+                log = self._free_logs[-1]
+                at = 8 * ROWS * _WIDTH + log * _LOG_BYTES
+                worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how, at))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 with _unheard(self.context):
                     worker.start()
                 self.workers.append(worker)
+                self._log_of[worker] = self._free_logs.pop()
                 self.wake()
 
     def _keep(self) -> None:
@@ -517,6 +606,7 @@ class Crew:
                 for worker in ended:
                     if worker in self.workers:
                         self.workers.remove(worker)
+                        self._keep_log(self._log_of.pop(worker))
                 if ended and not self.terminating and self.broken is None and not (self.closing and self._is_done()):
                     try:
                         self.populate()
@@ -525,6 +615,14 @@ class Crew:
             for worker in ended:
                 self._say((worker.pid, worker.exitcode or 0, _ENDED, None))
         self._say(None)
+
+    def _keep_log(self, log: int) -> None:
+        """Read what a worker that has ended leaves in its log, which the next one gets."""
+        left = self._logs[log].read()
+        if left is not None:
+            self._left_behind.append(left)
+            self._logs[log].begin(0, 0)
+        self._free_logs.append(log)
 
     def _break(self, why: str) -> None:
         """No further task will run."""
@@ -572,6 +670,10 @@ class Crew:
                 raise ClosedError("it takes no more tasks: it was closed")
             self._waiting.extend(bundles)
             self._feed()
+            if self._look > _SOON and any(bundle.count > 1 for bundle in bundles):
+                self._look = _SOON
+                with contextlib.suppress(OutOfSharedMemory, ClosedError):
+                    self.results.put((0, 0, _DONE, None))  # no bundle has this number: the collector wakes, and looks at the logs soon
         self._fail_unsent()
 
     def _feed(self) -> None:
@@ -637,21 +739,29 @@ class Crew:
             for message in messages:
                 if type(message) is not tuple:
                     self._tell_runs(runs)
+                    self._hear_logs()
                     if message is None:
                         self._end()
                         return
                     self._fail_all(message)
                     continue
                 number, i, kind, value = message
-                if kind == _DONE:  # most of what is heard, told by the shortest way: all of a bundle at once
+                if kind in (_DONE, _MANY):  # most of what is heard, told by the shortest way: all of a bundle at once
+                    values = [value] if kind == _DONE else pickle.loads(value)
                     run = runs.get(number)
                     if run is None:
                         bundle = bundles.get(number)
                         run = runs[number] = [] if bundle is None else [bundle]
-                        if bundle is not None and i == bundle.heard:
-                            run.append(value)
-                    elif run and i == run[0].heard + len(run) - 1:
-                        run.append(value)
+                    if run:
+                        known = run[0].heard + len(run) - 1 - i
+                        if known < 0:
+                            self._tell_runs(runs)
+                            self._hear_many(number, i, values)
+                        elif known == 0:
+                            run += values
+                        else:
+                            run += values[known:]
+                    del values
                 else:
                     self._tell_runs(runs)
                     try:
@@ -661,6 +771,7 @@ class Crew:
                 run = bundle = None
                 del message, value  # nothing here may keep results alive
             del messages
+            self._look = _SOON
             self._tell_runs(runs)
             with self._lock:
                 self._feed()
@@ -682,13 +793,17 @@ class Crew:
             except Empty:
                 pass
             marks, found = self._marks(), []
-            self._look = 0.001 if marks else _LOOK  # where one finds no room, more will follow
+            self._look = 0.001 if marks else min(2 * self._look, _LOOK)  # where one finds no room, more will follow
+            logs = self._read_logs()
             with contextlib.suppress(Empty):  # what these workers had put before comes before
                 while True:
                     found += self.results.get_many(block=False)
+            found += logs
             for number, at, mark in marks:
                 i = (mark & ~_DEAD) - 1
-                if mark & _DEAD:
+                if mark & _IN_LOG:
+                    pass
+                elif mark & _DEAD:
                     found.append((number, i, _DIED, self._rows[at + _PID]))
                 else:
                     error = out_of_shared_memory(0, "no room for a task's result", 0, directory.current())
@@ -706,6 +821,54 @@ class Crew:
             places = [(number, bundle.row * _WIDTH) for number, bundle in self._bundles.items()]
         return [(number, at, mark) for number, at in places if (mark := self._rows[at + _NO_ROOM])]
 
+    def _read_logs(self) -> list[tuple[int, int, int, bytes]]:
+        """As messages, what lies in the logs of the workers and has not been heard. Their messages before it are in the queue already."""
+        with self._lock:
+            found = [got for log in self._logs if (got := log.read()) is not None] + self._left_behind
+            self._left_behind = [left for left in self._left_behind if left[0] in self._bundles]
+        messages = []
+        for number, first, count, mixed, data in found:
+            bundle = self._bundles.get(number)
+            if bundle is not None and first + count > bundle.heard:
+                messages.append((number, first, _MIXED if mixed else _MANY, data))
+        messages.sort(key=lambda message: message[:2])
+        return messages
+
+    def _hear_logs(self) -> None:
+        """Hear what lies in the logs and follows on what has been heard: of workers that died before they sent it."""
+        for number, first, kind, data in self._read_logs():
+            bundle = self._bundles.get(number)
+            if bundle is not None and first <= bundle.heard:
+                self._hear_many(number, first, pickle.loads(data), kind == _MIXED)
+
+    def _hear_many(self, number: int, first: int, values: list[Any], mixed: bool = False) -> None:
+        """Answers of one bundle, from its task `first` on; what came before them and is missing lies in a log."""
+        bundle = self._await(number, first)
+        if bundle is None:
+            return
+        values = values[bundle.heard - first :]
+        if not mixed:
+            self._tell_values(number, bundle, values)
+            return
+        values.reverse()
+        while values:
+            value = values.pop()
+            kind, value = (_SEALED, value[0]) if type(value) is tuple else (_DONE, value)
+            try:
+                self._hear(number, bundle.heard, kind, value)
+            except BaseException:
+                traceback.print_exc()
+
+    def _await(self, number: int, i: int) -> Bundle | None:
+        """The bundle, where it awaits the answer to task `i`, and those before it have been heard."""
+        bundle = self._bundles.get(number)
+        if bundle is None or bundle.heard >= i:
+            return bundle
+        self._hear_logs()
+        while bundle.heard < i:  # they were lost: that cannot be, but nobody shall wait for ever
+            self._hear(number, bundle.heard, _DIED, self._rows[bundle.row * _WIDTH + _PID])
+        return self._bundles.get(number)
+
     def _tell_runs(self, runs: dict[int, list[Any]]) -> None:
         """Tell what went well, by bundle: the bundle, and the values from its first unheard task on."""
         while runs:
@@ -714,18 +877,24 @@ class Crew:
                 continue
             bundle, values = run[0], run[1:]
             del run
-            at = bundle.first + bundle.heard
-            self._count(number, bundle, len(values))
-            try:
-                if bundle.tell_done is not None:
-                    bundle.tell_done(at, values)
-                else:
-                    values.reverse()
-                    while values:
-                        at += 1
-                        bundle.tell(at - 1, _DONE, values.pop())
-            except BaseException:
-                traceback.print_exc()
+            self._tell_values(number, bundle, values)
+
+    def _tell_values(self, number: int, bundle: Bundle, values: list[Any]) -> None:
+        """Tell the results of so many tasks more."""
+        if not values:
+            return
+        at = bundle.first + bundle.heard
+        self._count(number, bundle, len(values))
+        try:
+            if bundle.tell_done is not None:
+                bundle.tell_done(at, values)
+            else:
+                values.reverse()
+                while values:
+                    at += 1
+                    bundle.tell(at - 1, _DONE, values.pop())
+        except BaseException:
+            traceback.print_exc()
 
     def _count(self, number: int, bundle: Bundle, tasks: int) -> None:
         """So many more tasks of a bundle have been answered."""
@@ -740,7 +909,12 @@ class Crew:
             self._ready.add(number)
             self._hopeless = 0
             return
+        if kind == _MIXED:
+            self._hear_many(number, i, pickle.loads(value), True)
+            return
         if kind == _ENDED:  # comes after all that this worker said
+            if self._left_behind:
+                self._hear_logs()
             if number not in self._ready:
                 self._hopeless += 1 if i >= 0 else 0.05
             self._ready.discard(number)
@@ -753,7 +927,7 @@ class Crew:
                     self.broken = f"the initializer of a worker process failed:\n{value}"
             self._fail_all(self.broken)
             return
-        bundle = self._bundles.get(number)
+        bundle = self._await(number, i)
         if bundle is None or i < bundle.heard:
             return
         if kind == _SEALED:

@@ -1,0 +1,266 @@
+"""Answers to the tasks of a bundle: many by one message, none lost or doubled with its worker, none late behind a long task."""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+import copyless
+from copyless import Pool, WorkerDiedError
+from copyless._core._answers import HEAD_BYTES, Log
+from copyless.errors import WrongProcessError
+from copyless.memory import Memory
+
+FORK = multiprocessing.get_context("fork")
+HOWS = ["imap", "imap_unordered", "map_async"]
+
+
+def results_of(pool, how, function, items, chunksize):
+    """What each task gave, its exception where it raised one."""
+    if how == "map_async":
+        return pool.map_async(function, items, chunksize).get(60)
+    results, got = getattr(pool, how)(function, items, chunksize), []
+    while True:
+        try:
+            got.append(results.next(60))
+        except StopIteration:
+            return got
+        except Exception as error:
+            got.append(error)
+
+
+def many_kinds(n):
+    match n % 8:
+        case 0:
+            return n
+        case 1:
+            return "x" * (n * 50)
+        case 2:
+            return (n, [n], {"n": n})
+        case 3:
+            return np.full(n, n)
+        case 4:
+            return b"y" * n
+        case 5:
+            return "\ud800" if n % 16 == 5 else 2**70 + n
+        case 6:
+            return None if n % 16 == 6 else "z" * 20000
+        case _:
+            return n / 2
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_answers_of_every_kind_keep_their_places(how, context):
+    with Pool(1, context=context) as pool:
+        got = results_of(pool, how, many_kinds, range(400), 400 if how == "imap_unordered" else 100)
+        assert len(got) == 400
+        for n, value in enumerate(got):
+            expected = many_kinds(n)
+            assert type(value) is type(expected)
+            assert np.array_equal(value, expected) if isinstance(value, np.ndarray) else value == expected
+
+
+@pytest.mark.parametrize("how", ["imap", "imap_unordered"])
+def test_errors_in_the_middle_of_a_chunk_keep_their_places(how):
+    def some_raise(n):
+        if n % 10 == 3:
+            raise ValueError(n)
+        return (lambda: 0).__code__ if n % 10 == 5 else n
+
+    with Pool(1, context=FORK) as pool:
+        got = results_of(pool, how, some_raise, range(100), 40)
+        for n, value in enumerate(got):
+            if n % 10 == 3:
+                assert repr(value) == f"ValueError({n})"
+            elif n % 10 == 5:
+                assert isinstance(value, (multiprocessing.pool.MaybeEncodingError, TypeError)) or hasattr(value, "co_code")
+            else:
+                assert value == n
+        assert len(got) == 100
+        with pytest.raises(ValueError, match="^3$"):
+            pool.map(some_raise, range(100), 40)
+
+
+@pytest.mark.parametrize("how", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_killed_in_a_chunk_takes_no_answer_with_it(how, retries):
+    runs = copyless.zeros(300, "i4")
+
+    def some_die(n):
+        runs[n] += 1
+        if n % 20 == 7 and runs[n] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n if n % 3 else (n,)
+
+    with Pool(2, context=FORK, retries=retries) as pool:
+        got = results_of(pool, how, some_die, range(300), 100)
+    died = [value for value in got if isinstance(value, WorkerDiedError)]
+    assert len(died) == (0 if retries else 15)
+    expected = [n if n % 3 else (n,) for n in range(300) if retries or n % 20 != 7]
+    values = [value for value in got if not isinstance(value, WorkerDiedError)]
+    assert sorted(values, key=str) == sorted(expected, key=str)
+    if how == "imap":
+        assert values == expected
+    # What had been answered when its worker died was not run again, except, with retries, the task that had ended last.
+    assert set(runs.tolist()) <= ({1, 2} if retries else {1})
+    assert (np.asarray(runs)[7::20] == (2 if retries else 1)).all()
+
+
+@pytest.mark.parametrize("how", ["imap", "imap_unordered"])
+def test_answers_do_not_wait_for_a_long_task_behind_them(how):
+    may_end = copyless.Event()
+
+    def one_waits(n):
+        if n == 5:
+            assert may_end.wait(60)
+        return n
+
+    with Pool(1, context=FORK) as pool:
+        pool.map(one_waits, range(100, 500), 200)  # the worker is in the middle of it all
+        results = getattr(pool, how)(one_waits, range(10), 10)
+        assert [results.next(30) for _ in range(5)] == list(range(5))
+        may_end.set()
+        assert list(results) == list(range(5, 10))
+
+
+def test_answers_of_a_worker_that_is_killed_in_a_long_task_are_heard_when_it_breaks_the_pool(tmp_path):
+    gone = tmp_path / "gone"
+
+    def begin():
+        if gone.exists():
+            raise RuntimeError("no licence")
+
+    def last_dies(n):
+        if n == 9:
+            gone.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    with Pool(1, begin, context=FORK) as pool:
+        results = pool.imap(last_dies, range(10), 10)
+        assert [results.next(60) for _ in range(9)] == list(range(9))
+        with pytest.raises(WorkerDiedError):
+            results.next(60)
+
+
+def test_what_was_read_of_the_input_before_its_error_is_run():
+    def items():
+        yield from range(25)
+        raise ValueError("midway")
+
+    with Pool(2, context=FORK) as pool:
+        for how in ("imap", "imap_unordered"):
+            results, got = getattr(pool, how)(abs, items(), 10), []
+            with pytest.raises(ValueError, match="midway"):
+                for value in results:
+                    got.append(value)
+            assert sorted(got) == list(range(25))
+
+
+def test_a_forked_child_gets_none_of_the_results_at_hand():
+    with Pool(1, context=FORK) as pool:
+        results = pool.imap(abs, range(100), 50)
+        assert results.next(60) == 0
+        pid = os.fork()
+        if pid == 0:
+            try:
+                next(results)
+            except WrongProcessError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert list(results) == list(range(1, 100))
+
+
+def test_a_result_that_was_taken_is_kept_by_nobody():
+    class Kept:
+        pass
+
+    with Pool(1, context=FORK) as pool:
+        results = pool.imap(lambda n: Kept(), range(20), 10)
+        first = weakref.ref(results.next(60))
+        results.next(60)
+        gc.collect()
+        assert first() is None
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+def test_the_input_is_read_no_further_ahead_than_the_bound(chunksize):
+    read, taken, ahead = [0], [0], []
+
+    def items():
+        for n in range(200):
+            read[0] += 1
+            ahead.append(read[0] - taken[0])
+            yield n
+
+    with Pool(2, context=FORK) as pool:
+        for value in pool.imap(abs, items(), chunksize, buffersize=20):
+            assert value == taken[0]
+            taken[0] += 1
+        assert taken[0] == 200
+        # One result may be on its way to the caller while the next task is read.
+        assert max(ahead) <= 21
+
+
+def test_a_bar_counts_every_task_of_a_chunk(capfd):
+    with Pool(2, context=FORK) as pool:
+        for how in ("map", "imap", "imap_unordered"):
+            results = getattr(pool, how)(abs, range(1000), 100, progress=True)
+            bar = results._bar if how != "map" else None
+            assert sorted(results) == list(range(1000))
+            assert bar is None or bar._count == 1000
+
+
+def test_a_reader_of_a_log_sees_what_was_written_or_nothing():
+    memory = copyless.zeros(8192 + 64, "u1")
+    block = Memory.frombuffer(memory)
+    pid = os.fork()
+    if pid == 0:
+        log, number = Log(block, 64, 8192, 3600), 0
+        while True:
+            number += 1
+            log.begin(number, number * 7)
+            log.run(lambda n, number=number: number * 1000000 + n, 1, range(300), 0, number % 300, 1, 0)
+    try:
+        log, seen = Log(block, 64, 8192, 3600), set()
+        deadline = time.monotonic() + 60
+        while len(seen) < 200 and time.monotonic() < deadline:
+            found = log.read()
+            if found is None:
+                continue
+            number, first, count, mixed, data = found
+            values = pickle.loads(data)
+            assert (mixed, first) == (False, number * 7)
+            assert len(values) >= count
+            assert values == [number * 1000000 + n for n in range(len(values))]
+            seen.add(number)
+        assert len(seen) >= 200
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_log_takes_what_has_room_and_refuses_the_rest():
+    block = Memory.frombuffer(copyless.zeros(64 + HEAD_BYTES + 256, "u1"))
+    log = Log(block, 64, HEAD_BYTES + 256, 3600)
+    log.begin(1, 0)
+    taken = 0
+    while log.add_sealed(b"0123456789"):
+        taken += 1
+    assert 5 < taken < 26
+    assert (log.count, log.mixed) == (taken, True)
+    assert not log.add_sealed(b"x" * 300)
+    number, first, count, mixed, data = log.read()
+    assert (number, first, count, mixed) == (1, 0, taken, True)
+    assert pickle.loads(data) == [(b"0123456789",)] * taken
+    with pytest.raises(ValueError):
+        Log(block, 64, 8192, 1)
+    with pytest.raises(IndexError):
+        log.run(abs, 1, [1], 0, 1, 8, 0)
