@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import copyreg
+import functools
 import io
 import pickle
 import threading
@@ -91,16 +92,43 @@ def pack(
     return stream.getvalue(), buffers, made
 
 
+CACHED = type(functools.lru_cache(len))  # functions with a cache
+
+
+class _Cache:
+    """`functools.lru_cache` with the parameters of a function that has one; the cache is empty where it arrives."""
+
+    def __init__(self, function: Any) -> None:
+        self._parameters = tuple(function.cache_parameters().values())
+
+    def __reduce__(self) -> Any:
+        return functools.lru_cache, self._parameters
+
+    def __call__(self, function: Any) -> Any:
+        return functools.lru_cache(*self._parameters)(function)
+
+
 _cloud: Any = None  # the class, once it is needed
 
 
 def by_value(stream: io.BytesIO, beside: Any) -> Any:
     """A pickler, for `pack`, that sends functions and classes without a name by value."""
+    return cloud_pickler()(stream, 5, buffer_callback=beside)
+
+
+def cloud_pickler() -> Any:
+    """Cloudpickle's pickler, which knows our reductions."""
     global _cloud
     if _cloud is None:
         import cloudpickle
 
         class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
+            def reducer_override(self, obj: Any) -> Any:
+                # Its own reduction is its name, which a function without a name, or of a `__main__` unknown elsewhere, does not have.
+                if type(obj) is CACHED and (obj.__module__ == "__main__" or "<locals>" in obj.__qualname__):
+                    return _Cache(obj), (obj.__wrapped__,)
+                return super().reducer_override(obj)
+
             # A class's table shadows an instance's; live, so that what is registered later counts.
             dispatch_table: ClassVar[Any] = collections.ChainMap(
                 ForkingPickler._extra_reducers,  # type: ignore[attr-defined]
@@ -108,7 +136,7 @@ def by_value(stream: io.BytesIO, beside: Any) -> Any:
             )
 
         _cloud = CloudPickler
-    return _cloud(stream, 5, buffer_callback=beside)
+    return _cloud
 
 
 # Types whose objects a handle says all of, and how one is made that a queue may take over (None: the object is not shared).

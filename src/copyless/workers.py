@@ -39,7 +39,7 @@ from multiprocessing import connection, parent_process, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
-from copyless import _loaders, pickling
+from copyless import _loaders, _main_changes, pickling
 from copyless._core import _answers, _queue
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
@@ -95,9 +95,9 @@ class Sealed:
 
     _kept: list[Any]
 
-    def __init__(self, obj: Any, by_value: bool = False) -> None:
+    def __init__(self, obj: Any, by_value: bool = False, make: Any = None) -> None:
         try:
-            self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value if by_value else None)
+            self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value if by_value else make)
         except _UNPICKLABLE as error:
             try:
                 self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value)
@@ -114,9 +114,9 @@ class Sealed:
         return pickle.loads(self._data, buffers=self._buffers)
 
 
-def seal(obj: Any, by_value: bool = False) -> Any:
-    """A sealed object; the bytes alone where they say all."""
-    sealed = Sealed(obj, by_value)
+def seal(obj: Any, by_value: bool = False, make: Any = None) -> Any:
+    """A sealed object; the bytes alone where they say all. `make` makes another pickler than the plain one."""
+    sealed = Sealed(obj, by_value, make)
     return sealed if sealed._buffers or sealed._handles else sealed._data
 
 
@@ -495,6 +495,10 @@ class Crew:
         self.processes = processes
         self.context = context
         self.by_value = _main_must_travel(context)
+        self._forks = getattr(context, "get_start_method", lambda: "fork")() == "fork"
+        self._main_of: dict[Any, _main_changes.Snapshot] = {}  # what `__main__` was when a worker began, in a session
+        self._main_own: Any = None  # names of it that the workers set
+        self._changes: _main_changes.Changes | None = None
         self.workers: list[Any] = []
         self.window = min(window, ROWS)
         self._mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
@@ -580,8 +584,13 @@ class Crew:
                 worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how, at))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
+                snapshot = _main_changes.Snapshot(self._forks) if _main_changes.is_interactive() else None
                 with _unheard(self.context):
                     worker.start()
+                if snapshot is not None:
+                    if self._main_own is None:
+                        self._main_own = _main_changes.names_set_by(self._how[0])
+                    self._main_of[worker] = snapshot
                 self.workers.append(worker)
                 self._log_of[worker] = self._free_logs.pop()
                 self.wake()
@@ -607,6 +616,7 @@ class Crew:
                     if worker in self.workers:
                         self.workers.remove(worker)
                         self._keep_log(self._log_of.pop(worker))
+                        self._main_of.pop(worker, None)
                 if ended and not self.terminating and self.broken is None and not (self.closing and self._is_done()):
                     try:
                         self.populate()
@@ -644,6 +654,16 @@ class Crew:
     # ---- tasks
 
     def seal(self, function: Any, style: int, batch: Sequence[Any]) -> Any:
+        if self._main_of and not self.by_value and _main_changes.is_interactive():
+            with self._lock:
+                snapshots = list(self._main_of.values())
+            changes = self._changes = _main_changes.changes_since(snapshots, self._main_own, self._changes)
+            if changes is not None:
+                if type(function) in _WITH_NAMES and not changes.concern(function) and (called := _name_of(function)) is not None:
+                    plain = _queue.plain_dumps((called, style | _NAMED, batch))
+                    if plain is not None:
+                        return plain
+                return seal((function, style, batch), make=changes.pickler)
         name = None
         if type(function) in _WITH_NAMES and not self.by_value:
             last, name = self._last

@@ -83,7 +83,7 @@ def know(pack, dict direct, load_handle, shut_down, tell, tell_removed):
 
 
 def plain_dumps(obj):
-    """The pickle of a small plain value, or None: for tests."""
+    """The pickle of a small plain value, or None."""
     cdef uint8_t out[PLAIN_MOST]
     cdef size_t n = plain_dump(obj, out, PLAIN_MOST)
     return PyBytes_FromStringAndSize(<char *>out, n) if n else None
