@@ -5,6 +5,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -332,3 +334,92 @@ def test_the_error_says_what_to_do():
     assert os.waitpid(pid, 0)[1] == 0
     pool.terminate()
     pool.join()
+
+
+# ---- programs without a guard, and the interpreter's exit
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "made", ["pool = copyless.Pool(3, context=context)", "pool = copyless.ProcessPoolExecutor(3, context)"]
+)
+def test_a_program_without_a_guard_gets_one_message(made, method, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, copyless\n"
+        f"context = multiprocessing.get_context('{method}')\n"
+        "print('begins')\n"
+        f"{made}\n"
+        "list(pool.map(abs, range(100)))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.count("the program has no main guard") == 1
+    assert "if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+
+
+def test_a_process_of_the_users_own_that_makes_workers_as_it_is_imported_is_told(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, copyless\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "if multiprocessing.current_process().name != 'MainProcess':\n"
+        "    copyless.Pool(1, context=context)\n"
+        "else:\n"
+        "    process = context.Process(target=print)\n"
+        "    process.start(); process.join(); print(process.exitcode)\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n"
+    assert "RuntimeError: worker processes cannot be started while" in done.stderr
+
+
+def test_names_of_workers_are_those_of_the_standard_library(context):
+    with Pool(1, context=context) as pool:
+        name = pool.apply(_my_name)
+        assert name == pool._pool[0].name
+        assert "PoolWorker-" in name
+        assert "(" not in name
+
+
+def _my_name():
+    return multiprocessing.current_process().name
+
+
+LEFT_OPEN = {
+    "unused": "pool()",
+    "used": "p = pool(); p.map(abs, range(10))",
+    "busy": "p = pool(); r = p.map_async(time.sleep, [600] * 10); time.sleep(0.05)",
+    "mid": "p = pool(); r = p.map_async(slow, range(100000)); p.apply(abs, (1,))",
+    "imap": "p = pool(); r = p.imap(slow, range(100000), 10); next(r)",
+    "endless": "p = pool(); r = p.imap_unordered(abs, itertools.count()); next(r)",
+    "closed": "p = pool(); r = p.map_async(slow, range(10)); p.close()",
+    "cycle": "p = pool(); x = [p]; x.append(x); p.map(abs, range(10)); del p, x",
+    "executor": "e = executor(); list(e.map(abs, range(10)))",
+    "executor, unused": "e = executor()",
+    "executor, mid": "e = executor(); f = [e.submit(slow, n) for n in range(20)]",
+    "executor, dropped": "e = executor(); f = [e.submit(slow, n) for n in range(20)]; del e",
+    "executor, shut": "e = executor(); f = [e.submit(slow, n) for n in range(20)]; e.shutdown(wait=False)",
+    "raises": "p = pool(); p.map(abs, range(10)); raise SystemExit(3)",
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "method"),
+    [(what, "fork") for what in LEFT_OPEN]
+    + [(what, method) for method in ("spawn", "forkserver") for what in ("unused", "busy", "mid", "executor, mid", "raises")],
+)
+def test_the_interpreters_exit_with_open_workers_is_quiet(what, method, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import copyless, itertools, multiprocessing, time\n"
+        "def slow(n):\n    time.sleep(0.01)\n"
+        "def pool():\n    return copyless.Pool(2, context=context)\n"
+        "def executor():\n    return copyless.ProcessPoolExecutor(2, context)\n"
+        "if __name__ == '__main__':\n"
+        f"    context = multiprocessing.get_context({method!r})\n"
+        f"    {LEFT_OPEN[what]}\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 3 if what == "raises" else 0)

@@ -35,7 +35,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection, parent_process, util
+from multiprocessing import connection, current_process, parent_process, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
@@ -77,6 +77,9 @@ _PATIENCE = 0.005  # seconds that an answer may lie in a log while its worker ru
 _SOON = 0.006  # from the last message to the first look
 _LOG_BYTES = 8192
 _RANGE_MOST = 1 << 14
+_STARTING = " (worker, starting)"  # behind the name of one that imports the program's main module
+_NO_GUARD = 113  # exit code of a worker whose main module makes workers
+_GUARD = "what starts the program must stand under if __name__ == '__main__':"
 _HOPELESS = 5  # workers in a row that end before they are ready
 _IDLE_SECONDS = 0.1  # that idle workers have to end by themselves
 _BUSY_SECONDS = 0.8  # that busy ones have after SIGTERM
@@ -169,6 +172,22 @@ def _main_must_travel(context: Any) -> bool:
 # ---- a worker
 
 
+def _refuse_to_begin_again() -> None:
+    """Where a program without a main guard makes its workers again, because one of them imports it: end that, with one message in all.
+
+    A worker says it by its exit code: the parent's error is the message, and no traceback of each worker stands above it.
+    """
+    me = current_process()
+    if not getattr(me, "_inheriting", False):
+        return
+    if me.name.endswith(_STARTING):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(_NO_GUARD)
+    raise RuntimeError(f"worker processes cannot be started while a new process imports the program's main module: {_GUARD}")
+
+
 def _forget_handlers() -> None:
     """What the parent's program does at a signal is not for its workers. What it ignores they ignore too."""
     signal.set_wakeup_fd(-1)  # a fork has its parent's, which wakes the parent's event loop
@@ -183,6 +202,7 @@ def work(
     names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int, log: int | None = None
 ) -> None:
     """What a worker process does, until the queue is shut down or its parent is gone. Its log begins at `log` in the board's block."""
+    current_process().name = current_process().name.removesuffix(_STARTING)
     _forget_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # blocked by whoever started us
     try:
@@ -492,6 +512,7 @@ class Crew:
         eager: bool = True,
         title: str = "PoolWorker",
     ) -> None:
+        _refuse_to_begin_again()
         self.processes = processes
         self.context = context
         self.by_value = _main_must_travel(context)
@@ -584,9 +605,12 @@ class Crew:
                 worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how, at))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
+                if not self._forks:
+                    worker.name += _STARTING
                 snapshot = _main_changes.Snapshot(self._forks) if _main_changes.is_interactive() else None
                 with _unheard(self.context):
                     worker.start()
+                worker.name = worker.name.removesuffix(_STARTING)
                 if snapshot is not None:
                     if self._main_own is None:
                         self._main_own = _main_changes.names_set_by(self._how[0])
@@ -938,6 +962,12 @@ class Crew:
             if number not in self._ready:
                 self._hopeless += 1 if i >= 0 else 0.05
             self._ready.discard(number)
+            if i == _NO_GUARD and self.broken is None and not self.terminating:
+                method = self.context.get_start_method()
+                self._break(
+                    f"the program has no main guard. Under {method} each worker imports the program's main module anew, "
+                    f"and would make its own workers there: {_GUARD}"
+                )
             if self._hopeless > self.processes + _HOPELESS and self.broken is None and not self.terminating:
                 self._break(f"worker processes end before they can begin (exit code {i}){self._missing_guard(i)}")
             return
@@ -964,8 +994,7 @@ class Crew:
         if code != 1 or method == "fork" or getattr(sys.modules.get("__main__"), "__file__", None) is None:
             return ""
         return (
-            f". Under {method} each worker imports the program's main module anew: what starts the program must stand under "
-            "if __name__ == '__main__': (its output above says whether it was that)"
+            f". Under {method} each worker imports the program's main module anew: {_GUARD} (its output above says whether it was that)"
         )
 
     def _error(self, kind: int, value: Any) -> Exception:
