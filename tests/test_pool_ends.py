@@ -1,6 +1,7 @@
 """A pool never waits for ever, is its maker's alone, and its workers hear none of their parent's signals."""
 
 import asyncio
+import concurrent.futures
 import gc
 import multiprocessing
 import os
@@ -124,6 +125,45 @@ def test_a_forked_child_cannot_use_its_parents_executor(how):
 
         assert in_child(how, run) == ["WrongProcessError"] * 4 + ["done"] * 2
         assert [future.result(60) for future in futures] == list(range(100))
+
+
+@pytest.mark.parametrize("how", ["Process", "os.fork"])
+def test_futures_of_the_parent_are_not_waited_for_in_a_forked_child(how):
+    may_end = copyless.Event()
+    with ProcessPoolExecutor(1, FORK) as executor:
+        done, failed = executor.submit(small, 7), executor.submit(_raise, ValueError("mine"))
+        assert done.result(60) == 7
+        assert type(failed.exception(60)) is ValueError
+        running, waiting = executor.submit(may_end.wait, 60), [executor.submit(small, n) for n in range(20)]
+        results = executor.map(small, range(50))
+
+        def run():
+            told = [
+                outcome_of(call)
+                for pending in (running, waiting[-1])
+                for call in (
+                    lambda pending=pending: pending.result(30),
+                    lambda pending=pending: pending.result(),
+                    lambda pending=pending: pending.exception(30),
+                    lambda pending=pending: pending.add_done_callback(print),
+                    lambda pending=pending: concurrent.futures.wait([done, pending]),
+                    lambda pending=pending: list(concurrent.futures.as_completed([pending])),
+                    lambda pending=pending: asyncio.run(_awaited(pending)),
+                )
+            ]
+            told.append(outcome_of(lambda: next(results)))
+            return [*told, repr(running)[:1], running.cancel(), running.done(), done.result(), outcome_of(failed.result), done.done(),
+                    len(concurrent.futures.wait([done, failed]).done)]  # fmt: skip
+
+        assert in_child(how, run) == ["WrongProcessError"] * 15 + ["<", False, False, 7, "ValueError", True, 2]
+        may_end.set()
+        assert running.result(60) is True
+        assert [future.result(60) for future in waiting] == list(range(20))
+        assert list(results) == list(range(50))
+
+
+async def _awaited(future):
+    return await asyncio.wrap_future(future)
 
 
 def test_a_child_that_drops_its_parents_pool_ends_nothing():

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 
 T = TypeVar("T")
 _INSTEAD = "its workers and its futures are its parent's. Make an executor of its own there"
+_DONE_STATES = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
 _open: weakref.WeakSet[ProcessPoolExecutor] = weakref.WeakSet()
 
 
@@ -40,6 +42,51 @@ def _at_exit() -> None:
 
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
 os.register_at_fork(after_in_child=_open.clear)  # a child's executors are its own
+
+
+class _Future(Future[T]):
+    """A future that in a fork of its process is not waited for: nobody would ever tell it there. What is done answers."""
+
+    _waiting: list[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid() and not self._is_done():
+            check_process(self._pid, self, _INSTEAD)
+
+    def _is_done(self) -> bool:  # without the lock, which a thread of the parent may have held at the fork
+        return self._state in _DONE_STATES
+
+    @property
+    def _waiters(self) -> list[Any]:
+        """Asked for by `concurrent.futures.wait` and `as_completed`."""
+        self._check_process()
+        return self._waiting
+
+    @_waiters.setter
+    def _waiters(self, waiters: list[Any]) -> None:
+        self._waiting = waiters
+
+    def result(self, timeout: float | None = None) -> T:
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._check_process()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        self._check_process()
+        super().add_done_callback(fn)
+
+    def cancel(self) -> bool:
+        return False if self._pid != os.getpid() else super().cancel()
+
+
+_Future.__name__ = _Future.__qualname__ = "Future"  # as its repr has it
 
 
 def _set(future: Future[Any], kind: int, value: Any) -> None:
@@ -149,7 +196,7 @@ class ProcessPoolExecutor(Executor):
                 raise WorkerDiedError(crew.broken)
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            future: Future[T] = Future()
+            future: Future[T] = _Future()
             try:
                 crew.watch()
             except RuntimeError as error:
