@@ -12,9 +12,15 @@ import numpy as np
 import pytest
 
 import copyless
-from copyless import Pool, WorkerDiedError
+from copyless import Pool, ProcessPoolExecutor, WorkerDiedError, workers
 from copyless._core._answers import HEAD_BYTES, Log
-from copyless.errors import WrongProcessError
+from copyless.errors import (
+    ClosedError,
+    LimitExceededError,
+    OutOfSharedMemory,
+    RegistryBusyError,
+    WrongProcessError,
+)
 from copyless.memory import Memory
 
 FORK = multiprocessing.get_context("fork")
@@ -231,7 +237,7 @@ def test_a_reader_of_a_log_sees_what_was_written_or_nothing():
     try:
         log, seen = Log(block, 64, 8192, 3600), set()
         deadline = time.monotonic() + 60
-        while len(seen) < 200 and time.monotonic() < deadline:
+        while len(seen) < 50 and time.monotonic() < deadline:
             found = log.read()
             if found is None:
                 continue
@@ -241,7 +247,7 @@ def test_a_reader_of_a_log_sees_what_was_written_or_nothing():
             assert len(values) >= count
             assert values == [number * 1000000 + n for n in range(len(values))]
             seen.add(number)
-        assert len(seen) >= 200
+        assert len(seen) >= 50
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -264,3 +270,157 @@ def test_a_log_takes_what_has_room_and_refuses_the_rest():
         Log(block, 64, 8192, 1)
     with pytest.raises(IndexError):
         log.run(abs, 1, [1], 0, 1, 8, 0)
+
+
+# ---- what cannot be sent, or made again where it arrives
+
+
+def boom(error):
+    raise error
+
+
+class Unsendable:
+    """Cannot be pickled, nor shown."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+    def __repr__(self):
+        raise self.error
+
+
+class Unloadable:
+    """Cannot be unpickled in another process than the one that pickles it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        return load, (self.error, os.getpid())
+
+
+def load(error, maker):
+    if os.getpid() != maker:
+        raise error
+    return Unloadable(error)
+
+
+class UnsendableError(Unsendable, Exception):
+    pass
+
+
+class UnloadableError(Unloadable, Exception):
+    pass
+
+
+def raises(kind, error):
+    raise kind(error)
+
+
+def takes(_):
+    return "taken"
+
+
+@pytest.mark.parametrize(
+    "error_type",
+    [ValueError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, ClosedError, OutOfSharedMemory, RegistryBusyError,
+     EOFError, pickle.PicklingError, RecursionError],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [Pool, ProcessPoolExecutor])
+def test_what_cannot_travel_fails_its_task_and_neither_worker_nor_collector(kind, error_type):
+    error = error_type(28, "mine") if error_type is OutOfSharedMemory else error_type("mine")
+    made = kind(1, context=FORK) if kind is Pool else kind(1, FORK)
+
+    def run(function, *args):
+        if kind is Pool:
+            return made.apply_async(function, args).get(60)
+        return made.submit(function, *args).result(60)
+
+    try:
+        worker = run(os.getpid)
+        for call in (
+            lambda: run(Unsendable, error),
+            lambda: run(Unloadable, error),
+            lambda: run(raises, UnsendableError, error),
+            lambda: run(raises, UnloadableError, error),
+            lambda: run(takes, Unloadable(error)),
+        ):
+            with pytest.raises(BaseException) as caught:
+                call()
+            assert not isinstance(caught.value, WorkerDiedError | multiprocessing.TimeoutError)
+            assert run(os.getpid) == worker
+        with pytest.raises(error_type):
+            run(takes, Unsendable(error))  # here, by the one who submits
+        if kind is Pool:
+            for made_by in (Unsendable, Unloadable):
+                kinds = results_of_any(made.imap(lambda n, by=made_by: by(error) if n == 5 else n, range(10), 10))
+                assert kinds == [*range(5), "error", *range(6, 10)]
+        assert run(os.getpid) == worker
+    finally:
+        if kind is Pool:
+            made.terminate()
+            made.join()
+        else:
+            made.shutdown()
+
+
+def results_of_any(results):
+    got = []
+    while len(got) < 10:
+        try:
+            got.append(results.next(60))
+        except (WorkerDiedError, multiprocessing.TimeoutError):
+            raise
+        except BaseException:
+            got.append("error")
+    with pytest.raises(StopIteration):
+        results.next(60)
+    return got
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no room"), OutOfSharedMemory(28, "no room"), RegistryBusyError("busy"), OSError(24, "no descriptor"), LimitExceededError("full")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("often", [1, 1000000])
+def test_a_result_that_finds_no_room_fails_its_task_and_not_its_worker(error, often, monkeypatch):
+    attach = workers.attach
+
+    class Narrow:
+        """The queue of the results, which does not take some."""
+
+        def __init__(self, queue):
+            self.queue, self.refused = queue, 0
+
+        def put(self, item):
+            if type(item) is tuple and item[0] and item[2] != workers._READY and must_refuse[0] and self.refused < often:
+                self.refused += 1
+                raise error
+            self.queue.put(item)
+
+    must_refuse = copyless.zeros(1, "i4")
+    monkeypatch.setattr(
+        workers, "attach", lambda name: Narrow(found) if type(found := attach(name)) is copyless.SimpleQueue else found
+    )
+
+    def refused(n):
+        must_refuse[0] = 1
+        return np.zeros(10000)
+
+    def accepted(n):
+        must_refuse[0] = 0
+        return os.getpid()
+
+    with Pool(1, context=FORK) as pool:
+        worker = pool.apply(accepted, (0,))
+        with pytest.raises(type(error) if often == 1 else OutOfSharedMemory):
+            pool.apply_async(refused, (0,)).get(60)
+        assert pool.apply_async(accepted, (0,)).get(60) == worker
+        # A log that cannot be sent is read where it lies: nothing is lost.
+        must_refuse[0] = 1
+        assert pool.map_async(abs, range(-9000, 0), 9000).get(60) == list(range(9000, 0, -1))
+        assert pool.apply_async(accepted, (0,)).get(60) == worker

@@ -46,9 +46,7 @@ from copyless._core.failures import out_of_shared_memory
 from copyless.arrays import attach, handle
 from copyless.errors import (
     ClosedError,
-    CorruptSegmentError,
     OutOfSharedMemory,
-    RegistryBusyError,
     StaleHandleError,
     TaskUnreadableError,
     WorkerDiedError,
@@ -66,7 +64,6 @@ _IN_LOG = 1 << 33  # in _NO_ROOM: the answers lie in the log of the worker
 _ATOMS = frozenset((type(None), bool, int, float, str, bytes))
 _DONE, _SEALED, _RAISED, _UNREADABLE, _DIED, _UNSENDABLE, _READY, _NO_START, _ENDED, _MANY, _MIXED = range(11)
 _UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
-_NO_ROOM_ERRORS = (OSError, MemoryError, RegistryBusyError)
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 FULL, SINGLE, STARRED = range(3)  # what a task of a bundle is: (args, kwargs), the one argument, the arguments
 _NAMED = 4  # added to it: the function is said by its name, as a pickle of its own
@@ -258,7 +255,9 @@ def _run(
         else:
             try:
                 results.put((number, first, _DIED, rows[at + _PID]))
-            except _NO_ROOM_ERRORS:
+            except ClosedError:
+                raise
+            except Exception:
                 _say_on_board(rows, at, first + 1 | _DEAD)
             first += 1
             rows[at + _TRIES] = 0
@@ -270,7 +269,7 @@ def _run(
         function, style, batch = unseal(sealed)
         if style & _NAMED:
             function, style = _function_of(function), style & ~_NAMED
-    except Exception as error:
+    except BaseException as error:  # whatever an argument raises as it is made again
         for i in range(first, count):
             _answer(results.put, number, i, _UNREADABLE, _text_of(error), rows, at)
         return count - first
@@ -326,10 +325,13 @@ def _run_logged(
             else:
                 kind, value = _value(what)
             del what
-            if kind != _SEALED or type(value) is not bytes or not log.add_sealed(value):
+            add = log.add if kind == _DONE else log.add_sealed if kind == _SEALED and type(value) is bytes else None
+            if add is None or not add(value):
                 _send(log, put, number, rows, at)
-                _answer(put, number, i, kind, value, rows, at)
-                log.begin(number, i + 1)
+                log.begin(number, i)
+                if add is None or not add(value):  # not even in an empty one
+                    _answer(put, number, i, kind, value, rows, at)
+                    log.begin(number, i + 1)
             i += 1
             del value
             if i < count and not log.is_due():
@@ -357,7 +359,9 @@ def _send(log: Any, put: Any, number: int, rows: Any, at: int) -> None:
     if log.count:
         try:
             put((number, log.first, _MIXED if log.mixed else _MANY, log.take()))
-        except _NO_ROOM_ERRORS:
+        except ClosedError:
+            raise
+        except Exception:
             _say_on_board(rows, at, _IN_LOG)
 
 
@@ -365,10 +369,8 @@ def _value(value: Any) -> tuple[int, Any]:
     """(kind, value) of the answer that a result is."""
     try:
         return _SEALED, seal(value)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return _UNSENDABLE, (sealed_error(error), repr(error), _repr(value))
+    except BaseException as error:  # whatever it is, the task failed and not its worker
+        return _UNSENDABLE, (sealed_error(error), _repr(error), _repr(value))
 
 
 def _put_value(put: Any, number: int, i: int, value: Any, rows: Any, at: int) -> None:
@@ -385,10 +387,12 @@ def _answer(put: Any, number: int, i: int, kind: int, value: Any, rows: Any, at:
         raise
     except Exception as error:
         del value
-        short: Any = seal(error), str(error)
+        short = sealed_error(error)[0], str(error)
     try:
         put((number, i, _RAISED, short))
-    except _NO_ROOM_ERRORS:
+    except ClosedError:
+        raise
+    except Exception:
         _say_on_board(rows, at, i + 1)
 
 
@@ -422,12 +426,15 @@ def insist(put: Any, item: Any, seconds: float = 10.0) -> None:
 def _repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:
+    except BaseException:
         return f"<{type(value).__name__}, whose repr() failed>"
 
 
 def _text_of(error: BaseException) -> str:
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except BaseException:
+        return f"{type(error).__name__}, whose text could not be made"
 
 
 def sealed_error(error: BaseException) -> tuple[Any, str]:
@@ -437,7 +444,7 @@ def sealed_error(error: BaseException) -> tuple[Any, str]:
         sealed = seal(error)
         if type(sealed) is bytes:
             unseal(sealed)
-    except Exception:
+    except BaseException:
         return None, text
     return sealed, text
 
@@ -776,7 +783,7 @@ class Crew:
         while True:
             try:
                 messages = self._receive()
-            except (OSError, CorruptSegmentError) as error:  # no descriptor, no room for a mapping: nothing more can arrive
+            except Exception as error:  # no descriptor, no room for a mapping, no memory: nothing more can arrive
                 self._tell_runs(runs)
                 self._break_off(f"what the workers answered could not be received: {error}")
                 return

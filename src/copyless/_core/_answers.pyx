@@ -133,6 +133,10 @@ cdef class Log:
         answers_say(&self.head.count, self.count)
         return True
 
+    def add(self, value):
+        """Answer the next task by a plain value, where there is room for it."""
+        return self.write(value)
+
     def add_sealed(self, bytes data):
         """Answer the next task by a sealed object, where there is room for it."""
         if self.used + len(data) + 32 > self.room:
