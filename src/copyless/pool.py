@@ -4,6 +4,7 @@ Mirrors `multiprocessing.Pool`: same methods, signatures, results and error type
 
 * Arguments and results travel by one copy into shared memory (shared arrays by handle), whatever their size.
 * Lambdas and closures may be given; they go by value, with cloudpickle.
+* In a notebook or `python -i`, functions and classes run as they are when the task is submitted, also where they were defined anew since.
 * A killed worker fails exactly the task it held, with `WorkerDiedError`, or has it run again (``retries=``) with the arguments as
   they were put at first; it is replaced, and everything else goes on.
 * Without `chunksize`, tasks go in bundles whose size follows the time they take: some milliseconds each.
@@ -685,21 +686,17 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
     failed: BaseException | None = None
     try:
         items = iter(iterable)
-        while failed is None:
+        while True:
             while buffersize is not None and not result._await_taken(at + chunksize - buffersize, 0.5):
                 if crew.broken is not None or crew.terminating:
                     raise WorkerDiedError(crew.broken or "the pool was terminated")
-            batch: list[Any] = []
-            try:
-                batch.extend(itertools.islice(items, chunksize))
-            except BaseException as error:  # whatever it is, the one who waits hears of it, after what came before it
-                failed = error
+            batch = list(itertools.islice(items, chunksize))
             if not batch:
                 break
             bundle = Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at, None, result._tell_done)
             crew.submit([bundle], promised=True)
             at += len(batch)
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the one who waits hears of it, after the chunks before it
         failed = error
     finally:
         crew.promise(-1)

@@ -605,6 +605,7 @@ class Crew:
 
     def populate(self, wanted: int | None = None) -> None:
         """Start what is missing."""
+        snapshot: _main_changes.Snapshot | None = None  # older than the forks behind it, which harms nobody
         with self._lock:
             while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
                 log = self._free_logs[-1]
@@ -614,7 +615,8 @@ class Crew:
                 worker.daemon = self._daemon
                 if not self._forks:
                     worker.name += _STARTING
-                snapshot = _main_changes.Snapshot(self._forks) if _main_changes.is_interactive() else None
+                if snapshot is None and _main_changes.is_interactive():
+                    snapshot = _main_changes.Snapshot(self._forks)
                 with _unheard(self.context):
                     worker.start()
                 worker.name = worker.name.removesuffix(_STARTING)
