@@ -259,7 +259,7 @@ def test_the_programs_meet_every_loader():
     if len(FOUND) < len(PROGRAMS) + 3:
         pytest.skip("only after the tests above")
     met = {name for found in FOUND.values() for module, name in found if module == "copyless._loaders"}
-    needs = {"tensor": "torch", "joblib_worker": "joblib", "polars_frame": "polars", "pandas_column": "pandas"}
+    needs = {"tensor": "torch", "joblib_worker": "joblib", "polars_table": "polars", "pandas_column": "pandas"}
     missing = {name for name, library in needs.items() if importlib.util.find_spec(library) is None}
     assert set(_loaders.__all__) - missing == met
 

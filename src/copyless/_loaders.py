@@ -31,7 +31,7 @@ __all__ = [
     "packet_in_block",
     "packet_together",
     "pandas_column",
-    "polars_frame",
+    "polars_table",
     "proxy",
     "recarray",
     "sealed",
@@ -146,11 +146,11 @@ def pandas_column(kind: Any, state: dict[str, Any]) -> Any:
     return _restore_column(kind, state)
 
 
-def polars_frame(single: bool, names: list[str], columns: list[Any], height: int) -> Any:
-    """A frame of polars, or (`single`) a series, from its columns."""
-    from copyless.frames import _restore_polars
+def polars_table(single: bool, parts: list[Any], height: int) -> Any:
+    """A frame of polars, or (`single`) a series: each column as itself, or as (name, schema of Arrow, Arrow array, order)."""
+    from copyless.frames import _restore_table
 
-    return _restore_polars(single, names, columns, height)
+    return _restore_table(single, parts, height)
 
 
 # ---- pools, managers and ranks

@@ -147,7 +147,8 @@ def _size(nbytes: int) -> str:
 
 def _weigh(path: str, obj: Any) -> Part:
     kind = _kind_of(obj)
-    data, buffers, made = pickling.pack(obj)
+    with pickling.fallbacks() as failed:
+        data, buffers, made = pickling.pack(obj)
     try:
         shared = sum(_named_by(handle) for handle in made)
     finally:
@@ -155,7 +156,7 @@ def _weigh(path: str, obj: Any) -> Part:
             _handles.unsend(handle)
     # A handle and its surroundings are a few hundred bytes: the message, not the thing.
     copied = sum(buffer.nbytes for buffer in buffers) + (0 if made and len(data) < 512 * len(made) else len(data))
-    return Part(path, kind, shared, copied, _why(obj, copied) if copied > 1024 else "")
+    return Part(path, kind, shared, copied, _why(obj, copied, failed) if copied > 1024 else "")
 
 
 def _named_by(handle: bytes) -> int:
@@ -178,15 +179,25 @@ def _kind_of(obj: Any) -> str:
     return str(dtype) if dtype is not None and not callable(dtype) else type(obj).__name__
 
 
-def _why(obj: Any, copied: int) -> str:
+def _why(obj: Any, copied: int, failed: list[str]) -> str:
     kind = _kind_of(obj)
+    if failed:
+        return f"goes as its own type pickles it, because its way by handle failed: {failed[0]}"
     if (isinstance(obj, np.ndarray) and obj.dtype.hasobject) or kind == "object":
         return "Python objects are addresses of one process; text: .astype('string[pyarrow]') or 'category', then share()"
-    if kind.startswith(("Categorical", "Enum")) and type(obj).__module__.startswith("polars"):
-        return "polars copies the codes of categories when it takes them in: .to_physical() can be shared"
+    if type(obj).__module__.startswith("polars") and (why := _why_of_polars(obj)):
+        return why
     if isinstance(obj, (np.ndarray, Memory)) or copied >= pickling.BESIDE:
         return "lies in private memory: copyless.share() moves it"
     return ""
+
+
+def _why_of_polars(series: Any) -> str:
+    try:
+        from copyless import frames
+    except ModuleNotFoundError:
+        return "polars goes into shared memory as Arrow, which needs pyarrow: pip install 'copyless[arrow]'"
+    return frames.why_not_by_arrow(series.dtype) if hasattr(series, "dtype") else ""
 
 
 # ---- parts

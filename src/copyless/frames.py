@@ -64,7 +64,7 @@ def _reduce_buffer(buffer: Any) -> Any:
 
 
 for _kind in _every(pa.Buffer):
-    pickling.register(_kind, _reduce_buffer)
+    pickling.register(_kind, pickling.or_as_pickle(_reduce_buffer))
 
 
 # ---- pandas: the state of an Arrow column is taken as it is
@@ -92,7 +92,10 @@ def _register_pandas() -> None:
     from pandas.arrays import ArrowExtensionArray
 
     for kind in _every(ArrowExtensionArray):
-        pickling.register(kind, _reduce_column)
+        pickling.register(kind, _column_crossing)
+
+
+_column_crossing = pickling.or_as_pickle(_reduce_column)
 
 
 # ---- polars: columns whose buffers all lie in shared memory cross as Arrow arrays over them, the others as polars has it
@@ -100,38 +103,85 @@ def _register_pandas() -> None:
 
 def _is_polars(obj: Any) -> bool:
     pl = sys.modules.get("polars")
-    return pl is not None and isinstance(obj, (pl.DataFrame, pl.Series))
+    return pl is not None and type(obj) in (pl.DataFrame, pl.Series)
+
+
+_by_arrow: dict[Any, str] = {}
+
+
+def why_not_by_arrow(dtype: Any) -> str:
+    """Why columns of a dtype of polars cannot stand on Arrow buffers in shared memory; empty where they can.
+
+    Asked of polars itself, so that a dtype which is new, or has no form in Arrow, goes as polars pickles it.
+    """
+    try:
+        why = _by_arrow.get(dtype)
+    except TypeError:  # one that cannot be hashed
+        return _try_arrow(dtype)
+    if why is None:
+        if len(_by_arrow) > 1024:
+            _by_arrow.clear()
+        why = _by_arrow[dtype] = _try_arrow(dtype)
+    return why
+
+
+def _try_arrow(dtype: Any) -> str:
+    import polars as pl
+
+    if _has_categories(dtype):
+        return "polars copies the codes of categories when it takes them in: .to_physical() can be shared"
+    try:
+        empty = pl.Series("", [], dtype=dtype).to_frame()
+        kept = pl.from_arrow(_to_arrow(empty), rechunk=False).to_series().dtype == dtype
+    except Exception as error:
+        return f"polars cannot give {dtype} to pyarrow, so it goes as polars pickles it ({type(error).__name__}: {error})"
+    return "" if kept else f"{dtype} would come back from Arrow as another type, so it goes as polars pickles it"
+
+
+def _has_categories(dtype: Any) -> bool:
+    import polars as pl
+
+    if dtype in (pl.Categorical, pl.Enum):
+        return True
+    inside = [getattr(dtype, name, None) for name in ("inner", "key", "value")]
+    inside += [field.dtype for field in getattr(dtype, "fields", None) or ()]
+    return any(each is not None and _has_categories(each) for each in inside)
 
 
 def _to_arrow(frame: Any) -> Any:
-    """An Arrow table over the very memory of a polars frame (categories apart, which are copied)."""
+    """An Arrow table over the very memory of a polars frame."""
     import polars as pl
 
     return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
-def _polars_by_arrow(obj: Any) -> Any:
-    """As a frame of polars goes into shared memory: all its columns as Arrow."""
+def _of_polars(obj: Any, otherwise: Any, wanted: Any) -> tuple[Any, tuple[bool, list[Any], int]]:
+    """(loader, arguments) of a frame or series: columns that `wanted` accepts as Arrow, and the others as `otherwise` has it."""
     import polars as pl
 
-    _register_polars()
-    frame = obj if isinstance(obj, pl.DataFrame) else obj.to_frame()
-    return _loaders.polars_frame, (isinstance(obj, pl.Series), list(frame.columns), _to_arrow(frame).columns, frame.height)
+    single = isinstance(obj, pl.Series)
+    parts: list[Any] = []
+    for series in [obj] if single else obj.get_columns():
+        part = None
+        if not why_not_by_arrow(series.dtype):
+            table = _to_arrow(series.to_frame())
+            if wanted(table.column(0)):
+                order = series.flags.get("SORTED_ASC", False) - series.flags.get("SORTED_DESC", False)
+                part = series.name, table.schema, table.column(0), order
+        parts.append(otherwise(series) if part is None else part)
+    return _loaders.polars_table, (single, parts, len(obj))
+
+
+def _crosses(column: Any) -> bool:
+    return bool(column.nbytes) and all(
+        is_buffer_shared(buffer) for chunk in column.chunks for buffer in chunk.buffers() if buffer
+    )
 
 
 def _reduce_polars(obj: Any) -> Any:
     """As a frame of polars crosses: columns in shared memory as Arrow, and the others as they are."""
-    import polars as pl
-
-    frame = obj if isinstance(obj, pl.DataFrame) else obj.to_frame()
-    columns = [
-        column if all(is_buffer_shared(buffer) for chunk in column.chunks for buffer in chunk.buffers() if buffer) else None
-        for column in _to_arrow(frame).columns
-    ]
-    if not any(column is not None and column.nbytes for column in columns):
-        return obj.__reduce_ex__(4)
-    parts = [_Plainly(frame.to_series(i)) if column is None else column for i, column in enumerate(columns)]
-    return _loaders.polars_frame, (isinstance(obj, pl.Series), list(frame.columns), parts, frame.height)
+    made = _of_polars(obj, _Plainly, _crosses)
+    return made if any(type(part) is tuple for part in made[1][1]) else obj.__reduce_ex__(pickling.protocol())
 
 
 class _Plainly:
@@ -144,33 +194,39 @@ class _Plainly:
         return pickle.loads, (pickle.dumps(self._series, 5),)
 
 
-def _restore_polars(single: bool, names: list[str], columns: list[Any], height: int) -> Any:
+def _restore_table(single: bool, parts: list[Any], height: int) -> Any:
     import polars as pl
 
     _register_polars()
-    made = [
-        column.alias(name)
-        if isinstance(column, pl.Series)
-        else pl.from_arrow(pa.table([column], names=[name]), rechunk=False).to_series()
-        for name, column in zip(names, columns, strict=True)
-    ]
+    made = [_restore_column_of_polars(*part) if type(part) is tuple else part for part in parts]
     return made[0] if single else pl.DataFrame(made) if made else pl.DataFrame(height=height)
+
+
+def _restore_column_of_polars(name: str, schema: Any, column: Any, order: int) -> Any:
+    import polars as pl
+
+    # The schema's fields say what the Arrow type alone does not.
+    series = pl.from_arrow(pa.table([column], schema=schema), rechunk=False).to_series().alias(name)
+    return series.set_sorted(descending=order < 0) if order else series
 
 
 def _register_polars() -> None:
     import polars as pl
 
     for kind in (pl.DataFrame, pl.Series):
-        pickling.register(kind, _reduce_polars)
+        pickling.register(kind, _polars_crossing)
+
+
+_polars_crossing = pickling.or_as_pickle(_reduce_polars)
 
 
 # ---- what `share` asks
 
 
-def reduction(obj: Any, moves: bool) -> Any:
+def reduction(obj: Any, moves: bool, kept: Any) -> Any:
     """How `share` takes an object apart, so that its buffers come one by one; NotImplemented: as pickle does.
 
-    `moves`: they are about to be moved; else they are only looked at.
+    `moves`: they are about to be moved; else they are only looked at. `kept` wraps a part that stays as it is.
     """
     if isinstance(obj, pa.Array):
         return _compact(obj).__reduce__() if moves else NotImplemented
@@ -178,5 +234,6 @@ def reduction(obj: Any, moves: bool) -> Any:
         _register_pandas()
         return _reduce_column(obj)
     if _is_polars(obj):
-        return _polars_by_arrow(obj)
+        _register_polars()
+        return _of_polars(obj, kept, lambda column: True)
     return NotImplemented

@@ -8,12 +8,13 @@ the sender lets it go, until the message is loaded, or its process family has en
 from __future__ import annotations
 
 import collections
+import contextlib
 import copyreg
 import functools
 import io
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ class _Batch(threading.local):
     handles: list[bytes] | None = None
     draft: bool = False  # for one of our own queues, which will hold what the handles name
     beside: bool = False  # buffers may go beside the pickle
+    fallbacks: list[str] | None = None  # why reductions fell back, while somebody asks
 
 
 _batch = _Batch()
@@ -210,6 +212,35 @@ def reduce_object(obj: _blocks.Object) -> Any:
 def register(kind: type, reduction: Any) -> None:
     """Teach multiprocessing's pickler how objects of exactly this type cross to another process."""
     ForkingPickler.register(kind, reduction)
+
+
+def or_as_pickle(reduction: Any) -> Any:
+    """A reduction that falls back on the type's own pickling when it fails; `explain` reads why from `fallbacks`.
+
+    For values whose sharing spares a copy and nothing more. An array in shared memory is not of these: a copy that arrives
+    in its place would no longer be the same memory.
+    """
+
+    def reduce(obj: Any) -> Any:
+        try:
+            return reduction(obj)
+        except Exception as error:
+            if _batch.fallbacks is not None:
+                _batch.fallbacks.append(f"{type(error).__name__}: {error}")
+        return obj.__reduce_ex__(protocol())
+
+    return reduce
+
+
+@contextlib.contextmanager
+def fallbacks() -> Iterator[list[str]]:
+    """Why reductions of this thread fell back on the type's own pickling meanwhile."""
+    outer, why = _batch.fallbacks, []  # type: list[str] | None, list[str]
+    _batch.fallbacks = why
+    try:
+        yield why
+    finally:
+        _batch.fallbacks = outer
 
 
 def reduction_of(kind: type) -> Any:

@@ -24,6 +24,13 @@ _ARRAYS = (np.ndarray, arrays.SharedArray, np.recarray)
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type, range, slice)
 
 
+class _Kept:
+    """A part of an object that stays as it is: its type has no form in shared memory."""
+
+    def __init__(self, part: Any):
+        self.part = part
+
+
 class _Pickler(pickle.Pickler):
     """Protocol 5 with arrays taken out whole: their data goes straight into shared memory."""
 
@@ -36,6 +43,10 @@ class _Pickler(pickle.Pickler):
         there: bool
         move: Any
         key: Any = id(obj)
+        if type(obj) is _Kept:
+            self._shared.extend([False] if len(obj.part) and not self._move else [])
+            self._parts.append((obj, obj.part))
+            return len(self._parts) - 1
         if type(obj) in _ARRAYS and not obj.dtype.hasobject and obj.size:
             # A plain array stays plain: pandas and others look at the very type.
             there, move = arrays.shared_memory_of(obj), _move_array
@@ -60,7 +71,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if "pyarrow" in sys.modules or _is_polars(obj):
-            return _frames().reduction(obj, self._move)
+            return _frames().reduction(obj, self._move, _Kept)
         return NotImplemented
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
