@@ -72,6 +72,7 @@ OBJECTS = """
         yield "shared array", copyless.zeros(5)
         yield "part of it", [copyless.zeros(5)[1:]]
         yield "empty", [copyless.empty((0, 3))]
+        yield "a dtype that no text says", copyless.zeros(5, np.dtype('f8', metadata={'of': complex}))
         yield "records", [np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])]
         yield "shared records", [copyless.share(np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]))]
         yield "memory", [copyless.Memory.allocate(100), copyless.Memory(bytearray(10)), copyless.Memory(b"ro")]
@@ -305,7 +306,9 @@ def test_a_registry_of_another_format_is_told_at_joining(tmp_path):
     (tmp_path / "program.py").write_text(inspect.getsource(hash64) + textwrap.dedent(program))
     env = {**os.environ, "COPYLESS_DIR": str(tmp_path / "store")}
     (tmp_path / "store").mkdir(mode=0o700)
-    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=60, env=env)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True, timeout=60, env=env
+    )
     assert done.returncode == 0, done.stderr
     _, other, same = done.stdout.splitlines()
     assert "format 2, this version reads 1" in other

@@ -21,6 +21,7 @@ __all__ = [
     "ctypes_object",
     "ctypes_wrapper",
     "empty_array",
+    "array_of_dtype",
     "array_over",
     "joblib_worker",
     "load",
@@ -72,6 +73,11 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> Any:
     from copyless.arrays import empty
 
     return empty(shape, dtype)
+
+
+def array_of_dtype(handle: bytes, dtype: Any) -> Any:
+    """An array whose handle does not say its dtype."""
+    return load(handle).view(dtype)
 
 
 def recarray(plain: Any) -> Any:

@@ -23,6 +23,7 @@ from copyless._core.failures import out_of_shared_memory
 from copyless.errors import CorruptSegmentError, StaleHandleError
 from copyless.storage import files, handles
 from copyless.storage.blocks import allocate
+from copyless.storage.dtypes import NotDescribed, remembered_dtype
 from copyless.storage.handles import Handle
 from copyless.storage.objects import check_name
 from copyless.storage.store import need
@@ -159,8 +160,8 @@ def _make(shape: Shape, dtype: DTypeLike, order: str, name: str | None, persist:
             block.clear()
         return _over(block, sizes, kind, 0, None, order)
     text = check_name(name)
-    template = np.lib.stride_tricks.as_strided(np.empty(0, kind), sizes, _strides(sizes, kind.itemsize, order))
-    spec = handles.encode_spec(template, 0, handles.WRITEABLE | handles.SHARED_ARRAY)
+    strides = _strides(sizes, kind.itemsize, order)
+    spec = handles.describe(kind, sizes, strides, 0, handles.WRITEABLE | handles.SHARED_ARRAY)
     at = (nbytes + 63) // 64 * 64
     block = allocate(at + len(spec))
     if clear and block.recycled:
@@ -492,7 +493,7 @@ def _open_found(wire: bytes, at: int, length: int) -> Any:
     if at + length > len(view):
         raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
     try:
-        dtype, shape, strides, start, _, end = handles.decode_spec(bytes(view[at : at + length]))
+        dtype, shape, strides, start, _, end, _ = handles.decode_spec(bytes(view[at : at + length]))
     except ValueError as error:
         raise CorruptSegmentError(f"the description of a named array is damaged: {error}") from None
     if end > len(view):
@@ -530,7 +531,7 @@ def _encode(array: Any, message: int) -> bytes | None:
     if dtype.hasobject:
         return None
     flags = handles.WRITEABLE * array.flags.writeable | handles.SHARED_ARRAY * (type(array) is SharedArray)
-    made = _handles.array_handle(array, handles.remembered_dtype(dtype), flags, message)
+    made = _handles.array_handle(array, remembered_dtype(dtype), flags, message)
     if made is not None or not files.any_mapped() or array.size == 0:
         return made
     first = array.__array_interface__["data"][0]
@@ -549,7 +550,7 @@ def decode(handle: bytes, block: Any, offset: int, nbytes: int) -> Any:
         path, device, inode, spec = handles.decode_file(handle)
     else:
         spec = handle[_WIRE_SIZE:]
-    dtype, shape, strides, start, flags, end = handles.decode_spec(spec)
+    dtype, shape, strides, start, flags, end, _ = handles.decode_spec(spec)
     if end > nbytes:
         raise ValueError(f"the handle describes an array of shape {shape} in {nbytes} bytes: it is damaged")
     if block is None:
@@ -759,9 +760,15 @@ _frombuffer = np.zeros(1).__reduce_ex__(5)[0]
 
 
 def _reduce(array: Any) -> Any:
-    message = _encode(array, pickling.message_kind()) if _store.is_open() or files.any_mapped() else None
-    if message is not None:
-        return _loaders.load, (pickling.note(message),)
+    if _store.is_open() or files.any_mapped():
+        try:
+            message = _encode(array, pickling.message_kind())
+        except NotDescribed:  # the pickle says the dtype
+            message = _encode(_raw(array), pickling.message_kind())
+            if message is not None:
+                return _loaders.array_of_dtype, (pickling.note(message), array.dtype)
+        if message is not None:
+            return _loaders.load, (pickling.note(message),)
     if type(array) is SharedArray and array.size == 0:
         return _loaders.empty_array, (array.shape, array.dtype)
     plain = array.view(np.ndarray)
@@ -774,6 +781,11 @@ def _reduce(array: Any) -> Any:
     return plain.__reduce_ex__(pickling.protocol())
 
 
+def _raw(array: Any) -> Any:
+    """The same elements as bytes without a meaning."""
+    return np.ndarray.view(array, f"V{array.dtype.itemsize}")
+
+
 def _reduce_records(array: Any) -> Any:
     if array.dtype.hasobject or array.dtype.fields is None:
         return array.__reduce_ex__(pickling.protocol())
@@ -781,7 +793,10 @@ def _reduce_records(array: Any) -> Any:
 
 
 def _for_queue(array: Any) -> bytes | None:
-    return _encode(array, 2) if _store.is_open() or files.any_mapped() else None
+    try:
+        return _encode(array, 2) if _store.is_open() or files.any_mapped() else None
+    except NotDescribed:
+        return None
 
 
 def _are_plain() -> bool:

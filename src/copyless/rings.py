@@ -27,7 +27,7 @@ from copyless._core import _blocks, _ring, c_library
 from copyless.arrays import copy_large
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared
-from copyless.storage.handles import dtype_from_bytes, dtype_to_bytes
+from copyless.storage.dtypes import dtype_from_bytes, dtype_to_bytes
 
 __all__ = ["Frame", "RingBuffer", "Subscription"]
 

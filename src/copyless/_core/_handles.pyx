@@ -276,7 +276,7 @@ def load_array(bytes handle):
     if SPECS is None or len(handle) <= <Py_ssize_t>sizeof(Wire) or PyBytes_AS_STRING(handle)[3] != ARRAY:
         return None
     spec = SPECS.get(PyBytes_FromStringAndSize(PyBytes_AS_STRING(handle) + sizeof(Wire), len(handle) - sizeof(Wire)))
-    if spec is None:
+    if spec is None or (spec[6] is not None and spec[6] != spec[0]):  # somebody renamed the fields of what arrived
         return None
     block = load_block(handle, &w)
     if type(block) is not Block:

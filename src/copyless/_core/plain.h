@@ -121,6 +121,23 @@ static int plain_tuple(plain_writer *w, PyObject *o, int depth)
     return 1;
 }
 
+/* Whether an array's dtype holds metadata, which its format does not say. */
+static int plain_has_metadata(PyObject *o)
+{
+    static PyObject *dtype_name, *metadata_name;
+    if (metadata_name == NULL) {
+        dtype_name = PyUnicode_InternFromString("dtype");
+        metadata_name = PyUnicode_InternFromString("metadata");
+    }
+    PyObject *dtype = dtype_name == NULL || metadata_name == NULL ? NULL : PyObject_GetAttr(o, dtype_name);
+    PyObject *metadata = dtype == NULL ? NULL : PyObject_GetAttr(dtype, metadata_name);
+    int none = metadata == Py_None;
+    Py_XDECREF(metadata);
+    Py_XDECREF(dtype);
+    PyErr_Clear();
+    return !none;
+}
+
 static int plain_array(plain_writer *w, PyObject *o)
 {
     plain_arrays *a = w->arrays;
@@ -136,7 +153,8 @@ static int plain_array(plain_writer *w, PyObject *o)
     }
     const char *format = view.format == NULL ? "B" : view.format;
     int good = view.len > 0 && view.ndim <= 32 && format[0] != 0 && format[1] == 0 &&
-               strchr(PLAIN_NUMBERS, format[0]) != NULL && !a->is_shared(view.buf, (uint64_t)view.len);
+               strchr(PLAIN_NUMBERS, format[0]) != NULL && !plain_has_metadata(o) &&
+               !a->is_shared(view.buf, (uint64_t)view.len);
     int beside = view.len >= a->beside;
     if (good && plain_room(w, sizeof(PLAIN_CALLED) + 20 + 12 * (size_t)view.ndim + (beside ? 0 : (size_t)view.len))) {
         if (a->n == 0) {

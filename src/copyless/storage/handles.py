@@ -6,13 +6,13 @@ followed by what stands there: for an array its flags, dtype, shape and strides,
 
 from __future__ import annotations
 
-import ast
 import os
 import struct
 from typing import Any
 
 from copyless._core import _handles
 from copyless.errors import ForeignHostError
+from copyless.storage.dtypes import dtype_from_bytes, remembered_dtype
 from copyless.storage.store import look, need
 
 __all__ = ["Handle", "decode_spec", "encode_spec", "resolve"]
@@ -92,87 +92,39 @@ def resolve(handle: bytes) -> tuple[int, Any, int, int]:
     )
 
 
-# ---- dtypes
-
-
-def dtype_to_bytes(dtype: Any) -> bytes:
-    """A dtype as text that needs no pickle to read back."""
-    if dtype.hasobject:
-        raise TypeError(
-            f"dtype {dtype} holds Python objects, which are addresses of one process: they cannot be shared"
-        )
-    if dtype.type.__module__ == "ml_dtypes":
-        return f"ml:{dtype.name}".encode()
-    if (
-        dtype.names is None
-        and dtype.subdtype is None
-        and (dtype.isbuiltin or dtype.kind in "SUVMm" or not dtype.isnative)
-    ):
-        text: str = dtype.str
-        if dtype.kind not in "V" or dtype.type.__name__ == "void":
-            return text.encode()
-    from numpy.lib.format import dtype_to_descr
-
-    return b"=" + repr(dtype_to_descr(dtype)).encode()
-
-
-def dtype_from_bytes(text: bytes) -> Any:
-    import numpy as np
-
-    if text.startswith(b"ml:"):
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ImportError(f"an array of {text[3:].decode()} needs the package ml_dtypes here too") from None
-        return np.dtype(getattr(ml_dtypes, text[3:].decode()))
-    if text.startswith(b"="):
-        from numpy.lib.format import descr_to_dtype
-
-        return descr_to_dtype(ast.literal_eval(text[1:].decode()))
-    return np.dtype(text.decode())
-
-
 # ---- array descriptions
-
-
-_dtypes: dict[Any, bytes] = {}
-
-
-def remembered_dtype(dtype: Any) -> bytes:
-    """As `dtype_to_bytes`, remembered: messages repeat."""
-    text = _dtypes.get(dtype)
-    if text is None:
-        if len(_dtypes) > 1024:
-            _dtypes.clear()
-        text = _dtypes[dtype] = dtype_to_bytes(dtype)
-    return text
 
 
 def encode_spec(array: Any, start: int, flags: int) -> bytes:
     """dtype, shape, strides of an array whose first element lies `start` bytes into the handle's range."""
-    dtype = remembered_dtype(array.dtype)
-    ndim = array.ndim
-    return (
-        _HEAD.pack(flags, ndim, len(dtype), start) + dtype + struct.pack(f"<{2 * ndim}q", *array.shape, *array.strides)
-    )
+    return describe(array.dtype, array.shape, array.strides, start, flags)
 
 
-Spec = tuple[Any, tuple[int, ...], tuple[int, ...], int, int, int]
+def describe(dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...], start: int, flags: int) -> bytes:
+    """As `encode_spec`, of an array that need not exist."""
+    text, ndim = remembered_dtype(dtype), len(shape)
+    return _HEAD.pack(flags, ndim, len(text), start) + text + struct.pack(f"<{2 * ndim}q", *shape, *strides)
+
+
+# The last part: of a dtype with fields, whose names can be set, another that nobody has; else None. The binding knows it too.
+Spec = tuple[Any, tuple[int, ...], tuple[int, ...], int, int, int, Any]
 specs: dict[bytes, Spec] = {}
 
 
 def decode_spec(spec: bytes) -> Spec:
-    """(dtype, shape, strides, start, flags, end), checked; remembered, since messages repeat.
+    """(dtype, shape, strides, start, flags, end, how the dtype was), checked; remembered, since messages repeat.
 
     The array reaches from the beginning of the handle's range, or later, to byte `end` of it.
     """
     known = specs.get(spec)
-    if known is not None:
+    if known is not None and (known[6] is None or known[6] == known[0]):
         return known
     try:
         flags, ndim, length, start = _HEAD.unpack_from(spec)
         numbers = struct.unpack_from(f"<{2 * ndim}q", spec, _HEAD.size + length)
-        dtype = dtype_from_bytes(spec[_HEAD.size : _HEAD.size + length])
+        text = spec[_HEAD.size : _HEAD.size + length]
+        dtype = dtype_from_bytes(text)
+        was = None if dtype.names is None else dtype_from_bytes(text)
         shape, strides = numbers[:ndim], numbers[ndim:]
         if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject or dtype.subdtype is not None:
             raise ValueError
@@ -183,7 +135,7 @@ def decode_spec(spec: bytes) -> Spec:
         raise ValueError("the handle's description of the array is damaged") from None
     if len(specs) > 4096:
         specs.clear()
-    specs[spec] = result = dtype, shape, strides, start, flags, start + after
+    specs[spec] = result = dtype, shape, strides, start, flags, start + after, was
     return result
 
 
