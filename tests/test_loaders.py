@@ -57,6 +57,9 @@ OBJECTS = """
     class Point(ctypes.Structure):
         _fields_ = [("x", ctypes.c_double)]
 
+    class Image(copyless.SharedArray):
+        pass
+
     class Maker(managers.BaseManager):
         pass
 
@@ -71,6 +74,7 @@ OBJECTS = """
         yield "arrays", (np.arange(3), np.arange(5000), np.arange(6).reshape(2, 3).T, np.array("2020", "M8[Y]"))
         yield "shared array", copyless.zeros(5)
         yield "part of it", [copyless.zeros(5)[1:]]
+        yield "of a class", Image(3)
         yield "empty", [copyless.empty((0, 3))]
         yield "a dtype that no text says", copyless.zeros(5, np.dtype('f8', metadata={'of': complex}))
         yield "records", [np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])]

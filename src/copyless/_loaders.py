@@ -21,6 +21,7 @@ __all__ = [
     "ctypes_object",
     "ctypes_wrapper",
     "empty_array",
+    "array_of_class",
     "array_of_dtype",
     "array_over",
     "joblib_worker",
@@ -78,6 +79,13 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> Any:
 def array_of_dtype(handle: bytes, dtype: Any) -> Any:
     """An array whose handle does not say its dtype."""
     return load(handle).view(dtype)
+
+
+def array_of_class(kind: type, array: Any, state: dict[str, Any] | None) -> Any:
+    """An array of a class derived from NumPy's or ours, with its attributes."""
+    from copyless.arrays import of_class
+
+    return of_class(kind, array, state)
 
 
 def recarray(plain: Any) -> Any:

@@ -7,9 +7,11 @@ arrive as the same memory, through the standard library's own `Process`, `Pool`,
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pickle
 import time
+import types
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from copyless import _loaders, pickling
-from copyless._core import _blocks, _copying, _handles, _names, _queue, _store
+from copyless._core import _array_type, _blocks, _copying, _handles, _names, _queue, _store
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
 from copyless.errors import CorruptSegmentError, StaleHandleError
@@ -47,11 +49,11 @@ __all__ = [
 ]
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
-_BASIC = (int, slice, type(None), type(Ellipsis), np.integer)
 _ndarray_new = np.ndarray.__new__
 _WIRE_SIZE = _handles.WIRE_SIZE
 
 
+@_array_type.lying_as_its_base
 class SharedArray(np.ndarray[Any, Any]):
     """SharedArray(shape, dtype=float, order='C', *, name=None, persist=False)
 
@@ -59,9 +61,13 @@ class SharedArray(np.ndarray[Any, Any]):
 
     Sent to another process through multiprocessing it arrives as the same memory; so does any view that NumPy makes of
     it by slicing, striding, transposing or reshaping. The plain `pickle` module and `copy.deepcopy` store its data.
-    Results of arithmetic, fancy indexing, `copy` and `astype` are ordinary arrays.
+    What has this type lies in shared memory: results of arithmetic, fancy indexing, `copy`, `numpy.zeros_like` and of whatever
+    else needs memory of its own are ordinary arrays, and so is ``private.view(SharedArray)``.
 
     Made by `empty`, `zeros`, `array` and their kin; calling the class is the same as `empty`.
+
+    A class derived from it arrives as that class, with what its objects have in ``__dict__`` and ``__slots__``. It too is only the
+    type of what lies in shared memory: a copy of its objects is an ordinary array.
 
     Examples
     --------
@@ -78,36 +84,41 @@ class SharedArray(np.ndarray[Any, Any]):
     def __new__(
         cls, shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
     ) -> SharedArray:
-        return empty(shape, dtype, order, name=name, persist=persist)
+        made = empty(shape, dtype, order, name=name, persist=persist)
+        return made if cls is SharedArray else made.view(cls)
 
-    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
-        if array is self:  # the target of out=, or of an in-place operation
-            return array
-        if return_scalar or (context is not None and array.ndim == 0):
-            return array[()]
-        return array.view(np.ndarray) if type(array) is SharedArray else array
+    __slots__ = ()
+    _settles_later = False  # a derived class has an __array_finalize__ of its own, after which its arrays are looked at
+    __array_finalize__ = _array_type.array_finalize
+    __array_wrap__ = _array_type.array_wrap
 
-    def __getitem__(self, index: Any) -> Any:
-        item = super().__getitem__(index)
-        if type(item) is SharedArray and not isinstance(index, _BASIC) and not _all_basic(index):
-            return item.view(np.ndarray)  # fancy indexing copies
-        return item
+    def __init_subclass__(cls, **options: Any) -> None:
+        super(SharedArray, cls).__init_subclass__(**options)  # noqa: UP008 - see lying_as_its_base
+        own = cls.__dict__.get("__array_finalize__")
+        if callable(own):
 
-    def copy(self, order: Any = "C") -> Any:
-        return self.view(np.ndarray).copy(order)
+            @functools.wraps(own)
+            def finalize(self: Any, obj: Any) -> None:
+                own(self, obj)
+                if type(self).__array_finalize__ is finalize:  # the outermost: no other comes after it
+                    _array_type.settle(self)
 
-    def astype(self, *args: Any, **kwargs: Any) -> Any:
-        made = super().astype(*args, **kwargs)
-        return made if made is self else made.view(np.ndarray)
+            cls._settles_later = True
+            cls.__array_finalize__ = finalize
+        pickling.register(cls, reduce_of_class)
 
-    def flatten(self, order: Any = "C") -> Any:
-        return self.view(np.ndarray).flatten(order)
+    @classmethod
+    def _private_twin(cls) -> type | None:
+        """The type of an array that NumPy made of this derived class over private memory; it has the attributes' places."""
+        twin: type | None = cls.__dict__.get("_twin", cls)
+        if twin is cls:
+            twin = np.ndarray if _array_type.lie_alike(cls, np.ndarray) else _twin_of(cls)
+            cls._twin = twin if _array_type.lie_alike(cls, twin) else None  # type: ignore[attr-defined]
+            twin = cls._twin  # type: ignore[attr-defined]
+        return twin
 
-    def __copy__(self) -> Any:
-        return self.copy("K")
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self.copy("K")
+    def __setstate__(self, state: Any) -> None:
+        raise TypeError("a shared array cannot be given other memory: copy the values in, array[...] = values")
 
     def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
@@ -116,8 +127,62 @@ class SharedArray(np.ndarray[Any, Any]):
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
-def _all_basic(index: Any) -> bool:
-    return type(index) is tuple and all(isinstance(i, _BASIC) and not isinstance(i, bool) for i in index)
+def _twin_of(kind: type) -> type:
+    """A class that derives from `ndarray` and has the places that `kind` has, made in the same layers."""
+    twin: type = np.ndarray
+    for each in reversed(kind.__mro__):
+        if issubclass(each, SharedArray) and each is not SharedArray:
+            places = [f"_{i}" for i in range(len(slots_of(each)))]
+            if each.__dictoffset__ and not twin.__dictoffset__:
+                places.append("__dict__")
+            twin = type("PrivateArray", (twin,), {"__slots__": places})
+    names = {
+        "__doc__": "An ordinary array, which NumPy made of a class derived from SharedArray over private memory.",
+        "__module__": __name__,
+        "__slots__": (),
+        "__array_wrap__": _array_type.array_wrap,
+        "__reduce__": lambda self: self.view(np.ndarray).__reduce__(),
+        "__reduce_ex__": lambda self, protocol: self.view(np.ndarray).__reduce_ex__(protocol),
+    }
+    return type("PrivateArray", (twin,), names)
+
+
+def slots_of(kind: type) -> list[str]:
+    """The attributes that a class keeps in slots of its own, as they are called from outside."""
+    slots = kind.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else list(slots)
+    bare = kind.__name__.lstrip("_")
+    return [
+        f"_{bare}{name}" if name.startswith("__") and not name.endswith("__") and bare else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    ]
+
+
+def state_of(array: Any) -> dict[str, Any] | None:
+    """What an array of a derived class has besides its elements: what lies in its dict and its slots."""
+    state = dict(getattr(array, "__dict__", None) or {})
+    for kind in type(array).__mro__:
+        if kind in (np.ndarray, SharedArray):
+            break
+        state.update({name: getattr(array, name) for name in slots_of(kind) if hasattr(array, name)})
+    return state or None
+
+
+def of_class(kind: type, plain: Any, state: dict[str, Any] | None) -> Any:
+    """An array as one of a derived class, with its state: nothing is copied."""
+    made = plain.view(kind)
+    for name, value in (state or {}).items():
+        if hasattr(made, "__dict__") and not isinstance(getattr(type(made), name, None), types.MemberDescriptorType):
+            made.__dict__[name] = value
+        else:
+            setattr(made, name, value)
+    return made
+
+
+def reduce_of_class(array: Any) -> Any:
+    """How an array of a class derived from SharedArray crosses."""
+    return _loaders.array_of_class, (type(array), array.view(SharedArray), state_of(array))
 
 
 def _over(
@@ -530,7 +595,7 @@ def _encode(array: Any, message: int) -> bytes | None:
     dtype = array.dtype
     if dtype.hasobject:
         return None
-    flags = handles.WRITEABLE * array.flags.writeable | handles.SHARED_ARRAY * (type(array) is SharedArray)
+    flags = handles.WRITEABLE * array.flags.writeable | handles.SHARED_ARRAY * isinstance(array, SharedArray)
     made = _handles.array_handle(array, remembered_dtype(dtype), flags, message)
     if made is not None or not files.any_mapped() or array.size == 0:
         return made
@@ -664,7 +729,7 @@ def frombuffer(buffer: Any, dtype: DTypeLike = float, count: int = -1, offset: i
         raise ValueError(
             "the buffer does not lie in shared memory; copyless.array(numpy.frombuffer(...)) copies it there"
         )
-    return plain.view(SharedArray)
+    return plain.view(SharedArray) if plain.size else empty(0, plain.dtype)
 
 
 # ---- files
@@ -769,7 +834,7 @@ def _reduce(array: Any) -> Any:
                 return _loaders.array_of_dtype, (pickling.note(message), array.dtype)
         if message is not None:
             return _loaders.load, (pickling.note(message),)
-    if type(array) is SharedArray and array.size == 0:
+    if isinstance(array, SharedArray) and array.size == 0:
         return _loaders.empty_array, (array.shape, array.dtype)
     plain = array.view(np.ndarray)
     if pickling.protocol() == 5 and array.nbytes >= pickling.BESIDE and not array.dtype.hasobject:
@@ -804,6 +869,7 @@ def _are_plain() -> bool:
     return not files.any_mapped() and pickling.reduction_of(np.ndarray) is _reduce
 
 
+_array_type.know_types(SharedArray, np.ndarray, shared_memory_of)
 pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 _handles.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 _queue.know_arrays(np.ndarray, _are_plain, pickling.BESIDE)
