@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import threading
+import warnings
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -194,3 +197,206 @@ def test_a_dtype_of_a_library_arrives():
         shared = copyless.share(np.zeros(3000, dtype))
         for way in WAYS.values():
             assert alike(way(shared).dtype, dtype)
+
+
+# ---- arrays of derived classes, dataclasses, what explain and is_shared say
+
+
+class Quantity(np.ndarray):
+    """With attributes that only __array_finalize__ carries."""
+
+    def __array_finalize__(self, obj):
+        self.unit = getattr(obj, "unit", None)
+        self.errors = getattr(obj, "errors", None)
+
+
+class Info(np.ndarray):
+    """With a pickle of its own, as in NumPy's documentation."""
+
+    __slots__ = ("info",)
+
+    def __array_finalize__(self, obj):
+        self.info = getattr(obj, "info", None)
+
+    def __reduce__(self):
+        function, arguments, state = super().__reduce__()
+        return function, arguments, (*state, self.info)
+
+    def __setstate__(self, state):
+        self.info = state[-1]
+        super().__setstate__(state[:-1])
+
+
+class Locked(np.ndarray):
+    """With an attribute that cannot be sent, which NumPy's own pickling leaves out."""
+
+
+def quantity(n=3000):
+    made = np.arange(float(n)).view(Quantity)
+    made.unit, made.errors = "m", np.full(n, 0.5)
+    return made
+
+
+def info():
+    made = np.arange(3000.0).view(Info)
+    made.info = {"k": [1]}
+    return made
+
+
+def masked(**options):
+    return np.ma.array(np.arange(3000.0), mask=np.arange(3000) % 3 == 0, fill_value=-1.5, **options)
+
+
+DERIVED = {
+    "masked": masked,
+    "masked without a mask": lambda: np.ma.array(np.arange(3000.0)),
+    "masked hard": lambda: masked(hard_mask=True),
+    "masked records": lambda: np.ma.array(np.zeros(2000, "i4, f8"), mask=[(1, 0)] * 2000),
+    "matrix": lambda: np.matrix(np.arange(6000.0).reshape(2, 3000)),
+    "recarray": lambda: np.rec.array(np.zeros(2000, "i4, f8")),
+    "masked recarray": lambda: np.ma.mrecords.fromarrays([np.arange(2000), np.arange(2000.0)], names="a,b"),
+    "attributes": quantity,
+    "its own pickle": info,
+    "Fortran": lambda: np.asfortranarray(np.arange(6000.0).reshape(3, 2000)).view(Quantity),
+    "a part": lambda: quantity()[::2],
+}
+
+
+def says(array):
+    """All that an array of these says of itself."""
+    said = [type(array), alike(array.dtype, array.dtype), array.dtype, array.shape, np.asarray(array).tolist()]
+    if isinstance(array, np.ma.MaskedArray):
+        said += [np.ma.getmaskarray(array).tolist(), array.fill_value, array.hardmask, array.filled().tolist()]
+        said += [array.mask is np.ma.nomask]
+    for name in ("unit", "errors", "info"):
+        value = getattr(array, name, None)
+        said.append(value.tolist() if isinstance(value, np.ndarray) else value)
+    return said
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("title", DERIVED)
+def test_an_array_of_a_derived_class_keeps_class_and_attributes(title):
+    import numpy.ma.mrecords  # noqa: F401 - which NumPy imports when asked
+
+    array = DERIVED[title]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shared = copyless.share(array)
+        inside = copyless.share({"x": [array]})["x"][0]
+    for made in (shared, inside):
+        assert repr(says(made)) == repr(says(array))
+        assert copyless.is_shared(made)
+    assert copyless.share(shared) is shared
+    assert copyless.explain(shared).copied_bytes < 1500
+    assert not any(part.why for part in copyless.explain(shared))
+    for way in WAYS.values():
+        for _ in range(2):  # what arrived can be sent on
+            made = way(made)
+            assert repr(says(made)) == repr(says(array))
+            assert copyless.is_shared(made)
+
+
+def test_the_one_masked_value_stays_that_one():
+    assert copyless.share([np.ma.masked])[0] is np.ma.masked
+    assert by_queue(copyless.share(np.ma.masked)) is np.ma.masked
+
+
+def test_what_is_written_into_a_masked_array_is_seen_by_who_has_it_too():
+    shared = copyless.share(masked())
+    arrived = by_queue(shared)
+    arrived[1] = np.ma.masked
+    arrived[2] = 99
+    assert shared.mask[1]
+    assert shared.data[2] == 99
+
+
+def test_what_own_pickling_can_send_is_sent_though_an_attribute_cannot():
+    array = np.arange(3000.0).view(Locked)
+    array.lock = threading.Lock()
+    shared = copyless.share(array)
+    assert copyless.is_shared(shared)
+    assert shared.lock is array.lock
+    assert type(by_queue(shared)) is Locked
+    (part,) = copyless.explain(shared)
+    assert "its own type pickles it" in part.why
+    assert "share()" not in part.why
+
+
+def test_share_says_what_it_does_not_move(tmp_path):
+    over_file = np.memmap(tmp_path / "f", "f8", "w+", shape=3000)
+    with pytest.warns(UserWarning, match=r"copyless.memmap"):
+        assert copyless.share(over_file) is over_file
+    (part,) = copyless.explain(over_file)
+    assert "copyless.memmap" in part.why
+    assert "share()" not in part.why
+
+
+@dataclasses.dataclass
+class Job:
+    image: np.ndarray
+
+    def __post_init__(self):
+        self.mask = np.ones(3000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fixed:
+    image: np.ndarray
+
+
+def test_attributes_of_dataclasses_that_are_no_fields_are_moved():
+    job = Job(np.zeros(3000))
+    assert not copyless.is_shared(job)
+    shared = copyless.share(job)
+    assert copyless.is_shared(shared)
+    assert copyless.is_shared(shared.mask)
+    assert [part.path for part in copyless.explain(shared)] == [".image", ".mask"]
+    assert not copyless.is_shared(job.mask)
+    arrived = by_queue(shared)
+    assert np.shares_memory(arrived.mask, shared.mask) or copyless.is_shared(arrived.mask)
+    assert copyless.is_shared(copyless.share(Fixed(np.zeros(3000))))
+    half = Job(copyless.zeros(3))
+    assert not copyless.is_shared(half)
+
+
+def frames():
+    pd, pa = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    n = 5000
+    columns = {"a": np.arange(n) * 1.0, "b": np.arange(n), "t": [f"text {i}" for i in range(n)]}
+    frame = copyless.share(pd.DataFrame(columns))
+    yield from (
+        frame,
+        frame.iloc[10:4000],
+        frame["a"],
+        frame[["a"]],
+        frame[["b", "a"]],
+        frame.iloc[:, 1:],
+        frame["a"].iloc[::2],
+    )
+    by_text = copyless.share(frame.set_index("t"))
+    yield from (by_text, by_text.iloc[5:3000], by_text["a"], frame["t"].iloc[7:3000])
+    table = copyless.share(pa.table(columns))
+    yield from (table, table.slice(10, 3000), table["t"], table.slice(10, 3000)["t"], table.select(["a"]))
+    polars = copyless.share(pl.DataFrame(columns))
+    yield from (polars, polars.slice(10, 3000), polars["t"], polars.select("a"), polars["t"].slice(5, 3000))
+    array = copyless.zeros((300, 30))
+    yield from (array, array[:, 1], array[5:9], array.T, copyless.share(masked()), copyless.share(masked())[5:2000])
+
+
+def test_is_shared_and_explain_agree_for_slices_and_columns():
+    for part in frames():
+        assert copyless.is_shared(part), part
+        assert copyless.explain(part).copied_bytes == 0
+
+
+def test_explain_advises_nothing_that_was_just_done_and_nothing_that_does_not_help():
+    pd = pytest.importorskip("pandas")
+    for private in (b"x" * 9000, "x" * 9000, set(range(5000)), bytearray(9000), np.zeros(2000), masked(), quantity(), Job(np.zeros(3000)),
+                    np.full(2000, None), [np.zeros(3000), "x" * 9000], pd.DataFrame({"a": np.zeros(3000), "o": [None, {}, ()] * 1000})):  # fmt: skip
+        before, shared = copyless.explain(private), copyless.share(private)
+        after = copyless.explain(shared)
+        assert not any("copyless.share() moves it" in part.why for part in after)
+        advised = any("copyless.share() moves it" in part.why for part in before)
+        assert advised == (after.shared_bytes > before.shared_bytes)
+        assert all(part.why for part in after if part.copied > 4096)

@@ -171,7 +171,8 @@ def state_of(array: Any) -> dict[str, Any] | None:
 
 def of_class(kind: type, plain: Any, state: dict[str, Any] | None) -> Any:
     """An array as one of a derived class, with its state: nothing is copied."""
-    made = plain.view(kind)
+    made: Any = np.ndarray.view(plain, kind)
+    know_class(kind)
     for name, value in (state or {}).items():
         if hasattr(made, "__dict__") and not isinstance(getattr(type(made), name, None), types.MemberDescriptorType):
             made.__dict__[name] = value
@@ -183,6 +184,42 @@ def of_class(kind: type, plain: Any, state: dict[str, Any] | None) -> Any:
 def reduce_of_class(array: Any) -> Any:
     """How an array of a class derived from SharedArray crosses."""
     return _loaders.array_of_class, (type(array), array.view(SharedArray), state_of(array))
+
+
+# ---- arrays of classes that derive from ndarray
+
+
+def why_not_moved(array: Any) -> str:
+    """Why an array of a class that derives from `ndarray` stays where it is when it is shared; empty where it does not."""
+    kind = type(array)
+    if isinstance(array, np.memmap) and getattr(array, "_mmap", None) is not None:
+        return f"a {kind.__name__} stands on its file: copyless.memmap(filename) crosses by its handle"
+    for each in kind.__mro__:
+        if each is np.ndarray:
+            return ""
+        if not each.__flags__ & 1 << 9 and each is not SharedArray:  # made in C, not by a class statement
+            return f"its class {each.__qualname__} is made in C, and what it holds there cannot be moved"
+    return ""
+
+
+def know_class(kind: type) -> None:
+    """Teach multiprocessing's pickler to send arrays of a derived class by handle, unless it was taught otherwise."""
+    if pickling.reduction_of(kind) is None:
+        pickling.register(kind, _crossing_of_class)
+
+
+def _reduce_class(array: Any) -> Any:
+    plain = np.ndarray.view(array, np.ndarray)
+    if not plain.size or plain.dtype.hasobject or not shared_memory_of(plain):
+        return array.__reduce_ex__(pickling.protocol())
+    state = state_of(array)
+    for value in (state or {}).values():
+        if not isinstance(value, (np.ndarray, str, int, float, bytes, type, type(None))):
+            pickle.dumps(value)  # what cannot be sent is known now, while there is another way
+    return _loaders.array_of_class, (type(array), plain, state)
+
+
+_crossing_of_class = pickling.or_as_pickle(_reduce_class)
 
 
 def _over(

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from copyless import pickling
+from copyless import arrays, pickling, sharing
 from copyless._core import _handles
-from copyless._core._memory import Memory
 from copyless.storage import handles
 from copyless.storage.store import need
 
@@ -137,7 +136,7 @@ def explain(obj: Any) -> Explanation:
     (0, 'lies in private memory: copyless.share() moves it')
     """
     need()
-    title, parts = _parts_of(obj)
+    title, parts = parts_of(obj)
     return Explanation(title, [_weigh(path, part) for path, part in parts])
 
 
@@ -187,9 +186,13 @@ def _why(obj: Any, copied: int, failed: list[str]) -> str:
         return "Python objects are addresses of one process; text: .astype('string[pyarrow]') or 'category', then share()"
     if type(obj).__module__.startswith("polars") and (why := _why_of_polars(obj)):
         return why
-    if isinstance(obj, (np.ndarray, Memory)) or copied >= pickling.BESIDE:
+    if isinstance(obj, np.ndarray) and (why := arrays.why_not_moved(obj)):
+        return why
+    if sharing.would_move(obj):
         return "lies in private memory: copyless.share() moves it"
-    return ""
+    if isinstance(obj, (bytes, str)):
+        return f"{type(obj).__name__} goes by value: a bytearray or an array of it can be shared"
+    return "goes by value: nothing more of it can be shared" if copied >= pickling.BESIDE else ""
 
 
 def _why_of_polars(series: Any) -> str:
@@ -203,7 +206,7 @@ def _why_of_polars(series: Any) -> str:
 # ---- parts
 
 
-def _parts_of(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
+def parts_of(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
     name = type(obj).__name__
     for module, apart in (("pandas", _of_pandas), ("polars", _of_polars), ("pyarrow", _of_arrow)):
         if module in sys.modules and type(obj).__module__.partition(".")[0] == module:
@@ -220,7 +223,7 @@ def _parts_of(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
             (f".{fields[i]}" if fields else f"[{i}]", value) for i, value in enumerate(obj)
         ]
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return name, [(f".{f.name}", getattr(obj, f.name)) for f in dataclasses.fields(obj) if hasattr(obj, f.name)]
+        return name, [(f".{attribute}", value) for attribute, value in sharing._attributes_of(obj).items()]
     return name, [("object", obj)]
 
 

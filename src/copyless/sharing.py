@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import array as array_module
+import contextlib
 import copy
 import dataclasses
 import io
 import pickle
 import sys
+import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,6 +41,7 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
         self._parts, self._shared, self._move = parts, shared, move
         self._seen: dict[Any, int] = {}
+        self.movable = False  # whether anything was met that can be moved, and was not
 
     def persistent_id(self, obj: Any) -> int | None:
         there: bool
@@ -57,10 +61,13 @@ class _Pickler(pickle.Pickler):
             key = obj.address, obj.size  # the objects that stand for a buffer come and go
         elif "torch" in sys.modules and _tensors().is_tensor(obj):
             there, move = not obj.numel() or _tensors().is_tensor_shared(obj), _tensors().move
+        elif _is_derived(obj) and obj.size and not obj.dtype.hasobject and not arrays.why_not_moved(obj):
+            there, move = _is_derived_shared(obj), _move_derived
         else:
-            if not self._move and type(obj) in _ARRAYS and obj.size:
+            if not self._move and isinstance(obj, np.ndarray) and obj.size:
                 self._shared.append(False)  # an array of Python objects
             return None
+        self.movable = self.movable or not there
         at = self._seen.get(key)
         if at is None:
             self._shared.append(there)
@@ -78,6 +85,7 @@ class _Pickler(pickle.Pickler):
         raw = buffer.raw()
         there = raw.nbytes == 0 or _handles.find(Memory(raw).address, raw.nbytes) is not None
         self._shared.append(there)
+        self.movable = self.movable or not there
         if self._move:
             self._parts.append((buffer, _move_bytes(raw)))
         return not self._move
@@ -85,6 +93,63 @@ class _Pickler(pickle.Pickler):
 
 def _move_array(array: Any) -> Any:
     return arrays.array(array.view(np.ndarray)).view(type(array))
+
+
+def _is_derived(obj: Any) -> bool:
+    """Whether an object is an array of a class that derives from NumPy's."""
+    return isinstance(obj, np.ndarray) and type(obj) not in _ARRAYS and type(obj).__name__ != "MaskedConstant"
+
+
+def _is_derived_shared(array: Any) -> bool:
+    """Whether its elements lie in shared memory, and so do the arrays among its attributes (as a mask)."""
+    if not arrays.shared_memory_of(array):
+        return False
+    return not any(map(would_move, _large((arrays.state_of(array) or {}).values())))
+
+
+def _large(values: Iterable[Any]) -> list[Any]:
+    """Without what is one number, as the fill value of a masked array: it goes by value."""
+    return [value for value in values if not (isinstance(value, np.ndarray) and value.ndim == 0)]
+
+
+def _move_derived(array: Any, done: dict[int, Any] | None = None) -> Any:
+    """The same array over shared memory, with its class and attributes; itself, with a warning, where that cannot be."""
+    if array.dtype.hasobject or _is_derived_shared(array):
+        return array
+    kind, why = type(array), arrays.why_not_moved(array)
+    try:
+        if not why:
+            done = {} if done is None else done
+            plain = np.ndarray.view(array, np.ndarray)
+            state = {
+                name: _share(value, done) if type(value) is not np.ndarray else _move_plain(value)
+                for name, value in (arrays.state_of(array) or {}).items()
+            }
+            made = arrays.of_class(kind, arrays.asarray(plain).view(np.ndarray), state)
+            if type(made) is kind and made.shape == array.shape and made.dtype == array.dtype and _is_derived_shared(made):
+                return made
+            why = f"a view of other memory as {kind.__qualname__} is not the same array"
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+        why = f"{type(error).__name__}: {error}"
+    warnings.warn(f"share() leaves this {kind.__qualname__} in private memory: {why}", UserWarning, stacklevel=3)
+    return array
+
+
+def _move_plain(array: Any) -> Any:
+    if not array.size or array.ndim == 0 or array.dtype.hasobject or arrays.shared_memory_of(array):
+        return array
+    moved = arrays.array(array).view(np.ndarray)
+    moved.flags.writeable = array.flags.writeable
+    return moved
+
+
+def _attributes_of(obj: Any) -> dict[str, Any]:
+    """Of a dataclass: its fields, and what else it has."""
+    found = {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj) if hasattr(obj, field.name)}
+    found.update(getattr(obj, "__dict__", {}))
+    for kind in type(obj).__mro__:
+        found.update({name: getattr(obj, name) for name in arrays.slots_of(kind) if hasattr(obj, name)})
+    return found
 
 
 def _is_polars(obj: Any) -> bool:
@@ -152,7 +217,8 @@ def share(obj: T) -> T:
     obj : object
         An array (the result is a `SharedArray`), a list, tuple, dict or dataclass (a new one, of the same type, with shared
         contents), or any object that pickles with protocol 5, such as a DataFrame of pandas or polars or a `pyarrow.Table`
-        (the same type, standing on shared memory). ``bytearray``, ``memoryview`` and ``array.array`` become a `Memory`, which is shared bytes.
+        (the same type, standing on shared memory). An array of a class derived from NumPy's (`MaskedArray`, `matrix`, one of yours)
+        keeps its class and attributes. ``bytearray``, ``memoryview`` and ``array.array`` become a `Memory`, which is shared bytes.
 
     Returns
     -------
@@ -164,6 +230,11 @@ def share(obj: T) -> T:
     ------
     OutOfSharedMemory
         When there is no room; nothing half made stays behind.
+
+    Warns
+    -----
+    UserWarning
+        When an array of a derived class has to stay in private memory (one over a file, or of a class made in C), and why.
 
     Notes
     -----
@@ -193,6 +264,8 @@ def _share(obj: Any, done: dict[int, Any]) -> Any:
         made = obj if obj.dtype.hasobject else arrays.asarray(obj)
     elif kind is np.recarray:
         made = obj if obj.dtype.hasobject or arrays.shared_memory_of(obj) else _move_array(obj)
+    elif isinstance(obj, np.ndarray):
+        made = _move_derived(obj, done) if _is_derived(obj) else obj  # numpy.ma.masked is one object
     elif isinstance(obj, Memory):
         made = _move_bytes(memoryview(obj)) if obj.nbytes else obj
         made = obj if made.address == obj.address else made
@@ -212,9 +285,14 @@ def _share(obj: Any, done: dict[int, Any]) -> Any:
     elif dataclasses.is_dataclass(obj):
         made = copy.copy(obj)
         done[id(obj)] = obj, made
-        for field in dataclasses.fields(obj):
-            if hasattr(obj, field.name):
-                object.__setattr__(made, field.name, _share(getattr(obj, field.name), done))
+        for name, value in _attributes_of(obj).items():
+            moved = _share(value, done)
+            if moved is value:
+                continue
+            if name in getattr(made, "__dict__", {}):
+                made.__dict__[name] = moved
+            else:
+                object.__setattr__(made, name, moved)
     else:
         made = _share_object(obj)
     done[id(obj)] = obj, made
@@ -233,7 +311,7 @@ def is_shared(obj: Any) -> bool:
     (True, False)
     """
     if isinstance(obj, np.ndarray):
-        return arrays.shared_memory_of(obj)
+        return _is_derived_shared(obj) if _is_derived(obj) else arrays.shared_memory_of(obj)
     if isinstance(obj, Memory):
         return _handles.find(obj.address, obj.nbytes) is not None
     if isinstance(obj, (list, tuple, dict)) or dataclasses.is_dataclass(obj):
@@ -242,11 +320,37 @@ def is_shared(obj: Any) -> bool:
             if isinstance(obj, dict)
             else list(obj)
             if isinstance(obj, (list, tuple))
-            else [getattr(obj, field.name) for field in dataclasses.fields(obj)]
+            else list(_attributes_of(obj).values())
         )
         found = [is_shared(item) for item in inside if _has_memory(item)]
         return bool(found) and all(found)
+    if type(obj).__module__.partition(".")[0] == "pandas":
+        # Column by column, as `explain`: what pandas keeps beside them, as where its blocks belong, is not its data.
+        from copyless.explaining import parts_of
+
+        parts = [part for _, part in parts_of(obj)[1]]
+        if len(parts) != 1 or parts[0] is not obj:
+            found = [is_shared(part) for part in parts if _has_memory(part)]
+            return bool(found) and all(found)
     return all(shared := _buffers_of(obj)) and bool(shared)
+
+
+def would_move(obj: Any) -> bool:
+    """Whether `share` would move anything inside an object."""
+    if type(obj) in _ATOMS:
+        return False
+    if isinstance(obj, np.ndarray):
+        return not obj.dtype.hasobject and not (_is_derived(obj) and arrays.why_not_moved(obj)) and not is_shared(obj)
+    if isinstance(obj, (bytearray, memoryview, array_module.array, Memory)):
+        return not is_shared(obj)
+    if isinstance(obj, (list, tuple)) or (isinstance(obj, dict) and type(obj).__module__ in ("builtins", "collections")):
+        return any(map(would_move, obj.values() if isinstance(obj, dict) else obj))
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return any(map(would_move, _attributes_of(obj).values()))
+    pickler = _Pickler(io.BytesIO(), [], [], move=False)
+    with contextlib.suppress(Exception):
+        pickler.dump(obj)
+    return pickler.movable
 
 
 def _buffers_of(obj: Any) -> list[bool]:
@@ -263,6 +367,8 @@ def _buffers_of(obj: Any) -> list[bool]:
 def _has_memory(obj: Any) -> bool:
     if isinstance(obj, (np.ndarray, Memory)):
         return True
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return any(map(_has_memory, _attributes_of(obj).values()))
     if isinstance(obj, (list, tuple, dict)):
         return any(_has_memory(item) for item in (obj.values() if isinstance(obj, dict) else obj))
     return bool(_buffers_of(obj))

@@ -121,17 +121,25 @@ static int plain_tuple(plain_writer *w, PyObject *o, int depth)
     return 1;
 }
 
-/* Whether an array's dtype holds metadata, which its format does not say. */
-static int plain_has_metadata(PyObject *o)
+/* Whether an array's dtype holds metadata, which its format does not say. The last dtype of each format that has none is
+ * kept: most arrays have the very same. */
+static int plain_has_metadata(PyObject *o, uint8_t format)
 {
-    static PyObject *dtype_name, *metadata_name;
+    static PyObject *known[128], *dtype_name, *metadata_name;
     if (metadata_name == NULL) {
         dtype_name = PyUnicode_InternFromString("dtype");
         metadata_name = PyUnicode_InternFromString("metadata");
     }
     PyObject *dtype = dtype_name == NULL || metadata_name == NULL ? NULL : PyObject_GetAttr(o, dtype_name);
+    if (dtype != NULL && format < 128 && known[format] == dtype) {
+        Py_DECREF(dtype);
+        return 0;
+    }
     PyObject *metadata = dtype == NULL ? NULL : PyObject_GetAttr(dtype, metadata_name);
     int none = metadata == Py_None;
+    if (none && format < 128) {
+        Py_XSETREF(known[format], Py_NewRef(dtype));
+    }
     Py_XDECREF(metadata);
     Py_XDECREF(dtype);
     PyErr_Clear();
@@ -153,7 +161,7 @@ static int plain_array(plain_writer *w, PyObject *o)
     }
     const char *format = view.format == NULL ? "B" : view.format;
     int good = view.len > 0 && view.ndim <= 32 && format[0] != 0 && format[1] == 0 &&
-               strchr(PLAIN_NUMBERS, format[0]) != NULL && !plain_has_metadata(o) &&
+               strchr(PLAIN_NUMBERS, format[0]) != NULL && !plain_has_metadata(o, (uint8_t)format[0]) &&
                !a->is_shared(view.buf, (uint64_t)view.len);
     int beside = view.len >= a->beside;
     if (good && plain_room(w, sizeof(PLAIN_CALLED) + 20 + 12 * (size_t)view.ndim + (beside ? 0 : (size_t)view.len))) {
