@@ -1,12 +1,16 @@
 """Ring buffers: frames whole and in order, loans that never change, who waits for whom, deaths, names, event loops."""
 
 import asyncio
+import datetime
+import math
 import os
 import pickle
 import queue
 import threading
 import time
 import zlib
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -104,6 +108,75 @@ def test_bad_types_are_named():
     ring.put(np.arange(3, dtype="i2"))
     with pytest.raises(TypeError, match="loan"):
         pickle.dumps(ring.latest())
+
+
+# What is put is what is read, whatever the type of the number; what would not be is refused.
+KEPT = [
+    ("i8", True, 1), ("f8", True, 1.0), ("u1", 255, 255), ("i1", -128, -128), ("f4", 7, 7.0), ("c8", 1.5, 1.5), ("?", True, True),
+    ("u1", np.int64(3), 3), ("i8", np.uint8(3), 3), ("f4", np.float64(0.5), 0.5), ("f8", Fraction(1, 2), 0.5), ("f8", Decimal("0.25"), 0.25),
+    ("f4", math.inf, math.inf), ("U3", "abc", "abc"), ("S3", b"ab", b"ab"), ("M8[ms]", np.datetime64("2020-01-01"), np.datetime64("2020-01-01")),
+    ("M8[s]", datetime.datetime(2020, 1, 1), np.datetime64("2020-01-01")), ("m8[s]", np.timedelta64(2000, "ms"), np.timedelta64(2, "s")),
+    ("?", np.True_, True), ("i8", np.array(3), 3), ("f8", np.float32(0.5), 0.5), ("u8", 2**64 - 1, 2**64 - 1), ("f8", np.longdouble(0.5), 0.5),
+]  # fmt: skip
+LOST = [
+    ("i8", 1.9, TypeError), ("i8", 2.0, TypeError), ("i8", np.float32(1.9), TypeError), ("i8", np.float64(2), TypeError), ("?", 0.2, TypeError),
+    ("?", 1, TypeError), ("?", np.int8(1), TypeError), ("f8", 1j, TypeError), ("f8", np.complex64(1), TypeError), ("i8", Fraction(1, 2), TypeError),
+    ("i8", Decimal("1.5"), TypeError), ("i8", Fraction(2), TypeError), ("i8", "1", TypeError), ("f8", "1.5", TypeError), ("f8", b"1", TypeError),
+    ("U3", 5, TypeError), ("U3", "abcd", TypeError), ("S2", b"abc", TypeError), ("U3", b"a", TypeError), ("i8", math.nan, TypeError),
+    ("i8", np.nan, TypeError), ("u1", 300, OverflowError), ("u1", -1, OverflowError), ("u1", np.int64(300), OverflowError),
+    ("i8", 2**63, OverflowError), ("i8", np.uint64(2**63), OverflowError), ("f4", 1e300, OverflowError), ("f2", np.float64(1e6), OverflowError),
+    ("f8", 10**400, OverflowError), ("c8", complex(0, 1e300), OverflowError), ("M8[s]", np.datetime64("2020-01-01T00:00:00.5"), TypeError),
+    ("M8[s]", 5, TypeError), ("M8[s]", np.timedelta64(5, "s"), TypeError), ("i8", np.datetime64("2020"), TypeError), ("f8", None, TypeError),
+    ("i8", np.longdouble(1.5), TypeError), ("i8", np.array(1.9), TypeError), ("i8", object(), TypeError), ("f8", [1j], TypeError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "value", "right"), KEPT, ids=str)
+def test_a_number_comes_out_of_a_ring_as_it_went_in(dtype, value, right):
+    ring = copyless.RingBuffer({"a": ((), dtype)}, slots=2)
+    ring.put({"a": value})
+    with ring.write() as draft:
+        draft["a"] = value
+    for frame in ring.last(2):
+        assert frame["a"][()] == right
+    alone = copyless.RingBuffer(((), dtype), slots=2)
+    alone.put(value)
+    assert alone.latest()[()] == right
+
+
+@pytest.mark.parametrize(("dtype", "value", "error"), LOST, ids=str)
+def test_a_number_that_would_lose_its_kind_is_refused_and_publishes_nothing(dtype, value, error):
+    ring = copyless.RingBuffer({"a": (np.shape(value) if type(value) is list else (), dtype)}, slots=2)
+    with pytest.raises(error):
+        ring.put({"a": value})
+    with pytest.raises(error), ring.write() as draft:
+        draft["a"] = value
+    assert ring.stats().published == ring.stats().writing == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "error"),
+    [
+        ("i4", np.zeros(2), TypeError), ("u1", np.array([1, 300]), TypeError), ("u1", np.array([1, 300], "u2"), OverflowError),
+        ("i4", np.array([1, 2**40]), OverflowError), ("f4", np.array([1, 1e300]), OverflowError), ("M8[s]", np.zeros(2, "M8[ms]"), TypeError),
+        ("U2", np.array(["ab", "abc"]), TypeError), ("U5", np.array([1, 2]), TypeError), ("f8", np.array(["1", "2"]), TypeError),
+        ("?", np.array([0, 1]), TypeError), ("i8", [1, 2.5], TypeError), ("u1", [1, 300], OverflowError), ("f8", np.ones(2, complex), TypeError),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_array_that_would_lose_its_kind_or_values_is_refused(dtype, value, error):
+    ring = copyless.RingBuffer((2, dtype), slots=2)
+    with pytest.raises(error):
+        ring.put(value)
+    assert ring.stats().published == ring.stats().writing == 0
+
+
+def test_arrays_that_keep_their_kind_are_taken():
+    for dtype, value in (("i4", np.array([1, -2])), ("f4", np.array([0.5, 1])), ("u1", [1, 255]), ("M8[ms]", np.zeros(2, "M8[D]")),
+                         ("f8", np.array([1, 2])), ("U3", np.array(["a", "b"])), ("c8", np.ones(2)), ("u1", np.array([1, 2], "u2"))):  # fmt: skip
+        ring = copyless.RingBuffer((2, dtype), slots=2)
+        ring.put(value)
+        assert (np.asarray(ring.latest()) == value).all()
 
 
 # ---- writing

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from copyless import aio
 from copyless._core import _blocks, _ring, c_library
-from copyless.arrays import copy_large
+from copyless._ring_values import assign
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared
 from copyless.storage.dtypes import dtype_from_bytes, dtype_to_bytes
@@ -82,14 +82,6 @@ def _decode(text: bytes) -> list[Field]:
         return _fields(parts[0][1] if parts[0][0] is None else dict(parts))
     except (ValueError, SyntaxError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError):
         raise CorruptSegmentError("the description of a ring's frames is damaged") from None
-
-
-def _assign(target: Any, value: Any) -> None:
-    """Copy a value in, refusing what would lose its kind (a float into integers); Python numbers need only fit."""
-    if isinstance(value, (bool, int, float, complex)):
-        target[...] = value  # NumPy refuses what is out of range
-    elif not copy_large(target, value):
-        np.copyto(target, value, casting="same_kind")
 
 
 class _Arrays:
@@ -228,7 +220,7 @@ class _Draft(_Arrays):
         if self._single:
             self._array(None)[key] = value
         else:
-            _assign(self._array(key), value)
+            assign(self._array(key), value)
 
     def _fill(self, value: Any) -> None:
         """Copy an array, or a dict of arrays, in; refused unless it fits exactly."""
@@ -242,7 +234,7 @@ class _Draft(_Arrays):
             if source.shape != target.shape:
                 what = "the frame" if name is None else repr(name)
                 raise ValueError(f"{what} has shape {source.shape}; the ring's frames have {target.shape}")
-            _assign(target, each if source.ndim == 0 else source)
+            assign(target, each if source.ndim == 0 or not isinstance(each, np.ndarray) else source)
 
     def _forget(self) -> None:
         self._arrays = {}
@@ -575,7 +567,10 @@ class RingBuffer(_ring._Ring, Shared):
         ValueError
             When names or shapes are not those of the ring's frames.
         TypeError
-            When a dtype cannot become the ring's without loss of kind.
+            When a value would lose its kind: a float into integers, whatever its type (1.9, ``numpy.float32(2)``,
+            ``Fraction(1, 2)``), a number into bool or text, milliseconds into seconds. Nothing is published.
+        OverflowError
+            When it does not fit: 300 into ``u1``, 1e300 into ``f4``.
         queue.Full, ClosedError
             As `write`.
         """
