@@ -28,6 +28,7 @@ _HOMES = {
     "copyless.synchronize": (
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
+    "copyless.connections": ("Pipe",),
     "copyless.pool": ("Pool",),
     "copyless.futures": ("ProcessPoolExecutor",),
     "copyless.managers": ("BaseManager", "SharedMemoryManager", "SyncManager"),
@@ -35,7 +36,7 @@ _HOMES = {
         "AuthenticationError", "BufferTooShort", "Manager", "ProcessError", "TimeoutError", "get_context",
     ),
     "multiprocessing": (  # processes and start methods are the standard library's own
-        "Pipe", "Process", "active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support",
+        "Process", "active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support",
         "get_all_start_methods", "get_logger", "get_start_method", "log_to_stderr", "parent_process", "reducer",
         "set_executable", "set_forkserver_preload", "set_start_method",
     ),
@@ -45,7 +46,7 @@ _HOMES = {
     "copyless.errors": (
         "BootUnknownError", "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError",
         "LimitExceededError", "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "RegistryBusyError", "ServerEndedError",
-        "StaleHandleError", "TaskUnreadableError", "WorkerDiedError", "WrongProcessError",
+        "StaleHandleError", "TaskUnreadableError", "UnsendableError", "WorkerDiedError", "WrongProcessError",
     ),
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
@@ -108,6 +109,7 @@ __all__ = [
     "SyncManager",
     "TaskUnreadableError",
     "TimeoutError",
+    "UnsendableError",
     "Value",
     "WorkerDiedError",
     "WrongProcessError",
@@ -152,7 +154,6 @@ __all__ = [
 
 if TYPE_CHECKING:
     from multiprocessing import (
-        Pipe,
         Process,
         active_children,
         allow_connection_pickling,
@@ -187,6 +188,7 @@ if TYPE_CHECKING:
         zeros,
         zeros_like,
     )
+    from copyless.connections import Pipe
     from copyless.context import (
         AuthenticationError,
         BufferTooShort,
@@ -210,6 +212,7 @@ if TYPE_CHECKING:
         ServerEndedError,
         StaleHandleError,
         TaskUnreadableError,
+        UnsendableError,
         WorkerDiedError,
         WrongProcessError,
     )

@@ -18,6 +18,7 @@ __all__ = [
     "begin_rank",
     "bytes_in_memory",
     "call_many",
+    "connection",
     "ctypes_object",
     "ctypes_wrapper",
     "empty_array",
@@ -42,7 +43,13 @@ __all__ = [
     "shared_memory",
     "synchronized",
     "tensor",
+    "tensor_at",
+    "tensor_sparse",
+    "tensor_storage",
+    "tensor_storage_at",
+    "tensor_typed_storage",
     "token",
+    "with_storages",
     "work",
 ]
 
@@ -115,6 +122,13 @@ def shareable_list(kind: type[Any], name: str) -> Any:
     return kind(name=name)
 
 
+def connection(descriptor: Any, readable: bool, writable: bool) -> Any:
+    """One end of a pipe."""
+    from copyless.connections import Connection
+
+    return Connection(descriptor.detach(), readable, writable)
+
+
 def ctypes_wrapper(handle: bytes) -> Any:
     """What keeps the memory of an object of ctypes."""
     from copyless.sharedctypes import _Wrapper
@@ -144,6 +158,48 @@ def tensor(array: Any, dtype: Any) -> Any:
     from copyless.tensors import _tensor
 
     return _tensor(array, dtype)
+
+
+def tensor_at(place: Any, dtype: Any, offset: int, size: Any, stride: Any, requires_grad: bool) -> Any:
+    """A tensor of PyTorch over a storage, or over one that lies beside its message (`place`: which, by its number)."""
+    from copyless.tensors import _tensor_at
+
+    return _tensor_at(place, dtype, offset, size, stride, requires_grad)
+
+
+def tensor_sparse(layout: Any, indices: Any, values: Any, size: Any, coalesced: bool | None, requires_grad: bool) -> Any:
+    """A sparse tensor of PyTorch, from its dense parts."""
+    from copyless.tensors import _sparse_tensor
+
+    return _sparse_tensor(layout, indices, values, size, coalesced, requires_grad)
+
+
+def tensor_storage(buffer: Any) -> Any:
+    """A storage of PyTorch over a buffer."""
+    from copyless.tensors import _storage
+
+    return _storage(buffer)
+
+
+def tensor_storage_at(place: int) -> Any:
+    """A storage of PyTorch that lies beside its message."""
+    from copyless.tensors import _storage_at
+
+    return _storage_at(place)
+
+
+def tensor_typed_storage(storage: Any, kind: Any) -> Any:
+    """A storage with its dtype, or of an old class that is for one dtype."""
+    from copyless.tensors import _typed_storage
+
+    return _typed_storage(storage, kind)
+
+
+def with_storages(data: Any, places: Any, runs: Any, *buffers: Any) -> Any:
+    """An object whose pickle names storages of PyTorch that lie beside it."""
+    from copyless.tensors import _with_storages
+
+    return _with_storages(data, places, runs, buffers)
 
 
 def arrow_buffer(handle: bytes) -> Any:

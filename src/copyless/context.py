@@ -12,7 +12,7 @@ from multiprocessing import context as _stdlib
 from multiprocessing.context import AuthenticationError, BaseContext, BufferTooShort, ProcessError, TimeoutError
 from typing import Any
 
-from copyless import managers, pool, queues, sharedctypes, synchronize
+from copyless import connections, managers, pool, queues, sharedctypes, synchronize
 
 __all__ = [
     "AuthenticationError",
@@ -49,6 +49,9 @@ class Context:
     def Manager(self) -> managers.SyncManager:
         """A started manager, whose server is started by this context's method."""
         return Manager(ctx=self)
+
+    def Pipe(self, duplex: bool = True) -> tuple[connections.Connection, connections.Connection]:
+        return connections.Pipe(duplex)
 
     def Lock(self, **more: Any) -> synchronize.Lock:
         return synchronize.Lock(**more)

@@ -21,6 +21,7 @@ __all__ = [
     "SystemLimitError",
     "TableFullError",
     "TaskUnreadableError",
+    "UnsendableError",
     "WorkerDiedError",
     "WrongProcessError",
 ]
@@ -98,6 +99,13 @@ class OwnerDiedError(CopylessError, RuntimeError):
 
 class WrongProcessError(CopylessError, RuntimeError):
     """What is used here belongs to the process that this one was forked from."""
+
+
+class UnsendableError(CopylessError, TypeError, RuntimeError):
+    """The object cannot go this way. Says why, and what to send instead.
+
+    A TypeError as what cannot be pickled raises, and a RuntimeError as `torch.multiprocessing` raises.
+    """
 
 
 class NotHeldError(CopylessError, ValueError, RuntimeError, AssertionError):

@@ -109,7 +109,7 @@ def explain(obj: Any) -> Explanation:
     ----------
     obj : object
         A DataFrame of pandas or polars, a `pyarrow.Table` (each by column), an array, a list, tuple, dict or dataclass
-        (each by item), or anything else that can be pickled.
+        (each by item), a module of PyTorch (by parameter and buffer), or anything else that can be pickled.
 
     Returns
     -------
@@ -146,6 +146,11 @@ def _size(nbytes: int) -> str:
 
 def _weigh(path: str, obj: Any) -> Part:
     kind = _kind_of(obj)
+    if _is_tensor(obj):
+        from copyless import tensors
+
+        if tensors.is_torchs(obj):  # packing it would make a descriptor
+            return Part(path, kind, 0, 0, tensors.why_copied(obj))
     with pickling.fallbacks() as failed:
         data, buffers, made = pickling.pack(obj)
     try:
@@ -171,11 +176,18 @@ def _kind_of(obj: Any) -> str:
     if type(obj).__name__ == "MultiIndex":
         return f"MultiIndex of {obj.nlevels} levels"
     dtype = getattr(obj, "dtype", None)
+    if _is_tensor(obj):
+        return f"{dtype} {tuple(obj.shape)}"
     if isinstance(obj, np.ndarray):
         return f"{obj.dtype} {obj.shape}" if obj.dtype.fields is None else f"{type(obj).__name__} {obj.shape}"
     if dtype is None:
         dtype = getattr(obj, "type", None)  # of Arrow
     return str(dtype) if dtype is not None and not callable(dtype) else type(obj).__name__
+
+
+def _is_tensor(obj: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(obj, torch.Tensor)
 
 
 def _why(obj: Any, copied: int, failed: list[str]) -> str:
@@ -186,6 +198,10 @@ def _why(obj: Any, copied: int, failed: list[str]) -> str:
         return "Python objects are addresses of one process; text: .astype('string[pyarrow]') or 'category', then share()"
     if type(obj).__module__.startswith("polars") and (why := _why_of_polars(obj)):
         return why
+    if _is_tensor(obj):
+        from copyless import tensors
+
+        return tensors.why_copied(obj)
     if isinstance(obj, np.ndarray) and (why := arrays.why_not_moved(obj)):
         return why
     if sharing.would_move(obj):
@@ -215,6 +231,10 @@ def parts_of(obj: Any) -> tuple[str, list[tuple[str, Any]]]:
                 return f"{name} of {len(obj):,} rows", parts
     if isinstance(obj, np.ndarray):
         return name, [("array", obj)]
+    if "torch" in sys.modules:
+        parts = _of_torch(sys.modules["torch"], obj)
+        if parts is not None:
+            return name, parts
     if isinstance(obj, dict):
         return f"{name} of {len(obj)}", [(f"[{key!r}]", value) for key, value in obj.items()]
     if isinstance(obj, (list, tuple)):
@@ -253,3 +273,11 @@ def _of_arrow(pa: Any, obj: Any) -> list[tuple[str, Any]] | None:
     if isinstance(obj, (pa.Table, pa.RecordBatch)):
         return [(f"column {name!r}", column) for name, column in zip(obj.schema.names, obj.columns, strict=True)]
     return [("array", obj)] if isinstance(obj, (pa.Array, pa.ChunkedArray)) else None
+
+
+def _of_torch(torch: Any, obj: Any) -> list[tuple[str, Any]] | None:
+    if isinstance(obj, torch.Tensor):
+        return [("tensor", obj)]
+    if isinstance(obj, torch.nn.Module):
+        return [*obj.named_parameters(), *obj.named_buffers()]
+    return None

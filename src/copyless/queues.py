@@ -110,6 +110,7 @@ class _Base(_queue._Queue, Shared, Generic[T]):
             return block
 
         self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
+        self.lasts = self.lasts or name is not None
         if self._flags != flags:
             raise FileExistsError(
                 17, f"the queue of that name is a {_class_of(self._flags).__name__} of another kind", name

@@ -18,6 +18,7 @@ import numpy as np
 from copyless import arrays
 from copyless._core import _copying, _handles
 from copyless._core._memory import Memory
+from copyless.errors import UnsendableError
 from copyless.storage.store import need
 
 __all__ = ["is_shared", "share"]
@@ -59,8 +60,6 @@ class _Pickler(pickle.Pickler):
                 return None
             there, move = _frames().is_buffer_shared(obj), _frames().move
             key = obj.address, obj.size  # the objects that stand for a buffer come and go
-        elif "torch" in sys.modules and _tensors().is_tensor(obj):
-            there, move = not obj.numel() or _tensors().is_tensor_shared(obj), _tensors().move
         elif _is_derived(obj) and obj.size and not obj.dtype.hasobject and not arrays.why_not_moved(obj):
             there, move = _is_derived_shared(obj), _move_derived
         else:
@@ -77,6 +76,12 @@ class _Pickler(pickle.Pickler):
         return at
 
     def reducer_override(self, obj: Any) -> Any:
+        if "torch" in sys.modules:
+            before = len(self._shared)
+            made = _tensors().share_reduction(obj, self._shared)
+            if made is not NotImplemented:
+                self.movable = self.movable or not all(self._shared[before:])
+                return made
         if "pyarrow" in sys.modules or _is_polars(obj):
             return _frames().reduction(obj, self._move, _Kept)
         return NotImplemented
@@ -198,6 +203,8 @@ def _share_object(obj: Any) -> Any:
     file = io.BytesIO()
     try:
         _Pickler(file, parts, shared, move=True).dump(obj)
+    except UnsendableError:
+        raise
     except (pickle.PicklingError, TypeError, AttributeError):
         if not shared:
             return obj  # a lock, a lambda, an open file: nothing in it to share
@@ -249,7 +256,19 @@ def share(obj: T) -> T:
     (True, 'cat')
     """
     need()
-    moved: T = _share(obj, {})
+    moved: T
+    if "torch" not in sys.modules:
+        moved = _share(obj, {})
+        return moved
+    tensors = _tensors()
+    try:
+        with tensors.moving():
+            moved = _share(obj, {})
+    except tensors.Partial:  # some tensor is a small part of its storage: look first which parts there are
+        with tensors.planning() as plan, contextlib.suppress(Exception):
+            _Pickler(io.BytesIO(), [], [], move=False).dump(obj)
+        with tensors.moving(plan):
+            moved = _share(obj, {})
     return moved
 
 

@@ -20,7 +20,6 @@ import collections
 import contextlib
 import errno
 import hmac
-import io
 import logging
 import os
 import pickle
@@ -35,6 +34,7 @@ from collections.abc import Callable
 from multiprocessing import AuthenticationError
 from typing import Any
 
+from copyless import pickling
 from copyless._core._pickles import check_pickle
 from copyless.arrays import attach, handle
 from copyless.errors import CopylessError, CorruptSegmentError, EndOfQueueError, OutOfSharedMemory
@@ -331,18 +331,7 @@ def _ended(error: OSError) -> Closed:
 
 
 def _pickled(obj: Any) -> tuple[bytes, list[memoryview]]:
-    buffers: list[memoryview] = []
-    stream = io.BytesIO()
-
-    def beside(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < _BESIDE:
-            return True
-        buffers.append(raw)
-        return False
-
-    pickle.Pickler(stream, 5, buffer_callback=beside).dump(obj)
-    return stream.getvalue(), buffers
+    return pickling.apart(obj, _BESIDE)
 
 
 def _unpickled(data: bytearray, buffers: list[bytearray]) -> Any:

@@ -95,12 +95,13 @@ class Sealed:
 
     _kept: list[Any]
 
-    def __init__(self, obj: Any, by_value: bool = False, make: Any = None) -> None:
+    def __init__(self, obj: Any, by_value: bool = False, make: Any = None, lasting: bool = False) -> None:
+        make = pickling.by_value if by_value else make
         try:
-            self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value if by_value else make)
+            self._data, self._buffers, self._handles = pickling.pack(obj, make, lasting=lasting)
         except _UNPICKLABLE as error:
             try:
-                self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value)
+                self._data, self._buffers, self._handles = pickling.pack(obj, pickling.by_value, lasting=lasting)
             except Exception:
                 raise error from None
 
@@ -114,9 +115,9 @@ class Sealed:
         return pickle.loads(self._data, buffers=self._buffers)
 
 
-def seal(obj: Any, by_value: bool = False, make: Any = None) -> Any:
-    """A sealed object; the bytes alone where they say all. `make` makes another pickler than the plain one."""
-    sealed = Sealed(obj, by_value, make)
+def seal(obj: Any, by_value: bool = False, make: Any = None, lasting: bool = False) -> Any:
+    """A sealed object; the bytes alone where they say all. `make` makes another pickler than the plain one; `lasting`: it may be opened more than once."""
+    sealed = Sealed(obj, by_value, make, lasting)
     return sealed if sealed._buffers or sealed._handles else sealed._data
 
 
@@ -696,13 +697,16 @@ class Crew:
                     plain = _queue.plain_dumps((called, style | _NAMED, batch))
                     if plain is not None:
                         return plain
-                return seal((function, style, batch), make=changes.pickler)
+                return seal((function, style, batch), make=changes.pickler, lasting=lasting)
         name = None
         if type(function) in _WITH_NAMES and not self.by_value:
             last, name = self._last
             if last() is not function:
                 self._last = weakref.ref(function), (name := _name_of(function))
-        return seal((function, style, batch), self.by_value) if name is None else seal((name, style | _NAMED, batch))
+        lasting = bool(self._how[3])  # what is run again is opened again
+        if name is None:
+            return seal((function, style, batch), self.by_value, lasting=lasting)
+        return seal((name, style | _NAMED, batch), lasting=lasting)
 
     def promise(self, tasks: int) -> None:
         """Somebody will submit more, also after `close` (1), or no longer (-1)."""

@@ -32,6 +32,7 @@ cdef class Packed:
 cdef class _Queue(Object):
     cdef cl_queue q
     cdef readonly bint redelivers
+    cdef public bint lasts  # items may be taken twice, or when who put them is gone
     cdef uint32_t puts_of  # the lock word of the process that has put by this object
     cdef public bint closed
     cdef int use(self, uint32_t role) except -1
@@ -47,7 +48,7 @@ cdef class _Queue(Object):
 
 cdef size_t dump_plain(obj, uint8_t *out, size_t room)
 cdef object load_plain(const uint8_t *data, uint64_t nbytes)
-cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch)
+cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch)
 cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel)
 cdef void unsend(cl_store *store, const cl_token *tokens, uint32_t n) noexcept
 cdef object NOTHING

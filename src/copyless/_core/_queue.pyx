@@ -211,8 +211,8 @@ cdef object take_back(list handles):
         handles_module.unsend(handle)
 
 
-cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint32_t nlabel, watch):
-    """An object, behind a label that is for who takes it; `watch(bytes)`, if given, is the context of copying large buffers."""
+cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch):
+    """An object, behind a label that is for who takes it; `lasting`: it may be taken twice, or when this process is gone; `watch(bytes)`, if given, is the context of copying large buffers."""
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
     cdef list buffers = [], handles
@@ -227,6 +227,8 @@ cdef Packed pack(cl_store *store, obj, bint in_block, const uint8_t *label, uint
         data, handles = PyBytes_FromStringAndSize(<char *>plain, n), []
     elif (encode := DIRECT.get(type(obj))) is not None and (handle := encode(obj)) is not None:
         data, handles = b"H" + handle, [handle]
+    elif lasting:
+        data, buffers, handles = PACK(obj, None, lasting=True)
     else:
         data, buffers, handles = PACK(obj)
     packed.store = store
@@ -375,7 +377,7 @@ cdef class _Queue(Object):
         Object._stand(self, block)
         rc = cl_queue_attach(&self.q, self.store, <cl_queue_head *>self.head, block.ref.capacity, block.number)
         check(rc)
-        self.redelivers = (self.q.flags & CL_QUEUE_REDELIVER) != 0
+        self.redelivers = self.lasts = (self.q.flags & CL_QUEUE_REDELIVER) != 0
 
     @property
     def _flags(self):
@@ -467,7 +469,7 @@ cdef class _Queue(Object):
                 if rc != CL_OK:
                     self.refuse(rc)
                 return
-        packed = pack(self.store, obj, self.redelivers, NULL, 0, None)
+        packed = pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None)
         packed.describe(&item)
         rc = self.insert(&item, 1, &done, deadline)
         if done:
@@ -494,7 +496,7 @@ cdef class _Queue(Object):
         cdef int64_t deadline = self.deadline(block, timeout)
         self.use(CL_ROLE_PUTS)
         for obj in objects:
-            all_packed.append(pack(self.store, obj, self.redelivers, NULL, 0, None))
+            all_packed.append(pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None))
         if not all_packed:
             return 0
         items = <cl_item *>malloc(len(all_packed) * sizeof(cl_item))
@@ -517,7 +519,7 @@ cdef class _Queue(Object):
 
     def _pack(self, obj):
         self.use(CL_ROLE_PUTS)
-        return pack(self.store, obj, self.redelivers, NULL, 0, None)
+        return pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None)
 
     def _try_put(self, Packed packed):
         """Whether there was room; for an event loop."""

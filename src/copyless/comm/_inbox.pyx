@@ -258,7 +258,7 @@ cdef class Inbox:
         cdef _Queue queue = self.queues[to]
         label.mark, label.source, label.tag, label.sender = MARK, source, tag, self.rank
         label.context, label.number = context, number
-        packed = pack(queue.store, obj, False, <uint8_t *>&label, sizeof(envelope), watch)
+        packed = pack(queue.store, obj, False, False, <uint8_t *>&label, sizeof(envelope), watch)
         packed.describe(&item)
         rc = queue.insert(&item, 1, &done, queue.deadline(True, None))
         if done:

@@ -136,16 +136,7 @@ def _by_value(obj: Any) -> tuple[bytes, list[Any]]:
     both = _queue.arrays_dumps(obj, True)
     if both is not None:
         return both
-    parts: list[Any] = []
-
-    def beside(buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < pickling.BESIDE:
-            return True
-        parts.append(raw)
-        return False
-
-    return pickle.dumps(obj, 5, buffer_callback=beside), parts
+    return pickling.apart(obj)
 
 
 def copy_of(obj: Any) -> Any:
