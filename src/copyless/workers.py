@@ -688,6 +688,7 @@ class Crew:
     # ---- tasks
 
     def seal(self, function: Any, style: int, batch: Sequence[Any]) -> Any:
+        lasting = bool(self._how[3])  # what is run again is opened again
         if self._main_of and not self.by_value and _main_changes.is_interactive():
             with self._lock:
                 snapshots = list(self._main_of.values())
@@ -703,7 +704,6 @@ class Crew:
             last, name = self._last
             if last() is not function:
                 self._last = weakref.ref(function), (name := _name_of(function))
-        lasting = bool(self._how[3])  # what is run again is opened again
         if name is None:
             return seal((function, style, batch), self.by_value, lasting=lasting)
         return seal((name, style | _NAMED, batch), lasting=lasting)
