@@ -111,7 +111,7 @@ OBJECTS = """
             yield "polars", [table, copyless.share(table), copyless.share(table["n"])]
         if have("torch"):
             import torch
-            yield "torch", [torch.ones(3), torch.ones(3000), copyless.share(torch.ones(3)), torch.ones(3000).untyped_storage()]
+            yield "torch", [torch.ones(3), torch.ones(3000), copyless.share(torch.ones(3))]
             yield "sparse", [torch.eye(3).to_sparse()]
             yield "conjugate", [torch.ones(3000, dtype=torch.complex64).conj()]
 

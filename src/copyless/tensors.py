@@ -242,9 +242,11 @@ def _sparse_parts(tensor: Any) -> Any:
     """A plain sparse tensor by its dense parts, else None. Torch's own pickling would keep what it makes for ever."""
     if type(tensor) is not torch.Tensor or tensor.__dict__ or not tensor.is_cpu or tensor.is_conj() or tensor.is_neg():
         return None
-    layout, coalesced = tensor.layout, None
+    layout = tensor.layout
+    coalesced: bool | None = None
     if layout is torch.sparse_coo:
-        indices, coalesced = (tensor._indices(),), tensor.is_coalesced()
+        indices: tuple[Any, ...] = (tensor._indices(),)
+        coalesced = tensor.is_coalesced()
         values = tensor._values()
     elif layout in _BY_ROW:
         indices, values = (tensor.crow_indices(), tensor.col_indices()), tensor.values()
