@@ -225,6 +225,8 @@ def echo(there: Any, back: Any, touch: bool, ready: Any) -> None:
     there.open()
     ready.set()
     while (item := there.receive()) is not None:
+        if touch and type(item).__name__ == "Tensor":
+            item = item.numpy()
         if touch and isinstance(item, np.ndarray):
             back.send(int(item.view("u1").reshape(-1)[::4096].sum()))
         else:
@@ -403,6 +405,43 @@ def large_values(rounds: int) -> dict[str, float]:
     for each in echoes.values():
         each.end()
     return figures
+
+
+def tensors(rounds: int) -> dict[str, float]:
+    """A tensor there, every page of it read, a number back; a dict of a hundred small ones; and thousands on their way."""
+    if not installed("torch"):
+        return {}
+    import torch
+
+    items = {"4 KiB": torch.ones(1 << 10), "1 MiB": torch.ones(1 << 18), "64 MiB": torch.ones(1 << 24)}
+    times = {"4 KiB": 300, "1 MiB": 30, "64 MiB": 1}
+    echoes = {"torch": Echo(Torch, touch=True), "copyless": Echo(Ours, touch=True)}
+    calls: dict[str, Callable[[], float]] = {}
+    for size, item in items.items():
+        for name, each in echoes.items():
+            # Torch moves what it sends into its shared memory, so each trip has a tensor that was not sent before.
+            calls[f"{name}, {size}"] = lambda e=each, item=item, n=times[size]: timed_anew(e, item, n)
+        shared = copyless.share(item)
+        calls[f"copyless, shared, {size}"] = lambda item=shared, n=times[size]: echoes["copyless"].timed(item, n)
+    state = {str(i): torch.ones(1 << 10) for i in range(100)}
+    for name, each in echoes.items():
+        calls[f"{name}, 100 of 4 KiB"] = lambda e=each: timed_anew(e, state, 3)
+    for _ in range(3):
+        calls["copyless, 64 MiB"]()
+    figures = rounds_of(max(3, rounds // 2), calls)
+    for each in echoes.values():
+        each.end()
+    return figures
+
+
+def timed_anew(each: Echo, item: Any, times: int) -> float:
+    total = 0.0
+    for _ in range(times):
+        sent = {key: one.clone() for key, one in item.items()} if type(item) is dict else item.clone()
+        began = time.perf_counter()
+        each.trip(sent)
+        total += time.perf_counter() - began
+    return total / times
 
 
 def echo_length(there: Any, back: Any) -> None:
@@ -658,6 +697,7 @@ def main() -> None:
         "writer's processor time a frame": (writer_time, "us"),
         "lock and unlock": (locks, "us"),
         "get(timeout=0.05) late by": (lateness, "us"),
+        "tensor there, every page read, a number back": (tensors, "us"),
     }
     results: dict[str, dict[str, float]] = {}
     before = set(os.listdir("/dev/shm"))
@@ -694,6 +734,8 @@ def main() -> None:
         ("writer's time, four readers / one", ratio(8, "four readers", "one reader"), "<=", 1.2),
         ("lock alone / stdlib", ratio(9, "copyless, uncontended", "stdlib, uncontended"), "<=", 1),
         ("lock, two processes: stdlib / copyless", ratio(9, "stdlib, two processes", "copyless, two processes"), ">=", 2),
+        ("tensor of 1 MiB / torch.multiprocessing", ratio(11, "copyless, 1 MiB", "torch, 1 MiB"), "<=", 1),
+        ("tensor of 64 MiB / torch.multiprocessing", ratio(11, "copyless, 64 MiB", "torch, 64 MiB"), "<=", 1),
     ]  # fmt: skip
     console = Console()
     table = Table("figure", "measured", "asked", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}")
