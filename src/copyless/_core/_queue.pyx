@@ -447,6 +447,9 @@ cdef class _Queue(Object):
             When the queue was shut down.
         ClosedError
             When this object is closed.
+        UnsendableError
+            For what can be had once and only from this process (a connection, a socket, a tensor in torch's shared memory), where the
+            item may be delivered again or when this process has gone: the queue redelivers, or has a name.
 
         What its pickling raises, it raises; the queue is then as it was. Cost: plain small values one pickling and one copy,
         no system call unless somebody sleeps; each buffer of 4 KiB or more one copy; shared arrays none.
