@@ -452,7 +452,7 @@ def test_both_kinds_of_queue_in_one_program():
     process.start()
     plain, shared = torch.ones(5000), copyless.share(torch.ones(5000))
     for one in (plain, shared):
-        theirs.put(one)
+        theirs.put(one.clone() if one is plain else one)  # torch moves what it sends into its shared memory, in a thread
         ours.put(one)
         assert answers.get(timeout=WAIT)[1] == answers.get(timeout=WAIT)[1] == 2
     process.join()
