@@ -169,6 +169,27 @@ def test_the_chunks_before_an_error_of_the_input_come_before_it():
             assert sorted(got) == list(range(20))  # as in the standard library: the chunk in which it came is not run
 
 
+@pytest.mark.parametrize("bad", [0, 1, 700, 999])
+def test_a_task_that_cannot_be_pickled_comes_after_the_chunks_before_it(bad):
+    def refuse():
+        raise ValueError("no pickle")
+
+    class Bad:
+        def __reduce__(self):
+            refuse()
+
+    with Pool(2, context=FORK) as pool:
+        for how in ("imap", "imap_unordered"):
+            items = [*range(bad), Bad(), *range(bad + 1, 1000)]
+            results, got = getattr(pool, how)(abs, items, 7), []
+            with pytest.raises(ValueError, match="no pickle"):
+                for value in results:
+                    got.append(value)
+            assert sorted(got) == list(range(bad // 7 * 7))
+            with pytest.raises(StopIteration):
+                results.next(60)
+
+
 def test_a_forked_child_gets_none_of_the_results_at_hand():
     with Pool(1, context=FORK) as pool:
         results = pool.imap(abs, range(100), 50)

@@ -682,10 +682,13 @@ class _Feeder:
 
 def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:
     """Read the iterable of an `imap`, in a thread."""
-    at = 0
+    at = given = 0  # tasks read, and given to the workers
     failed: BaseException | None = None
+    bundles: list[Bundle] = []
     try:
         items = iter(iterable)
+        # What is at hand goes some bundles at a time, at first fewer; an iterable may make us wait for the next.
+        most, largest = 1, _AT_A_TIME if buffersize is None and type(iterable) in (list, tuple, range) else 1
         while True:
             while buffersize is not None and not result._await_taken(at + chunksize - buffersize, 0.5):
                 if crew.broken is not None or crew.terminating:
@@ -693,11 +696,20 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
             batch = list(itertools.islice(items, chunksize))
             if not batch:
                 break
-            bundle = Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at, None, result._tell_done)
-            crew.submit([bundle], promised=True)
+            bundles.append(Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at, None, result._tell_done))
             at += len(batch)
+            if len(bundles) >= most:
+                most, ready, bundles = min(2 * most, largest), bundles, []
+                crew.submit(ready, promised=True)
+                given = at
     except BaseException as error:  # whatever it is, the one who waits hears of it, after the chunks before it
+        failed = error
+    try:
+        if bundles:
+            crew.submit(bundles, promised=True)
+            given = at
+    except BaseException as error:
         failed = error
     finally:
         crew.promise(-1)
-    result._ends(at, failed)
+    result._ends(given, failed)
