@@ -42,6 +42,7 @@ os.register_at_fork(after_in_child=_answers._forked)
 
 _BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
 _MOST = 8192  # tasks in one
+_SHARE = 10  # the last bundles take at least such a part of that time
 _AT_A_TIME = 32  # bundles, where their size is given
 _FEW = 64  # tasks of a range that go as a list
 _INSTEAD = "its workers and its results are its parent's. Make a Pool of its own there"
@@ -640,7 +641,8 @@ class _Feeder:
 
     def _feed(self, size: int) -> None:
         left = len(self._items) - self._at
-        self._size = size = max(1, min(size, _MOST, left // (2 * self._crew.processes)))
+        fair = max(left // (2 * self._crew.processes), size // _SHARE)  # the last are smaller, but not by much less than a bundle's price
+        self._size = size = max(1, min(size, _MOST, fair))
         self._made = None
         bundles = self._bundles(2 * self._crew.processes, size)
         self._made = sum(bundle.count for bundle in bundles)
