@@ -60,6 +60,12 @@ OBJECTS = """
     class Image(copyless.SharedArray):
         pass
 
+    class Derived(copyless.Lock):
+        pass
+
+    class DerivedValue(sharedctypes.Synchronized):
+        pass
+
     class Maker(managers.BaseManager):
         pass
 
@@ -83,6 +89,8 @@ OBJECTS = """
         for kind in ("Lock", "RLock", "RWLock", "Event", "Condition", "Semaphore", "BoundedSemaphore"):
             yield kind, [getattr(copyless, kind)()]
         yield "condition over a lock", [copyless.Condition(copyless.Lock())]
+        for kind in (Derived, DerivedValue):
+            yield "subclass", [kind() if kind is Derived else kind(sharedctypes.RawValue("i", 1), copyless.Lock())]
         yield "robust semaphore", [copyless.Semaphore(2, recover="silent")]
         yield "barrier", [copyless.Barrier(1)]
         for kind in ("Queue", "JoinableQueue", "SimpleQueue"):

@@ -14,19 +14,25 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "array_of_class",
+    "array_of_dtype",
+    "array_over",
     "arrow_buffer",
+    "barrier",
     "begin_rank",
+    "bounded_semaphore",
     "bytes_in_memory",
     "call_many",
+    "condition",
     "connection",
     "ctypes_object",
     "ctypes_wrapper",
     "empty_array",
-    "array_of_class",
-    "array_of_dtype",
-    "array_over",
+    "event",
     "joblib_worker",
+    "joinable_queue",
     "load",
+    "lock",
     "mpi_block",
     "mpi_detached",
     "mpi_inline",
@@ -36,12 +42,19 @@ __all__ = [
     "pandas_column",
     "polars_table",
     "proxy",
+    "queue",
     "recarray",
+    "ring_buffer",
+    "rlock",
+    "rwlock",
     "sealed",
+    "semaphore",
     "serve_manager",
     "shareable_list",
     "shared_memory",
+    "simple_queue",
     "synchronized",
+    "synchronized_as",
     "tensor",
     "tensor_at",
     "tensor_sparse",
@@ -61,7 +74,7 @@ _array_over: Any = None
 
 
 def load(handle: bytes) -> Any:
-    """What a handle names: an array, memory, a lock, a queue, a ring."""
+    """What a handle names: an array or memory. (Locks, queues and rings have loaders of their own.)"""
     global _load
     if _load is None:
         from copyless.pickling import load as _load
@@ -109,6 +122,93 @@ def bytes_in_memory(data: bytes, readonly: bool) -> Any:
     return _from_bytes(data, readonly)
 
 
+# ---- locks, queues and rings: of a handle, or of a class that is derived from one of ours (with what its __new__ is given)
+
+
+def lock(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `Lock`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.Lock, source, arguments, keywords)
+
+
+def rlock(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `RLock`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.RLock, source, arguments, keywords)
+
+
+def rwlock(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `RWLock`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.RWLock, source, arguments, keywords)
+
+
+def semaphore(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `Semaphore`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.Semaphore, source, arguments, keywords)
+
+
+def bounded_semaphore(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `BoundedSemaphore`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.BoundedSemaphore, source, arguments, keywords)
+
+
+def event(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """An `Event`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.Event, source, arguments, keywords)
+
+
+def condition(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `Condition`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.Condition, source, arguments, keywords)
+
+
+def barrier(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `Barrier`, or an object of a subclass whose state comes next."""
+    from copyless import objects, synchronize
+
+    return objects.load(synchronize.Barrier, source, arguments, keywords)
+
+
+def queue(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `Queue`, or an object of a subclass whose state comes next."""
+    from copyless import objects, queues
+
+    return objects.load(queues.Queue, source, arguments, keywords)
+
+
+def joinable_queue(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `JoinableQueue`, or an object of a subclass whose state comes next."""
+    from copyless import objects, queues
+
+    return objects.load(queues.JoinableQueue, source, arguments, keywords)
+
+
+def simple_queue(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `SimpleQueue`, or an object of a subclass whose state comes next."""
+    from copyless import objects, queues
+
+    return objects.load(queues.SimpleQueue, source, arguments, keywords)
+
+
+def ring_buffer(source: bytes | type[Any], arguments: Any = (), keywords: Any = None) -> Any:
+    """A `RingBuffer`, or an object of a subclass whose state comes next."""
+    from copyless import objects, rings
+
+    return objects.load(rings.RingBuffer, source, arguments, keywords)
+
+
 # ---- the drop-in, and objects of C
 
 
@@ -148,6 +248,13 @@ def synchronized(description: Any, lock: Any, obj: Any) -> Any:
     from copyless.sharedctypes import _restore
 
     return _restore(description, lock, obj)
+
+
+def synchronized_as(kind: Any, lock: Any, obj: Any) -> Any:
+    """An object of ctypes with its lock, in a wrapper of a class derived from one of ours."""
+    from copyless.sharedctypes import _restore_as
+
+    return _restore_as(kind, lock, obj)
 
 
 # ---- objects of libraries that stand in shared memory

@@ -379,9 +379,17 @@ def object_handle(obj: _blocks.Object, message: int) -> bytes:
     return handle
 
 
-def reduce_object(obj: _blocks.Object) -> Any:
-    """How a lock, queue or ring is pickled: as its address, whatever the pickler."""
-    return _loaders.load, (note(object_handle(obj, message_kind())),)
+def noted_handle(obj: _blocks.Object) -> bytes:
+    """What says in a pickle where a lock, queue or ring lies, whatever the pickler."""
+    return note(object_handle(obj, message_kind()))
+
+
+def block_of(handle: bytes) -> Any:
+    """The block of the object that a message's handle names."""
+    kind, block, _, _ = handles.resolve(handle)
+    if kind != _handles.KIND_OBJECT:
+        raise ValueError(f"the handle names no lock, queue or ring: {handles.Handle(handle)!r}")
+    return block
 
 
 def register(kind: type, reduction: Any) -> None:

@@ -27,10 +27,10 @@ from multiprocessing import util
 from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from copyless import aio, pickling
+from copyless import _loaders, aio, pickling
 from copyless._core import _blocks, _queue, c_library
 from copyless.errors import ClosedError, OwnerDiedError
-from copyless.objects import Shared
+from copyless.objects import Shared, pickled_by
 from copyless.storage.store import tell_of_removal
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
@@ -217,6 +217,7 @@ class _Base(_queue._Queue, Shared, Generic[T]):
         return f"<{type(self).__name__}{name} {self._state_text()}>"
 
 
+@pickled_by(_loaders.simple_queue)
 class SimpleQueue(_Base[T]):
     """SimpleQueue(*, name=None, persist=False, ctx=None)
 
@@ -244,6 +245,7 @@ class SimpleQueue(_Base[T]):
         return super().get()  # type: ignore[no-any-return]
 
 
+@pickled_by(_loaders.queue)
 class Queue(_Base[T]):
     """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, ctx=None)
 
@@ -298,6 +300,7 @@ class Queue(_Base[T]):
         """Nothing to cancel: what was put is in shared memory already."""
 
 
+@pickled_by(_loaders.joinable_queue)
 class JoinableQueue(Queue[T]):
     """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, name=None, persist=False, ctx=None)
 
@@ -328,6 +331,7 @@ class JoinableQueue(Queue[T]):
     """
 
     _flags_of_class = _JOINABLE
+    _remade = frozenset(("_taken", "_taken_by", "_taking"))
 
     def __init__(
         self,

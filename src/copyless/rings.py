@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from copyless import aio
+from copyless import _loaders, aio
 from copyless._core import _blocks, _ring, c_library
 from copyless._ring_values import assign
 from copyless.errors import ClosedError, CorruptSegmentError
-from copyless.objects import Shared
+from copyless.objects import Shared, pickled_by
 from copyless.storage.dtypes import dtype_from_bytes, dtype_to_bytes
 
 __all__ = ["Frame", "RingBuffer", "Subscription"]
@@ -436,6 +436,7 @@ class RingStats(NamedTuple):
     readers: list[ReaderStats]
 
 
+@pickled_by(_loaders.ring_buffer)
 class RingBuffer(_ring._Ring, Shared):
     """RingBuffer(spec, slots=8, *, name=None, persist=False, allow_block=True, block_timeout=None, ctx=None)
 
@@ -471,6 +472,7 @@ class RingBuffer(_ring._Ring, Shared):
     """
 
     _fields: list[Field]
+    _remade = frozenset(("_fields",))
 
     def __init__(
         self,

@@ -378,18 +378,26 @@ def synchronized(obj: Any, lock: Any = None, ctx: object = None) -> Any:
 
 
 def _synchronized(obj: Any, lock: Any, block: Any) -> Any:
-    kind = type(obj)
-    if isinstance(obj, _SimpleCData):
-        made: Any = Synchronized.__new__(Synchronized)
-    elif isinstance(obj, ctypes.Array):
-        cls = SynchronizedString if kind._type_ is ctypes.c_char else SynchronizedArray
-        made = cls.__new__(cls)
-    else:
-        cls = _class_for(kind)
-        made = cls.__new__(cls)
-    code = kind._type_ if isinstance(obj, _SimpleCData) else ""
+    cls = _class_over(obj)
+    made = cls.__new__(cls)
+    code = type(obj)._type_ if isinstance(obj, _SimpleCData) else ""  # type: ignore[attr-defined]
     made._stand(obj, lock, block, code, ctypes.sizeof(obj))
     made._together = block is not None
+    return made
+
+
+def _class_over(obj: Any) -> Any:
+    """Which class wraps a ctypes object."""
+    if isinstance(obj, _SimpleCData):
+        return Synchronized
+    if isinstance(obj, ctypes.Array):
+        return SynchronizedString if obj._type_ is ctypes.c_char else SynchronizedArray
+    return _class_for(type(obj))
+
+
+def _restore_as(kind: Any, lock: Any, obj: Any) -> Any:
+    made = kind.__new__(kind)
+    SynchronizedBase.__init__(made, obj, lock)
     return made
 
 
@@ -430,7 +438,13 @@ class SynchronizedBase(_value._Value):
 
     _together = False  # the lock and the object lie in one block
 
+    def __init__(self, obj: Any, lock: Any = None, ctx: object = None) -> None:  # for subclasses: ours are made by _synchronized
+        code = type(obj)._type_ if isinstance(obj, _SimpleCData) else ""  # type: ignore[attr-defined]
+        self._stand(obj, RLock() if lock is None else lock, None, code, ctypes.sizeof(obj))
+
     def __reduce__(self) -> Any:
+        if type(self) is not _class_over(self._obj):
+            return _loaders.synchronized_as, (type(self), self._lock, _Raw(self._obj)), dict(self.__dict__) or None
         if self._together:
             return _loaders.synchronized, (_describe(type(self._obj)), self._lock, None)
         return _loaders.synchronized, (None, self._lock, _Raw(self._obj))

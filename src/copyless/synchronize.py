@@ -22,7 +22,7 @@ from collections.abc import Callable
 from threading import BrokenBarrierError
 from typing import Any, TypeVar
 
-from copyless import aio
+from copyless import _loaders, aio
 from copyless._core import _blocks, _synchronize
 from copyless._core.c_library import (
     KIND_BARRIER,
@@ -34,7 +34,7 @@ from copyless._core.c_library import (
     KIND_RWLOCK,
     KIND_SEMAPHORE,
 )
-from copyless.objects import SILENT, Shared
+from copyless.objects import SILENT, Shared, pickled_by
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
 
@@ -68,6 +68,7 @@ class _AsyncAcquire(Shared):
         self.release()  # type: ignore[attr-defined]
 
 
+@pickled_by(_loaders.lock)
 class Lock(_synchronize._Lock, _AsyncAcquire):
     """Lock(*, name=None, persist=False, recover=None, ctx=None)
 
@@ -109,6 +110,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
         return f"held by process {pid}" if pid else "held" if self.locked() else "free"
 
 
+@pickled_by(_loaders.rlock)
 class RLock(_synchronize._RLock, Shared):
     """RLock(*, name=None, persist=False, recover=None, ctx=None)
 
@@ -137,6 +139,7 @@ class RLock(_synchronize._RLock, Shared):
     _state = Lock._state
 
 
+@pickled_by(_loaders.semaphore)
 class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
     """Semaphore(value=1, *, robust=False, name=None, persist=False, recover=None, ctx=None)
 
@@ -200,6 +203,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
         return f"value {self.get_value()}"
 
 
+@pickled_by(_loaders.bounded_semaphore)
 class BoundedSemaphore(Semaphore):
     """BoundedSemaphore(value=1, *, robust=False, name=None, persist=False, recover=None, ctx=None)
 
@@ -219,6 +223,7 @@ class BoundedSemaphore(Semaphore):
     _bounded = True
 
 
+@pickled_by(_loaders.event)
 class Event(_synchronize._Event, Shared):
     """Event(*, name=None, persist=False, ctx=None)
 
@@ -249,6 +254,7 @@ class Event(_synchronize._Event, Shared):
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
 
+@pickled_by(_loaders.condition)
 class Condition(_synchronize._Condition, Shared):
     """Condition(lock=None, *, name=None, persist=False, ctx=None)
 
@@ -297,9 +303,14 @@ class Condition(_synchronize._Condition, Shared):
             self._lock = _Inside.__new__(_Inside)
             self._lock._stand_in(self)
 
-    def __reduce__(self) -> Any:
-        reduced = super().__reduce__()
-        return reduced if self._flags & _OWN_LOCK else (*reduced, {"_lock": self._lock})
+    def _has_more(self) -> bool:
+        return not self._flags & _OWN_LOCK or len(self.__dict__) > 1
+
+    def _attributes(self) -> dict[str, Any]:
+        attributes = super()._attributes()
+        if self._flags & _OWN_LOCK:
+            attributes.pop("_lock", None)  # which lies in its own block
+        return attributes
 
     def _held(self, what: str) -> Any:
         lock = self._lock
@@ -363,6 +374,7 @@ class _Inside(_synchronize._RLock, Shared):
         raise TypeError("this lock is a part of its condition: send the condition")
 
 
+@pickled_by(_loaders.barrier)
 class Barrier(_synchronize._Barrier, Shared):
     """Barrier(parties, action=None, timeout=None, *, name=None, persist=False, ctx=None)
 
@@ -412,10 +424,10 @@ class Barrier(_synchronize._Barrier, Shared):
         )
         if self.parties != parties:
             raise ValueError(f"the barrier {name!r} has {self.parties} parties, not {parties}")
-        self._action, self._timeout = action, timeout
-
-    def __reduce__(self) -> Any:
-        return (*super().__reduce__(), {"_action": self._action, "_timeout": self._timeout})
+        if action is not None:
+            self._action = action
+        if timeout is not None:
+            self._timeout = timeout
 
     def wait(self, timeout: float | None = None) -> int:
         """Arrive, and wait until all have: which of the arrivals one was, 0 to parties - 1.
@@ -466,6 +478,7 @@ _holding: dict[tuple[int, Any], list[int]] = {}
 os.register_at_fork(after_in_child=_holding.clear)
 
 
+@pickled_by(_loaders.rwlock)
 class RWLock(_synchronize._RWLock, Shared):
     """RWLock(*, name=None, persist=False, recover=None, ctx=None)
 

@@ -374,6 +374,9 @@ cdef class _Queue(Object):
 
     def _stand(self, Block block):
         cdef int rc
+        if self.q.head != NULL:  # it stood already: `__setstate__` once more
+            with nogil:
+                cl_queue_detach(&self.q)
         Object._stand(self, block)
         rc = cl_queue_attach(&self.q, self.store, <cl_queue_head *>self.head, block.ref.capacity, block.number)
         check(rc)

@@ -130,6 +130,9 @@ cdef class _Ring(Object):
 
     def _stand(self, Block block):
         cdef int rc
+        if self.r.head != NULL:  # it stood already: `__setstate__` once more
+            with nogil:
+                cl_ring_detach(&self.r)
         Object._stand(self, block)
         rc = cl_ring_attach(&self.r, self.store, <cl_ring_head *>self.head, block.ref.capacity, block.number)
         check(rc)
