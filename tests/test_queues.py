@@ -941,3 +941,28 @@ def test_a_thread_that_takes_arrays_while_another_forks_does_not_stop_both():
         timeout=60,
     )
     assert "both went on" in done.stdout
+
+
+@pytest.mark.parametrize("redeliver", [False, True])
+def test_a_shutdown_whose_caller_was_killed_in_it_still_ends(redeliver):
+    """As it stands after a kill between the mark and the dropping (each step: tests/native/test_queue.c)."""
+    import ctypes
+
+    def words(q):
+        return (ctypes.c_uint32 * 256).from_address(q._address[0])
+
+    example = copyless.JoinableQueue()
+    before = list(words(example))
+    example.shutdown()
+    (mark,) = [at for at, (a, b) in enumerate(zip(before, words(example), strict=True)) if a != b]
+    for look in ("join", "get"):
+        q = copyless.JoinableQueue(redeliver=redeliver)
+        q.put_many([1, "two", bytes(20000)])
+        words(q)[mark] = 2
+        if look == "get":
+            with pytest.raises(copyless.queues.ShutDown):
+                q.get(timeout=5)
+        q.join(5)
+        assert q.qsize() == 0
+        with pytest.raises(copyless.queues.ShutDown):
+            q.get()

@@ -378,8 +378,8 @@ static void kill_everywhere(int kind)
             }
         }
         CHECK(rc == CL_TIMEOUT || (kind == SHUTS && rc == CL_CLOSED));
-        if (kind == SHUTS) {
-            CHECK(cl_queue_shut(&q, 1) == CL_OK && cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
+        if (kind == SHUTS) { /* nobody shuts it again: the get has finished that */
+            CHECK(rc == CL_CLOSED && cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
         }
         if (leases) {
             for (uint64_t i = notes->acknowledged + 1; i <= before; i++) {
@@ -405,6 +405,85 @@ static void kill_everywhere(int kind)
         }
     }
     CHECK(n > 10);
+}
+
+/* shutdown(immediate=True) by a process that is killed in it, at each of its steps: of a queue with items, with items in blocks of
+ * their own, and of one that delivers again whose consumer has died. The others' join ends, alone and without a get; so does get. */
+static void shut_by_who_dies(int leases, int by_get)
+{
+    long n = 1;
+    for (;; n++) {
+        cl_queue_head *h =
+            make(0, leases ? CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER : CL_QUEUE_JOINABLE, leases ? 16 : 0);
+        cl_queue q;
+        int rc;
+        attach(&q, &store, h);
+        for (uint64_t i = 1; i <= 6; i++) {
+            put_far(&q, i, 700);
+        }
+        notes->queue = (cl_address){.segment_id = place.segment_id,
+                                    .generation = place.generation,
+                                    .segment = place.segment,
+                                    .index = place.index};
+        pid_t child = fork();
+        if (child == 0) {
+            static cl_store own;
+            cl_block_ref there;
+            cl_queue theirs;
+            open_store(&own, 5);
+            CHECK(cl_load(&own, &notes->queue, CL_MAY_WAIT, &there) == CL_OK);
+            attach(&theirs, &own, (cl_queue_head *)(void *)there.data);
+            if (leases) {
+                CHECK(get(&theirs, 0, &rc, NULL) == 1);
+            }
+            cl_kill_at = cl_kill_passed + n;
+            CHECK(cl_queue_shut(&theirs, 1) == CL_OK);
+            cl_kill_at = 0;
+            _exit(0);
+        }
+        int well = ended(child);
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+        CHECK(atomic_load(&h->state) == CL_QUEUE_SHUT_NOW);
+        uint64_t lost = 0;
+        if (by_get) {
+            while ((rc = cl_queue_begin(&q, cl_monotonic_ns() + 5000000000, CL_MAY_WAIT)) == CL_AGAIN) {
+            }
+            CHECK(rc == CL_CLOSED);
+        } else {
+            while ((rc = cl_queue_join(&q, cl_monotonic_ns() + 5000000000, &lost)) == CL_AGAIN) {
+            }
+            CHECK(rc == CL_OK);
+        }
+        CHECK(cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
+        audit(&store);
+        CHECK(cl_queue_shut(&q, 1) == CL_OK && channel_holds() == 1);
+        cl_queue_detach(&q);
+        release(&store, &place);
+        CHECK(channel_holds() == 0 && used_blocks() == 0);
+        if (well) {
+            break;
+        }
+    }
+    CHECK(n > 6);
+}
+
+/* A put that looked at the state before the shutdown, and came behind it. */
+static void put_behind_a_shutdown(void)
+{
+    cl_queue_head *h = make(0, CL_QUEUE_JOINABLE, 0);
+    cl_queue q;
+    uint64_t lost = 0;
+    int rc;
+    attach(&q, &store, h);
+    CHECK(cl_queue_shut(&q, 1) == CL_OK);
+    atomic_store(&h->state, CL_QUEUE_OPEN);
+    CHECK(put(&q, 1, 50, CL_FOREVER) == CL_OK);
+    atomic_store(&h->state, CL_QUEUE_SHUT_NOW);
+    while ((rc = cl_queue_join(&q, cl_monotonic_ns() + 5000000000, &lost)) == CL_AGAIN) {
+    }
+    CHECK(rc == CL_OK && cl_queue_size(h) == 0);
+    cl_queue_detach(&q);
+    release(&store, &place);
 }
 
 /* Who put is killed while it holds the registry's lock, and no other is left to take that over. */
@@ -446,8 +525,13 @@ int main(void)
     for (int kind = 0; kind < KINDS; kind++) {
         kill_everywhere(kind);
     }
+    for (int leases = 0; leases < 2; leases++) {
+        shut_by_who_dies(leases, 0);
+        shut_by_who_dies(leases, 1);
+    }
     deserted_by_who_held_the_registry();
 #endif
+    put_behind_a_shutdown();
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();
     puts("queue: ok");

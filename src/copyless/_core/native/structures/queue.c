@@ -233,6 +233,13 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
         }
         int empty = looks_empty(q), state = (int)atomic_load_explicit(&h->state, RELAXED);
         if (state == CL_QUEUE_SHUT_NOW) {
+            if (cl_queue_is_to_drain(
+                    q)) { /* who shut it died before he had dropped what lies in it, or a put came between */
+                int rc = flags & CL_MAY_WAIT ? cl_queue_finish_shutting(q) : CL_AGAIN;
+                if (rc != CL_OK) {
+                    return rc;
+                }
+            }
             return CL_CLOSED;
         }
         if (!empty || look) {

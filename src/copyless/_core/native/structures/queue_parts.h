@@ -18,6 +18,9 @@ void cl_queue_leave(cl_queue *q, cl_end *end, int dirty);
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial);
 void cl_queue_apply_taken(cl_queue *q);
 int cl_queue_counts_differ(uint64_t got, uint64_t put); /* CL_CORRUPT: more was taken than put */
+/* It was shut at once, and something lies in it still that nobody will take: put that right. Held up, it is left as it is. */
+int cl_queue_is_to_drain(cl_queue *q);
+int cl_queue_finish_shutting(cl_queue *q);
 /* Wait until an end moves on from what was seen of it; *slept: not only by looking on. */
 int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin, int *slept);
 void cl_queue_others_may_sleep(cl_end *end);

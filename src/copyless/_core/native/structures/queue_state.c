@@ -187,7 +187,9 @@ void cl_queue_apply_taken(cl_queue *q)
     const cl_side *side = cl_active_side(&q->head->get);
     uint64_t who = cl_load64(&side->user), taken = cl_load64(&side->taken);
     if (who == CL_DRAINED) {
-        cl_store64(&q->head->dropped, taken);
+        if (taken > cl_load64(&q->head->dropped)) { /* it only grows; items died with their consumers since, maybe */
+            cl_store64(&q->head->dropped, taken);
+        }
     } else if (who != 0 && who <= CL_USERS) {
         cl_store64(&q->head->users[who - 1].taken, taken);
     }
@@ -360,6 +362,94 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
     return rc;
 }
 
+/* ---- shut at once: what lies in the queue is dropped. Whoever shuts it does that, and where he died before he had, or a put
+ * came between, whoever joins or gets. */
+
+static int is_orphan(const cl_queue *q, const cl_lease *l)
+{
+    uint32_t owner = atomic_load(&l->owner);
+    return owner != 0 && cl_is_dead(q->store, owner);
+}
+
+/* Of a queue that hands out nothing any more: nobody will acknowledge what the dead had taken. Under the lock. */
+static int drop_leases_of_the_dead(cl_queue *q)
+{
+    int n = 0;
+    for (uint32_t i = 0; i < q->leases; i++) {
+        if (is_orphan(q, &q->head->leases[i])) {
+            atomic_store(&q->head->leases[i].owner, 0);
+            CL_KILL_POINT();
+            n++;
+        }
+    }
+    return n;
+}
+
+static int drain(cl_queue *q)
+{
+    cl_queue_head *h = q->head;
+    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT), dirty = 0;
+    if (rc != CL_OK) {
+        return rc;
+    }
+    rc = cl_queue_enter(q, 1, 0, CL_MAY_WAIT);
+    if (rc == CL_OK) {
+        uint64_t put = cl_passed(&h->put), got = cl_passed(&h->get), n = put - got;
+        if (put < got) {
+            rc = cl_queue_counts_differ(got, put);
+        } else {
+            int dropped = drop_leases_of_the_dead(q);
+            if (n != 0) {
+                cl_position p = cl_read_side(cl_active_side(&h->put));
+                cl_side *side = &h->get.side[(cl_load64(&h->get.commit) & 1) ^ 1];
+                cl_write_side(side, &p);
+                cl_store64(&side->user, CL_DRAINED);
+                cl_store64(&side->taken, cl_load64(&h->dropped) + n);
+                cl_queue_publish(&h->get, put);
+                cl_queue_apply_taken(q);
+                CL_KILL_POINT();
+            }
+            if (n != 0 || dropped) {
+                rc = cl_queue_clean(q, 0, put, cl_load64(&cl_active_side(&h->get)->serial));
+                dirty = rc != CL_OK; /* it is dropped; what it named, whoever comes next lets go */
+            }
+        }
+        CL_KILL_POINT();
+        cl_unlock_own(&h->put.lock, cl_self(q->store));
+        cl_queue_wake(&h->get, UINT64_MAX);
+    }
+    CL_KILL_POINT();
+    cl_queue_leave(q, &h->get, dirty);
+    CL_KILL_POINT();
+    tell_finished(q);
+    return rc;
+}
+
+/* Whether somebody died in an end, or left there what he could not do. */
+static int is_left(const cl_queue *q, const cl_end *end)
+{
+    uint32_t holder = atomic_load(&end->lock) & ~CL_LOCK_SLEEP;
+    return holder == CL_LOCK_LEFT || (holder != 0 && cl_is_dead(q->store, holder));
+}
+
+int cl_queue_is_to_drain(cl_queue *q)
+{
+    if (atomic_load_explicit(&q->head->state, RELAXED) != CL_QUEUE_SHUT_NOW) {
+        return 0;
+    }
+    int n = !cl_queue_is_empty(q->head) || is_left(q, &q->head->get) || is_left(q, &q->head->put);
+    for (uint32_t i = 0; !n && i < q->leases; i++) {
+        n = is_orphan(q, &q->head->leases[i]);
+    }
+    return n;
+}
+
+int cl_queue_finish_shutting(cl_queue *q)
+{
+    int rc = cl_queue_is_to_drain(q) ? drain(q) : CL_OK;
+    return rc == CL_TIMEOUT || rc == CL_AGAIN ? CL_OK : rc; /* held up: the next one who looks */
+}
+
 /* Items whose consumers died, when nobody is left who could acknowledge anything else; now counted as dropped. */
 static uint64_t died_with_consumers(cl_queue *q)
 {
@@ -388,6 +478,10 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
     cl_queue_know_self(q);
     for (;;) {
         uint32_t seen = atomic_load(&h->finished);
+        int rc = cl_queue_finish_shutting(q);
+        if (rc != CL_OK) {
+            return rc;
+        }
         if (cl_queue_unfinished(q) == 0) {
             return CL_OK;
         }
@@ -396,7 +490,7 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
             tell_finished(q);
             return CL_OWNER_DIED;
         }
-        int rc = cl_bell_wait(&h->finished, seen, deadline_ns, NULL);
+        rc = cl_bell_wait(&h->finished, seen, deadline_ns, NULL);
         if (rc != CL_OK) {
             return rc;
         }
@@ -404,36 +498,6 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
 }
 
 /* ---- the end */
-
-static int drain(cl_queue *q)
-{
-    cl_queue_head *h = q->head;
-    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    rc = cl_queue_enter(q, 1, 0, CL_MAY_WAIT);
-    if (rc == CL_OK) {
-        uint64_t put = cl_passed(&h->put), got = cl_passed(&h->get), n = put - got;
-        if (put < got) {
-            rc = cl_queue_counts_differ(got, put);
-        } else if (n != 0) {
-            cl_position p = cl_read_side(cl_active_side(&h->put));
-            cl_side *side = &h->get.side[(cl_load64(&h->get.commit) & 1) ^ 1];
-            cl_write_side(side, &p);
-            cl_store64(&side->user, CL_DRAINED);
-            cl_store64(&side->taken, cl_load64(&h->dropped) + n);
-            cl_queue_publish(&h->get, put);
-            cl_queue_apply_taken(q);
-            rc = cl_queue_clean(q, 0, put, p.serial);
-        }
-        cl_unlock_own(&h->put.lock, cl_self(q->store));
-        cl_queue_wake(&h->get, UINT64_MAX);
-    }
-    cl_unlock_own(&h->get.lock, cl_self(q->store));
-    tell_finished(q);
-    return rc;
-}
 
 int cl_queue_shut(cl_queue *q, int now)
 {
