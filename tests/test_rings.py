@@ -472,7 +472,7 @@ def test_a_forked_child_has_loans_of_its_own():
         try:
             reader.get(0)
             code = 1
-        except copyless.ClosedError:
+        except copyless.WrongProcessError:
             pass
         frame.release()  # not ours: the parent's goes on
         ring.put(2)

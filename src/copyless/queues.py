@@ -16,7 +16,6 @@ Small items of plain values cost well under a microsecond on each side and no sy
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import threading
@@ -29,6 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from copyless import _loaders, aio, pickling
 from copyless._core import _blocks, _queue, c_library
+from copyless._one_process import check_process
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Shared, pickled_by
 from copyless.storage.store import tell_of_removal
@@ -351,11 +351,13 @@ class JoinableQueue(Queue[T]):
         self._taken_by = os.getpid()
         self._taking = threading.Lock()
 
+    def _be_of_this_process(self) -> None:
+        if self._taken_by != os.getpid():  # a forked child has taken nothing yet, and a thread that is not there holds no lock
+            self._stood()
+
     def _leased(self, sequence: int, obj: Any) -> Any:
+        self._be_of_this_process()
         with self._taking:
-            if self._taken_by != os.getpid():
-                self._taken.clear()  # a forked child has taken nothing yet
-                self._taken_by = os.getpid()
             self._taken.setdefault(id(obj), []).append((obj, sequence))
         return obj
 
@@ -371,6 +373,7 @@ class JoinableQueue(Queue[T]):
             if not self._done(0):
                 raise ValueError("task_done() called too many times")
             return
+        self._be_of_this_process()
         with self._taking:
             if item is _NOTHING and self._taken:
                 item = next(iter(self._taken.values()))[0][0]  # the one taken first
@@ -386,16 +389,16 @@ class JoinableQueue(Queue[T]):
                 del self._taken[id(item)]
         self._done(sequence)
 
-    @contextlib.contextmanager
-    def lease(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
+    def lease(self, block: bool = True, timeout: float | None = None) -> Lease[T]:
         """``with q.lease() as item:`` takes an item and acknowledges it at the end.
 
         When the block raises, the item is not acknowledged: with `redeliver` it is handed out again once this process
         has ended, or by `task_done` given up.
+
+        A process forked inside the block does not acknowledge its parent's item: leaving the block there is a
+        `WrongProcessError`.
         """
-        item = self.get(block, timeout)
-        yield item
-        self.task_done(item) if self.redelivers else self.task_done()
+        return Lease(self, block, timeout)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until every item put has been acknowledged.
@@ -415,6 +418,30 @@ class JoinableQueue(Queue[T]):
             )
         if left < 0:
             raise TimeoutError(f"{self._unfinished()} items are not acknowledged after {timeout} seconds")
+
+
+class Lease(Generic[T]):
+    """``with q.lease() as item:``; see `JoinableQueue.lease`."""
+
+    def __init__(self, q: JoinableQueue[T], block: bool, timeout: float | None) -> None:
+        self._queue, self._block, self._timeout = q, block, timeout
+        self._pid = os.getpid()
+
+    def _check_process(self) -> None:
+        check_process(self._pid, self, "its item is acknowledged by its parent. Take an item there")
+
+    def __enter__(self) -> T:
+        self._check_process()
+        self._item = self._queue.get(self._block, self._timeout)
+        return self._item  # type: ignore[no-any-return]
+
+    def __exit__(self, kind: Any, *exc: object) -> None:
+        if kind is None:
+            self._check_process()
+            self._queue.task_done(self._item) if self._queue.redelivers else self._queue.task_done()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._queue!r}, process {self._pid}>"
 
 
 def _class_of(flags: int) -> type[Any]:

@@ -17,6 +17,7 @@ import ast
 import math
 import queue
 from collections.abc import AsyncIterator, Iterator, Mapping
+from os import getpid
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import ArrayLike
 
 from copyless import _loaders, aio
 from copyless._core import _blocks, _ring, c_library
+from copyless._one_process import check_process
 from copyless._ring_values import assign
 from copyless.errors import ClosedError, CorruptSegmentError
 from copyless.objects import Shared, pickled_by
@@ -32,6 +34,9 @@ from copyless.storage.dtypes import dtype_from_bytes, dtype_to_bytes
 __all__ = ["Frame", "RingBuffer", "Subscription"]
 
 _ALIGN = 64
+_COPY = "its slot is written again when the parent gives it back. Take frames of the ring there, or copy before the fork"
+_WRITE = "its parent publishes it. Write a frame of its own there"
+_SUBSCRIBE = "its place among the readers is its parent's. Subscribe anew there"
 _new = np.ndarray.__new__
 Field = tuple["str | None", "tuple[int, ...]", Any, int]  # name (None: the one array), shape, dtype, offset
 
@@ -89,9 +94,17 @@ class _Arrays:
 
     _fields: list[Field]
     _memory: Any  # what keeps the slot: every array stands on it
+    _pid: int  # whose loan or claim it is
     _arrays: dict[str | None, Any]
+    _instead = _COPY
+
+    def _check_process(self) -> None:
+        if self._pid != getpid():
+            check_process(self._pid, self, self._instead)
 
     def _array(self, name: str | None) -> Any:
+        if self._pid != getpid():
+            self._check_process()
         if self._memory is None:
             raise ClosedError("this frame was given back: use it inside its with block, or take frame.copy()")
         array = self._arrays.get(name)
@@ -112,6 +125,7 @@ class _Arrays:
     @property
     def array(self) -> Any:
         """The array, of a ring whose frames are one array."""
+        self._check_process()
         if not self._single:
             raise TypeError(f"this frame has several arrays: take one by its name, such as frame[{self.keys()[0]!r}]")
         return self._array(None)
@@ -121,12 +135,14 @@ class _Arrays:
 
     def keys(self) -> list[str]:
         """Names of the arrays."""
+        self._check_process()
         return [each[0] for each in self._fields if each[0] is not None]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._array(None)) if self._single else iter(self.keys())
 
     def __len__(self) -> int:
+        self._check_process()
         return len(self._array(None)) if self._single else len(self._fields)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
@@ -137,6 +153,7 @@ class _Arrays:
 
     def copy(self) -> Any:
         """Ordinary arrays of one's own: a dict, or of a ring with one array, the array. Copies every byte."""
+        self._check_process()
         if self._single:
             return self._array(None).copy()
         return {name: self._array(name).copy() for name in self.keys()}
@@ -166,12 +183,13 @@ class Frame(_Arrays):
     """
 
     def __init__(self, fields: list[Field], lent: _ring.Lent) -> None:
-        self._fields = fields
+        self._fields, self._pid = fields, getpid()
         self._memory, self.seq, self.timestamp_ns, self.missed = lent
         self._arrays = {}
 
     @property
     def timestamp(self) -> float:
+        self._check_process()
         return self.timestamp_ns / 1e9
 
     def release(self) -> None:
@@ -180,6 +198,7 @@ class Frame(_Arrays):
         self._memory = None
 
     def __enter__(self) -> Frame:
+        self._check_process()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -209,9 +228,10 @@ class _Draft(_Arrays):
 
     seq: int | None = None
     timestamp_ns: int | None = None
+    _instead = _WRITE
 
     def __init__(self, fields: list[Field], claim: _ring.Claim) -> None:
-        self._fields = fields
+        self._fields, self._pid = fields, getpid()
         self._claim = claim
         self._memory = claim.memory()
         self._arrays = {}
@@ -260,6 +280,8 @@ class _Write:
 
     def __exit__(self, kind: Any, *exc: object) -> None:
         draft = self._draft
+        if kind is None:
+            draft._check_process()
         draft._forget()
         claim = draft._claim
         if kind is not None:
@@ -313,10 +335,16 @@ class Subscription:
             raise ValueError(
                 "the creator of this ring forbids readers that block (allow_block=False): use policy='drop'"
             )
+        self._pid = getpid()
         self._reader = ring._subscribe(policy == "block", since)
         self._ring: RingBuffer | None = ring
 
+    def _check_process(self) -> None:
+        if self._pid != getpid():
+            check_process(self._pid, self, _SUBSCRIBE)
+
     def _need(self) -> RingBuffer:
+        self._check_process()
         if self._ring is None:
             raise ClosedError("this subscription is closed")
         return self._ring
@@ -359,6 +387,7 @@ class Subscription:
         return Frame(ring._fields, lent)
 
     def __iter__(self) -> Iterator[Frame]:
+        self._check_process()
         return self
 
     def __next__(self) -> Frame:
@@ -378,10 +407,11 @@ class Subscription:
     def close(self) -> None:
         """Stop reading; a writer that waited for this reader goes on."""
         ring, self._ring = self._ring, None
-        if ring is not None:
+        if ring is not None and self._pid == getpid():  # in a forked child it goes on: it is the parent's
             ring._unsubscribe(self._reader)
 
     def __enter__(self) -> Subscription:
+        self._check_process()
         return self
 
     def __exit__(self, *exc: object) -> None:

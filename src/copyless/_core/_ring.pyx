@@ -20,7 +20,7 @@ from copyless._core.c_library cimport (
     cl_owner_pid, cl_self,
 )
 
-from copyless.errors import ClosedError
+from copyless.errors import ClosedError, WrongProcessError
 
 MAY_BLOCK = CL_RING_MAY_BLOCK
 
@@ -89,7 +89,7 @@ cdef class Claim:
         cdef int rc
         self.undecided = False
         if self.self != cl_self(self.ring.store):
-            raise ClosedError("this frame is being written by the parent process")
+            raise WrongProcessError("this frame is being written by the parent process")
         rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
         check(rc)
         return frame.seq, frame.time_ns
@@ -261,7 +261,7 @@ cdef class _Ring(Object):
         if rc == CL_TIMEOUT:
             return None
         if rc == CL_STALE:
-            raise ClosedError("this subscription is the parent process's: subscribe anew in a forked child")
+            raise WrongProcessError("this subscription is the parent process's: subscribe anew in a forked child")
         if rc != CL_OK:
             self.refuse(rc)
         return self.lend(&frame), frame.seq, frame.time_ns, frame.missed

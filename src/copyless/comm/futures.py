@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from copyless import _loaders
 from copyless import comm as _comm
+from copyless._one_process import check_process
 from copyless.errors import OutOfSharedMemory, OwnerDiedError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor as _OnOneMachine
 from copyless.futures import _results
@@ -163,6 +164,7 @@ class _Master(Executor):
         threading._register_atexit(self.shutdown)  # type: ignore[attr-defined]
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        check_process(self._pid, self, "its ranks are its parent's. Submit there")
         future: Future[Any] = Future()
         with self._lock:
             if self._closing:

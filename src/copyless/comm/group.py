@@ -30,7 +30,7 @@ from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
 from copyless.comm._inbox import Inbox, Parcel
 from copyless.comm.progress import shown
-from copyless.errors import ClosedError, OwnerDiedError
+from copyless.errors import ClosedError, OwnerDiedError, WrongProcessError
 from copyless.queues import Queue
 from copyless.storage.blocks import allocate
 from copyless.storage.settings import processors
@@ -130,7 +130,7 @@ class Engine:
     """One rank's side of a group; any number of its threads may use it."""
 
     def __init__(self, group: Group, rank: int) -> None:
-        self.group, self.rank = group, rank
+        self.group, self.rank, self.pid = group, rank, os.getpid()
         self._lock = threading.RLock()
         self._changed = threading.Condition(threading.Lock())
         self._unexpected: dict[int, list[Parcel]] = {}
@@ -143,7 +143,7 @@ class Engine:
 
     def _check(self) -> None:
         if self.inbox.inherited:
-            raise RuntimeError(
+            raise WrongProcessError(
                 f"this process was forked by rank {self.rank}: it is no rank, and must not use its communicators"
             )
 

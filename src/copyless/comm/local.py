@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from copyless._one_process import check_in_children, check_process
 from copyless.comm import _inbox, collectives
 from copyless.comm._inbox import Parcel, Port
 from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, TAG_MOST, UNDEFINED
@@ -687,6 +688,17 @@ class Intercomm(Comm):
 
 _world: Intracomm | None = None
 CARD, RANK = "COPYLESS_GROUP", "COPYLESS_RANK"
+
+
+def _check_process(thing: Any) -> None:
+    comm = thing if isinstance(thing, Comm) else thing._comm
+    if comm is not None:
+        check_process(
+            comm._engine.pid, thing, "a fork of a rank is no rank. Use the communicator in the rank, or comm.spawn ranks there"
+        )
+
+
+check_in_children(_check_process, Comm, Intracomm, Intercomm, Request, Message, free=("Free", "free"))
 
 
 def join(group: Group, rank: int) -> Intracomm:
