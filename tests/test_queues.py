@@ -966,3 +966,120 @@ def test_a_shutdown_whose_caller_was_killed_in_it_still_ends(redeliver):
         assert q.qsize() == 0
         with pytest.raises(copyless.queues.ShutDown):
             q.get()
+
+
+class Bad:
+    """Cannot be unpickled."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return cannot, (self.number,)
+
+
+def cannot(number):
+    raise ZeroDivisionError(f"bad {number}")
+
+
+def test_get_many_loses_no_good_item_to_a_bad_one():
+    q = copyless.Queue()
+    for item in (1, Bad(1), 2, Bad(2), 3):
+        q.put(item)
+    assert q.get_many() == [1, 2, 3]
+    with pytest.raises(ZeroDivisionError, match="bad 1"):
+        q.get(timeout=5)
+    with pytest.raises(ZeroDivisionError, match="bad 2"):
+        q.get_many(timeout=5)
+    q.put(Bad(3))
+    with pytest.raises(ZeroDivisionError, match="bad 3"):
+        q.get_many()
+    with pytest.raises(copyless.queues.Empty):
+        q.get_many(block=False)
+
+
+def test_an_item_that_cannot_be_unpickled_is_set_aside():
+    q = copyless.JoinableQueue(redeliver=True, max_deliveries=3)
+    q.put(Bad(7))
+    q.put("good")
+    got, errors = [], 0
+    while len(got) < 1 or errors < 3:
+        try:
+            got.append(q.get(timeout=10))
+        except ZeroDivisionError:
+            errors += 1
+        else:
+            q.task_done(got[-1])
+    assert (got, errors) == (["good"], 3)
+    q.join(10)
+    (letter,) = q.dead_letters()
+    assert (letter.sequence, letter.deliveries) == (0, 3)
+    with pytest.raises(ZeroDivisionError):
+        letter.load()
+    assert letter.discard()
+    assert not letter.discard()
+    assert q.dead_letters() == []
+    assert q.stats().leased == 0
+
+
+def test_without_a_limit_a_bad_item_is_delivered_again_and_again():
+    q = copyless.JoinableQueue(redeliver=True)
+    q.put(Bad(1))
+    for _ in range(20):
+        with pytest.raises(ZeroDivisionError):
+            q.get(timeout=10)
+    assert q.dead_letters() == []
+    with pytest.raises(TimeoutError):
+        q.join(0.01)
+
+
+def test_deaths_and_nacks_count_as_deliveries():
+    shared = copyless.ones(300)
+    q = copyless.JoinableQueue(redeliver=True, max_deliveries=3)
+    q.put({"killer": shared, "plain": b"x" * 5000})
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            q.get(timeout=10)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(pid, 0)
+    q.nack(q.get(timeout=10))
+    q.join(10)  # nobody gets any more
+    for _ in range(2):
+        (letter,) = q.dead_letters()
+        assert letter.load()["plain"] == b"x" * 5000
+        assert letter.load()["killer"].sum() == 300
+    assert letter.discard()
+    item = ["job"]
+    q.put(item)
+    with pytest.raises(ValueError, match="nack"):
+        q.nack(item)
+    got = q.get(timeout=10)
+    q.nack(got)
+    with pytest.raises(ValueError, match="nack"):
+        q.nack(got)
+    got = q.get(timeout=10)
+    q.task_done(got)
+    q.join(10)
+    assert q.dead_letters() == []
+
+
+def test_join_sets_aside_what_the_last_consumer_died_with():
+    q = copyless.JoinableQueue(redeliver=True, max_deliveries=1)
+    q.put("job")
+    pid = os.fork()
+    if pid == 0:
+        q.get(timeout=10)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    q.join(10)
+    assert [letter.load() for letter in q.dead_letters()] == ["job"]
+
+
+def test_max_deliveries_is_refused_where_it_means_nothing():
+    with pytest.raises(ValueError, match="redeliver"):
+        copyless.JoinableQueue(max_deliveries=3)
+    with pytest.raises(ValueError, match="1 or more"):
+        copyless.JoinableQueue(redeliver=True, max_deliveries=0)
+    with pytest.raises(ValueError, match="redeliver"):
+        copyless.JoinableQueue().nack(1)

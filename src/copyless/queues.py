@@ -93,7 +93,7 @@ class _Base(_queue._Queue, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
 
     def _make(
-        self, maxsize: int, maxbytes: int, name: str | None, persist: bool, flags: int = 0, leases: int = 0
+        self, maxsize: int, maxbytes: int, name: str | None, persist: bool, flags: int = 0, leases: int = 0, deliveries: int = 0
     ) -> None:
         if maxsize > 0x7FFFFFFF:
             raise ValueError(f"maxsize is at most {0x7FFFFFFF:,}, not {maxsize:,}")
@@ -107,6 +107,7 @@ class _Base(_queue._Queue, Shared, Generic[T]):
             begin = _queue._Queue()
             begin._stand(block)
             begin._begin_with(maxbytes)
+            begin._deliver_at_most(deliveries)
             return block
 
         self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
@@ -143,7 +144,8 @@ class _Base(_queue._Queue, Shared, Generic[T]):
     def get_many(self, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[T]:
         """Take what is there, waiting for the first: a list of at least one and at most `max_items` objects.
 
-        An object with large buffers or shared arrays ends the list. Raises Empty as `get` does.
+        An object with large buffers or shared arrays ends the list. Raises Empty as `get` does. An item that cannot be unpickled costs
+        the others nothing: they are returned, and the next `get` or `get_many` of this object raises its error, once.
         """
         return super().get_many(max_items, block, timeout)
 
@@ -302,7 +304,7 @@ class Queue(_Base[T]):
 
 @pickled_by(_loaders.joinable_queue)
 class JoinableQueue(Queue[T]):
-    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, name=None, persist=False, ctx=None)
+    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, name=None, persist=False, ctx=None)
 
     A queue that knows what was taken and not yet acknowledged. Mirrors `multiprocessing.JoinableQueue`.
 
@@ -315,6 +317,12 @@ class JoinableQueue(Queue[T]):
         again, byte for byte as it was put. Acknowledge with ``with q.lease() as item:`` or ``q.task_done(item)``. Items
         arrive in memory of the consumer's own (copy-on-write when large). At most 1,024 items may be taken and not
         acknowledged at a time.
+    max_deliveries
+        With `redeliver`: how often an item is handed out at most. One whose consumers died, gave it back (`nack`) or could not
+        unpickle it so many times is set aside: `join` does not wait for it, and `dead_letters` shows it. Each counts as one
+        taken and not acknowledged until it is discarded. None: without limit.
+
+    `get` raises the error of an item that cannot be unpickled; with `redeliver` the item stays in the queue.
 
     Without `redeliver`, an item dies with the consumer that took it; `join` then raises `OwnerDiedError` with the count
     instead of waiting for ever.
@@ -339,12 +347,18 @@ class JoinableQueue(Queue[T]):
         *,
         maxbytes: int = 0,
         redeliver: bool = False,
+        max_deliveries: int | None = None,
         name: str | None = None,
         persist: bool = False,
         ctx: object = None,
     ) -> None:
         flags = _queue.JOINABLE | (_queue.REDELIVER if redeliver else 0)
-        self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0)
+        if max_deliveries is not None:
+            if not redeliver:
+                raise ValueError("max_deliveries= is for a queue that delivers again: redeliver=True")
+            if not 1 <= max_deliveries <= 0x7FFFFFFF:
+                raise ValueError(f"max_deliveries is 1 or more, not {max_deliveries}")
+        self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0, max_deliveries or 0)
 
     def _stood(self) -> None:
         self._taken: dict[int, list[tuple[Any, int]]] = {}  # by id: objects taken here, with their numbers
@@ -373,6 +387,10 @@ class JoinableQueue(Queue[T]):
             if not self._done(0):
                 raise ValueError("task_done() called too many times")
             return
+        self._done(self._sequence_of(item, "task_done"))
+
+    def _sequence_of(self, item: Any, what: str) -> int:
+        """The number of an item that was taken here; it is forgotten."""
         self._be_of_this_process()
         with self._taking:
             if item is _NOTHING and self._taken:
@@ -382,12 +400,37 @@ class JoinableQueue(Queue[T]):
                 raise ValueError(
                     "task_done() called too many times"
                     if item is _NOTHING
-                    else "task_done(item) is for the very object that get() returned in this process, once"
+                    else f"{what}(item) is for the very object that get() returned in this process, once"
                 )
             _, sequence = entries.pop(0)
             if not entries:
                 del self._taken[id(item)]
-        self._done(sequence)
+        return sequence
+
+    def nack(self, item: Any) -> None:
+        """Give an item back, of a queue with `redeliver`: it is handed out again, or after `max_deliveries` set aside.
+
+        Raises
+        ------
+        ValueError
+            For an object that this process did not take, or acknowledged already.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.JoinableQueue(redeliver=True, max_deliveries=2)
+        >>> q.put("job")
+        >>> q.nack(q.get()); q.nack(q.get())
+        >>> q.join(), q.dead_letters()
+        (None, [<DeadLetter 0: 2 deliveries, 8 bytes>])
+        """
+        if not self.redelivers:
+            raise ValueError("nack() is for a queue that delivers again: redeliver=True")
+        self._nack(self._sequence_of(item, "nack"))
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """What was handed out `max_deliveries` times and never acknowledged, oldest first; each a copy of its bytes."""
+        return sorted(DeadLetter(self, *letter) for letter in self._dead_letters())
 
     def lease(self, block: bool = True, timeout: float | None = None) -> Lease[T]:
         """``with q.lease() as item:`` takes an item and acknowledges it at the end.
@@ -418,6 +461,37 @@ class JoinableQueue(Queue[T]):
             )
         if left < 0:
             raise TimeoutError(f"{self._unfinished()} items are not acknowledged after {timeout} seconds")
+
+
+class DeadLetter:
+    """An item that was set aside; see `JoinableQueue.dead_letters`.
+
+    Attributes
+    ----------
+    sequence : int
+        Which item of the queue it was, from 0.
+    deliveries : int
+        How often it was handed out.
+    data : bytes
+        As it lies in the queue.
+    """
+
+    def __init__(self, q: JoinableQueue[Any], sequence: int, deliveries: int, data: bytes, ntokens: int) -> None:
+        self._queue, self.sequence, self.deliveries, self.data, self._ntokens = q, sequence, deliveries, data, ntokens
+
+    def load(self) -> Any:
+        """The object; raises what its unpickling raises."""
+        return self._queue._load_letter(self.data, self._ntokens)
+
+    def discard(self) -> bool:
+        """Take it out of the queue for good; whether it was there still."""
+        return self._queue._discard(self.sequence)
+
+    def __lt__(self, other: DeadLetter) -> bool:
+        return self.sequence < other.sequence
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.sequence}: {self.deliveries} deliveries, {len(self.data)} bytes>"
 
 
 class Lease(Generic[T]):

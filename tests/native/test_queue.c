@@ -467,6 +467,86 @@ static void shut_by_who_dies(int leases, int by_get)
     CHECK(n > 6);
 }
 
+/* A consumer that takes and gives back, and is killed at each step of it: the item is delivered again at most as often as may
+ * be, then it is a dead letter; never lost, never both; join ends. */
+static void nack_by_who_dies(void)
+{
+    long n = 1;
+    for (;; n++) {
+        cl_queue_head *h = make(0, CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER, 4);
+        h->head.spare[1] = 2;
+        cl_queue q;
+        int rc;
+        uint64_t sequence, lost;
+        attach(&q, &store, h);
+        put_far(&q, 1, 700);
+        notes->queue = (cl_address){.segment_id = place.segment_id,
+                                    .generation = place.generation,
+                                    .segment = place.segment,
+                                    .index = place.index};
+        pid_t child = fork();
+        if (child == 0) {
+            static cl_store own;
+            cl_block_ref there;
+            cl_queue theirs;
+            cl_got got;
+            uint32_t at = 0, deliveries = 0;
+            open_store(&own, 5);
+            CHECK(cl_load(&own, &notes->queue, CL_MAY_WAIT, &there) == CL_OK);
+            attach(&theirs, &own, (cl_queue_head *)(void *)there.data);
+            cl_kill_at = cl_kill_passed + n;
+            for (int i = 0; i < 2; i++) {
+                CHECK(get(&theirs, cl_monotonic_ns() + 5000000000, &rc, &sequence) == 1);
+                CHECK(cl_queue_nack(&theirs, sequence) == CL_OK);
+            }
+            CHECK(cl_queue_dead_letter(&theirs, &at, &got, &deliveries) == CL_OK && deliveries == 2);
+            release(&own, &got.payload);
+            CHECK(cl_queue_discard(&theirs, got.sequence) == CL_OK);
+            cl_kill_at = 0;
+            _exit(0);
+        }
+        int well = ended(child);
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+        audit(&store);
+        uint64_t taken = get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence);
+        CHECK(taken == 1 || rc == CL_TIMEOUT);
+        if (taken) { /* it was delivered less often than may be: once more, then no more */
+            CHECK(cl_queue_nack(&q, sequence) == CL_OK);
+            if (get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence) == 1) {
+                CHECK(cl_queue_nack(&q, sequence) == CL_OK);
+            }
+            CHECK(get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence) == 0 && rc == CL_TIMEOUT);
+        }
+        while ((rc = cl_queue_join(&q, cl_monotonic_ns() + 5000000000, &lost)) == CL_AGAIN) {
+        }
+        CHECK(rc == CL_OK);
+        cl_got got;
+        uint32_t at = 0, deliveries = 0;
+        rc = cl_queue_dead_letter(&q, &at, &got, &deliveries);
+        CHECK(rc == CL_OK || (rc == CL_MISSING && !taken)); /* discarded, unheard */
+        if (rc == CL_OK) {
+            CHECK(deliveries >= 2 && deliveries <= 3);
+            release(&store, &got.payload);
+            CHECK(cl_queue_discard(&q, got.sequence) == CL_OK && cl_queue_discard(&q, got.sequence) == CL_MISSING);
+        }
+        while ((rc = cl_queue_done(&q, 77)) == CL_AGAIN) { /* whoever enters next repairs */
+        }
+        CHECK(rc == CL_MISSING);
+        audit(&store);
+        if (channel_holds() != 1) {
+            fprintf(stderr, "nack, point %ld: %u holds\n", n, channel_holds());
+        }
+        CHECK(channel_holds() == 1);
+        cl_queue_detach(&q);
+        release(&store, &place);
+        CHECK(channel_holds() == 0 && used_blocks() == 0);
+        if (well) {
+            break;
+        }
+    }
+    CHECK(n > 20);
+}
+
 /* A put that looked at the state before the shutdown, and came behind it. */
 static void put_behind_a_shutdown(void)
 {
@@ -529,6 +609,7 @@ int main(void)
         shut_by_who_dies(leases, 0);
         shut_by_who_dies(leases, 1);
     }
+    nack_by_who_dies();
     deserted_by_who_held_the_registry();
 #endif
     put_behind_a_shutdown();

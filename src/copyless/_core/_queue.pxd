@@ -35,12 +35,14 @@ cdef class _Queue(Object):
     cdef public bint lasts  # items may be taken twice, or when who put them is gone
     cdef uint32_t puts_of  # the lock word of the process that has put by this object
     cdef public bint closed
+    cdef list unread  # errors of items that get_many took and could not load
     cdef int use(self, uint32_t role) except -1
     cdef int insert(self, cl_item *items, uint32_t n, uint32_t *done, int64_t deadline) except -100
     cdef int refuse(self, int rc) except -1
     cdef int64_t deadline(self, block, timeout) except -1
     cdef int begin(self, int64_t deadline, cl_got *got, bint ends=*) except -100
     cdef object body(self, cl_got *got)
+    cdef int tell_unread(self) except -1
     cdef object end(self, cl_got *got)
     cdef void finish(self, cl_got *got) noexcept
     cdef void forget(self, cl_got *got) noexcept

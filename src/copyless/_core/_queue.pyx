@@ -25,7 +25,7 @@ from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
-    cl_queue_commit, cl_queue_deserted, cl_queue_detach, cl_queue_done, cl_queue_head, cl_queue_is_late, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
+    cl_queue_commit, cl_queue_dead_letter, cl_queue_deserted, cl_queue_detach, cl_queue_discard, cl_queue_done, cl_queue_nack, cl_queue_head, cl_queue_is_late, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
     cl_monotonic_ns,
     cl_queue_put, cl_queue_role, cl_queue_settle, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
     cl_unsend,
@@ -550,6 +550,8 @@ cdef class _Queue(Object):
         cdef bint late
         cdef int64_t begun
         self.use(CL_ROLE_GETS)
+        if self.unread is not None:
+            self.tell_unread()
         got.settled = 0
         rc = cl_queue_begin(&self.q, 0, 0)
         if rc == CL_OK:
@@ -594,6 +596,13 @@ cdef class _Queue(Object):
                     raise EndOfQueueError(f"nobody is left who could put into {self!r}: every process that did has ended or "
                                           "closed it, and no other has it")
 
+    cdef int tell_unread(self) except -1:
+        """Raise what the next of the items raised that `get_many` took and could not load."""
+        error = self.unread.pop(0)
+        if not self.unread:
+            self.unread = None
+        raise error
+
     cdef object end(self, cl_got *got):
         """Commit what was taken, and make an object of it."""
         cdef uint8_t plain[PLAIN_MOST]
@@ -605,9 +614,14 @@ cdef class _Queue(Object):
             if value != NULL:
                 return take_reference(value)
             return load(PyBytes_FromStringAndSize(<char *>plain, <Py_ssize_t>got.nbytes))
-        body = self.body(got)
         if self.redelivers:
-            return self._leased(got.sequence, unpack(self.store, body, got.ntokens, 0))
+            try:
+                obj = unpack(self.store, self.body(got), got.ntokens, 0)
+            except BaseException:
+                self._nack(got.sequence)  # nobody has it: it is delivered again, or set aside
+                raise
+            return self._leased(got.sequence, obj)
+        body = self.body(got)
         return unpack(self.store, body, got.ntokens, 0)
 
     cdef object body(self, cl_got *got):
@@ -710,7 +724,14 @@ cdef class _Queue(Object):
         finally:
             cl_queue_commit(&self.q)
         for body in bodies:
-            items.append(load(body))
+            try:
+                items.append(load(body))
+            except BaseException as error:
+                if self.unread is None:
+                    self.unread = []
+                self.unread.append(error)
+        if not items:
+            self.tell_unread()
         return items
 
     # ---- looking
@@ -741,7 +762,66 @@ cdef class _Queue(Object):
     def _begin_with(self, uint64_t maxbytes):
         self._need().spare[0] = self.q.most_bytes = maxbytes
 
+    def _deliver_at_most(self, uint64_t deliveries):
+        self._need().spare[1] = self.q.deliveries = deliveries
+
+    @property
+    def _most_deliveries(self):
+        self._need()
+        return self.q.deliveries
+
     # ---- acknowledging, the end
+
+    def _nack(self, uint64_t sequence):
+        """Whether it was this process's, and is given back now."""
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_nack(&self.q, sequence)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_MISSING:
+            return False
+        check(rc)
+        return True
+
+    def _discard(self, uint64_t sequence):
+        """Whether there was such a dead letter."""
+        cdef int rc = CL_AGAIN
+        self._need()
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_queue_discard(&self.q, sequence)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+        if rc == CL_MISSING:
+            return False
+        check(rc)
+        return True
+
+    def _dead_letters(self):
+        """[(sequence, deliveries, its bytes, how many tokens they begin with)]."""
+        cdef uint32_t at = 0, deliveries = 0
+        cdef cl_got got
+        cdef int rc
+        found = []
+        self._need()
+        while True:
+            with nogil:
+                rc = cl_queue_dead_letter(&self.q, &at, &got, &deliveries)
+            if rc == CL_AGAIN:
+                PyErr_CheckSignals()
+                continue
+            if rc == CL_MISSING:
+                return found
+            check(rc)
+            block = stand(self.store, &got.payload, got.nbytes)
+            found.append((got.sequence, deliveries, bytes(block), got.ntokens))
+
+    def _load_letter(self, bytes data, uint32_t ntokens):
+        """The object in a dead letter, in memory of its own."""
+        return unpack(self.store, bytearray(data), ntokens, 0)
 
     def _done(self, uint64_t sequence):
         cdef int rc = CL_AGAIN

@@ -269,7 +269,7 @@ cdef extern from "queue.h" nogil:
         cl_store *store
         cl_queue_head *head
         uint32_t most
-        uint64_t most_bytes, flags
+        uint64_t most_bytes, deliveries, flags
         cl_au32 self
     ctypedef struct cl_item:
         const void *body
@@ -299,6 +299,9 @@ cdef extern from "queue.h" nogil:
     uint64_t cl_queue_bytes(const cl_queue_head *h)
     uint64_t cl_queue_unfinished(cl_queue *q)
     int cl_queue_done(cl_queue *q, uint64_t sequence)
+    int cl_queue_nack(cl_queue *q, uint64_t sequence)
+    int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliveries)
+    int cl_queue_discard(cl_queue *q, uint64_t sequence)
     int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
     int cl_queue_shut(cl_queue *q, int now)
     void cl_queue_role(cl_queue *q, uint32_t role, int on)

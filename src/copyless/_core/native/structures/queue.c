@@ -163,8 +163,7 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
 static uint32_t orphan(cl_queue *q)
 {
     for (uint32_t i = 0; i < q->leases; i++) {
-        uint32_t owner = atomic_load(&q->head->leases[i].owner);
-        if (owner != 0 && cl_is_dead(q->store, owner)) {
+        if (cl_queue_is_orphan(q, &q->head->leases[i])) {
             return i + 1;
         }
     }

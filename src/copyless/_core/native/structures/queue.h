@@ -19,6 +19,7 @@ typedef struct cl_queue {
     uint32_t most; /* items; 0: unlimited */
     uint32_t leases;
     uint64_t most_bytes; /* 0: unlimited */
+    uint64_t deliveries; /* of an item, at most; 0: unlimited */
     uint64_t flags;
     cl_au32 self; /* lock word of the process that filled in what follows */
     cl_au32 user; /* index + 1 in users; 0: none yet */
@@ -86,6 +87,12 @@ uint64_t cl_queue_bytes(const cl_queue_head *h);
 uint64_t cl_queue_unfinished(cl_queue *q);
 /* Acknowledge one item; of a queue that delivers again, that of `sequence`. CL_MISSING: nothing to acknowledge. */
 int cl_queue_done(cl_queue *q, uint64_t sequence);
+/* Give one back, to be delivered again, or set aside when it was delivered as often as may be. CL_MISSING: as above. */
+int cl_queue_nack(cl_queue *q, uint64_t sequence);
+/* The dead letter in a lease from *at on, whose index is in *at then: its bytes are in the payload, the caller's reference.
+ * *deliveries: how often it was handed out. CL_MISSING: no further one. */
+int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliveries);
+int cl_queue_discard(cl_queue *q, uint64_t sequence); /* a dead letter; CL_MISSING: it is none any more */
 /* Wait until all is acknowledged. CL_OWNER_DIED: *lost items died with their consumers, which now count as done. */
 int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost);
 int cl_queue_shut(cl_queue *q, int now); /* CL_AGAIN: call again */

@@ -65,7 +65,7 @@ typedef struct cl_user {
 } cl_user;
 
 typedef struct cl_lease {
-    cl_au32 owner; /* 0: free */
+    cl_au32 owner; /* 0: free; CL_LOCK_LEFT: given back; CL_SET_ASIDE */
     cl_au32 again; /* times it was handed out again */
     cl_au64 sequence;
     cl_au64 segment_id, generation, block, nbytes;
@@ -74,10 +74,13 @@ typedef struct cl_lease {
     cl_au32 ntokens; /* that the bytes begin with */
 } cl_lease;
 _Static_assert(sizeof(cl_lease) == 64, "lease");
+#define CL_SET_ASIDE                                                                                                   \
+    UINT32_MAX /* owner of a lease: handed out as often as may be, a dead letter until it is discarded */
 
 enum { CL_QUEUE_OPEN, CL_QUEUE_SHUT, CL_QUEUE_SHUT_NOW };
 typedef struct cl_queue_head {
-    cl_head head; /* number: most items, 0 unlimited; room: leases; spare[0]: most bytes, 0 unlimited */
+    cl_head
+        head; /* number: most items, 0 unlimited; room: leases; spare[0]: most bytes, 0 unlimited; spare[1]: most deliveries, likewise */
     cl_side first; /* where the first chunk is */
     cl_au32 state;
     cl_au32 finished; /* a bell: rung when everything put has been acknowledged */

@@ -18,6 +18,8 @@ void cl_queue_leave(cl_queue *q, cl_end *end, int dirty);
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial);
 void cl_queue_apply_taken(cl_queue *q);
 int cl_queue_counts_differ(uint64_t got, uint64_t put); /* CL_CORRUPT: more was taken than put */
+/* Who had taken an item is dead, or gave it back. One that was handed out as often as may be is set aside here. Under the lock. */
+int cl_queue_is_orphan(cl_queue *q, cl_lease *l);
 /* It was shut at once, and something lies in it still that nobody will take: put that right. Held up, it is left as it is. */
 int cl_queue_is_to_drain(cl_queue *q);
 int cl_queue_finish_shutting(cl_queue *q);

@@ -25,6 +25,7 @@ int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t 
     q->most = is.number;
     q->leases = is.room;
     q->most_bytes = is.spare[0];
+    q->deliveries = is.spare[1];
     q->flags = is.flags;
     q->store = store;
     q->head = head;
@@ -302,7 +303,8 @@ uint64_t cl_queue_unfinished(cl_queue *q)
     if (q->leases != 0) {
         uint64_t n = 0, got = cl_passed(&h->get);
         for (uint32_t i = 0; i < q->leases; i++) {
-            n += atomic_load(&h->leases[i].owner) != 0 && cl_load64(&h->leases[i].sequence) < got;
+            uint32_t owner = atomic_load(&h->leases[i].owner);
+            n += owner != 0 && owner != CL_SET_ASIDE && cl_load64(&h->leases[i].sequence) < got;
         }
         return n + cl_queue_size(h);
     }
@@ -319,6 +321,72 @@ static void tell_finished(cl_queue *q)
     cl_bell_ring(&q->head->finished, INT_MAX);
 }
 
+static int is_orphan(const cl_queue *q, const cl_lease *l)
+{
+    uint32_t owner = atomic_load(&l->owner);
+    return owner != 0 && owner != CL_SET_ASIDE && (owner == CL_LOCK_LEFT || cl_is_dead(q->store, owner));
+}
+
+static int is_exhausted(const cl_queue *q, const cl_lease *l)
+{
+    return q->deliveries != 0 && (uint64_t)atomic_load(&l->again) + 1 >= q->deliveries;
+}
+
+/* One store, so there is nothing half done: killed before it, whoever looks next does it. */
+static void set_aside(cl_queue *q, cl_lease *l)
+{
+    CL_KILL_POINT();
+    atomic_store(&l->owner, CL_SET_ASIDE);
+    CL_KILL_POINT();
+    tell_finished(q);
+}
+
+int cl_queue_is_orphan(cl_queue *q, cl_lease *l)
+{
+    if (!is_orphan(q, l)) {
+        return 0;
+    }
+    if (cl_load64(&l->sequence) < cl_passed(&q->head->get) && is_exhausted(q, l)) {
+        set_aside(q, l);
+        return 0;
+    }
+    return 1;
+}
+
+/* A lease of this owner; NULL: there is none. Under the lock. */
+static cl_lease *find_lease(cl_queue *q, uint32_t owner, uint64_t sequence)
+{
+    for (uint32_t i = 0; i < q->leases; i++) {
+        cl_lease *l = &q->head->leases[i];
+        if (atomic_load(&l->owner) == owner && cl_load64(&l->sequence) == sequence) {
+            return l;
+        }
+    }
+    return NULL;
+}
+
+/* The item is over: free its lease, then what the queue holds of it. CL_AGAIN: nothing has changed. */
+static int end_lease(cl_queue *q, cl_lease *l, int *dirty)
+{
+    cl_queue_head *h = q->head;
+    cl_token hold = {.nonce = cl_load64(&l->nonce), .hold = atomic_load_explicit(&l->hold, RELAXED)};
+    int rc = cl_enter(q->store, CL_OP_LOAD, CL_MAY_WAIT);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    uint32_t ntokens = atomic_load_explicit(&l->ntokens, RELAXED);
+    atomic_store(&l->owner, 0);
+    CL_KILL_POINT();
+    rc = cl_take_entered(q->store, q->number, NULL, 0, &hold);
+    cl_leave_keeping_error(q->store);
+    if (rc == CL_OK && ntokens != 0) { /* those that it named within */
+        rc = cl_queue_clean(q, 0, cl_passed(&h->get), cl_load64(&cl_active_side(&h->get)->serial));
+        *dirty = rc == CL_AGAIN;
+        rc = *dirty ? CL_OK : rc;
+    }
+    return rc;
+}
+
 int cl_queue_done(cl_queue *q, uint64_t sequence)
 {
     cl_queue_head *h = q->head;
@@ -329,26 +397,8 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
     }
     rc = CL_MISSING;
     if (q->leases != 0) {
-        for (uint32_t i = 0; i < q->leases; i++) {
-            cl_lease *l = &h->leases[i];
-            if (atomic_load(&l->owner) == cl_queue_self(q) && cl_load64(&l->sequence) == sequence) {
-                cl_token hold = {.nonce = cl_load64(&l->nonce), .hold = atomic_load_explicit(&l->hold, RELAXED)};
-                rc = cl_enter(q->store, CL_OP_LOAD, CL_MAY_WAIT);
-                if (rc != CL_OK) {
-                    break; /* nothing has changed */
-                }
-                atomic_store(&l->owner, 0);
-                CL_KILL_POINT();
-                rc = cl_take_entered(q->store, q->number, NULL, 0, &hold);
-                cl_leave_keeping_error(q->store);
-                if (rc == CL_OK && atomic_load_explicit(&l->ntokens, RELAXED) != 0) { /* those that it named within */
-                    rc = cl_queue_clean(q, 0, cl_passed(&h->get), cl_load64(&cl_active_side(&h->get)->serial));
-                    dirty = rc == CL_AGAIN;
-                    rc = dirty ? CL_OK : rc;
-                }
-                break;
-            }
-        }
+        cl_lease *l = find_lease(q, cl_queue_self(q), sequence);
+        rc = l == NULL ? CL_MISSING : end_lease(q, l, &dirty);
     } else if (cl_queue_unfinished(q) != 0) {
         cl_user *u = cl_queue_user(q);
         cl_store64(&u->done, cl_load64(&u->done) + 1);
@@ -362,14 +412,86 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
     return rc;
 }
 
+int cl_queue_nack(cl_queue *q, uint64_t sequence)
+{
+    cl_queue_know_self(q);
+    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
+    if (rc != CL_OK) {
+        return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    }
+    cl_lease *l = find_lease(q, cl_queue_self(q), sequence);
+    if (l != NULL && is_exhausted(q, l)) {
+        set_aside(q, l);
+    } else if (l != NULL) {
+        CL_KILL_POINT();
+        atomic_store(&l->owner, CL_LOCK_LEFT);
+        CL_KILL_POINT();
+    }
+    cl_queue_leave(q, &q->head->get, 0);
+    cl_wake(cl_low_word(&q->head->put), INT_MAX); /* who waits for an item; who misses it looks again within a slice */
+    return l == NULL ? CL_MISSING : CL_OK;
+}
+
+int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliveries)
+{
+    cl_queue_know_self(q);
+    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
+    if (rc != CL_OK) {
+        return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    }
+    rc = CL_MISSING;
+    for (; rc == CL_MISSING && *at < q->leases; ++*at) {
+        cl_lease *l = &q->head->leases[*at];
+        cl_queue_is_orphan(q, l); /* which sets aside what is to be */
+        if (atomic_load(&l->owner) == CL_SET_ASIDE) {
+            *deliveries = atomic_load(&l->again) + 1;
+            *out = (cl_got){.nbytes = cl_load64(&l->nbytes),
+                            .ntokens = atomic_load_explicit(&l->ntokens, RELAXED),
+                            .sequence = cl_load64(&l->sequence)};
+            rc = cl_queue_load(q, cl_load64(&l->segment_id), cl_load64(&l->generation), cl_load64(&l->block),
+                               CL_MAY_WAIT, &out->payload);
+            if (rc == CL_OK && (out->nbytes > out->payload.capacity || out->ntokens > out->nbytes / sizeof(cl_token))) {
+                cl_queue_give_back(q, &out->payload);
+                rc = cl_fail(CL_CORRUPT, 0, "queue: a dead letter of %llu bytes, %u tokens",
+                             (unsigned long long)out->nbytes, out->ntokens);
+            }
+        }
+    }
+    cl_queue_leave(q, &q->head->get, 0);
+    return rc;
+}
+
+int cl_queue_discard(cl_queue *q, uint64_t sequence)
+{
+    cl_queue_know_self(q);
+    int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT), dirty = 0;
+    if (rc != CL_OK) {
+        return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    }
+    cl_lease *l = find_lease(q, CL_SET_ASIDE, sequence);
+    rc = l == NULL ? CL_MISSING : end_lease(q, l, &dirty);
+    CL_KILL_POINT();
+    cl_queue_leave(q, &q->head->get, dirty);
+    return rc;
+}
+
+/* Nobody may be left who gets: who joins sets aside what was handed out as often as may be. */
+static void set_aside_the_exhausted(cl_queue *q)
+{
+    int any = 0;
+    for (uint32_t i = 0; q->deliveries != 0 && !any && i < q->leases; i++) {
+        any = is_orphan(q, &q->head->leases[i]) && is_exhausted(q, &q->head->leases[i]);
+    }
+    if (any && cl_queue_enter(q, 0, 0, CL_MAY_WAIT) == CL_OK) {
+        for (uint32_t i = 0; i < q->leases; i++) {
+            cl_queue_is_orphan(q, &q->head->leases[i]);
+        }
+        cl_queue_leave(q, &q->head->get, 0);
+    }
+}
+
 /* ---- shut at once: what lies in the queue is dropped. Whoever shuts it does that, and where he died before he had, or a put
  * came between, whoever joins or gets. */
-
-static int is_orphan(const cl_queue *q, const cl_lease *l)
-{
-    uint32_t owner = atomic_load(&l->owner);
-    return owner != 0 && cl_is_dead(q->store, owner);
-}
 
 /* Of a queue that hands out nothing any more: nobody will acknowledge what the dead had taken. Under the lock. */
 static int drop_leases_of_the_dead(cl_queue *q)
@@ -482,6 +604,7 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
         if (rc != CL_OK) {
             return rc;
         }
+        set_aside_the_exhausted(q);
         if (cl_queue_unfinished(q) == 0) {
             return CL_OK;
         }
