@@ -47,6 +47,10 @@ def assign(target: Any, value: Any) -> None:
         Where it does not fit: 300 into ``u1``.
     """
     if type(value) in _RANK:
+        char = target.dtype.char
+        if (type(value) is float and char == "d") or (type(value) is int and char == "l" and -(1 << 63) <= value < 1 << 63):
+            target[...] = value  # the usual ones, at once
+            return
         _assign_number(target, value)
     elif isinstance(value, np.ndarray) and value.ndim:
         if not copy_large(target, value):
@@ -85,6 +89,9 @@ def _assign_number(target: Any, value: Any) -> None:
 def _assign_array(target: Any, source: Any, by_value: bool) -> None:
     """An array; `by_value`: a list, whose integers have no size that anybody chose."""
     kind, given = target.dtype, source.dtype
+    if kind == given:
+        np.copyto(target, source)
+        return
     whole = kind.kind in "iu" and given.kind in "iu"
     if not source.size:
         np.copyto(target, source, casting="unsafe" if by_value else "same_kind")
