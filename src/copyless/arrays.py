@@ -574,8 +574,6 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
                 opened = _open_found(*found)
                 if readonly and isinstance(opened, np.ndarray):
                     opened.flags.writeable = False
-                if isinstance(opened, _queue._Queue):
-                    opened.lasts = True  # its items are for programs that come when this one has gone
                 return opened
             except StaleHandleError:
                 continue  # it went between our two calls

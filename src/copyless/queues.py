@@ -99,7 +99,7 @@ class _Base(_queue._Queue, Shared, Generic[T]):
             raise ValueError(f"maxsize is at most {0x7FFFFFFF:,}, not {maxsize:,}")
         if maxbytes < 0:
             raise ValueError(f"maxbytes must be 0 (unlimited) or more bytes, not {maxbytes}")
-        flags |= self._flags_of_class
+        flags |= self._flags_of_class | (_queue.NAMED if name is not None else 0)
 
         def make() -> _blocks.Block:
             nbytes = _queue.HEAD_BYTES + leases * _queue.LEASE_BYTES
@@ -111,7 +111,6 @@ class _Base(_queue._Queue, Shared, Generic[T]):
             return block
 
         self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
-        self.lasts = self.lasts or name is not None
         if self._flags != flags:
             raise FileExistsError(
                 17, f"the queue of that name is a {_class_of(self._flags).__name__} of another kind", name

@@ -32,7 +32,7 @@ cdef class Packed:
 cdef class _Queue(Object):
     cdef cl_queue q
     cdef readonly bint redelivers
-    cdef public bint lasts  # items may be taken twice, or when who put them is gone
+    cdef readonly bint lasts  # items may be taken twice, or when who put them is gone
     cdef uint32_t puts_of  # the lock word of the process that has put by this object
     cdef public bint closed
     cdef list unread  # errors of items that get_many took and could not load

@@ -56,10 +56,12 @@ LEASE_BYTES = sizeof(cl_lease)
 LEASES = CL_LEASES
 JOINABLE = CL_QUEUE_JOINABLE
 REDELIVER = CL_QUEUE_REDELIVER
+NAMED = NAMED_QUEUE
 
 cdef enum:
     PLAIN_QUEUE = 4  # which class, in the flags of the head: see copyless.queues
     JOINABLE_QUEUE = 8
+    NAMED_QUEUE = 16  # it was made with a name: who takes its items may come when who put them is gone
     COMPOSITE = 67
     HANDLE = 72
     COPIED = 65536  # bytes
@@ -380,7 +382,8 @@ cdef class _Queue(Object):
         Object._stand(self, block)
         rc = cl_queue_attach(&self.q, self.store, <cl_queue_head *>self.head, block.ref.capacity, block.number)
         check(rc)
-        self.redelivers = self.lasts = (self.q.flags & CL_QUEUE_REDELIVER) != 0
+        self.redelivers = (self.q.flags & CL_QUEUE_REDELIVER) != 0
+        self.lasts = (self.q.flags & (CL_QUEUE_REDELIVER | NAMED_QUEUE)) != 0
 
     @property
     def _flags(self):
