@@ -81,6 +81,7 @@ OBJECTS = """
         yield "shared array", copyless.zeros(5)
         yield "part of it", [copyless.zeros(5)[1:]]
         yield "of a class", Image(3)
+        yield "of the other byte order", np.zeros(3, ">f8")
         yield "empty", [copyless.empty((0, 3))]
         yield "a dtype that no text says", copyless.zeros(5, np.dtype('f8', metadata={'of': complex}))
         yield "records", [np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")])]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "array_as",
     "array_of_class",
     "array_of_dtype",
     "array_over",
@@ -99,6 +100,11 @@ def empty_array(shape: tuple[int, ...], dtype: Any) -> Any:
 def array_of_dtype(handle: bytes, dtype: Any) -> Any:
     """An array whose handle does not say its dtype."""
     return load(handle).view(dtype)
+
+
+def array_as(raw: Any, dtype: Any) -> Any:
+    """An array of a dtype over one of bytes without a meaning."""
+    return raw.view(dtype)
 
 
 def array_of_class(kind: type, array: Any, state: dict[str, Any] | None) -> Any:

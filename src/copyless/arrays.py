@@ -874,6 +874,8 @@ def _reduce(array: Any) -> Any:
     if isinstance(array, SharedArray) and array.size == 0:
         return _loaders.empty_array, (array.shape, array.dtype)
     plain = array.view(np.ndarray)
+    if not array.dtype.isnative and not array.dtype.hasobject:  # NumPy's own pickles swap the bytes, in part
+        return _loaders.array_as, (_raw(plain), array.dtype)
     if pickling.protocol() == 5 and array.nbytes >= pickling.BESIDE and not array.dtype.hasobject:
         flags, dtype = array.flags, array.dtype
         if flags.c_contiguous and dtype.kind in "biufc" and dtype.isnative:  # as NumPy reduces it, in a third of the time
