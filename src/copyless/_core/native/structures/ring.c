@@ -190,6 +190,7 @@ static int bury(cl_ring *r)
         }
         CL_KILL_POINT();
         h->members[m] = 0; /* last: killed before, it is buried again */
+        CL_KILL_POINT();
         changed = 1;
     }
     for (uint32_t i = 0; i < CL_RING_READERS; i++) {
