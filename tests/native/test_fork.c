@@ -346,6 +346,38 @@ static void test_payload_meanwhile(void)
     puts("payload: ok");
 }
 
+/* What the parent sent and took back gives it no right over what its child sends, though that has the same entry now. */
+static void test_nonces(void)
+{
+    pid_t owner = fork();
+    if (owner == 0) {
+        cl_block_ref r, q;
+        cl_address mine, its;
+        int back[2], go[2];
+        char c;
+        CHECK(pipe(back) == 0 && pipe(go) == 0);
+        open_store(&store, 5);
+        CHECK(cl_fork_follow(&store) == CL_OK && cl_alloc(&store, 300, CL_MAY_WAIT, &r) == CL_OK);
+        pid_t child = fork();
+        if (child == 0) {
+            CHECK(read(go[0], &c, 1) == 1);
+            CHECK(cl_send(&store, r.segment, r.index, CL_MAY_WAIT, &its) == CL_OK);
+            CHECK(write(back[1], &its, sizeof its) == sizeof its && read(go[0], &c, 1) == 1);
+            _exit(0);
+        }
+        CHECK(cl_send(&store, r.segment, r.index, CL_MAY_WAIT, &mine) == CL_OK);
+        CHECK(cl_unsend(&store, mine.hold, mine.nonce, CL_MAY_WAIT) == CL_OK && write(go[1], "x", 1) == 1);
+        CHECK(read(back[0], &its, sizeof its) == sizeof its && its.hold == mine.hold);
+        CHECK(cl_unsend(&store, mine.hold, mine.nonce, CL_MAY_WAIT) == CL_OK && store.control->messages == 1);
+        CHECK(cl_load(&store, &its, CL_MAY_WAIT, &q) == CL_OK && store.control->messages == 0);
+        CHECK(write(go[1], "x", 1) == 1 && ended(child));
+        _exit(0);
+    }
+    CHECK(ended(owner));
+    expect_used(0);
+    puts("nonces: ok");
+}
+
 static void test_clone_behind_us(void)
 {
     pid_t child = fork();
@@ -594,6 +626,7 @@ int main(int argc, char **argv)
     test_unregistered();
     test_copy_of_an_heir();
     test_payload_meanwhile();
+    test_nonces();
     test_clone_behind_us();
     test_closed_descriptors();
     test_many_heirs();

@@ -3,6 +3,27 @@
 
 static cl_store store, other;
 
+/* A queue that lies in itself: it goes with its last user, at once. */
+static void test_in_itself(void)
+{
+    cl_block_ref q;
+    cl_address a;
+    cl_token t, none;
+    CHECK(cl_alloc(&store, 3000, CL_MAY_WAIT, &q) == CL_OK);
+    uint32_t number = q.segment * CL_BLOCKS + q.index;
+    for (int i = 0; i < 3; i++) { /* and once more than once */
+        CHECK(cl_draft(&store, q.segment, q.index, CL_MAY_WAIT, &a) == CL_OK);
+        t = (cl_token){.nonce = a.nonce, .hold = a.hold};
+        CHECK(cl_give(&store, number, (uint64_t)i, &t, 1, NULL, CL_MAY_WAIT, &none) == CL_OK);
+    }
+    audit(&store);
+    a.nonce = 0;
+    release(&store, &q);
+    CHECK(store.segments[number / CL_BLOCKS].blocks[number % CL_BLOCKS].state == CL_BLOCK_FREE);
+    CHECK(cl_load(&other, &a, CL_MAY_WAIT, &q) == CL_STALE);
+    audit(&store);
+}
+
 int main(void)
 {
     open_store(&store, 1);
@@ -56,6 +77,8 @@ int main(void)
     CHECK(ended(child));
     CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0);
     audit(&store);
+
+    test_in_itself();
 
     cl_named named;
     CHECK(cl_publish(&store, "camera", 6, a.segment, a.index, 4000, 20, 0, CL_MAY_WAIT) == CL_OK);

@@ -82,6 +82,37 @@ static void threads(void)
     }
 }
 
+#ifndef __SANITIZE_THREAD__
+/* Two commits in the middle of a read: the bytes are copied to a page that cannot be written yet, and who is told of that
+ * replaces the value twice, so that the side which is being read is another's. */
+static uint8_t *page;
+static int faults;
+
+static void replace_twice(int number)
+{
+    (void)number;
+    faults++;
+    CHECK(set(2, 8, 4096) == CL_OK && set(2, 9, 4096) == CL_OK);
+    CHECK(mprotect(page + 4096, 4096, PROT_READ | PROT_WRITE) == 0);
+}
+
+static void overtaken(void)
+{
+    struct sigaction act = {.sa_handler = replace_twice}, before;
+    cl_value v;
+    begin();
+    CHECK(set(2, 7, 4096) == CL_OK);
+    page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED && mprotect(page + 4096, 4096, PROT_NONE) == 0 && sigaction(SIGSEGV, &act, &before) == 0);
+    CHECK(cl_list_get(&store, list, capacity, nslots, 2, &v, page + 2048, 4096, CL_FOREVER) == CL_OK);
+    CHECK(sigaction(SIGSEGV, &before, NULL) == 0 && faults == 1 && v.kind == 9 && v.length == 4096);
+    for (int i = 0; i < 4096; i++) {
+        CHECK(page[2048 + i] == 9);
+    }
+    munmap(page, 8192);
+}
+#endif
+
 static void kills(void)
 {
     int at = 0;
@@ -136,6 +167,9 @@ int main(void)
     list = mmap(NULL, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(list != MAP_FAILED);
     threads();
+#ifndef __SANITIZE_THREAD__
+    overtaken();
+#endif
     kills();
     damage();
     CHECK(cl_store_leave(&store) >= 0);

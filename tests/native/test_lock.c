@@ -2,7 +2,10 @@
 #include "check.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 
 static cl_life alive(void *context, uint32_t slot, uint32_t incarnation)
 {
@@ -27,6 +30,110 @@ static void *add(void *arg)
     }
     return NULL;
 }
+
+/* Two take turns, told by words that order nothing: what the lock guards is ordered by the lock alone. The thread sanitizer
+ * looks on. */
+static cl_au32 turn;
+
+static void *takes_turns(void *arg)
+{
+    uint32_t me = (uint32_t)(uintptr_t)arg;
+    for (uint32_t i = 0; i < 200; i++) {
+        while (atomic_load_explicit(&turn, memory_order_relaxed) != 2 * i + me) {
+            sched_yield();
+        }
+        CHECK(cl_lock(&word, CL_LOCK_WORD(me, 1u), CL_FOREVER, &spin, alive, NULL) == CL_OK);
+        counter++;
+        cl_unlock(&word);
+        atomic_store_explicit(&turn, 2 * i + me + 1, memory_order_relaxed);
+    }
+    return NULL;
+}
+
+static void test_turns(void)
+{
+    pthread_t other;
+    long before = counter;
+    CHECK(pthread_create(&other, NULL, takes_turns, (void *)1) == 0);
+    takes_turns((void *)0);
+    pthread_join(other, NULL);
+    CHECK(counter == before + 400);
+}
+
+/* Whoever takes the lock while others may sleep for it says so in the word, and wakes one of them when it lets go. */
+static void test_marks(void)
+{
+    uint32_t me = CL_LOCK_WORD(1u, 5u), seen;
+    atomic_store(&word, CL_LOCK_SLEEP | CL_LOCK_WORD(7u, 3u)); /* a dead holder, and somebody who sleeps */
+    CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OWNER_DIED &&
+          atomic_load(&word) == (me | CL_LOCK_SLEEP));
+    atomic_store(&word, 0);
+    CHECK(cl_lock_awake(&word, me, 1, &seen, &spin, alive, NULL) == CL_OK &&
+          atomic_load(&word) == (me | CL_LOCK_SLEEP));
+    atomic_store(&word, 0);
+    CHECK(cl_lock_awake(&word, me, 0, &seen, &spin, alive, NULL) == CL_OK && atomic_load(&word) == me);
+    atomic_store(&word, 0);
+}
+
+static cl_au32 sleeper; /* its thread's number */
+
+static void *sleep_for_it(void *arg)
+{
+    uint32_t held = CL_LOCK_SLEEP | CL_LOCK_WORD(1u, 5u);
+    int *woken = arg, rc;
+    do {
+        atomic_store(&sleeper, (uint32_t)syscall(SYS_gettid));
+        rc = cl_sleep(&word, held, CL_FOREVER, NULL);
+    } while (rc == CL_AGAIN && atomic_load(&word) == held);
+    *woken += rc == CL_OK; /* and not by the end of its slice */
+    return NULL;
+}
+
+static void test_wakes(void)
+{
+    enum { ROUNDS = 12 };
+    uint32_t me = CL_LOCK_WORD(1u, 5u);
+    int woken = 0;
+    for (int i = 0; i < ROUNDS; i++) {
+        pthread_t thread;
+        atomic_store(&sleeper, 0);
+        atomic_store(&word, me | CL_LOCK_SLEEP);
+        CHECK(pthread_create(&thread, NULL, sleep_for_it, &woken) == 0);
+        wait_asleep(&sleeper);
+        if (i % 2) {
+            cl_unlock(&word);
+        } else {
+            CHECK(cl_unlock_own(&word, me) == CL_OK);
+        }
+        pthread_join(thread, NULL);
+    }
+    CHECK(woken > ROUNDS * 3 / 4); /* a slice may end in the very moment */
+}
+
+#ifndef __SANITIZE_THREAD__
+/* The holder lets go and is killed before it wakes anybody, at the moment that our sleep ends. */
+static void die_before_the_wake(int number)
+{
+    uint32_t held = CL_LOCK_SLEEP | CL_LOCK_WORD(3u, 3u);
+    (void)number;
+    atomic_compare_exchange_strong(&word, &held, 0);
+}
+
+static void test_last_look(void)
+{
+    struct sigaction act = {.sa_handler = die_before_the_wake}, before;
+    struct itimerval soon = {{0, 5000}, {0, 5000}}, never = {{0, 0}, {0, 0}};
+    CHECK(sigaction(SIGALRM, &act, &before) == 0);
+    for (int i = 0; i < 5; i++) {
+        atomic_store(&word, CL_LOCK_WORD(3u, 3u));
+        CHECK(setitimer(ITIMER_REAL, &soon, NULL) == 0);
+        CHECK(cl_lock(&word, CL_LOCK_WORD(1u, 5u), CL_FOREVER, &spin, alive, NULL) == CL_OK);
+        CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+        cl_unlock(&word);
+    }
+    CHECK(sigaction(SIGALRM, &before, NULL) == 0);
+}
+#endif
 
 int main(void)
 {
@@ -57,6 +164,12 @@ int main(void)
     atomic_store(&word, CL_LOCK_SLEEP); /* a holder killed between its swap and its wake */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OK);
     cl_unlock(&word);
+    test_turns();
+    test_marks();
+    test_wakes();
+#ifndef __SANITIZE_THREAD__
+    test_last_look();
+#endif
     puts("lock: ok");
     return 0;
 }

@@ -1,10 +1,12 @@
 /* The queue: order and wholeness under many threads (also under TSan), bounds, and death at every step of put and get:
  * nothing that put returned for is lost, nothing comes twice, no hold and no block is left. */
 #include "check.h"
-#include "queue.h"
+#include "queue_parts.h"
 
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 static cl_store store;
 static cl_block_ref place; /* the queue's own block */
@@ -210,6 +212,104 @@ static void bounds(void)
     release(&store, &place);
 }
 
+/* Who looks at the next item and leaves it stands where he stood, also when it is in the next chunk. */
+static void looked_at(void)
+{
+    cl_queue q;
+    int rc;
+    attach(&q, &store, make(0, 0, 0));
+    for (uint64_t i = 1; i <= 30; i++) {
+        CHECK(put(&q, i, CL_INLINE_MAX, CL_FOREVER) == CL_OK);
+    }
+    for (uint64_t i = 1; i <= 30; i++) {
+        for (int k = 0; k < 2; k++) {
+            while ((rc = cl_queue_begin(&q, 0, CL_MAY_WAIT)) == CL_AGAIN) {
+            }
+            CHECK(rc == CL_OK);
+            cl_queue_abort(&q);
+        }
+        CHECK(get(&q, 0, &rc, NULL) == i && rc == CL_OK);
+    }
+    CHECK(channel_holds() == 1);
+    cl_queue_detach(&q);
+    release(&store, &place);
+    CHECK(used_blocks() == 0 && channel_holds() == 0);
+}
+
+/* ---- wakes: who was woken says that others may sleep still, and wakes the next when there is more to take */
+
+static cl_queue watched;
+static cl_au32 getter, sleeper;
+static int woken;
+
+static void *takes_one(void *arg)
+{
+    int rc;
+    (void)arg;
+    atomic_store(&getter, (uint32_t)syscall(SYS_gettid));
+    CHECK(get(&watched, CL_FOREVER, &rc, NULL) == 1);
+    return NULL;
+}
+
+static void *sleeps_on(void *arg)
+{
+    cl_au32 *commit = cl_low_word(&watched.head->put);
+    struct timespec most = {.tv_nsec = 200000000};
+    uint32_t seen = (uint32_t)(uintptr_t)arg;
+    atomic_store(&sleeper, (uint32_t)syscall(SYS_gettid));
+    woken = syscall(SYS_futex, commit, FUTEX_WAIT, seen, &most, NULL, 0) == 0;
+    return NULL;
+}
+
+static int is_marked(int64_t for_ns)
+{
+    int64_t until = cl_monotonic_ns() + for_ns;
+    while (!(atomic_load(&watched.head->put.commit) & CL_COMMIT_SLEEP) && cl_monotonic_ns() < until) {
+        usleep(50);
+    }
+    return (atomic_load(&watched.head->put.commit) & CL_COMMIT_SLEEP) != 0;
+}
+
+static void passed_on(void)
+{
+    int marked = 0, rc;
+    woken = 0;
+    for (int round = 0; round < 20 && !woken; round++) { /* a slice that ends in between makes a round void */
+        pthread_t first, second;
+        uint64_t numbers[2] = {1, 2};
+        cl_item items[2] = {{.body = &numbers[0], .nbytes = 8}, {.body = &numbers[1], .nbytes = 8}};
+        uint32_t done = 0;
+        atomic_store(&getter, 0);
+        atomic_store(&sleeper, 0);
+        cl_queue_head *h = make(0, 0, 0);
+        attach(&watched, &store, h);
+        CHECK(pthread_create(&first, NULL, takes_one, NULL) == 0);
+        CHECK(is_marked(20000000000));
+        wait_asleep(&getter);
+        cl_spin spin = {0};
+        CHECK(cl_mutex_lock(&store, &h->get.lock, 0, &spin) == CL_OK); /* whoever wakes gets no further than to this */
+        while ((rc = cl_queue_put(&watched, items, 2, &done, CL_FOREVER, CL_MAY_WAIT)) == CL_AGAIN) {
+        }
+        CHECK(rc == CL_OK);
+        if (is_marked(30000000)) {
+            marked = 1;
+            uintptr_t seen = atomic_load(cl_low_word(&h->put));
+            CHECK(pthread_create(&second, NULL, sleeps_on, (void *)seen) == 0);
+            wait_asleep(&sleeper);
+            CHECK(cl_unlock_own(&h->get.lock, cl_self(&store)) == CL_OK);
+            pthread_join(second, NULL);
+        } else {
+            CHECK(cl_unlock_own(&h->get.lock, cl_self(&store)) == CL_OK);
+        }
+        pthread_join(first, NULL);
+        CHECK(get(&watched, 0, &rc, NULL) == 2);
+        cl_queue_detach(&watched);
+        release(&store, &place);
+    }
+    CHECK(marked);
+    CHECK(woken);
+}
+
 /* ---- threads */
 
 #define EACH 20000u
@@ -273,7 +373,7 @@ static void in_threads(uint32_t most)
 
 #ifndef __SANITIZE_THREAD__
 static struct notes { /* what the victim was told, outside the queue */
-    uint64_t put, putting, got, getting, acknowledged;
+    uint64_t put, putting, got, getting, acknowledging, acknowledged;
     cl_address queue;
 } *notes;
 
@@ -305,6 +405,7 @@ static void victim(cl_queue *q, int kind)
             notes->getting = i;
             CHECK(get(q, 0, &rc, &sequence) == i && rc == CL_OK);
             notes->got = i;
+            notes->acknowledging = i;
             CHECK(cl_queue_done(q, sequence) == CL_OK);
             notes->acknowledged = i;
         }
@@ -383,7 +484,7 @@ static void kill_everywhere(int kind)
         }
         if (leases) {
             for (uint64_t i = notes->acknowledged + 1; i <= before; i++) {
-                CHECK(times[i] == 1 || i == notes->getting); /* it may have acknowledged that one, unheard */
+                CHECK(times[i] == 1 || i == notes->acknowledging); /* it may have done so with that one, unheard */
             }
             CHECK(cl_queue_unfinished(&q) == 0);
         } else if (kind != SHUTS) {
@@ -597,6 +698,8 @@ int main(void)
     open_store(&store, 1);
     in_one_thread();
     bounds();
+    looked_at();
+    passed_on();
     in_threads(0);
     in_threads(3);
 #ifndef __SANITIZE_THREAD__

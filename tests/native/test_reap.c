@@ -115,6 +115,43 @@ static void test_after_a_caretaker(void)
     }
 }
 
+/* Killed while it gives a segment back: until that is finished no block of it is handed out. */
+static void test_given_back_half_way(void)
+{
+    open_store(&store, 1);
+    for (long n = 1;; n++) {
+        pid_t owner = fork();
+        if (owner == 0) {
+            static cl_store own;
+            cl_block_ref r;
+            uint64_t freed;
+            open_store(&own, 2);
+            CHECK(cl_alloc(&own, 200000, CL_MAY_WAIT, &r) == CL_OK);
+            release(&own, &r);
+            cl_kill_at = cl_kill_passed + n;
+            CHECK(cl_trim(&own, 0, CL_MAY_WAIT, &freed) == CL_OK);
+            _exit(0);
+        }
+        int well = ended(owner);
+        cl_block_ref r;
+        store.control->scanned_ns = (uint64_t)cl_monotonic_ns(); /* nobody looks for the dead just now */
+        store.control->scan_cost_ns = 10000000;
+        CHECK(cl_alloc(&store, 200000, CL_MAY_WAIT, &r) == CL_OK);
+        CHECK(store.segments[r.segment].state == CL_SEGMENT_READY);
+        r.data[0] = 1;
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+        audit(&store);
+        CHECK(r.data[0] == 1);
+        release(&store, &r);
+        uint64_t freed;
+        CHECK(cl_trim(&store, 0, CL_MAY_WAIT, &freed) == CL_OK && count_files("seg.") == 0);
+        if (well) {
+            CHECK(n > 8);
+            break;
+        }
+    }
+}
+
 /* A process that does nothing but fork children, which end, never runs out of slots. */
 static void test_many_forks(void)
 {
@@ -162,6 +199,7 @@ int main(void)
     in_child("name whose family has ended", test_name_whose_family_has_ended);
     in_child("parents of one number", test_parents_of_one_number);
     in_child("after a caretaker", test_after_a_caretaker);
+    in_child("given back half way", test_given_back_half_way);
     in_child("many forks", test_many_forks);
     in_child("nested queues", test_nested);
     remove_directory();

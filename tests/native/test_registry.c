@@ -81,6 +81,29 @@ static void test_same_slot(void)
     puts("same slot: ok");
 }
 
+/* The last one out was killed between its word that the registry is removed, and the removal: who has just won a byte turns
+ * back, and opens anew. */
+static void test_removed_meanwhile(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        static cl_store own, late;
+        open_store(&own, 5);
+        late = own; /* as it is when the registry has been opened, and a slot is to be won */
+        late.life = late.lineage = NULL;
+        late.life_fd = late.spare_fd = -1;
+        own.control->removed = 1;
+        CHECK(cl_join(&late) == CL_RETRY);
+        own.control->removed = 0;
+        CHECK(cl_join(&late) == CL_OK && late.slot != own.slot);
+        _exit(0);
+    }
+    CHECK(ended(child));
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    audit(&store);
+    puts("removed meanwhile: ok");
+}
+
 /* More at once than there are slots with pages: nobody is refused. */
 static void test_burst(void)
 {
@@ -102,6 +125,7 @@ static void test_burst(void)
     }
     close(go[1]);
     close(go[0]);
+    close(come[1]);
     for (int i = 0; i < N; i++) {
         char c;
         CHECK(read(come[0], &c, 1) == 1);
@@ -163,6 +187,7 @@ int main(void)
     test_damage_stays();
     test_anothers();
     test_same_slot();
+    test_removed_meanwhile();
     test_burst();
     CHECK(cl_store_leave(&store) == 1);
     test_adrift();

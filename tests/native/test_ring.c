@@ -141,6 +141,15 @@ static void damage(void)
     CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT && next(&r, reader, 0, &f) == CL_CORRUPT);
     CHECK(cl_ring_last(&r, 4, some, &n) == CL_CORRUPT && claim(&r, 0, &slot) == CL_CORRUPT);
     h->last = 7;
+    uint32_t at[4];
+    memcpy(at, r.by_seq, sizeof at);
+    for (uint32_t k = 0; k < 4; k++) { /* a frame that is nowhere is one that has been written over */
+        for (uint32_t i = 0; i < 4; i++) {
+            r.by_seq[i] = ((uint32_t[]){4, 1u << 30, UINT32_MAX, 1u << 31})[k];
+        }
+        CHECK(cl_ring_last(&r, 4, some, &n) == CL_OK && n == 0 && next(&r, reader, 0, &f) == CL_TIMEOUT);
+    }
+    memcpy(r.by_seq, at, sizeof at);
     h->readers[reader].cursor = 8;
     CHECK(next(&r, reader, 0, &f) == CL_CORRUPT);
     /* slots that wild words took out of use come back when there is no other */
@@ -343,6 +352,28 @@ static void victim(cl_ring *r, int kind)
     }
 }
 
+/* Everything that the ring says of itself follows from its slots, and nobody who is dead has one. */
+static void consistent(cl_ring *r)
+{
+    const cl_ring_head *h = r->head;
+    uint32_t nfree = 0, newest = 0;
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < r->slots; i++) {
+        const cl_slot *s = &h->slots[i];
+        nfree += s->state == CL_SLOT_FREE;
+        CHECK(s->state != CL_SLOT_WRITING || (s->writer != 0 && !cl_is_dead(r->store, h->members[s->writer - 1])));
+        if (s->state == CL_SLOT_PUBLISHED && s->seq > last) {
+            last = s->seq;
+            newest = i + 1;
+        }
+        CHECK(s->state != CL_SLOT_PUBLISHED || s->seq + r->slots <= h->last || r->by_seq[s->seq % r->slots] == i);
+    }
+    CHECK(nfree == h->nfree && newest == h->newest && last <= h->last);
+    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
+        CHECK(h->members[m] == 0 || !cl_is_dead(r->store, h->members[m]));
+    }
+}
+
 static void kill_everywhere(int kind)
 {
     long n = 1;
@@ -378,6 +409,11 @@ static void kill_everywhere(int kind)
         }
         int well = ended(child);
         CHECK(check_whole(&r, f.slot) == 4);
+        if (atomic_load(&h->lock) != 0) { /* it died inside: whoever comes in next puts all right, if only to read */
+            cl_frame g;
+            CHECK(latest(&r, 0, 0, &g) == CL_OK && cl_ring_return(&r, g.slot) == CL_OK);
+            consistent(&r);
+        }
         if (atomic_load(&h->state) != CL_RING_OPEN) {
             atomic_store(&h->state, CL_RING_OPEN);
         }
@@ -414,6 +450,51 @@ static void kill_everywhere(int kind)
     }
     CHECK(n > 5);
 }
+
+/* Who buries another and is no member itself dies while he does: there is nobody left to bury, and all to compute. */
+static void burier_dies(void)
+{
+    for (long n = 1;; n++) {
+        cl_ring_head *h = make(4, 0, 0);
+        cl_ring r;
+        cl_frame f;
+        attach(&r, &store, h);
+        CHECK(write_one(&r, 1, 0) == CL_OK && write_one(&r, 2, 0) == CL_OK);
+        int well = 0;
+        for (int who = 0; who < 2; who++) {
+            pid_t child = fork();
+            if (child == 0) {
+                static cl_store own;
+                cl_ring theirs;
+                uint32_t slot;
+                open_store(&own, 5);
+                attach(&theirs, &own, h);
+                if (who == 0) {
+                    CHECK(claim(&theirs, 0, &slot) == CL_OK && claim(&theirs, 0, &slot) == CL_OK);
+                    _exit(0);
+                }
+                cl_kill_at = cl_kill_passed + n;
+                CHECK(cl_ring_bury(&theirs) == CL_OK);
+                cl_kill_at = 0;
+                _exit(0);
+            }
+            well = ended(child);
+        }
+        int inside = atomic_load(&h->lock) != 0;
+        CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 2 && cl_ring_return(&r, f.slot) == CL_OK);
+        if (inside || well) {
+            consistent(&r);
+        }
+        CHECK(cl_ring_bury(&r) == CL_OK);
+        quiet(h);
+        cl_ring_detach(&r);
+        release(&store, &place);
+        if (well) {
+            CHECK(n > 4);
+            break;
+        }
+    }
+}
 #endif
 
 int main(void)
@@ -429,6 +510,7 @@ int main(void)
     for (int kind = 0; kind < 3; kind++) {
         kill_everywhere(kind);
     }
+    burier_dies();
 #endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();

@@ -327,6 +327,139 @@ static void kill_everywhere(int which)
 }
 #endif
 
+/* ---- deaths, one by one */
+
+#ifndef __SANITIZE_THREAD__
+/* A process of its own that does `what` and dies; with `stay` it waits for its end instead, once it is done. */
+static pid_t another(void (*what)(void), int stay)
+{
+    int done[2];
+    char c;
+    CHECK(pipe(done) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        memset(&store, 0, sizeof store);
+        open_store(&store, 5);
+        o->pad = store.slot;
+        what();
+        CHECK(write(done[1], "x", 1) == 1);
+        while (stay) {
+            pause();
+        }
+        kill(getpid(), SIGKILL);
+    }
+    CHECK(read(done[0], &c, 1) == 1);
+    close(done[0]);
+    close(done[1]);
+    CHECK(stay || !ended(child));
+    return child;
+}
+
+static void end(pid_t child)
+{
+    CHECK(kill(child, SIGKILL) == 0 && !ended(child));
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+}
+
+static void takes_all(void)
+{
+    cl_spin spin = {0};
+    CHECK(lock(&o->lock.word) == CL_OK && cl_robust_acquire(&store, ROBUST, 0, &spin) == CL_OK);
+    CHECK(cl_robust_acquire(&store, ROBUST, 0, &spin) == CL_OK);
+}
+
+static void does_nothing(void)
+{
+}
+
+/* It died and was forgotten, and its slot is given again to one who lives: the locks that it had are still a dead one's. */
+static void test_slot_given_again(void)
+{
+    cl_spin spin = {0};
+    int rc;
+    begin();
+    another(takes_all, 0);
+    uint64_t slot = o->pad;
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.owners[slot].state == CL_OWNER_FREE);
+    pid_t heir = another(does_nothing, 1);
+    CHECK(o->pad == slot && store.owners[slot].state == CL_OWNER_LIVE);
+    CHECK(lock(&o->lock.word) == CL_OWNER_DIED);
+    CHECK(cl_robust_value(&store, ROBUST) == 2);
+    for (int i = 0; i < 2; i++) {
+        DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
+        CHECK(rc == CL_OWNER_DIED);
+    }
+    end(heir);
+}
+
+static void waits_for_a_notice(void)
+{
+    uint32_t entry;
+    lock(&o->lock.word);
+    CHECK(cl_condition_begin(&store, CONDITION, &entry) == CL_OK);
+    cl_unlock(&o->lock.word);
+}
+
+/* The one who has waited longest is dead: the notice is not for him. Or he dies with it: it passes on. */
+static void test_notices(void)
+{
+    uint32_t mine;
+    int rc;
+    begin();
+    another(waits_for_a_notice, 0);
+    CHECK(cl_condition_begin(&store, CONDITION, &mine) == CL_OK && mine == 1);
+    CHECK(cl_condition_notify(&store, CONDITION, 1) == 1 && cl_condition_end(CONDITION, mine) == 1); /* at once */
+
+    begin();
+    pid_t child = another(waits_for_a_notice, 1);
+    CHECK(cl_condition_begin(&store, CONDITION, &mine) == CL_OK && mine == 1);
+    CHECK(cl_condition_notify(&store, CONDITION, 1) == 1);
+    end(child);
+    DECIDED(rc, cl_condition_wait(&store, CONDITION, mine, deadline, NULL));
+    CHECK(rc == CL_OK && cl_condition_end(CONDITION, mine) == 1);
+
+    begin(); /* and by the next notify, which gives two */
+    child = another(waits_for_a_notice, 1);
+    CHECK(cl_condition_notify(&store, CONDITION, 1) == 1);
+    end(child);
+    for (int i = 0; i < 2; i++) {
+        CHECK(cl_condition_begin(&store, CONDITION, &mine) == CL_OK);
+    }
+    CHECK(cl_condition_notify(&store, CONDITION, 1) == 2);
+}
+
+static void waits_to_write(void)
+{
+    cl_spin spin = {0};
+    CHECK(cl_rw_write(&store, RW, -1, &spin) == CL_AGAIN);
+}
+
+static void reads_on(void)
+{
+    cl_spin spin = {0};
+    CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_OK);
+}
+
+/* A writer that waits keeps new readers out as long as it lives; a reader keeps writers out as long. */
+static void test_waiting_writer(void)
+{
+    cl_spin spin = {0};
+    int rc;
+    begin();
+    CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_OK);
+    pid_t child = another(waits_to_write, 1);
+    CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_AGAIN);
+    end(child);
+    DECIDED(rc, cl_rw_read(&store, RW, deadline, &spin));
+    CHECK(rc == CL_OK && cl_rw_release(&store, RW, 0) == CL_OK && cl_rw_release(&store, RW, 0) == CL_OK);
+    child = another(reads_on, 1);
+    CHECK(cl_rw_write(&store, RW, 0, &spin) == CL_AGAIN);
+    end(child);
+    DECIDED(rc, cl_rw_write(&store, RW, deadline, &spin));
+    CHECK(rc == CL_OK && cl_rw_release(&store, RW, 1) == CL_OK);
+}
+#endif
+
 /* ---- wild words: what describes an object is checked once; later it is not read again */
 
 static int refused(uint32_t kind, uint32_t number, uint32_t room, uint64_t capacity)
@@ -401,6 +534,9 @@ int main(void)
     for (int which = 0; which < 6; which++) {
         kill_everywhere(which);
     }
+    test_slot_given_again();
+    test_notices();
+    test_waiting_writer();
 #endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();
