@@ -12,7 +12,7 @@ TESTS := wait copy lock journal registry heap holds reap fork books kill sync qu
 FORKING := kill fork registry books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo test test-torch test-all check check-native inject bench clean
+.PHONY: help demo test test-torch test-all check check-native inject bench mutants clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -84,6 +84,9 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 
 inject: $(VENV)/test.stamp  ## each call of the system fails once, in every operation; INJECT='--kinds open ring' for a part
 	$(BIN)/python -m tests.inject $(INJECT)
+
+mutants: | $(BIN)/python  ## each named mistake in the C source must be noticed by a test; MUTANT=name for one
+	$(BIN)/python tests/native/mutants.py $(MUTANT)
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp
 	$(PIP) install '.[bench]'

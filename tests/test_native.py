@@ -1,6 +1,7 @@
 """The C floor's own tests: each file compiled with its kill points and run without an interpreter."""
 
 import glob
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -43,6 +44,19 @@ def test_native(name, tmp_path, objects):
     done = subprocess.run([program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"{name}: ok\n")
+
+
+def test_each_mutant_has_its_tests():
+    """Names in the C source and in the table that `make mutants` goes by are the same; whoever survives has a reason."""
+    spec = importlib.util.spec_from_file_location("mutants", os.path.join(HERE, "native", "mutants.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    mutants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutants)
+    assert mutants.named_in_source() == set(mutants.TESTS)
+    assert set(mutants.EQUIVALENT) < set(mutants.TESTS)
+    native = {test.partition("@")[0] for tests in mutants.TESTS.values() for test in tests.split() if "/" not in test}
+    assert native <= set(TESTS)
 
 
 @pytest.mark.parametrize("name", ["queue", "ring"])

@@ -59,4 +59,22 @@ void cl_kill_point(void);
 #define CL_KILL_POINT() ((void)0)
 #endif
 
+/* Mutants: named mistakes, which stand where they could be made. In a build with -DCL_MUTANTS the one that the environment
+ * variable CL_MUTANT names is made, and some test must notice (tests/native/mutants.py); in every other build all are 0. */
+#ifdef CL_MUTANTS
+int cl_mutant_is(const char *name);
+#define CL_MUTANT(name)                                                                                                \
+    (__extension__({                                                                                                   \
+        static _Atomic int cl_mutant_known; /* 0: not asked, 1: no, 2: yes */                                          \
+        if (atomic_load_explicit(&cl_mutant_known, memory_order_relaxed) == 0) {                                       \
+            atomic_store_explicit(&cl_mutant_known, 1 + cl_mutant_is(#name), memory_order_relaxed);                    \
+        }                                                                                                              \
+        atomic_load_explicit(&cl_mutant_known, memory_order_relaxed) == 2;                                             \
+    }))
+#else
+#define CL_MUTANT(name) 0
+#endif
+/* An order of memory that a mutant takes away. */
+#define CL_ORDER(name, order) (CL_MUTANT(name) ? memory_order_relaxed : (order))
+
 #endif

@@ -77,7 +77,7 @@ void cl_mark_clear(cl_store *store, cl_txn *txn, uint32_t hold)
         return;
     }
     uint64_t *word = word_of(store, page, hold), bit = (uint64_t)1 << hold % 64;
-    if (*word & bit) {
+    if ((*word & bit) && !CL_MUTANT(estate_mark_not_cleared)) {
         cl_set64(txn, word,
                  *word & ~bit); /* in a shared page too: for the others the hold that it meant is long gone */
     }
@@ -87,7 +87,7 @@ void cl_marks_share(cl_store *store, cl_txn *txn, const cl_owner *parent, cl_own
 {
     for (uint32_t k = 0; k < CL_MARK_PAGES; k++) {
         uint32_t at = parent->marks[k];
-        if (at != 0 && at <= marks_high(store)) {
+        if (at != 0 && at <= marks_high(store) && !CL_MUTANT(estate_marks_not_inherited)) {
             child->marks[k] = at; /* a slot that is not live yet */
             cl_set32(txn, &store->marks[at - 1].users, store->marks[at - 1].users + 1);
         }
@@ -212,7 +212,8 @@ static int inherited(cl_store *store, uint32_t slot, uint32_t hold)
 
 static int inherits(cl_store *store, uint32_t slot, uint32_t hold)
 {
-    return inherited(store, slot, hold) && !is_marked(store, &store->owners[slot], hold);
+    return inherited(store, slot, hold) &&
+           (!is_marked(store, &store->owners[slot], hold) || CL_MUTANT(estate_marks_ignored));
 }
 
 /* May a copy of this owner's memory live that could not be registered? What the owner has let go since, the copy has not. */
@@ -266,7 +267,8 @@ static int drop_own(cl_store *store, uint32_t index)
 {
     cl_hold *h = &store->holds[index];
     cl_owner *me = &store->owners[store->slot];
-    if (h->from == CL_NEVER || h->from >= me->epoch || !cl_is_used_by_heirs(store, index, store->slot, 1)) {
+    if (h->from == CL_NEVER || h->from >= me->epoch || CL_MUTANT(estate_dropped_from_heirs) ||
+        !cl_is_used_by_heirs(store, index, store->slot, 1)) {
         return cl_hold_drop(store, index);
     }
     cl_txn txn = cl_begin(store->base);
@@ -320,7 +322,8 @@ static void look_again(cl_store *store, uint32_t slot)
 void cl_look_above(cl_store *store, uint32_t slot)
 {
     uint32_t above = store->owners[slot].heir_of;
-    for (uint32_t steps = 0; above != 0 && above <= owners_high(store) && steps < CL_MAX_OWNERS; steps++) {
+    for (uint32_t steps = CL_MUTANT(estate_not_looked_through) ? CL_MAX_OWNERS : 0;
+         above != 0 && above <= owners_high(store) && steps < CL_MAX_OWNERS; steps++) {
         look_again(store, above - 1);
         CL_KILL_POINT();
         above = store->owners[above - 1].heir_of;
@@ -358,7 +361,7 @@ int cl_owner_free(cl_store *store, uint32_t slot)
         cl_commit(&txn);
     }
     cl_marks_drop(store, slot);
-    uint32_t next = (o->incarnation + 1) & CL_INCARNATION;
+    uint32_t next = (o->incarnation + (CL_MUTANT(owners_incarnation_stays) ? 0 : 1)) & CL_INCARNATION;
     cl_txn txn = cl_begin(store->base);
     if (o->heir_of != 0 && o->heir_of <= owners_high(store)) {
         cl_owner *above = &store->owners[o->heir_of - 1];

@@ -101,7 +101,7 @@ static void prepare_store(cl_store *store)
         /* Before the fork: the copy must be safe also when we are killed right after it. A word that only its own process
          * writes, and that is read when the process drops a hold, or has ended. */
         cl_owner *me = &store->owners[store->slot];
-        me->unregistered = me->epoch;
+        me->unregistered = CL_MUTANT(fork_copy_not_noted) ? 0 : me->epoch;
     }
 }
 
@@ -119,7 +119,7 @@ static void in_parent(cl_store *store)
             store->fork_life_fd = -1;
         }
         CL_KILL_POINT();
-        me->epoch++;
+        me->epoch += !CL_MUTANT(fork_epoch_stays);
         store->fork_slot = 0;
         cl_spare_opening(store);
     }
@@ -168,7 +168,7 @@ static void in_child(cl_store *store)
     store->identity.start = me->start = cl_process_start(store->identity.pid);
     store->identity.parent_pid = parent_pid;
     store->identity.parent_start = parent_start;
-    store->nonce = cl_random64();
+    store->nonce = CL_MUTANT(fork_child_keeps_its_parents_nonce) ? store->nonce : cl_random64();
     store->ngoing = 0; /* the parent's to finish */
     cl_put_off_in_child(store);
     store->lineage = NULL;

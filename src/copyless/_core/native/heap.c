@@ -29,7 +29,8 @@ static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *f
             return cl_fail(CL_CORRUPT, 0, "registry: block %u on free list %u is in state %u", at - 1, k, b->state);
         }
         uint32_t next = b->next;
-        if (s->state == CL_SEGMENT_GOING) { /* its owner was killed while giving it back */
+        if (s->state == CL_SEGMENT_GOING &&
+            !CL_MUTANT(heap_hands_out_going)) { /* its owner was killed while giving it back */
             cl_txn txn = cl_begin(store->base);
             rc = cl_unlink_free(store, &txn, at - 1);
             if (rc != CL_OK) {
@@ -100,7 +101,8 @@ static int publish(cl_store *store, const cl_map *map, uint32_t k, uint64_t nbyt
     uint32_t base = map->slot * CL_BLOCKS, n = map->nblocks, head = c->first[k];
     for (uint32_t i = 0; i < n; i++) {
         cl_block *b = &s->blocks[i];
-        b->generation++; /* it only ever grows, whatever segment the slot held before */
+        b->generation +=
+            !CL_MUTANT(heap_new_generation_stays); /* it only ever grows, whatever segment the slot held before */
         b->holds = 0;
         b->name = 0;
         b->state = i == 0 ? CL_BLOCK_NONE : CL_BLOCK_FREE;

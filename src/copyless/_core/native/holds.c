@@ -224,7 +224,7 @@ static uint32_t own_holds(cl_store *store, uint32_t number, const cl_block *bloc
 {
     uint32_t n = 0, at = block->first_child;
     for (uint32_t steps = 0; at != 0 && is_index(store, at) && steps < block->children; steps++) {
-        n += store->holds[at - 1].block == number + 1;
+        n += !CL_MUTANT(holds_queue_keeps_itself) && store->holds[at - 1].block == number + 1;
         at = store->holds[at - 1].next;
     }
     return n;
@@ -329,7 +329,7 @@ int cl_hold_drop(cl_store *store, uint32_t index)
             cl_name_remove(store, &txn, block->name - 1);
             cl_set32(&txn, &block->name, 0);
         }
-        cl_set64(&txn, &block->generation, block->generation + 1);
+        cl_set64(&txn, &block->generation, block->generation + !CL_MUTANT(holds_generation_stays));
         if (external) {
             cl_set32(&txn, &block->state, CL_BLOCK_NONE);
             cl_set32(&txn, &segment->state, CL_SEGMENT_FREE);
@@ -351,7 +351,7 @@ int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t numbe
     }
     const cl_hold *h = &store->holds[hold];
     return (h->kind == CL_HOLD_MESSAGE || (h->kind == CL_HOLD_OWNER && h->owner == store->slot + 1)) &&
-           h->nonce == nonce && (number == UINT32_MAX || h->block == number + 1);
+           (h->nonce == nonce || CL_MUTANT(holds_nonce_unchecked)) && (number == UINT32_MAX || h->block == number + 1);
 }
 
 void cl_refer(const cl_map *map, uint32_t index, uint64_t generation, cl_block_ref *out)

@@ -45,7 +45,7 @@ void cl_commit(cl_txn *txn)
 {
     CL_KILL_POINT();
     /* release: "journal filled": the writes are in memory before their number is */
-    atomic_store_explicit(&txn->journal->committed, txn->n, memory_order_release);
+    atomic_store_explicit(&txn->journal->committed, txn->n, CL_ORDER(journal_commit_relaxed, memory_order_release));
     for (uint32_t i = 0; i < txn->n; i++) {
         CL_KILL_POINT();
         apply(txn->base, &txn->journal->writes[i]);
@@ -61,18 +61,21 @@ int cl_replay(void *registry)
     cl_journal *journal = journal_of(registry);
     /* acquire, pairs with "journal filled" */
     uint32_t n = atomic_load_explicit(&journal->committed, memory_order_acquire);
-    if (n > CL_JOURNAL_MAX) {
+    if (n > CL_JOURNAL_MAX && !CL_MUTANT(journal_count_unchecked)) {
         return cl_fail(CL_CORRUPT, 0, "journal claims %u writes, at most %u fit", n, CL_JOURNAL_MAX);
     }
     for (uint32_t i = 0; i < n; i++) {
         cl_write w = journal->writes[i]; /* copied once, then checked */
         uint64_t offset = w.offset & ~(uint64_t)1;
-        if (offset < CL_OFF_CONTROL || offset + 8 > CL_REGISTRY_SIZE || offset % ((w.offset & 1u) ? 8 : 4) != 0) {
+        int outside = offset < CL_OFF_CONTROL || offset + 8 > CL_REGISTRY_SIZE;
+        if ((outside || offset % ((w.offset & 1u) ? 8 : 4) != 0) && !CL_MUTANT(journal_offset_unchecked)) {
             return cl_fail(CL_CORRUPT, 0, "journal names offset %llu", (unsigned long long)w.offset);
         }
-        apply(registry, &w);
+        if (!CL_MUTANT(journal_replay_applies_nothing)) {
+            apply(registry, &w);
+        }
         CL_KILL_POINT();
     }
-    atomic_store_explicit(&journal->committed, 0, memory_order_release);
+    atomic_store_explicit(&journal->committed, CL_MUTANT(journal_replay_keeps_committed) ? n : 0, memory_order_release);
     return CL_OK;
 }

@@ -150,7 +150,8 @@ int cl_life_map(int fd, void **page)
 
 int cl_life_keep(cl_store *store)
 {
-    if (store->life != NULL && madvise(store->life, CL_PAGE, MADV_DONTFORK) != 0) {
+    if (store->life != NULL && !CL_MUTANT(fork_child_keeps_its_parents_life) &&
+        madvise(store->life, CL_PAGE, MADV_DONTFORK) != 0) {
         return cl_fail(CL_SYSTEM, errno, "keeping the liveness mapping out of forked children");
     }
     return CL_OK;

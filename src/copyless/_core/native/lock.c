@@ -3,8 +3,8 @@
 static int take(cl_au32 *word, uint32_t expected, uint32_t desired)
 {
     /* acquire, pairs with "lock released" in cl_unlock: we see all that the last holder wrote */
-    return atomic_compare_exchange_strong_explicit(word, &expected, desired, memory_order_acquire,
-                                                   memory_order_relaxed);
+    return atomic_compare_exchange_strong_explicit(
+        word, &expected, desired, CL_ORDER(lock_acquire_relaxed, memory_order_acquire), memory_order_relaxed);
 }
 
 cl_waiting *cl_waits(void)
@@ -24,7 +24,9 @@ static void waits_for(uint32_t seen)
 int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spin *spin, cl_life_of life_of,
                   void *context)
 {
-    uint32_t mine = slept ? self | CL_LOCK_SLEEP : self; /* whoever slept wakes one more when it unlocks */
+    uint32_t mine = slept && !CL_MUTANT(lock_sleeper_forgets_others)
+                        ? self | CL_LOCK_SLEEP
+                        : self; /* whoever slept wakes one more when it unlocks */
     for (;;) {
         uint32_t seen = atomic_load_explicit(word, memory_order_relaxed); /* take() synchronises */
         if ((seen & ~CL_LOCK_SLEEP) == 0) {
@@ -45,7 +47,7 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spi
         case CL_ALIVE:
             break;
         case CL_DEAD:
-            if (take(word, seen, self | CL_LOCK_SLEEP)) {
+            if (take(word, seen, self | (CL_MUTANT(lock_takeover_loses_sleepers) ? 0 : CL_LOCK_SLEEP))) {
                 CL_KILL_POINT();
                 cl_waits()->holder = 0;
                 return CL_OWNER_DIED;
@@ -92,7 +94,7 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
         if (waited == CL_TIMEOUT || waited == CL_AGAIN) {
             /* A free word with sleepers is left by a holder killed before its wake: one look more before we go. */
             seen = atomic_load_explicit(word, memory_order_relaxed);
-            if ((seen & ~CL_LOCK_SLEEP) == 0 && take(word, seen, self | CL_LOCK_SLEEP)) {
+            if ((seen & ~CL_LOCK_SLEEP) == 0 && !CL_MUTANT(lock_looks_once) && take(word, seen, self | CL_LOCK_SLEEP)) {
                 CL_KILL_POINT();
                 cl_waits()->holder = 0;
                 return CL_OK;
@@ -110,9 +112,10 @@ int cl_unlock_own(cl_au32 *word, uint32_t self)
             return cl_fail(CL_CORRUPT, 0, "the lock is not ours: its word is 0x%08x, ours 0x%08x", seen, self);
         }
         /* release: "lock released" */
-    } while (!atomic_compare_exchange_weak_explicit(word, &seen, 0, memory_order_release, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(
+        word, &seen, 0, CL_ORDER(lock_release_relaxed, memory_order_release), memory_order_relaxed));
     CL_KILL_POINT();
-    if (seen & CL_LOCK_SLEEP) {
+    if ((seen & CL_LOCK_SLEEP) && !CL_MUTANT(lock_wakes_nobody)) {
         cl_wake(word, 1);
     }
     return CL_OK;
@@ -121,9 +124,9 @@ int cl_unlock_own(cl_au32 *word, uint32_t self)
 void cl_unlock(cl_au32 *word)
 {
     /* release: "lock released" */
-    uint32_t old = atomic_exchange_explicit(word, 0, memory_order_release);
+    uint32_t old = atomic_exchange_explicit(word, 0, CL_ORDER(lock_release_relaxed, memory_order_release));
     CL_KILL_POINT();
-    if (old & CL_LOCK_SLEEP) {
+    if ((old & CL_LOCK_SLEEP) && !CL_MUTANT(lock_wakes_nobody)) {
         cl_wake(word, 1);
     }
 }

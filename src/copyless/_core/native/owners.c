@@ -41,7 +41,8 @@ static int take_slot(cl_store *store, int fd, uint32_t *slot)
             continue;
         }
         int rc = cl_byte_lock(fd, i);
-        if (rc == CL_OK && atomic_load_explicit(state, memory_order_acquire) == CL_OWNER_FREE) {
+        if (rc == CL_OK && (CL_MUTANT(owners_slot_looked_at_once) ||
+                            atomic_load_explicit(state, memory_order_acquire) == CL_OWNER_FREE)) {
             CL_KILL_POINT();
             *slot = i;
             return CL_OK;
@@ -200,7 +201,7 @@ static int join_once(cl_store *store)
     if (rc != CL_OK) {
         return rc == CL_AGAIN ? CL_TIMEOUT : rc;
     }
-    if (store->control->removed) {
+    if (store->control->removed && !CL_MUTANT(owners_join_ignores_removed)) {
         rc = CL_RETRY;
     } else if (store->owners[store->slot].state != CL_OWNER_FREE) {
         rc = CL_AGAIN; /* one who was killed while joining had written so: it is to be reaped first */
@@ -253,7 +254,8 @@ int cl_join_child(cl_store *store, void **life, uint32_t *slot)
         child.start = 0;
         child.parent_pid = store->identity.pid;
         child.parent_start = store->identity.start;
-        go_live(store, *slot, &child, store->slot + 1, store->owners[store->slot].epoch);
+        uint32_t parent = CL_MUTANT(fork_child_inherits_nothing) ? 0 : store->slot + 1;
+        go_live(store, *slot, &child, parent, store->owners[store->slot].epoch);
     }
     if (rc == CL_OK && store->weak_liveness) {
         store->fork_life_fd = fd; /* there the descriptor is what keeps the byte */

@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include "process.h"
 
+#include "base.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -50,5 +52,5 @@ int cl_process_lives(uint32_t pid, uint64_t start)
         ended = poll(&p, 1, 0) == 1;
         close(fd);
     }
-    return !ended && (now == start || now == 0);
+    return !ended && (now == start || now == 0 || CL_MUTANT(process_start_unchecked));
 }

@@ -23,7 +23,9 @@ static int finish_segments(cl_store *store, uint32_t slot, cl_reaped *reaped)
 {
     for (uint32_t i = 0; i < store->control->segments_high && i < CL_MAX_SEGMENTS; i++) {
         cl_segment *s = &store->segments[i];
-        if ((s->state != CL_SEGMENT_MAKING && s->state != CL_SEGMENT_GOING) || s->owner != slot + 1) {
+        int going = s->state == CL_SEGMENT_GOING && !CL_MUTANT(reap_leaves_going);
+        int making = s->state == CL_SEGMENT_MAKING && !CL_MUTANT(reap_leaves_making);
+        if ((!making && !going) || s->owner != slot + 1) {
             continue;
         }
         if (store->slot == CL_CARETAKER) {
@@ -58,7 +60,7 @@ static int sweep_hold(cl_store *store, cl_owner *o, int lineage, cl_reaped *reap
         store->holds[index].owner != (uint32_t)(o - store->owners) + 1) {
         return cl_fail(CL_CORRUPT, 0, "registry: a list of holds leads to %u", o->sweep);
     }
-    if (cl_is_used_by_heirs(store, index, UINT32_MAX, lineage)) {
+    if (!CL_MUTANT(reap_takes_from_heirs) && cl_is_used_by_heirs(store, index, UINT32_MAX, lineage)) {
         o->sweep =
             store->holds[index].next; /* only a place in the list: whoever goes on from the old one looks once more */
         return CL_OK;
@@ -166,7 +168,7 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
         }
         if (h->kind != CL_HOLD_MESSAGE && block->name == 0) {
             over = 1; /* its name was removed by a process that was killed before it could drop this */
-        } else if (h->kind == CL_HOLD_MESSAGE && now >= h->deadline_ns) {
+        } else if (h->kind == CL_HOLD_MESSAGE && now >= h->deadline_ns && !CL_MUTANT(reap_messages_never_end)) {
             over = 1;
         } else if (h->kind != CL_HOLD_PERSIST) {
             int alive = 0;
@@ -177,7 +179,8 @@ static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfa
                 if (h->pid_namespace != (uint32_t)store->identity.pid_namespace) {
                     alive = 1; /* its numbers mean nothing here: left to its own container, or to its time */
                 } else {
-                    if (h->parent_pid != asked_pid || h->parent_start != asked_start) {
+                    if (h->parent_pid != asked_pid ||
+                        (h->parent_start != asked_start && !CL_MUTANT(reap_parents_of_one_number))) {
                         asked_pid = h->parent_pid;
                         asked_start = h->parent_start;
                         asked_alive = cl_process_lives(asked_pid, h->parent_start);

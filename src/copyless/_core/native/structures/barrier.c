@@ -35,7 +35,7 @@ static int bury(cl_store *store, const cl_object *o)
     int changed = 0;
     for (uint32_t i = 0; i < o->is.room; i++) {
         uint32_t owner = cl_entry_owner(&b->parties[i]);
-        if (owner != 0 && cl_is_dead(store, owner)) {
+        if (owner != 0 && !CL_MUTANT(barrier_dead_party_waited_for) && cl_is_dead(store, owner)) {
             if (cl_entry_state(&b->parties[i]) == CL_PARTY_ARRIVED) {
                 atomic_store(&b->broken, 1);
                 set_arrived(o, CL_PARTY_BROKEN, UINT32_MAX);

@@ -45,8 +45,8 @@ static uint32_t swallowed(cl_store *store, const cl_object *o, uint32_t most)
     for (uint32_t i = 0; i < o->is.room && n < most; i++) {
         cl_entry *e = &c->waiters[i];
         uint32_t state = cl_entry_state(e), owner = cl_entry_owner(e);
-        if (owner != 0 && waits_as(state, CL_WAITER_NOTIFIED) && cl_is_dead(store, owner) &&
-            atomic_compare_exchange_strong(&e->state, &state, 0)) {
+        if (owner != 0 && waits_as(state, CL_WAITER_NOTIFIED) && !CL_MUTANT(condition_notice_dies) &&
+            cl_is_dead(store, owner) && atomic_compare_exchange_strong(&e->state, &state, 0)) {
             atomic_compare_exchange_strong(&e->owner, &owner, 0);
             n++;
         }
@@ -103,7 +103,7 @@ uint32_t cl_condition_notify(cl_store *store, const cl_object *o, uint32_t n)
         }
         cl_entry *e = &c->waiters[first];
         uint32_t owner = cl_entry_owner(e);
-        if (cl_is_dead(store, owner)) {
+        if (!CL_MUTANT(condition_notifies_the_dead) && cl_is_dead(store, owner)) {
             if (atomic_compare_exchange_strong(&e->state, &lowest, 0)) {
                 atomic_compare_exchange_strong(&e->owner, &owner, 0);
             }

@@ -58,8 +58,9 @@ static int place(const cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t 
     }
     *room = *(const volatile uint64_t *)&l->slots[at].room;
     *offset = *(const volatile uint64_t *)&l->slots[at].offset;
-    if (*room > LONGEST || *offset > capacity || *offset < sizeof *l + nslots * sizeof(cl_list_slot) ||
-        2 * ALIGN(*room) > capacity - *offset || *offset % 8 != 0) {
+    int outside = *room > LONGEST || *offset > capacity || *offset < sizeof *l + nslots * sizeof(cl_list_slot) ||
+                  2 * ALIGN(*room) > capacity - *offset || *offset % 8 != 0;
+    if (outside && !CL_MUTANT(list_place_unchecked)) {
         return cl_fail(CL_CORRUPT, 0, "item %llu of the list says %llu bytes at %llu of %llu", (unsigned long long)at,
                        (unsigned long long)*room, (unsigned long long)*offset, (unsigned long long)capacity);
     }
@@ -130,7 +131,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
             copy_out(bytes, (uint8_t *)l + offset + side * ALIGN(has), value->length);
         }
         atomic_thread_fence(memory_order_acquire); /* what was copied, before the second look */
-        if (atomic_load_explicit(&s->commit, RELAXED) != commit) {
+        if (atomic_load_explicit(&s->commit, RELAXED) != commit && !CL_MUTANT(list_reader_looks_once)) {
             continue;
         }
         if (locked) {
@@ -163,7 +164,8 @@ int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
     }
     uint64_t commit = atomic_load_explicit(&s->commit, RELAXED);
     unsigned side = (unsigned)((commit & 1) ^ 1);
-    atomic_thread_fence(memory_order_release); /* a reader that sees what follows sees the last commit, too */
+    atomic_thread_fence(CL_ORDER(list_writer_unfenced,
+                                 memory_order_release)); /* a reader that sees what follows sees the last commit, too */
     atomic_store_explicit(&s->kind[side], value->kind | value->length << LENGTH_SHIFT, RELAXED);
     CL_KILL_POINT();
     atomic_store_explicit(&s->word[side], value->word, RELAXED);

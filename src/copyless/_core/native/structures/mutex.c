@@ -4,7 +4,7 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
 {
     /* Unlike the registry's lock, a user's may be held by somebody reaped long ago, whose slot is another's now. */
     cl_life life = cl_owner_life(context, slot, incarnation);
-    return life == CL_NOBODY && slot < CL_MAX_OWNERS - 1 ? CL_DEAD : life;
+    return life == CL_NOBODY && slot < CL_MAX_OWNERS - 1 && !CL_MUTANT(lock_nobody_is_damage) ? CL_DEAD : life;
 }
 
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)

@@ -20,7 +20,7 @@ static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequen
     int rc = CL_OK, spilled = 0;
     if (p->segment_id != 0) {
         rc = cl_queue_stand_on(q, &q->put_chunk, p->segment_id, p->generation, p->block, p->serial, flags);
-        if (rc == CL_OK) {
+        if (rc == CL_OK && !CL_MUTANT(queue_end_unchecked)) {
             rc = cl_queue_check_offset(&q->put_chunk, p->offset, "end");
         }
         if (rc != CL_OK) {
@@ -185,7 +185,7 @@ static int find_place(cl_queue *q, unsigned flags)
         p = cl_read_side(&h->first);
     }
     int rc = cl_queue_stand_on(q, &q->get_chunk, p.segment_id, p.generation, p.block, p.serial, flags);
-    if (rc == CL_OK) {
+    if (rc == CL_OK && !CL_MUTANT(queue_head_unchecked)) {
         rc = cl_queue_check_offset(&q->get_chunk, p.offset, "head");
     }
     if (rc != CL_OK) {
@@ -302,7 +302,7 @@ int cl_queue_poll(cl_queue *q, int64_t budget_ns)
 static int load_body(cl_queue *q, const cl_elsewhere *to, uint64_t nbytes, cl_got *out)
 {
     int rc = cl_queue_load(q, to->segment_id, to->generation, to->block, CL_MAY_WAIT, &out->payload);
-    if (rc == CL_OK && nbytes > out->payload.capacity) {
+    if (rc == CL_OK && nbytes > out->payload.capacity && !CL_MUTANT(queue_body_unchecked)) {
         uint64_t room = out->payload.capacity;
         cl_queue_give_back(q, &out->payload);
         return cl_fail(CL_CORRUPT, 0, "queue: an item of %llu bytes in a block of %llu", (unsigned long long)nbytes,
@@ -383,8 +383,8 @@ int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
     int there = (r.ntokens & CL_ELSEWHERE) != 0;
     uint32_t ntokens = r.ntokens & ~CL_ELSEWHERE;
     uint64_t room = c->capacity - CL_JUMP_BYTES - q->offset, inside = there ? sizeof(cl_elsewhere) : r.nbytes;
-    if (inside > room || r.length > room || r.length != sizeof r + (inside + 7) / 8 * 8 ||
-        ntokens > r.nbytes / sizeof(cl_token)) {
+    int fits = inside <= room && r.length <= room && r.length == sizeof r + (inside + 7) / 8 * 8;
+    if ((!fits || ntokens > r.nbytes / sizeof(cl_token)) && !CL_MUTANT(queue_lengths_unchecked)) {
         return cl_fail(CL_CORRUPT, 0, "queue: an item of %u bytes (%llu, %u tokens) at %llu of a chunk", r.length,
                        (unsigned long long)r.nbytes, ntokens, (unsigned long long)q->offset);
     }
@@ -438,7 +438,8 @@ void cl_queue_abort(cl_queue *q)
     if (q->lease != 0 && q->moved) {
         atomic_store(&q->head->leases[q->lease - 1].owner, 0);
     }
-    if (q->left.held) { /* nobody has moved on: stand where the head is */
+    if (q->left.held &&
+        !CL_MUTANT(queue_abort_keeps_the_next_chunk)) { /* nobody has moved on: stand where the head is */
         cl_queue_let_go(q, &q->get_chunk);
         q->get_chunk = q->left;
         q->left.held = 0;
@@ -488,7 +489,7 @@ int cl_queue_commit(cl_queue *q)
         cl_leave(q->store);
     }
     cl_queue_let_go(q, &q->left);
-    int more = q->pass_on && cl_passed(&h->put) > q->got;
+    int more = q->pass_on && !CL_MUTANT(queue_wake_not_passed_on) && cl_passed(&h->put) > q->got;
     cl_unlock_own(&h->get.lock, cl_self(q->store));
     if (slept_on) {
         cl_queue_wake(&h->get, (uint64_t)moved);

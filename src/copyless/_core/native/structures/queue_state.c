@@ -162,7 +162,8 @@ static int keep(void *context, uint64_t sequence, uint64_t nonce)
     if (k->puts) { /* what lies beyond the end was never published */
         return sequence & CL_CHUNK_BIT ? number <= k->serial : number < k->count;
     }
-    return sequence & CL_CHUNK_BIT ? number >= k->serial : number >= k->count || leased(k->q, number);
+    return sequence & CL_CHUNK_BIT ? number >= k->serial
+                                   : number >= k->count || (leased(k->q, number) && !CL_MUTANT(queue_cleans_leased));
 }
 
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial)
@@ -224,11 +225,14 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
     }
     if (rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
-        if (!puts) {
+        if (!puts && !CL_MUTANT(queue_taken_not_counted)) {
             cl_queue_apply_taken(q);
+        }
+        if (!puts && !CL_MUTANT(queue_leases_beyond_kept)) {
             drop_leases_beyond(q);
         }
-        rc = cl_queue_clean(q, puts, cl_passed(end), cl_load64(&cl_active_side(end)->serial));
+        int clean = puts ? !CL_MUTANT(queue_producer_not_cleaned) : !CL_MUTANT(queue_consumer_not_cleaned);
+        rc = clean ? cl_queue_clean(q, puts, cl_passed(end), cl_load64(&cl_active_side(end)->serial)) : CL_OK;
         if (rc != CL_OK) {
             cl_queue_leave(q, end, 1);
         }
@@ -260,7 +264,7 @@ int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin
 /* One who was woken knows nothing of the others: they may sleep still. */
 void cl_queue_others_may_sleep(cl_end *end)
 {
-    atomic_fetch_or(&end->commit, CL_COMMIT_SLEEP);
+    atomic_fetch_or(&end->commit, CL_MUTANT(queue_others_do_not_sleep) ? 0 : CL_COMMIT_SLEEP);
 }
 
 void cl_queue_wake(cl_end *end, uint64_t n)

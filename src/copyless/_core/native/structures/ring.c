@@ -85,7 +85,8 @@ static int last_of(const cl_ring *r, uint64_t *last)
 static cl_slot *slot_of(const cl_ring *r, uint64_t seq, uint32_t *at)
 {
     uint32_t i = *(const volatile uint32_t *)&r->by_seq[seq % r->slots];
-    if (i >= r->slots || r->head->slots[i].state != CL_SLOT_PUBLISHED || r->head->slots[i].seq != seq) {
+    if ((i >= r->slots && !CL_MUTANT(ring_index_unbounded)) || r->head->slots[i].state != CL_SLOT_PUBLISHED ||
+        r->head->slots[i].seq != seq) {
         return NULL;
     }
     *at = i;
@@ -194,7 +195,8 @@ static int bury(cl_ring *r)
         changed = 1;
     }
     for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        if (h->readers[i].owner != 0 && cl_is_dead(r->store, h->readers[i].owner)) {
+        if (h->readers[i].owner != 0 && !CL_MUTANT(ring_dead_readers_kept) &&
+            cl_is_dead(r->store, h->readers[i].owner)) {
             h->readers[i].owner = 0;
             changed = 1;
         }
@@ -211,8 +213,12 @@ static int enter(cl_ring *r, unsigned flags)
     int rc = cl_mutex_lock(r->store, &r->head->lock, until, &r->spin_lock);
     if (rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
-        bury(r);
-        rebuild(r);
+        if (!CL_MUTANT(ring_death_not_buried)) {
+            bury(r);
+        }
+        if (!CL_MUTANT(ring_death_not_rebuilt)) {
+            rebuild(r);
+        }
         rc = CL_OK;
     }
     return rc == CL_TIMEOUT ? CL_AGAIN : rc;
@@ -370,7 +376,7 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
                 *since_ns = now;
                 h->waits++;
             }
-            int changed = bury(r);
+            int changed = CL_MUTANT(ring_writer_buries_nobody) ? 0 : bury(r);
             if (!changed) {
                 rebuild(r); /* a slot that a wild word has taken out of use */
             }
@@ -381,10 +387,13 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (i != UINT32_MAX) {
             cl_slot *s = &h->slots[i];
             int was_newest = h->newest == i + 1;
-            s->writer = r->member;
+            s->writer = CL_MUTANT(ring_writer_after_the_state) ? s->writer : r->member;
             CL_KILL_POINT();
             s->state = CL_SLOT_WRITING;
             CL_KILL_POINT();
+            if (CL_MUTANT(ring_writer_after_the_state)) {
+                s->writer = r->member;
+            }
             if (was_newest) {
                 rebuild(r);
             }
@@ -429,7 +438,7 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     uint32_t before = r->by_seq[s->seq % r->slots];
     r->by_seq[s->seq % r->slots] = slot;
     CL_KILL_POINT();
-    atomic_thread_fence(memory_order_release);
+    atomic_thread_fence(CL_ORDER(ring_publishes_unfenced, memory_order_release));
     s->state = CL_SLOT_PUBLISHED;
     CL_KILL_POINT();
     h->last = s->seq;

@@ -10,7 +10,7 @@ int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, 
         }
         for (uint32_t i = 0; i < o->is.room; i++) {
             uint32_t owner = cl_entry_owner(&s->entries[i]);
-            if (owner == 0 || (look && cl_is_dead(store, owner))) {
+            if (owner == 0 || (look && !CL_MUTANT(semaphore_dead_holder_keeps) && cl_is_dead(store, owner))) {
                 cl_entry_put(&s->entries[i], cl_self(store), 0);
                 cl_monitor_leave(store, &s->monitor, 0);
                 return owner == 0 ? CL_OK : CL_OWNER_DIED;

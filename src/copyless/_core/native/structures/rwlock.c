@@ -4,7 +4,7 @@ static int someone_reads(cl_store *store, cl_rwlock *l, uint32_t room)
 {
     for (uint32_t i = 0; i < room; i++) {
         uint32_t owner = cl_entry_owner(&l->readers[i]);
-        if (owner != 0 && cl_is_dead(store, owner)) {
+        if (owner != 0 && !CL_MUTANT(rwlock_dead_reader_counts) && cl_is_dead(store, owner)) {
             cl_entry_put(&l->readers[i], 0, 0);
         } else if (owner != 0) {
             return 1;
@@ -50,7 +50,7 @@ int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin
         uint32_t writer = atomic_load_explicit(&l->writer, memory_order_relaxed);
         uint32_t waiting = atomic_load_explicit(&l->writer_waiting, memory_order_relaxed);
         int died = writer != 0 && cl_is_dead(store, writer);
-        if (waiting != 0 && cl_is_dead(store, waiting)) {
+        if (waiting != 0 && !CL_MUTANT(rwlock_dead_writer_keeps_readers_out) && cl_is_dead(store, waiting)) {
             atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
             waiting = 0;
         }

@@ -47,7 +47,8 @@ int cl_rlock_restore(cl_store *store, cl_mutex *m, uint64_t thread, uint32_t dep
  * whose slot is another's now. */
 static inline int cl_is_dead(cl_store *store, uint32_t word)
 {
-    return cl_owner_life(store, CL_LOCK_SLOT(word) - 1, CL_LOCK_INCARNATION(word)) != CL_ALIVE;
+    cl_life life = cl_owner_life(store, CL_LOCK_SLOT(word) - 1, CL_LOCK_INCARNATION(word));
+    return life == CL_DEAD || (life == CL_NOBODY && !CL_MUTANT(sync_nobody_lives));
 }
 
 /* ---- semaphore: | sleep (1) | value (31) | */
