@@ -74,7 +74,8 @@ int cl_mutant_is(const char *name);
 #else
 #define CL_MUTANT(name) 0
 #endif
-/* An order of memory that a mutant takes away. */
+/* An order of memory that a mutant takes away, in the eyes of the thread sanitizer: the compiler itself makes of an order that
+ * it does not know the strongest. */
 #define CL_ORDER(name, order) (CL_MUTANT(name) ? memory_order_relaxed : (order))
 
 #endif

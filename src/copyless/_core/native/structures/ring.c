@@ -438,7 +438,9 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     uint32_t before = r->by_seq[s->seq % r->slots];
     r->by_seq[s->seq % r->slots] = slot;
     CL_KILL_POINT();
-    atomic_thread_fence(CL_ORDER(ring_publishes_unfenced, memory_order_release));
+    if (!CL_MUTANT(ring_publishes_unfenced)) {
+        atomic_thread_fence(memory_order_release);
+    }
     s->state = CL_SLOT_PUBLISHED;
     CL_KILL_POINT();
     h->last = s->seq;
