@@ -627,8 +627,13 @@ int main(int argc, char **argv)
     test_copy_of_an_heir();
     test_payload_meanwhile();
     test_nonces();
-    test_clone_behind_us();
-    test_closed_descriptors();
+    if (survivor
+            .weak_liveness) { /* an emulator that follows no advice on memory: a descriptor is all that it can hold on to */
+        puts("clone behind us, closed descriptors: not looked at, since no mapping stays out of a child here");
+    } else {
+        test_clone_behind_us();
+        test_closed_descriptors();
+    }
     test_many_heirs();
     for (int k = 0; k < (argc > 1 ? atoi(argv[1]) : 6); k++) {
         test_model(1000 + (uint64_t)k, 500);

@@ -54,6 +54,15 @@ int main(void)
     CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 0); /* nothing of ours stands there any more */
     release(&store, &a);
     audit(&store);
+    /* given back, its file still there, as one leaves it who is killed at it: the books are in order */
+    CHECK(cl_alloc(&store, 200000, CL_MAY_WAIT, &a) == CL_OK);
+    release(&store, &a);
+    CHECK(cl_enter(&store, CL_OP_LIST, CL_MAY_WAIT) == CL_OK && cl_segment_retire(&store, a.segment) == CL_OK);
+    CHECK(store.segments[a.segment].state == CL_SEGMENT_GOING && cl_audit(&store) == CL_OK);
+    store.going[store.ngoing++] = a.segment;
+    cl_leave(&store);
+    CHECK(store.segments[a.segment].state == CL_SEGMENT_FREE);
+    audit(&store);
     /* objects lie in segments of their own, also when a block of that size is free; one may ask to be alone */
     CHECK(cl_alloc(&store, 100, CL_MAY_WAIT | CL_FOR_OBJECT, &a) == CL_OK && a.capacity == 128 && !a.recycled);
     CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &b) == CL_OK && b.recycled && b.segment != a.segment);

@@ -101,6 +101,7 @@ static int audit_segments(cl_store *store, const uint32_t *counts, const uint32_
         uint32_t used = 0;
         EXPECT(s->state <= CL_SEGMENT_EXTERNAL, "segment %u is in state %u", i, s->state);
         unused += s->state == CL_SEGMENT_FREE;
+        total += s->state == CL_SEGMENT_GOING ? s->file_size : 0; /* counted until its file is gone */
         if (s->state != CL_SEGMENT_READY && s->state != CL_SEGMENT_EXTERNAL) {
             continue;
         }

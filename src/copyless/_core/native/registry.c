@@ -218,7 +218,8 @@ static void close_files(cl_store *store)
     if (store->live_fd >= 0) {
         close(store->live_fd);
     }
-    store->registry_fd = store->live_fd = -1;
+    store->registry_fd = -1;
+    store->live_fd = -1;
     cl_life_end(store);
 }
 
@@ -424,7 +425,8 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     memset(store, 0, sizeof *store);
     pthread_mutex_init(&store->mutex, NULL);
     cl_directory_keep(store, directory);
-    store->registry_fd = store->live_fd = store->life_fd = store->spare_fd = store->fork_life_fd = -1;
+    store->registry_fd = store->life_fd = store->spare_fd = store->fork_life_fd = -1;
+    store->live_fd = -1;
     store->identity = *identity;
     store->settings = *settings;
     store->nonce = cl_random64();
