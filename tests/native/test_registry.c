@@ -40,6 +40,24 @@ static void test_damage_stays(void)
     store.control->holds_free = kept;
     CHECK(enter() == CL_OK);
     cl_leave(&store);
+    uint32_t *const lengths[] = {&store.control->owners_high, &store.control->segments_high, &store.control->holds_high,
+                                 &store.control->names_high, &store.control->marks_high};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths;
+         i++) { /* longer than any table: once it was copied for ever */
+        cl_snapshot snapshot;
+        cl_store other;
+        cl_identity who = {.host = 11, .boot = 22, .pid = (uint32_t)getpid()};
+        cl_settings settings = {0};
+        kept = *lengths[i];
+        *lengths[i] = UINT32_MAX;
+        alarm(30);
+        CHECK(cl_snapshot_take(&store, &snapshot, CL_MAY_WAIT) == CL_CORRUPT && enter() == CL_CORRUPT);
+        CHECK(cl_store_open(&other, open_directory(), &who, &settings) == CL_CORRUPT);
+        alarm(0);
+        *lengths[i] = kept;
+        CHECK(cl_snapshot_take(&store, &snapshot, CL_MAY_WAIT) == CL_OK);
+        cl_snapshot_free(&snapshot);
+    }
     puts("damage: ok");
 }
 

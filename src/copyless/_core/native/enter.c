@@ -54,6 +54,17 @@ static int open_again(cl_store *store)
     return CL_OK;
 }
 
+/* What is beyond the tables' ends is damage: whoever counts up to it would leave the mapping, or ask for memory without end. */
+int cl_check_lengths(const cl_control *c)
+{
+    if (c->owners_high > CL_MAX_OWNERS || c->segments_high > CL_MAX_SEGMENTS || c->holds_high > CL_MAX_HOLDS ||
+        c->names_high > CL_MAX_NAMES || c->marks_high > CL_MAX_MARKS) {
+        return cl_fail(CL_CORRUPT, 0, "registry: tables of %u owners, %u segments, %u holds, %u names and %u marks",
+                       c->owners_high, c->segments_high, c->holds_high, c->names_high, c->marks_high);
+    }
+    return CL_OK;
+}
+
 int cl_check_registry(cl_store *store)
 {
     struct stat st;
@@ -77,7 +88,7 @@ int cl_check_registry(cl_store *store)
         store->control->guard_end != CL_GUARD) {
         return cl_fail(CL_CORRUPT, 0, "registry: header or control area is overwritten");
     }
-    return CL_OK;
+    return cl_check_lengths(store->control);
 }
 
 static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
@@ -165,6 +176,7 @@ static int after_lock(cl_store *store, int rc)
         store); /* whoever had the lock before may have laid them out; before anything is applied there */
     if (rc == CL_OK && atomic_load_explicit(&store->control->journal.committed, memory_order_acquire) != 0) {
         rc = cl_replay(store->base); /* of a dead holder, or left by one who took over from it and could not go on */
+        rc = rc == CL_OK ? cl_check_lengths(store->control) : rc;
     }
     if (rc == CL_OK && store->slot < CL_CARETAKER && !store->joining) {
         const cl_owner *me = &store->owners[store->slot];

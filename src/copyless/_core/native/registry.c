@@ -394,6 +394,10 @@ static int open_once(cl_store *store)
     if (store->control->guard != CL_GUARD || store->control->guard_end != CL_GUARD) {
         return cl_fail(CL_CORRUPT, 0, "registry: the control area is overwritten");
     }
+    rc = cl_check_lengths(store->control);
+    if (rc != CL_OK) {
+        return rc;
+    }
     rc = cl_spill_join(store);
     if (rc != CL_OK) {
         return rc;

@@ -206,6 +206,7 @@ void cl_books_remove(cl_store *store); /* the file of a registry that goes */
 void cl_set_op(cl_store *store, enum cl_op op);
 /* Its file is whole, header and control area are not overwritten. A file that is gone is no error: the store is adrift. */
 int cl_check_registry(cl_store *store);
+int cl_check_lengths(const cl_control *control); /* how long its tables say that they are: part of the former */
 int cl_enter_tables(cl_store *store, unsigned flags); /* (wait) the mutex alone: this process's tables */
 void cl_leave_tables(cl_store *store);
 /* The process that a lock word names, for display; 0: none. */
