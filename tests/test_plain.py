@@ -228,3 +228,11 @@ def test_a_reduction_of_the_users_own_is_kept():
         assert queue.get() == ["mine"]
     finally:
         pickler[np.ndarray] = ours
+
+
+@pytest.mark.parametrize("data", [b"\x80\x45N.", b"\x80\x06N.", b"\x80\x05N(N\x86t\x86.", b"\x80\x05](K\x01\x86e."])
+def test_what_pickle_refuses_is_refused(data):
+    """A protocol that there is not; a tuple that reaches below the mark."""
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        pickle.loads(data)
+    assert _queue.plain_loads(data) is None

@@ -365,7 +365,7 @@ static PyObject *plain_load(const uint8_t *p, size_t nbytes)
     PyObject *stack[PLAIN_STACK], *made = NULL;
     int n = 0, marks[PLAIN_DEPTH + 1], nmarks = 0;
     uint8_t before = 0, of_dict[PLAIN_DEPTH + 1] = {0};
-    if (nbytes < 3 || p[0] != 0x80) {
+    if (nbytes < 3 || p[0] != 0x80 || p[1] > 5) { /* of a protocol that there is not yet: pickle says so */
         return NULL;
     }
     p += 2;
@@ -448,7 +448,7 @@ static PyObject *plain_load(const uint8_t *p, size_t nbytes)
                 goto other;
             }
             count = op == ')' ? 0 : op == 't' ? n - marks[--nmarks] : op - 0x84;
-            if (count > n) {
+            if (count > n - (nmarks > 0 ? marks[nmarks - 1] : 0)) { /* it may not reach below the mark */
                 goto other;
             }
             made = PyTuple_New(count);
