@@ -291,3 +291,25 @@ def test_an_inbox_refuses_what_is_no_message_and_goes_on(place):
             print(parcel.context, parcel.source, parcel.tag, parcel.nbytes > 0, type(parcel.open()).__name__)
     """
     assert run(code, place) == ["refused"] * 7 + ["7 1 3 True int", "7 1 3 True str", "7 1 3 True dict"]
+
+
+def test_an_items_pickle_that_asks_for_gigabytes_is_refused(place):
+    """One byte of it changed, the unpickler would ask for the memory, and fill it, before it saw that the pickle is cut off."""
+    code = """
+        for n, (item, opcode) in enumerate((({'needle0'}, b'\\x96'), ([{'needle1'}, np.zeros(600)], b'\\x96'), ({'needle2'}, b'\\x8e'))):
+            q = copyless.Queue()
+            q.put(item)
+            found = 0
+            for path in glob.glob(place + '/seg.*'):
+                with open(path, 'r+b') as f:
+                    data = f.read()
+                    needle = data.find(b'needle%d' % n)
+                    if needle >= 0:
+                        f.seek(data.rfind(b'\\x80\\x05', 0, needle) + 2)
+                        found += f.write(opcode + bytes(7) + b'\\x10') == 9
+            assert found == 1
+            refuses(lambda: q.get(timeout=1))
+            q.put(5)
+            print(q.get(timeout=5))
+    """
+    assert run(code, place) == ["refused", "5"] * 3

@@ -763,6 +763,7 @@ def test_honest_pickles_pass_the_look():
 @pytest.mark.parametrize(
     "bomb",
     [b"K\x01r\xff\xff\xff\x7f.", b"K\x01p2000000000\n.", b"\x96" + (1 << 34).to_bytes(8, "little") + b"x.",
+     b"\x8e" + (1 << 60).to_bytes(8, "little") + b"x.", b"B\xff\xff\xff\xffx.",
      pickle.dumps(["r" * 50, b"r" * 300, 1.5, 1 << 900])[:-1] + b"r\xff\xff\xff\x7f."],
 )  # fmt: skip
 def test_a_pickle_that_asks_for_gigabytes_is_refused_before_it_is_loaded(bomb):

@@ -74,8 +74,8 @@ cdef bint is_sound(const unsigned char *data, uint64_t size) noexcept nogil:
             index = number(data + at, width)
             at += width
             if index > size - at:
-                # The unpickler says that it is cut off; but for this one it asks for the memory first.
-                return op != 0x96 or index <= size
+                # The unpickler says that it is cut off; but for bytes and bytearrays it asks for the memory first.
+                return not (op == 0x96 or op == 0x8E or op == c"B") or index <= size
             at += index
     return True
 

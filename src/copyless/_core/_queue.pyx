@@ -20,6 +20,7 @@ from copyless._core._blocks cimport Block, Object, allocate, is_elsewhere, set_p
 from copyless._core._check cimport check, deadline_of, fail
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
+from copyless._core._pickles cimport is_sound
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
@@ -74,6 +75,13 @@ cdef object loads = pickle.loads
 cdef dict DIRECT = {}
 cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, TELL_REMOVED = None
 NOTHING = object()
+
+
+cdef int look_at_pickle(const uint8_t *data, uint64_t nbytes) except -1:
+    """One changed byte of a pickle may have the unpickler ask for gigabytes: then it is damaged."""
+    if not is_sound(data, nbytes):
+        raise CorruptSegmentError("an item of the queue is damaged: its pickle asks for far more memory than it has bytes")
+    return 0
 
 
 def know(pack, dict direct, load_handle, shut_down, tell, tell_removed):
@@ -300,6 +308,7 @@ cdef object load(bytes body):
         return take_reference(value)
     if len(body) > 0 and PyBytes_AS_STRING(body)[0] == HANDLE:
         return LOAD(body[1:])
+    look_at_pickle(<const uint8_t *>PyBytes_AS_STRING(body), len(body))
     return loads(body)
 
 
@@ -352,7 +361,9 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
                     raise CorruptSegmentError("an item of the queue is damaged")
                 buffers.append(whole[at2:at2 + size])
                 at2 += size
+            look_at_pickle(p + <uint64_t>start, length)
             return loads(whole[start:start + length], buffers=buffers)
+        look_at_pickle(p + at, total - at)
         return loads(whole[at:])
     finally:
         PyBuffer_Release(&view)
