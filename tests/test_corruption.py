@@ -205,6 +205,21 @@ def test_a_handle_with_any_byte_changed_is_refused_or_is_a_handle(place):
     assert run(code, place)[-1] == "ended"
 
 
+def test_a_description_of_more_elements_than_can_be_counted_is_refused(place):
+    """Of strides 0, so that it lies in the block in any case."""
+    code = """
+        from copyless.storage import handles as h
+        many = np.lib.stride_tricks.as_strided(a, (1 << 20, 1 << 20), (0, 0))
+        good = h.encode_spec(many, 0, 3)
+        print(h.decode_spec(good)[1] == many.shape)
+        for shape in ((1 << 20, 1 << 40), (1 << 31, 1 << 31, 2)):
+            spec = h._HEAD.pack(3, len(shape), 3, 0) + b'<f8' + np.array([*shape, *[0] * len(shape)], '<i8').tobytes()
+            try: copyless.attach(ha[:h._handles.WIRE_SIZE] + spec)
+            except ValueError: print('refused')
+    """
+    assert run(code, place) == ["True", "refused", "refused"]
+
+
 def test_a_handle_that_names_no_regular_file_is_refused_at_once(place):
     code = ATTACHES + textwrap.dedent("""
         import struct

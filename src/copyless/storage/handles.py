@@ -6,6 +6,7 @@ followed by what stands there: for an array its flags, dtype, shape and strides,
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from typing import Any
@@ -129,7 +130,8 @@ def decode_spec(spec: bytes) -> Spec:
         if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject or dtype.subdtype is not None:
             raise ValueError
         before, after = extent(shape, strides, dtype.itemsize)
-        if start < before or start + after > _LARGEST:
+        # Of strides 0 it has more elements than bytes: NumPy must be able to count those, too.
+        if start < before or start + after > _LARGEST or math.prod(shape) * dtype.itemsize > _LARGEST:
             raise ValueError
     except _DAMAGED:
         raise ValueError("the handle's description of the array is damaged") from None
