@@ -12,7 +12,7 @@ TESTS := wait copy lock journal registry heap holds reap fork books kill sync qu
 FORKING := kill fork registry books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo test test-torch test-all check check-native inject bench mutants check-aarch64 clean
+.PHONY: help demo test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -66,7 +66,7 @@ test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 check: $(VENV)/check.stamp  ## lint, format, types
 	$(BIN)/ruff check src tests bench examples
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch]
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch] tests/fuzz/*.[ch]
 
 check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; the protocols' models, exhaustively
 	@mkdir -p build/native
@@ -81,6 +81,10 @@ check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; 
 			if [ $$kind = thread ] && echo " $(FORKING) " | grep -q " $$t "; then continue; fi; \
 			$(CC) $(CFLAGS_CHECK) $$flags tests/native/test_$$t.c build/native/$$kind/*.o -o build/native/$$t -lpthread || exit 1; \
 			echo "-- $$t ($$kind)"; timeout 300 build/native/$$t > build/native/$$t.log 2>&1 || { cat build/native/$$t.log; exit 1; }; done; done
+	@for t in attach registry objects; do \
+		$(CC) $(CFLAGS_CHECK) -fsanitize=address,undefined -fno-sanitize-recover=all tests/fuzz/fuzz_$$t.c tests/fuzz/replay.c \
+			build/native/address,undefined/*.o -o build/native/fuzz_$$t -lpthread || exit 1; \
+		echo "-- kept inputs of fuzz $$t"; timeout 120 build/native/fuzz_$$t tests/fuzz/corpus/$$t || exit 1; done
 
 # Compiled for aarch64 and run under qemu's user mode: other calls of the system, another compiler, other sizes. It proves nothing about
 # the order of memory accesses: qemu runs the guest's on this processor, and x86's order is stronger than aarch64's. What it cannot do
@@ -104,6 +108,12 @@ inject: $(VENV)/test.stamp  ## each call of the system fails once, in every oper
 
 mutants: | $(BIN)/python  ## each named mistake in the C source must be noticed by a test; MUTANT=name for one
 	$(BIN)/python tests/native/mutants.py $(MUTANT)
+
+SECONDS ?= 60
+FUZZ ?=
+fuzz: $(VENV)/test.stamp  ## coverage-guided, SECONDS=60 each target; FUZZ='--targets wire plain' for a part; needs clang, llvm, atheris
+	$(PIP) install '.[fuzz]'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(FUZZ)
 
 $(VENV)/bench.stamp: $(VENV)/test.stamp
 	$(PIP) install '.[bench]'

@@ -1,0 +1,87 @@
+"""Envelopes of messages between ranks: what lies in an inbox is overwritten, then read, by the short way and the long one."""
+
+import ctypes
+import pickle
+import threading
+from typing import Any
+
+import copyless
+from copyless.comm import _inbox
+from copyless.errors import CopylessError
+from tests.faults.wild_words import chunk_of
+
+ENVELOPE, RECORD = 32, 16
+# What could call something in a pickle: those bytes are not let in.
+CALLS = bytes.maketrans(b"ciRob\x81\x92\x93\x82\x83\x84QP", b"NNNNNNNNNNNNN")
+REFUSED = (CopylessError, ValueError)
+PICKLE = (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, *REFUSED)
+
+
+def side(queues: list[Any], rank: int) -> Any:
+    return _inbox.Inbox(queues, rank, lambda parcel: None, {}, {}, threading.Condition(), False)
+
+
+class Place:
+    """A group of two, made anew when its queue has been damaged beyond use."""
+
+    def __init__(self) -> None:
+        self.queues = [copyless.SimpleQueue(), copyless.SimpleQueue()]
+        self.mine, self.theirs = side(self.queues, 0), side(self.queues, 1)
+        self.number = 0
+
+    def put(self, nbytes: int) -> int:
+        """Send a message of so many bytes; the address of its record."""
+        self.number += 1
+        mark = b"mark%08d" % self.number
+        self.theirs.send(mark + b"x" * nbytes, 0, 7, 1, 3, 0)
+        chunk = chunk_of(self.queues[0])
+        at = ctypes.string_at(chunk, 65536).find(mark)
+        if at < 0:
+            raise LookupError
+        envelope = ctypes.string_at(chunk, at).rfind(b"\x45\x00\x00\x00\x01\x00\x00\x00")
+        return chunk + envelope - RECORD
+
+
+place: Place | None = None
+
+
+def test_one_input(data: bytes) -> None:
+    global place
+    if len(data) < 2:
+        return
+    if place is None or place.number > 200:
+        place = Place()
+    how, data = data[0], data[1:]
+    try:
+        record = place.put(len(data))
+    except (*REFUSED, LookupError):
+        place = None
+        return
+    envelope, rest = data[:ENVELOPE], data[ENVELOPE:].translate(CALLS)
+    if how & 1:  # only what follows the mark
+        envelope = b"\x45\x00\x00\x00" + envelope[4:]
+    if how & 2:
+        envelope = b""
+    ctypes.memmove(record + RECORD, envelope, len(envelope))
+    if rest:
+        ctypes.memmove(record + RECORD + ENVELOPE, rest, len(rest))
+    if how & 4:  # it says that it is longer or shorter, or has holds in it
+        ctypes.memmove(record + 4, data[:4], 4)
+    if how & 8:
+        ctypes.memmove(record + 8, data[:2], 2)
+    try:
+        parcel = place.mine.next(0.02)
+        if parcel is not None:
+            _ = parcel.context, parcel.source, parcel.tag, parcel.number, parcel.sender, parcel.nbytes
+            assert parcel.number == 0 or 0 <= parcel.sender < 2
+            try:
+                parcel.open()
+            except PICKLE:
+                pass
+    except REFUSED:
+        place = None if how & 12 else place
+    if how & 12:
+        place = None
+
+
+FILES = ["copyless/comm/_inbox.pyx"]

@@ -1,0 +1,44 @@
+/* Runs kept inputs through a target, without libFuzzer: any compiler will do. */
+#include "fuzz.h"
+
+static void run(const char *path)
+{
+    FILE *f = fopen(path, "rb");
+    MUST(f != NULL);
+    uint8_t *data = malloc(1 << 20);
+    MUST(data != NULL);
+    size_t n = fread(data, 1, 1 << 20, f);
+    fclose(f);
+    uint8_t *exact = malloc(n + 1); /* so that a read beyond its end is seen */
+    MUST(exact != NULL);
+    memcpy(exact, data, n);
+    free(data);
+    exact = realloc(exact, n != 0 ? n : 1);
+    LLVMFuzzerTestOneInput(exact, n);
+    free(exact);
+}
+
+int main(int argc, char **argv)
+{
+    int n = 0;
+    for (int i = 1; i < argc; i++) {
+        DIR *d = opendir(argv[i]);
+        if (d == NULL) {
+            run(argv[i]);
+            n++;
+            continue;
+        }
+        for (struct dirent *e; (e = readdir(d)) != NULL;) {
+            if (e->d_name[0] != '.') {
+                char path[4096];
+                snprintf(path, sizeof path, "%s/%s", argv[i], e->d_name);
+                alarm(20); /* a hang is a fault */
+                run(path);
+                n++;
+            }
+        }
+        closedir(d);
+    }
+    printf("%d inputs\n", n);
+    return n != 0 ? 0 : 1;
+}
