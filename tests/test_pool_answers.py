@@ -155,6 +155,36 @@ def test_answers_of_a_worker_that_is_killed_in_a_long_task_are_heard_when_it_bre
             results.next(60)
 
 
+def test_an_answer_that_was_written_down_is_heard_before_the_death_behind_it(tmp_path, monkeypatch):
+    """Killed after the answer and before the next task was marked; the parent is too busy to look into the log first."""
+    killed, went_on, me = tmp_path / "killed", copyless.Event(), os.getpid()
+    send, populate = workers._send, workers.Crew.populate
+
+    def send_or_die(*args):
+        if os.getpid() != me and not killed.exists():
+            killed.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(*args)
+
+    def start_slowly(crew, wanted=None):
+        if killed.exists():
+            assert went_on.wait(60)
+        populate(crew, wanted)
+
+    def task(n):
+        if n == 0:
+            time.sleep(0.3)  # until the parent looks less often, and the answer is to be sent at once
+        else:
+            went_on.set()
+        return n * n
+
+    monkeypatch.setattr(workers, "_send", send_or_die)
+    monkeypatch.setattr(workers.Crew, "populate", start_slowly)
+    with Pool(2, context=FORK) as pool:
+        assert pool.map(task, range(4), 4) == [0, 1, 4, 9]
+    assert killed.exists()
+
+
 def test_the_chunks_before_an_error_of_the_input_come_before_it():
     def items():
         yield from range(25)

@@ -991,6 +991,8 @@ class Crew:
             self._fail_all(self.broken)
             return
         bundle = self._await(number, i)
+        if kind == _DIED and bundle is not None and i == bundle.heard:
+            self._hear_logs()  # it had run the task and written the answer down, and died before it marked the next
         if bundle is None or i < bundle.heard:
             return
         if kind == _SEALED:
