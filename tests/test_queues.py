@@ -1076,6 +1076,20 @@ def test_join_sets_aside_what_the_last_consumer_died_with():
     assert [letter.load() for letter in q.dead_letters()] == ["job"]
 
 
+def test_a_shutdown_at_once_keeps_the_dead_letter_that_nobody_has_seen_yet():
+    q = copyless.JoinableQueue(redeliver=True, max_deliveries=1)
+    q.put("poison")
+    pid = os.fork()
+    if pid == 0:
+        q.get(timeout=10)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    q.put("never taken")
+    q.shutdown(immediate=True)
+    q.join(10)
+    assert [letter.load() for letter in q.dead_letters()] == ["poison"]
+
+
 def test_max_deliveries_is_refused_where_it_means_nothing():
     with pytest.raises(ValueError, match="redeliver"):
         copyless.JoinableQueue(max_deliveries=3)

@@ -648,6 +648,51 @@ static void nack_by_who_dies(void)
     CHECK(n > 20);
 }
 
+/* A dead letter is not passed over because another process has the registry's lock for longer than one waits. */
+static void dead_letter_beside_who_holds_the_registry(void)
+{
+    cl_queue_head *h = make(0, CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER, 4);
+    h->head.spare[1] = 1;
+    cl_queue q;
+    int rc, up[2], go[2];
+    uint64_t sequence;
+    uint32_t at = 0, deliveries = 0;
+    char byte = 0;
+    cl_got got;
+    attach(&q, &store, h);
+    put_far(&q, 1, 700);
+    CHECK(get(&q, CL_FOREVER, &rc, &sequence) == 1 && cl_queue_nack(&q, sequence) == CL_OK);
+    CHECK(pipe(up) == 0 && pipe(go) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        cl_store own = {0};
+        close(go[1]);
+        open_store(&own, 7);
+        while (cl_enter(&own, CL_OP_LIST, CL_MAY_WAIT) != CL_OK) {
+        }
+        CHECK(write(up[1], &byte, 1) == 1 && read(go[0], &byte, 1) >= 0);
+        cl_leave(&own);
+        CHECK(cl_store_leave(&own) >= 0);
+        _exit(0);
+    }
+    CHECK(read(up[0], &byte, 1) == 1);
+    CHECK(cl_queue_dead_letter(&q, &at, &got, &deliveries) == CL_AGAIN);
+    CHECK(write(go[1], &byte, 1) == 1);
+    CHECK(ended(child));
+    while ((rc = cl_queue_dead_letter(&q, &at, &got, &deliveries)) == CL_AGAIN) {
+    }
+    CHECK(rc == CL_OK && deliveries == 1 && got.sequence == sequence);
+    release(&store, &got.payload);
+    CHECK(cl_queue_discard(&q, sequence) == CL_OK);
+    for (int i = 0; i < 2; i++) {
+        close(up[i]);
+        close(go[i]);
+    }
+    cl_queue_detach(&q);
+    release(&store, &place);
+}
+
 /* A put that looked at the state before the shutdown, and came behind it. */
 static void put_behind_a_shutdown(void)
 {
@@ -714,6 +759,7 @@ int main(void)
     }
     nack_by_who_dies();
     deserted_by_who_held_the_registry();
+    dead_letter_beside_who_holds_the_registry();
 #endif
     put_behind_a_shutdown();
     CHECK(cl_store_leave(&store) >= 0);

@@ -444,7 +444,7 @@ int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliv
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
     rc = CL_MISSING;
-    for (; rc == CL_MISSING && *at < q->leases; ++*at) {
+    while (rc == CL_MISSING && *at < q->leases) {
         cl_lease *l = &q->head->leases[*at];
         cl_queue_is_orphan(q, l); /* which sets aside what is to be */
         if (atomic_load(&l->owner) == CL_SET_ASIDE) {
@@ -460,6 +460,7 @@ int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliv
                              (unsigned long long)out->nbytes, out->ntokens);
             }
         }
+        *at += rc != CL_AGAIN; /* the registry's lock was not to be had: the same one once more */
     }
     cl_queue_leave(q, &q->head->get, 0);
     return rc;
@@ -502,7 +503,7 @@ static int drop_leases_of_the_dead(cl_queue *q)
 {
     int n = 0;
     for (uint32_t i = 0; i < q->leases; i++) {
-        if (is_orphan(q, &q->head->leases[i])) {
+        if (cl_queue_is_orphan(q, &q->head->leases[i])) { /* what is to be set aside stays, as if it had been before */
             atomic_store(&q->head->leases[i].owner, 0);
             CL_KILL_POINT();
             n++;
