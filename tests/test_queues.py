@@ -1090,6 +1090,27 @@ def test_a_shutdown_at_once_keeps_the_dead_letter_that_nobody_has_seen_yet():
     assert [letter.load() for letter in q.dead_letters()] == ["poison"]
 
 
+def test_who_waits_is_woken_by_what_is_given_back():
+    q = copyless.JoinableQueue(redeliver=True)
+    given, seconds = 0.0, []
+
+    def wait_for_it():
+        q.task_done(q.get(timeout=60))
+        seconds.append(time.monotonic() - given)
+
+    for n in range(20):
+        q.put(("item", n))
+        item = q.get(timeout=10)
+        waiter = threading.Thread(target=wait_for_it)
+        waiter.start()
+        time.sleep(0.01)  # asleep by now, most times
+        given = time.monotonic()
+        q.nack(item)
+        waiter.join()
+    assert len(seconds) == 20
+    assert min(seconds[1:]) < 0.04  # one who is not woken looks again only after 50 ms
+
+
 def test_max_deliveries_is_refused_where_it_means_nothing():
     with pytest.raises(ValueError, match="redeliver"):
         copyless.JoinableQueue(max_deliveries=3)

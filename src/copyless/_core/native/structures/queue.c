@@ -290,6 +290,7 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
         if (rc != CL_OK) {
             return rc;
         }
+        look = q->leases != 0 && cl_queue_is_empty(h); /* woken, and nothing was put: one was given back, maybe */
     }
 }
 
