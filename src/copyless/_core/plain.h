@@ -131,14 +131,15 @@ static int plain_has_metadata(PyObject *o, uint8_t format)
         metadata_name = PyUnicode_InternFromString("metadata");
     }
     PyObject *dtype = dtype_name == NULL || metadata_name == NULL ? NULL : PyObject_GetAttr(o, dtype_name);
-    if (dtype != NULL && format < 128 && known[format] == dtype) {
+    if (dtype != NULL && format < 128 && __atomic_load_n(&known[format], __ATOMIC_RELAXED) == dtype) {
         Py_DECREF(dtype);
         return 0;
     }
     PyObject *metadata = dtype == NULL ? NULL : PyObject_GetAttr(dtype, metadata_name);
     int none = metadata == Py_None;
     if (none && format < 128) {
-        Py_XSETREF(known[format], Py_NewRef(dtype));
+        PyObject *before = __atomic_exchange_n(&known[format], Py_NewRef(dtype), __ATOMIC_ACQ_REL); /* no GIL, maybe */
+        Py_XDECREF(before);
     }
     Py_XDECREF(metadata);
     Py_XDECREF(dtype);
