@@ -998,6 +998,38 @@ def test_get_many_loses_no_good_item_to_a_bad_one():
         q.get_many(block=False)
 
 
+def test_get_many_takes_nothing_that_it_has_no_memory_for():
+    """Each allocation on its way fails once: every item is handed out, lies in the queue, or is told of by an error."""
+    memory = pytest.importorskip("_testcapi")
+    for n in range(40):
+        q = copyless.Queue()
+        for number in range(5):
+            q.put("x" * 300 + str(number))
+        got, told, failed = [], 0, False
+        try:
+            memory.set_nomemory(n, n + 1)
+            try:
+                got = q.get_many(block=False)
+            finally:
+                memory.remove_mem_hooks()
+        except MemoryError:
+            failed = True
+        lie = q.qsize()
+        while len(got) + told < 5:
+            try:
+                got += q.get_many(block=False)
+            except MemoryError:
+                told += 1
+            except queue.Empty:
+                break
+        assert got == sorted(got)
+        assert lie in (0, 5)
+        if not failed:
+            assert len(got) + told == 5
+        elif lie:
+            assert len(got) == 5
+
+
 def test_an_item_that_cannot_be_unpickled_is_set_aside():
     q = copyless.JoinableQueue(redeliver=True, max_deliveries=3)
     q.put(Bad(7))

@@ -243,23 +243,27 @@ cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_
         data, buffers, handles = PACK(obj)
     packed.store = store
     if handles:
-        packed.tokens = <cl_token *>malloc(len(handles) * sizeof(cl_token))
-        if packed.tokens == NULL:
-            take_back(handles)
-            raise MemoryError
-        for i, handle in enumerate(handles):
-            of = token_of(handle, store, &packed.tokens[packed.ntokens])  # a file's handle has none
-            if of == store:
-                packed.ntokens += 1
-            elif of != NULL:
-                if packed.abroad == NULL:
-                    packed.abroad = <Abroad *>malloc(len(handles) * sizeof(Abroad))
+        i = 0
+        try:
+            packed.tokens = <cl_token *>malloc(len(handles) * sizeof(cl_token))
+            if packed.tokens == NULL:
+                raise MemoryError
+            for handle in handles:
+                of = token_of(handle, store, &packed.tokens[packed.ntokens])  # a file's handle has none
+                if of == store:
+                    packed.ntokens += 1
+                elif of != NULL:
                     if packed.abroad == NULL:
-                        take_back(handles[i:])
-                        raise MemoryError
-                packed.abroad[packed.nabroad].store = of
-                packed.abroad[packed.nabroad].token = packed.tokens[packed.ntokens]
-                packed.nabroad += 1
+                        packed.abroad = <Abroad *>malloc(len(handles) * sizeof(Abroad))
+                        if packed.abroad == NULL:
+                            raise MemoryError
+                    packed.abroad[packed.nabroad].store = of
+                    packed.abroad[packed.nabroad].token = packed.tokens[packed.ntokens]
+                    packed.nabroad += 1
+                i += 1
+        except BaseException:
+            take_back(handles[i:])  # the others go with `packed`
+            raise
     n = packed.ntokens * sizeof(cl_token)
     start = n + nlabel
     total = start + len(data)
@@ -735,8 +739,10 @@ cdef class _Queue(Object):
                 if <uint64_t>len(bodies) >= most:
                     break
                 rc = cl_queue_next(&self.q, &got, 0)
-        finally:
-            cl_queue_commit(&self.q)
+        except BaseException:  # there is no room for the copies: all stay where they are
+            self.forget(&got)
+            raise
+        cl_queue_commit(&self.q)
         for body in bodies:
             try:
                 items.append(load(body))
@@ -766,8 +772,10 @@ cdef class _Queue(Object):
     def _numbers(self):
         """(put, taken, bytes that lie in it, spilled, dropped, leases) so far."""
         cdef cl_queue_head *h = <cl_queue_head *>self._need()
-        return (cl_seen64(&h.put.commit) >> 2, cl_seen64(&h.get.commit) >> 2, cl_queue_bytes(h), cl_seen64(&h.spilled), cl_seen64(&h.dropped),
-                max(cl_queue_unfinished(&self.q) - <int64_t>cl_queue_size(h), 0) if self.redelivers else 0)
+        cdef uint64_t unfinished = cl_queue_unfinished(&self.q) if self.redelivers else 0, lie = cl_queue_size(h)
+        cdef uint64_t taken = cl_seen64(&h.get.commit) >> 2  # before `put`, which is never less then
+        return (cl_seen64(&h.put.commit) >> 2, taken, cl_queue_bytes(h), cl_seen64(&h.spilled), cl_seen64(&h.dropped),
+                unfinished - lie if unfinished > lie else 0)  # more may have been put between the two looks
 
     @property
     def _ended(self):
