@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 import weakref
 
@@ -22,6 +23,8 @@ from copyless.errors import (
     WrongProcessError,
 )
 from copyless.memory import Memory
+from copyless.pool import IMapIterator
+from tests.conftest import until
 
 FORK = multiprocessing.get_context("fork")
 HOWS = ["imap", "imap_unordered", "map_async"]
@@ -39,6 +42,12 @@ def results_of(pool, how, function, items, chunksize):
             return got
         except Exception as error:
             got.append(error)
+
+
+def slow_tenth(n):
+    if n % 10 == 0:
+        time.sleep(0.0005)
+    return n
 
 
 def many_kinds(n):
@@ -233,6 +242,54 @@ def test_a_forked_child_gets_none_of_the_results_at_hand():
             os._exit(1)
         assert os.waitpid(pid, 0)[1] == 0
         assert list(results) == list(range(1, 100))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_threads_that_wait_for_one_chunk_share_it_and_all_hear_of_the_end(ordered):
+    results, got = IMapIterator(None, ordered), []
+
+    def take():
+        got.append(next(results, "end"))
+
+    def begin():
+        threads = [threading.Thread(target=take, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: len(results._change._waiters) == 3)
+        return threads
+
+    threads = begin()
+    if ordered:
+        results._tell_done(4, [4, 5, 6])
+    results._tell_done(0, [0, 1, 2, 3])
+    for thread in threads:
+        thread.join(60)
+    assert sorted(got) == [0, 1, 2]
+    assert [results.next(0) for _ in range(1 if not ordered else 4)] == [3, 4, 5, 6][: 1 if not ordered else 4]
+    threads = begin()
+    results._ends(7 if ordered else 4)
+    for thread in threads:
+        thread.join(60)
+    assert got[3:] == ["end"] * 3
+
+
+@pytest.mark.parametrize("how", ["imap", "imap_unordered"])
+def test_threads_that_iterate_together_lose_nothing(how):
+    with Pool(2, context=FORK) as pool:
+        results, got = getattr(pool, how)(slow_tenth, range(500), 10), []
+
+        def take():
+            for value in results:
+                got.append(value)
+                time.sleep(0.0001)
+
+        threads = [threading.Thread(target=take, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert sorted(got) == list(range(500))
+        assert not any(thread.is_alive() for thread in threads)
 
 
 def test_a_result_that_was_taken_is_kept_by_nobody():

@@ -226,7 +226,7 @@ class IMapIterator(_answers.Ready):
     def _ends(self, length: int, error: BaseException | None = None) -> None:
         with self._change:
             self._length, self._error = length, error
-            self._change.notify()
+            self._change.notify_all()
         if error is not None and self._bar is not None:
             self._bar.stop()
 
@@ -242,7 +242,7 @@ class IMapIterator(_answers.Ready):
             return self._makes_room.wait_for(lambda: self._taken >= tasks, seconds)
 
     def _is_there(self) -> bool:
-        if self._at == self._length:
+        if self._at == self._length or self._left():
             return True
         return self._at in self._items if self._ordered else bool(self._arrived)
 
@@ -250,9 +250,12 @@ class IMapIterator(_answers.Ready):
         """The next result, when none is at hand."""
         check_process(self._pid, self, _INSTEAD)
         with self._change:
-            self._count_taken(self._at)
+            self._count_taken(self._at - self._left())
             if not self._change.wait_for(self._is_there, timeout):
                 raise TimeoutError from None
+            if self._left():  # another thread has taken a chunk meanwhile: its rest is for whoever comes next
+                self._change.notify()
+                return self.next(timeout)
             if self._at == self._length:
                 self._pool = None
                 error, self._error = self._error, None
@@ -261,9 +264,13 @@ class IMapIterator(_answers.Ready):
                 raise StopIteration from None
             success, values = self._items.pop(self._at) if self._ordered else self._arrived.popleft()
             self._at += len(values)
-            if success and len(values) > 1:
+            several = success and len(values) > 1
+            if several:
                 self._give(values)  # taken when the next is asked for
-                return self.next()
+            if self._is_there():
+                self._change.notify()  # another thread that waits: nobody else tells it
+            if several:
+                return self.next(timeout)
             self._count_taken(self._at)
         if success:
             return values.pop()

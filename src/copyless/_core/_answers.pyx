@@ -232,6 +232,10 @@ cdef class Ready:
         """Have these values next, which nobody else has."""
         self.values, self.at = values, 0
 
+    def _left(self):
+        """How many are at hand."""
+        return 0 if self.values is None else len(self.values) - self.at
+
     def __iter__(self):
         return self
 
