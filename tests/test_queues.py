@@ -1030,6 +1030,24 @@ def test_get_many_takes_nothing_that_it_has_no_memory_for():
             assert len(got) == 5
 
 
+@pytest.mark.parametrize("make", [copyless.SimpleQueue, copyless.Queue, copyless.JoinableQueue])
+def test_a_forked_child_hears_of_no_bad_item_that_its_parent_took(make):
+    q = make()
+    q.put_many([1, Bad(1)])
+    assert q.get_many() == [1]
+    q.put(2)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if q.get() == 2 else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    with pytest.raises(ZeroDivisionError, match="bad 1"):
+        q.get()
+
+
 def test_an_item_that_cannot_be_unpickled_is_set_aside():
     q = copyless.JoinableQueue(redeliver=True, max_deliveries=3)
     q.put(Bad(7))

@@ -36,6 +36,7 @@ cdef class _Queue(Object):
     cdef uint32_t puts_of  # the lock word of the process that has put by this object
     cdef public bint closed
     cdef list unread  # errors of items that get_many took and could not load
+    cdef int unread_of  # the process that did
     cdef int use(self, uint32_t role) except -1
     cdef int insert(self, cl_item *items, uint32_t n, uint32_t *done, int64_t deadline) except -100
     cdef int refuse(self, int rc) except -1

@@ -15,6 +15,7 @@ from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid
 
 from copyless._core._blocks cimport Block, Object, allocate, is_elsewhere, set_private, stand
 from copyless._core._check cimport check, deadline_of, fail
@@ -616,6 +617,9 @@ cdef class _Queue(Object):
 
     cdef int tell_unread(self) except -1:
         """Raise what the next of the items raised that `get_many` took and could not load."""
+        if self.unread_of != getpid():  # they are the parent's, who hears of them
+            self.unread = None
+            return 0
         error = self.unread.pop(0)
         if not self.unread:
             self.unread = None
@@ -748,7 +752,7 @@ cdef class _Queue(Object):
                 items.append(load(body))
             except BaseException as error:
                 if self.unread is None:
-                    self.unread = []
+                    self.unread, self.unread_of = [], getpid()
                 self.unread.append(error)
         if not items:
             self.tell_unread()
