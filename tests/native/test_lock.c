@@ -161,6 +161,9 @@ int main(void)
     while ((rc = cl_lock(&word, me, deadline, &spin, alive, NULL)) == CL_AGAIN) {
     }
     CHECK(rc == CL_TIMEOUT && cl_monotonic_ns() >= deadline);
+    CHECK(cl_waits()->holder == CL_LOCK_WORD(3u, 3u) && cl_waits()->since_ns >= start);
+    atomic_store(&word, 0); /* got at the next call's first look: nobody is waited for any more */
+    CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OK && cl_waits()->holder == 0);
     atomic_store(&word, CL_LOCK_SLEEP); /* a holder killed between its swap and its wake */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OK);
     cl_unlock(&word);

@@ -2,15 +2,14 @@
 """Blocks of shared memory, what has a life of its own in one, and files mapped as they are."""
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless._core._check cimport check, fail
+from copyless._core._check cimport check, fail, new_wait, served, Wait
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_WAIT_MANY,
+    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOREVER, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_WAIT_MANY,
     cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
@@ -105,12 +104,12 @@ cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
     when its directory was removed. In a given store: on disk then, if CL_STAY is among the flags."""
     cdef cl_store *at = the_store() if store == NULL else store
     cdef cl_block_ref ref
+    cdef Wait wait = new_wait()
     cdef int rc = cl_alloc(at, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE | CL_STAY), &ref)
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_alloc(at, nbytes, CL_MAY_WAIT | flags, &ref)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     if rc == CL_REMOVED and store == NULL and RENEW is not None:
         RENEW()
         return allocate(NULL, nbytes, flags)

@@ -1,8 +1,11 @@
 # From a result of the C library to an exception. All of this is inline: each module asks the copy of the library that is linked
-# into it for the error of the call that it made itself.
-from libc.stdint cimport int64_t
+# into it for the error of the call that it made itself, and for whom that call has waited.
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int64_t, uint32_t
 
-from copyless._core.c_library cimport CL_FOREVER, CL_OK, cl_error, cl_last_error, cl_monotonic_ns
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_FOREVER, CL_OK, CL_TIMEOUT, cl_error, cl_last_error, cl_monotonic_ns, cl_waiting, cl_waits,
+)
 
 
 cdef inline int fail(int rc) except -1:
@@ -35,3 +38,45 @@ cdef inline int64_t deadline_of(timeout) except -1:
     if seconds > 9e9:
         return CL_FOREVER
     return cl_monotonic_ns() + <int64_t>(seconds * 1e9)
+
+
+# A call that waits does so in slices, without the GIL:
+#
+#     rc = cl_something(..., 0)
+#     while rc == CL_AGAIN:
+#         with nogil:
+#             rc = cl_something(..., CL_MAY_WAIT)
+#         rc = served(&wait, rc, deadline)
+
+cdef struct Wait:  # of one call, slice by slice
+    uint32_t holder  # for whom it waits, as a lock word; 0: for nobody
+    int64_t since_ns
+    int64_t tell_ns  # when that is told
+
+
+cdef inline Wait new_wait() noexcept nogil:
+    return Wait(0, 0, 0)
+
+
+cdef inline int served(Wait *wait, int rc, int64_t deadline_ns, bint users=False) except -100:
+    """The result of a slice, after what is due between two slices: signals are served, and whoever holds the call up is told.
+
+    CL_AGAIN becomes CL_TIMEOUT when the deadline has passed (CL_FOREVER: the C library looks at it). `users`: the lock may be
+    held for as long as its user likes, so its holder is told only when it is stopped.
+    """
+    cdef cl_waiting *waits
+    cdef int64_t now
+    if rc != CL_AGAIN:
+        return rc
+    waits = cl_waits()
+    now = cl_monotonic_ns()
+    if waits.holder == 0:
+        wait.holder = 0
+    elif waits.holder != wait.holder:
+        wait.holder, wait.since_ns, wait.tell_ns = waits.holder, waits.since_ns, waits.since_ns + 1000000000
+    elif now >= wait.tell_ns:
+        from copyless._core.waiting import tell
+        wait.tell_ns = CL_FOREVER if tell(waits.pid, (now - wait.since_ns) * 1e-9, users) else now + 1000000000
+    waits.holder = 0  # of this slice; the next one says anew
+    PyErr_CheckSignals()
+    return CL_TIMEOUT if deadline_ns != CL_FOREVER and now >= deadline_ns else rc

@@ -1,7 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
 """The bytes of a handle: where something lies in shared memory, made and read. What follows the first part is said in `copyless.storage.handles`."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
@@ -9,10 +8,10 @@ from libc.string cimport memcpy, memset
 import struct
 
 from copyless._core._blocks cimport Block, stand
-from copyless._core._check cimport check
+from copyless._core._check cimport check, new_wait, served, Wait
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_mail, cl_send, cl_store,
+    CL_AGAIN, CL_BLOCKS, CL_FOREVER, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_mail, cl_send, cl_store,
     cl_token, cl_unsend,
 )
 
@@ -114,6 +113,7 @@ cdef int post(cl_store *store, uint32_t segment, uint32_t index, bint draft, uns
 cdef int find_block(const void *address, uint64_t nbytes, cl_block_ref *ref, cl_store **store) except -1:
     """As cl_find_any, waiting without the GIL; raises for memory that an unregistered fork inherited."""
     cdef cl_store *newest = the_store()
+    cdef Wait wait = new_wait()
     cdef int rc
     if not newest.open and newest.older == NULL and not newest.orphan:
         return 0
@@ -121,6 +121,7 @@ cdef int find_block(const void *address, uint64_t nbytes, cl_block_ref *ref, cl_
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_find_any(newest, address, nbytes, CL_MAY_WAIT, ref, store)
+        rc = served(&wait, rc, CL_FOREVER)
     if rc == 3:
         raise WrongProcessError(
             "this memory is the parent's: this forked child could not be registered. Copy it, or fork with more "
@@ -147,6 +148,7 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
     cdef cl_store *store
     cdef cl_block_ref ref
     cdef cl_address out
+    cdef Wait wait = new_wait()
     cdef int rc = find_block(<void *>address, nbytes, &ref, &store)
     if rc != 1 and not (rc == 2 and kind == OBJECT):
         return None
@@ -155,8 +157,7 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
         while rc == CL_AGAIN:
             with nogil:
                 rc = post(store, ref.segment, ref.index, message == 2, CL_MAY_WAIT, &out)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
     else:
         memset(&out, 0, sizeof(out))
@@ -181,6 +182,7 @@ cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except?
     """
     cdef Wire w
     cdef cl_store *store = queues
+    cdef Wait wait = new_wait()
     cdef int rc
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
     memset(token, 0, sizeof(cl_token))
@@ -195,6 +197,7 @@ cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except?
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_mail(store, w.hold, w.nonce, CL_MAY_WAIT)
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
     return store
 
@@ -211,6 +214,7 @@ cdef object load_block(bytes handle, Wire *w):
     cdef cl_store *store = the_store()
     cdef cl_address a
     cdef cl_block_ref ref
+    cdef Wait wait = new_wait()
     cdef int rc
     if not store.open:
         return "closed"
@@ -235,8 +239,7 @@ cdef object load_block(bytes handle, Wire *w):
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_load(store, &a, CL_MAY_WAIT, &ref)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     block = stand(store, &ref, ref.capacity)
     if w.nbytes > ref.capacity or w.offset > ref.capacity - w.nbytes:
@@ -302,13 +305,14 @@ def unsend(bytes handle):
     """Drop the hold of a message that will not be sent."""
     cdef cl_store *store
     cdef Wire w
-    cdef int rc
+    cdef int rc, slices = 0
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
     store = store_of(w.registry)
     if store == NULL:
         return
     rc = cl_unsend(store, w.hold, w.nonce, 0)
-    while rc == CL_AGAIN:
+    while rc == CL_AGAIN and slices < 20:  # put off after one slice, unless no memory is left for that
+        slices += 1
         with nogil:
             rc = cl_unsend(store, w.hold, w.nonce, CL_MAY_WAIT)
 

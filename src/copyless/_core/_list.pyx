@@ -5,13 +5,12 @@ What it means to its users, names and documents, is in `copyless.shared_memory`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from copyless._core._check cimport check, fail
+from copyless._core._check cimport check, fail, new_wait, served, Wait
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_FOREVER, CL_FULL, CL_OK, CL_STALE, cl_last_error, cl_list, cl_list_begin, cl_list_bytes, cl_list_check, cl_list_get, cl_list_set,
@@ -183,6 +182,7 @@ cdef class _Slots:
         cdef uint64_t size = 0 if only_kind else SHORT
         cdef cl_value v
         cdef double real
+        cdef Wait wait = new_wait()
         cdef int rc
         held = None
         while True:
@@ -190,8 +190,7 @@ cdef class _Slots:
             while rc == CL_AGAIN:
                 with nogil:
                     rc = cl_list_get(self.store, self.list, self.capacity, self.n, at, &v, room, size, CL_FOREVER)
-                if rc == CL_AGAIN:
-                    PyErr_CheckSignals()
+                rc = served(&wait, rc, CL_FOREVER)
             if rc != CL_FULL or only_kind:
                 break
             size = v.length
@@ -229,6 +228,7 @@ cdef class _Slots:
         cdef cl_value v
         cdef const void *source = NULL
         cdef uint64_t room
+        cdef Wait wait = new_wait()
         cdef int rc
         held = describe(value, &v)
         if self.view.readonly:
@@ -242,8 +242,7 @@ cdef class _Slots:
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_list_set(self.store, self.list, self.capacity, self.n, at, &v, source, CL_FOREVER)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
         return 0
 

@@ -6,11 +6,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from copyless._core._blocks cimport Block
-from copyless._core._check cimport check
+from copyless._core._check cimport check, new_wait, served, Wait
 from copyless._core._handles cimport wire_of_memory
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_EXISTS, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_control, cl_lookup, cl_monotonic_ns, cl_named, cl_peek, cl_publish, cl_seen, cl_spin, cl_store,
+    CL_AGAIN, CL_EXISTS, CL_FOREVER, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_control, cl_lookup, cl_monotonic_ns, cl_named, cl_peek, cl_publish, cl_seen, cl_spin, cl_store,
     cl_unpublish, cl_wait,
 )
 
@@ -18,13 +18,13 @@ from copyless._core.c_library cimport (
 def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length, bint persist):
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_publish(block.store, text, n, block.ref.segment, block.ref.index, spec_offset, spec_length, persist,
                             CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     if rc == CL_EXISTS:
         return False
     check(rc)
@@ -37,14 +37,14 @@ def lookup(bytes name):
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
     cdef cl_named found
+    cdef Wait wait = new_wait()
     cdef int rc
     while True:
         rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_lookup(store, text, n, CL_MAY_WAIT, &found)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc != CL_MISSING or store.older == NULL or not store.older.open:
             break
         store = store.older
@@ -58,14 +58,14 @@ def unpublish(bytes name):
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
+    cdef Wait wait = new_wait()
     cdef int rc
     while True:
         rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_unpublish(store, text, n, CL_MAY_WAIT)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc != CL_MISSING or store.older == NULL or not store.older.open:
             break
         store = store.older
@@ -78,12 +78,12 @@ def unpublish(bytes name):
 def names_seq():
     cdef cl_store *store = the_store()
     cdef cl_control c
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_peek(store, &c, CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     return cl_seen(&c.names_seq)
 
@@ -92,11 +92,13 @@ def wait_for_name(uint32_t seen, double seconds):
     """Wait until a name is published after `names_seq()` was `seen`, at most `seconds`; serves signals."""
     cdef cl_store *store = the_store()
     cdef cl_spin spin
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     cdef int64_t deadline = cl_monotonic_ns() + <int64_t>(seconds * 1e9)
     memset(&spin, 0, sizeof(spin))
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_wait(&store.control.names_seq, seen, deadline, &spin)
-        PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
+    PyErr_CheckSignals()
     return rc == CL_OK

@@ -5,9 +5,9 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from copyless._core._blocks cimport Mapping
-from copyless._core._check cimport check
+from copyless._core._check cimport check, new_wait, served, Wait
 from copyless._core._store cimport scan, the_store
-from copyless._core.c_library cimport CL_AGAIN, CL_MAY_WAIT, cl_capacity_check, cl_posix_forget, cl_store
+from copyless._core.c_library cimport CL_AGAIN, CL_FOREVER, CL_MAY_WAIT, cl_capacity_check, cl_posix_forget, cl_store
 
 cdef extern from "fcntl.h" nogil:
     int c_open "open"(const char *path, int flags, ...)
@@ -82,12 +82,14 @@ def posix_forget(bytes name, uint64_t device, uint64_t inode):
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
+    cdef Wait wait = new_wait()
     cdef int rc
     while store != NULL and store.open:  # those of directories that were removed, too
         rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_posix_forget(store, text, n, device, inode, CL_MAY_WAIT)
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
         store = store.older
 

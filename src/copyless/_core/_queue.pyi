@@ -10,6 +10,7 @@ LEASE_BYTES: int
 LEASES: int
 JOINABLE: int
 REDELIVER: int
+NAMED: int
 NOTHING_HERE: Any
 
 def know(

@@ -9,7 +9,6 @@ array; or, when large buffers go beside the pickle, 67 as 32 bits, their number,
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -18,7 +17,7 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
 from copyless._core._blocks cimport Block, Object, allocate, is_elsewhere, set_private, stand
-from copyless._core._check cimport check, deadline_of, fail
+from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
 from copyless._core._pickles cimport is_sound
@@ -194,13 +193,16 @@ cdef class Packed:
 
 
 cdef void unsend(cl_store *store, const cl_token *tokens, uint32_t n) noexcept:
+    # Put off after one slice in which the registry's lock is not to be had, unless no memory is left for that: then the hold
+    # goes with this process.
     cdef uint32_t i
-    cdef int rc
+    cdef int rc, failed = 0
     for i in range(n):
         rc = cl_unsend(store, tokens[i].hold, tokens[i].nonce, 0)
-        while rc == CL_AGAIN:
+        while rc == CL_AGAIN and failed < 20:
             with nogil:
                 rc = cl_unsend(store, tokens[i].hold, tokens[i].nonce, CL_MAY_WAIT)
+            failed += rc == CL_AGAIN
 
 
 cdef size_t dump_plain(obj, uint8_t *out, size_t room):
@@ -436,14 +438,15 @@ cdef class _Queue(Object):
 
     cdef int insert(self, cl_item *items, uint32_t n, uint32_t *done, int64_t deadline) except -100:
         """CL_OK or CL_TIMEOUT."""
+        cdef Wait wait = new_wait()
         cdef int rc
         self.use(CL_ROLE_PUTS)
         rc = cl_queue_put(&self.q, items, n, done, 0, 0)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_put(&self.q, items, n, done, deadline, CL_MAY_WAIT)
+            rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
-                PyErr_CheckSignals()
                 self.use(CL_ROLE_PUTS)
         if cl_seen64(&self.q.head.spilled) != 0:
             tell(self.store.adrift != 0)
@@ -565,6 +568,7 @@ cdef class _Queue(Object):
 
     cdef int begin(self, int64_t deadline, cl_got *got, bint ends=False) except -100:
         """CL_OK: `got` is what is taken, under the lock unless it is `settled`; `finish` comes next. CL_TIMEOUT: there is nothing."""
+        cdef Wait wait = new_wait()
         cdef int rc, slices = 0, deserted = 0
         cdef bint late
         cdef int64_t begun
@@ -604,7 +608,7 @@ cdef class _Queue(Object):
                 self.refuse(rc)
             if late and cl_queue_is_late(begun, deadline):  # the item is still there; the registry's lock was not to be had
                 return CL_TIMEOUT
-            PyErr_CheckSignals()
+            served(&wait, CL_AGAIN, CL_FOREVER)
             self.use(CL_ROLE_GETS)
             slices += 1
             if deadline == CL_FOREVER and slices % 4 == 0:
@@ -800,13 +804,13 @@ cdef class _Queue(Object):
 
     def _nack(self, uint64_t sequence):
         """Whether it was this process's, and is given back now."""
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_nack(&self.q, sequence)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_MISSING:
             return False
         check(rc)
@@ -814,13 +818,13 @@ cdef class _Queue(Object):
 
     def _discard(self, uint64_t sequence):
         """Whether there was such a dead letter."""
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_discard(&self.q, sequence)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_MISSING:
             return False
         check(rc)
@@ -830,14 +834,15 @@ cdef class _Queue(Object):
         """[(sequence, deliveries, its bytes, how many tokens they begin with)]."""
         cdef uint32_t at = 0, deliveries = 0
         cdef cl_got got
+        cdef Wait wait = new_wait()
         cdef int rc
         found = []
         self._need()
         while True:
             with nogil:
                 rc = cl_queue_dead_letter(&self.q, &at, &got, &deliveries)
+            rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
-                PyErr_CheckSignals()
                 continue
             if rc == CL_MISSING:
                 return found
@@ -850,13 +855,13 @@ cdef class _Queue(Object):
         return unpack(self.store, bytearray(data), ntokens, 0)
 
     def _done(self, uint64_t sequence):
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_done(&self.q, sequence)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_MISSING:
             return False
         check(rc)
@@ -870,13 +875,13 @@ cdef class _Queue(Object):
         """0: all is acknowledged; n: that many died with their consumers; -1: the time is over."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint64_t lost = 0
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_join(&self.q, deadline, &lost)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_OK:
             return 0
         if rc == CL_OWNER_DIED:
@@ -886,13 +891,13 @@ cdef class _Queue(Object):
         fail(rc)
 
     def _shut(self, bint now):
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_queue_shut(&self.q, now)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
 
     # ---- what an event loop sleeps on

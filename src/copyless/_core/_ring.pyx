@@ -5,15 +5,14 @@ What the classes mean to their users, names and documents, is in `copyless.rings
 """
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from copyless._core._blocks cimport Block, Object, is_elsewhere, set_private
-from copyless._core._check cimport check, deadline_of, fail
+from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
+    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_FOREVER, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
     CL_RING_READERS, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy, cl_frame, cl_reader, cl_ring,
     cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last,
     cl_ring_latest, cl_ring_next, cl_ring_publish, cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen,
@@ -180,14 +179,15 @@ cdef class _Ring(Object):
         cdef int64_t deadline = deadline_of(timeout), since = 0
         cdef uint32_t slot = 0
         cdef Claim claim
+        cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
         rc = cl_ring_claim(&self.r, 0, 0, &since, &slot)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_claim(&self.r, deadline, CL_MAY_WAIT, &since, &slot)
+            rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
-                PyErr_CheckSignals()
                 self.be_open()
         if rc == CL_TIMEOUT:
             return None
@@ -201,14 +201,15 @@ cdef class _Ring(Object):
         """(loan, sequence number, nanoseconds, 0), or None."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef cl_frame frame
+        cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
         rc = cl_ring_latest(&self.r, after, 0, 0, &frame)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_latest(&self.r, after, deadline, CL_MAY_WAIT, &frame)
+            rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
-                PyErr_CheckSignals()
                 self.be_open()
         if rc == CL_TIMEOUT:
             return None
@@ -249,14 +250,15 @@ cdef class _Ring(Object):
     def _next(self, uint32_t reader, timeout):
         cdef int64_t deadline = deadline_of(timeout)
         cdef cl_frame frame
+        cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
         rc = cl_ring_next(&self.r, reader, 0, 0, &frame)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_ring_next(&self.r, reader, deadline, CL_MAY_WAIT, &frame)
+            rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
-                PyErr_CheckSignals()
                 self.be_open()
         if rc == CL_TIMEOUT:
             return None

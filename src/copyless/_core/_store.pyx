@@ -5,14 +5,13 @@ Fast calls keep the GIL and try the locks once; only when one is taken, or a seg
 go and wait in slices, serving signals between them. So do all other bindings. When it is opened is said in `copyless.storage.store`.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport atexit, calloc, free
 from libc.string cimport memcpy, memset
 
-from copyless._core._check cimport check
+from copyless._core._check cimport check, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_FS_LOCAL, CL_FS_MEMORY, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT,
+    CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_FOREVER, CL_FS_LOCAL, CL_FS_MEMORY, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT,
     CL_NAME_ARRAY, CL_NAME_FREE, CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE,
     CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_filesystem_of,
     cl_fork_hold, cl_fork_release, cl_hold, cl_hold_drop, cl_identity, cl_leave, cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek,
@@ -117,12 +116,12 @@ def look():
     """Look whether the open store's directory is still there; what `serves` says is then up to date."""
     cdef cl_store *store = current
     cdef cl_control c
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN if store.open else CL_OK
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_peek(store, &c, CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
 
 
@@ -166,40 +165,48 @@ def is_orphan():
 cpdef scan(bint force=False):
     """Take back what the dead held; unless forced, only if nobody did a moment ago."""
     cdef cl_store *store = the_store()
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_enter(store, CL_OP_REAP, CL_MAY_WAIT)
             if rc == CL_OK:
-                cl_scan(store, CL_SCAN_FORCE if force else 0, NULL)
-                cl_leave(store)
+                rc = cl_scan(store, CL_SCAN_FORCE if force else 0, NULL)  # CL_AGAIN: not to its end
+                cl_leave_keeping_error(store)
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
 
 
 def reap():
     """Take back what dead processes held: {'owners', 'blocks', 'segments', 'messages'} as counts."""
     cdef cl_store *store = the_store()
-    cdef cl_reaped reaped
+    cdef cl_reaped reaped, all
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
+    memset(&all, 0, sizeof(all))
     while rc == CL_AGAIN:
+        memset(&reaped, 0, sizeof(reaped))
         with nogil:
             rc = cl_reap(store, CL_MAY_WAIT, &reaped)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        all.owners += reaped.owners  # of each part, where the lock was lost in between
+        all.blocks += reaped.blocks
+        all.segments += reaped.segments
+        all.messages += reaped.messages
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
-    return {"owners": reaped.owners, "blocks": reaped.blocks, "segments": reaped.segments, "messages": reaped.messages}
+    return {"owners": all.owners, "blocks": all.blocks, "segments": all.segments, "messages": all.messages}
 
 
 def trim(uint64_t keep_bytes):
     """Give whole free segments back to the system until at most `keep_bytes` stay warm; bytes given back."""
     cdef cl_store *store = the_store()
     cdef uint64_t freed
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_trim(store, keep_bytes, CL_MAY_WAIT, &freed)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     return freed
 
@@ -207,6 +214,7 @@ def trim(uint64_t keep_bytes):
 def audit():
     """Raise CorruptSegmentError unless every count and list of the registry agrees with what it counts."""
     cdef cl_store *store = the_store()
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
@@ -214,8 +222,7 @@ def audit():
             if rc == CL_OK:
                 rc = cl_audit(store)
                 cl_leave_keeping_error(store)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
 
 
@@ -223,13 +230,13 @@ def statistics():
     """Totals of the registry, without walking it."""
     cdef cl_store *store = the_store()
     cdef cl_control c
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     # Never is the GIL waited for while the tables are held: the fork handler wants both.
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_peek(store, &c, CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     return {"total_bytes": c.total_bytes, "warm_bytes": c.warm_bytes, "messages": c.messages, "persistent": c.persistent,
             "deaths": c.deaths, "deaths_in_operation": c.deaths_in_op, "recoveries": c.recoveries, "heals": c.heals,
@@ -286,12 +293,12 @@ def snapshot():
     """Owners, segments, blocks, holds and names as they are, as lists of dicts."""
     cdef cl_store *store = the_store()
     cdef cl_snapshot all
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_snapshot_take(store, &all, CL_MAY_WAIT)
-        if rc == CL_AGAIN:
-            PyErr_CheckSignals()
+        rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     try:
         return listing(store, &all)
@@ -302,6 +309,7 @@ def snapshot():
 def drop_message(uint32_t index):
     """End a message's hold, as the end of its family or of its time does; other holds are left alone."""
     cdef cl_store *store = the_store()
+    cdef Wait wait = new_wait()
     cdef int rc = CL_AGAIN
     while rc == CL_AGAIN:
         with nogil:
@@ -311,4 +319,5 @@ def drop_message(uint32_t index):
                 if index < store.control.holds_high and store.holds[index].kind == CL_HOLD_MESSAGE:
                     rc = cl_hold_drop(store, index)
                 cl_leave(store)
+        rc = served(&wait, rc, CL_FOREVER)
     return rc == CL_OK

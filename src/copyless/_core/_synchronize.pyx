@@ -3,12 +3,11 @@
 
 What the classes mean to their users, names and documents, is in `copyless.synchronize`.
 """
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from copyless._core._blocks cimport Block, Object, is_elsewhere
-from copyless._core._check cimport check, deadline_of, fail
+from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
     CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
@@ -89,12 +88,12 @@ cdef class _Lock(_Sync):
 
     cdef bint got(self, int rc, int64_t deadline, bint keep) except -1:
         """Go on from what the first try gave."""
+        cdef Wait wait = new_wait()
         if rc == CL_AGAIN and deadline != 0:
             while rc == CL_AGAIN:
                 with nogil:
                     rc = self.once(deadline)
-                if rc == CL_AGAIN:
-                    PyErr_CheckSignals()
+                rc = served(&wait, rc, CL_FOREVER, True)
         if rc == CL_OK:
             self.recovered = False
             return True
@@ -243,14 +242,14 @@ cdef class _Semaphore(_Sync):
         return cl_sem_acquire(<cl_semaphore *>self.head, deadline, &self.spin)
 
     cdef bint get(self, int64_t deadline) except -1:
+        cdef Wait wait = new_wait()
         cdef int rc
         self._need()
         rc = self.once(0)
         while rc == CL_AGAIN and deadline != 0:
             with nogil:
                 rc = self.once(deadline)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_OK:
             self.recovered = False
             return True
@@ -267,12 +266,12 @@ cdef class _Semaphore(_Sync):
 
     cdef int give_back(self) except -100:
         """One permit of a robust semaphore."""
+        cdef Wait wait = new_wait()
         cdef int rc = cl_robust_release(self.store, &self.o)
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_robust_release(self.store, &self.o)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         return rc
 
     def acquire(self, block=True, timeout=None):
@@ -343,14 +342,14 @@ cdef class _Event(_Sync):
     def wait(self, timeout=None):
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t seen = 0
+        cdef Wait wait = new_wait()
         cdef int rc
         self._need()
         rc = cl_event_wait(<cl_event *>self.head, &seen, 0, &self.spin)
         while rc == CL_AGAIN and deadline != 0:
             with nogil:
                 rc = cl_event_wait(<cl_event *>self.head, &seen, deadline, &self.spin)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         return rc == CL_OK
 
     def _try(self, bint slept):
@@ -377,6 +376,7 @@ cdef class _Condition(_Sync):
         """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
+        cdef Wait wait = new_wait()
         cdef int rc = cl_condition_begin(self.store, &self.o, &entry)
         cdef bint notified = False
         check(rc)
@@ -386,8 +386,7 @@ cdef class _Condition(_Sync):
             while rc == CL_AGAIN:
                 with nogil:
                     rc = cl_condition_wait(self.store, &self.o, entry, deadline, &self.spin)
-                if rc == CL_AGAIN:
-                    PyErr_CheckSignals()
+                rc = served(&wait, rc, CL_FOREVER)
         finally:
             notified = cl_condition_end(&self.o, entry)
             lock._acquire_restore(depth)
@@ -405,6 +404,7 @@ cdef class _RWLock(_Sync):
 
     def _get(self, bint write, timeout):
         cdef int64_t deadline = deadline_of(timeout)
+        cdef Wait wait = new_wait()
         cdef int rc
         self._need()
         rc = self.once(write, -1 if timeout is not None and timeout < 0 else 0)
@@ -412,8 +412,7 @@ cdef class _RWLock(_Sync):
             while rc == CL_AGAIN and deadline != 0:
                 with nogil:
                     rc = self.once(write, deadline)
-                if rc == CL_AGAIN:
-                    PyErr_CheckSignals()
+                rc = served(&wait, rc, CL_FOREVER)
         except BaseException:
             if write:
                 self.forget_writing()
@@ -461,13 +460,13 @@ cdef class _RWLock(_Sync):
         self.forget_writing()
 
     def _let_go(self, bint write):
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_rw_release(self.store, &self.o, write)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_MISSING:
             raise ValueError(f"this process does not hold the lock for {'writing' if write else 'reading'}")
         check(rc)
@@ -480,13 +479,13 @@ cdef class _Barrier(_Sync):
         """(entry, index), None when it is broken, or False when the time is over."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0, index = 0
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_arrive(self.store, &self.o, &entry, &index, deadline)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         if rc == CL_OK:
             return entry, index
         if rc == CL_CLOSED:
@@ -498,13 +497,13 @@ cdef class _Barrier(_Sync):
     def _wait(self, uint32_t entry, timeout):
         """Whether it was passed; False: it broke."""
         cdef int64_t deadline = deadline_of(timeout)
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         try:
             while rc == CL_AGAIN:
                 with nogil:
                     rc = cl_barrier_wait(self.store, &self.o, entry, deadline)
-                if rc == CL_AGAIN:
-                    PyErr_CheckSignals()
+                rc = served(&wait, rc, CL_FOREVER)
         except BaseException:
             self._break(False)
             cl_barrier_wait(self.store, &self.o, entry, 0)
@@ -516,22 +515,22 @@ cdef class _Barrier(_Sync):
         fail(rc)
 
     def _release(self, uint32_t entry):
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_release(self.store, &self.o, entry)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
 
     def _break(self, bint reset):
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_break(self.store, &self.o, reset)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
 
     @property
@@ -541,13 +540,13 @@ cdef class _Barrier(_Sync):
     @property
     def n_waiting(self):
         cdef uint32_t n = 0
+        cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
         self._need()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_waiting(self.store, &self.o, &n)
-            if rc == CL_AGAIN:
-                PyErr_CheckSignals()
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
         return n
 

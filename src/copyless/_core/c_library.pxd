@@ -44,6 +44,10 @@ cdef extern from "lock.h" nogil:
     ctypedef enum cl_life:
         CL_ALIVE
     void cl_unlock(cl_au32 *word)
+    ctypedef struct cl_waiting:
+        uint32_t holder, pid
+        int64_t since_ns
+    cl_waiting *cl_waits()
 
 cdef extern from "layout.h" nogil:
     enum cl_kind:  # of what lies in a block; Python has the numbers from c_library.pyx

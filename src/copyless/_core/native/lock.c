@@ -32,9 +32,7 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spi
         if ((seen & ~CL_LOCK_SLEEP) == 0) {
             if (take(word, seen, mine)) {
                 CL_KILL_POINT();
-                if (slept) {
-                    cl_waits()->holder = 0;
-                }
+                cl_waits()->holder = 0;
                 return CL_OK;
             }
             continue;

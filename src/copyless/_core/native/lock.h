@@ -45,7 +45,7 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *seen, cl_sp
 
 /* For whom this thread has been waiting since when: the lock word of the holder, who is stopped perhaps. 0: for nobody. */
 typedef struct cl_waiting {
-    uint32_t holder;
+    uint32_t holder; /* who waits slice by slice reads it after each, and puts 0 here */
     uint32_t pid; /* filled in by who knows the owners; 0: not known */
     int64_t since_ns;
 } cl_waiting;

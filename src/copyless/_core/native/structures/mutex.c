@@ -10,7 +10,7 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
 {
     int rc = cl_lock(word, cl_self(store), deadline_ns, spin, life_of, store);
-    if (rc == CL_AGAIN && deadline_ns != 0) {
+    if ((rc == CL_AGAIN || rc == CL_TIMEOUT) && deadline_ns != 0) {
         cl_waits()->pid = cl_owner_pid(store, cl_waits()->holder);
     }
     return rc;
