@@ -23,7 +23,7 @@ def pandas_frame():
         {
             "number": np.arange(N),
             "float32": np.random.default_rng(1).random(N).astype("f4"),
-            "category": pd.Categorical(["u", "v"] * (N // 2)),
+            "category": pd.Categorical.from_codes([0, 1] * (N // 2), pd.Index(["u", "v"], dtype="string[pyarrow]")),
             "zone": pd.date_range("2020", periods=N, freq="s", tz="Europe/Berlin"),
             "text": pd.array([f"行 {i}" for i in range(N)], dtype="string[pyarrow]"),
             "nullable": pd.array([1, None] * (N // 2), dtype="Int64"),
@@ -31,7 +31,7 @@ def pandas_frame():
             "arrow": pd.array(range(N), dtype="int64[pyarrow]"),
             "list": pd.Series([[1, 2]] * N, dtype=pd.ArrowDtype(pa.list_(pa.int64()))),
         },
-        index=pd.MultiIndex.from_arrays([np.arange(N) // 10, [str(i % 10) for i in range(N)]], names=["x", "y"]),
+        index=pd.MultiIndex.from_arrays([np.arange(N) // 10, pd.array([str(i % 10) for i in range(N)], dtype="string[pyarrow]")], names=["x", "y"]),
     )
 
 
