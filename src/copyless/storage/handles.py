@@ -130,8 +130,8 @@ def decode_spec(spec: bytes) -> Spec:
         if ndim > MAX_NDIM or min(shape, default=0) < 0 or start < 0 or dtype.hasobject or dtype.subdtype is not None:
             raise ValueError
         before, after = extent(shape, strides, dtype.itemsize)
-        # Of strides 0 it has more elements than bytes: NumPy must be able to count those, too.
-        if start < before or start + after > _LARGEST or math.prod(shape) * dtype.itemsize > _LARGEST:
+        # Of strides 0, or of elements of no bytes, it may have more elements than NumPy can count.
+        if start < before or start + after > _LARGEST or math.prod(shape) * max(dtype.itemsize, 1) > _LARGEST:
             raise ValueError
     except _DAMAGED:
         raise ValueError("the handle's description of the array is damaged") from None
