@@ -25,7 +25,7 @@ def inside(array: np.ndarray) -> None:
         first = array.__array_interface__["data"][0]
         before, after = handles.extent(array.shape, array.strides, array.dtype.itemsize)
         assert _handles.find(first - before, before + after) is not None, (array.shape, array.strides, array.dtype)
-        if array.nbytes < 1 << 16:
+        if max(array.nbytes, array.size) < 1 << 16:
             array.copy()
 
 
