@@ -532,3 +532,41 @@ def test_a_result_that_finds_no_room_fails_its_task_and_not_its_worker(error, of
         must_refuse[0] = 1
         assert pool.map_async(abs, range(-9000, 0), 9000).get(60) == list(range(9000, 0, -1))
         assert pool.apply_async(accepted, (0,)).get(60) == worker
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no room"), OutOfSharedMemory(28, "no room"), RegistryBusyError("busy"), LimitExceededError("full")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_tasks_that_find_no_room_fail_with_that_and_the_pool_goes_on(tasks, shared, error, monkeypatch):
+    """Also where they name shared memory, whose holds a put that failed has let go."""
+    array, refused = copyless.ones(10), []
+
+    def narrow(name):
+        real = getattr(copyless.JoinableQueue, name)
+
+        def put(self, put):
+            for item in put if name == "put_many" else [put]:
+                if item[0]:
+                    self._pack(item)
+                    if len(refused) < 1 + 2 * tasks:
+                        refused.append(name)
+                        raise type(error)(*error.args)
+            return real(self, put)
+
+        patch.setattr(copyless.JoinableQueue, name, put, raising=False)
+
+    with Pool(1, context=FORK) as pool:
+        with monkeypatch.context() as patch:
+            narrow("put")
+            narrow("put_many")
+            items = [array if shared else 1] * tasks
+            with pytest.raises(type(error), match=str(error.args[-1])):
+                pool.map(np.sum, items, 1)
+            assert refused
+        assert pool.map(np.sum, items, 1) == [10 if shared else 1] * tasks
+        pool.close()
+        pool.join()  # nothing is waited for any more

@@ -560,7 +560,7 @@ class Crew:
         self._ready: set[int] = set()
         self.broken: str | None = None
         self.closing = self.terminating = False
-        self._unsent: list[tuple[Bundle, OutOfSharedMemory]] = []
+        self._unsent: list[tuple[Bundle, Exception]] = []
         self._look = _LOOK
         self._said: deque[Any] = deque()  # to the collector by the other threads, where the queue has no room
         self.pid = os.getpid()
@@ -750,24 +750,25 @@ class Crew:
             items.append((self._number, row, bundle.count, bundle.sealed))
             bundle.sealed = None
         sent = 0
+        # What a put that fails had packed lets go of what it names, and cannot be put again.
+        together = len(items) > 1 and all(type(item[3]) is bytes for item in items)
         try:
-            while sent < len(items):
-                if len(items) == 1:
-                    self.tasks.put(items[0])
-                    return
-                sent += self.tasks.put_many(items[sent:])
+            with contextlib.suppress(Exception):  # each by itself says what is wrong with it
+                while together and sent < len(items):
+                    sent += self.tasks.put_many(items[sent:])
+            for item in items[sent:]:
+                try:
+                    self.tasks.put(item)
+                except ClosedError:
+                    raise
+                except Exception as error:  # whatever it is, only its tasks fail, and nobody waits for them for ever
+                    self._could_not_send(item[0], error)
         except ClosedError:
             if not self.closing and self.broken is None:
                 raise
             # shut down meanwhile: they are in the table, and failed with the rest
-        except OutOfSharedMemory:
-            for item in items[sent:]:
-                try:
-                    self.tasks.put(item)
-                except OutOfSharedMemory as error:
-                    self._could_not_send(item[0], error)
 
-    def _could_not_send(self, number: int, error: OutOfSharedMemory) -> None:
+    def _could_not_send(self, number: int, error: Exception) -> None:
         bundle = self._bundles.pop(number)
         self._rows[bundle.row * _WIDTH + _NUMBER] = 0
         self._free.append(bundle.row)
