@@ -509,13 +509,15 @@ static void kill_everywhere(int kind)
 }
 
 /* shutdown(immediate=True) by a process that is killed in it, at each of its steps: of a queue with items, with items in blocks of
- * their own, and of one that delivers again whose consumer has died. The others' join ends, alone and without a get; so does get. */
-static void shut_by_who_dies(int leases, int by_get)
+ * their own, and of one that delivers again whose consumer has died. The others' join ends, alone and without a get; so does get.
+ * Where items are delivered once, what was taken is a dead letter, at whichever step he died. */
+static void shut_by_who_dies(int leases, int deliveries, int by_get)
 {
     long n = 1;
     for (;; n++) {
         cl_queue_head *h =
             make(0, leases ? CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER : CL_QUEUE_JOINABLE, leases ? 16 : 0);
+        h->head.spare[1] = (uint64_t)deliveries;
         cl_queue q;
         int rc;
         attach(&q, &store, h);
@@ -557,6 +559,18 @@ static void shut_by_who_dies(int leases, int by_get)
         }
         CHECK(cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
         audit(&store);
+        cl_got got;
+        uint32_t at = 0, times = 0;
+        while ((rc = cl_queue_dead_letter(&q, &at, &got, &times)) == CL_AGAIN) {
+        }
+        CHECK(rc == (deliveries ? CL_OK : CL_MISSING));
+        if (deliveries) {
+            CHECK(times == 1 && got.sequence == 0);
+            release(&store, &got.payload);
+            while ((rc = cl_queue_discard(&q, 0)) == CL_AGAIN) {
+            }
+            CHECK(rc == CL_OK && cl_queue_dead_letter(&q, &at, &got, &times) == CL_MISSING);
+        }
         CHECK(cl_queue_shut(&q, 1) == CL_OK && channel_holds() == 1);
         cl_queue_detach(&q);
         release(&store, &place);
@@ -753,9 +767,10 @@ int main(void)
     for (int kind = 0; kind < KINDS; kind++) {
         kill_everywhere(kind);
     }
-    for (int leases = 0; leases < 2; leases++) {
-        shut_by_who_dies(leases, 0);
-        shut_by_who_dies(leases, 1);
+    for (int by_get = 0; by_get < 2; by_get++) {
+        shut_by_who_dies(0, 0, by_get);
+        shut_by_who_dies(1, 0, by_get);
+        shut_by_who_dies(1, 1, by_get);
     }
     nack_by_who_dies();
     deserted_by_who_held_the_registry();
