@@ -570,3 +570,20 @@ def test_tasks_that_find_no_room_fail_with_that_and_the_pool_goes_on(tasks, shar
         assert pool.map(np.sum, items, 1) == [10 if shared else 1] * tasks
         pool.close()
         pool.join()  # nothing is waited for any more
+
+
+def test_an_error_that_names_shared_memory_is_insisted_on():
+    q, tried = copyless.SimpleQueue(), []
+
+    def put(item):
+        if len(tried) < 3:
+            tried.append(q._pack(item))
+            tried[-1] = None  # a put that failed
+            raise OutOfSharedMemory(28, "no room")
+        q.put(item)
+
+    error = ValueError(copyless.ones(1000))
+    workers.insist(put, workers.sealed_error, error)
+    sealed, _ = q.get()
+    assert workers.unseal(sealed).args[0].sum() == 1000
+    assert len(tried) == 3

@@ -264,7 +264,7 @@ class Server:
             if isinstance(error, OSError) and not line.shared:
                 raise
             if isinstance(error, OutOfSharedMemory):  # neither memory nor the disk has room: this call fails, in few bytes
-                workers.insist(line.send, (number, ERROR, (workers.seal(error), str(error))))
+                workers.insist(line.send, lambda failed: (number, ERROR, (workers.seal(failed), str(failed))), error)
             else:
                 line.send((number, UNSERIALIZABLE, f"{_short(result)}: {cause!r}"))
 

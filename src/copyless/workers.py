@@ -411,12 +411,15 @@ def _say_on_board(rows: Any, at: int, mark: int) -> None:
         seconds = min(2 * seconds, 0.01)
 
 
-def insist(put: Any, item: Any, seconds: float = 10.0) -> None:
-    """Put a short item that should not be lost: when there is no room, wait for it for a while."""
+def insist(put: Any, make: Callable[..., Any], *args: Any, seconds: float = 10.0) -> None:
+    """Put a short item that should not be lost: when there is no room, wait for it for a while.
+
+    It is made of `args` for each try: a put that fails lets go of the shared memory that it names.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
-            put(item)
+            put(make(*args))
             return
         except OutOfSharedMemory:
             if time.monotonic() > deadline:

@@ -118,12 +118,12 @@ def _work(ranks: Any, initializer: Any, initargs: Any) -> None:
     """What the other ranks do."""
     from copyless.workers import insist, sealed_error, unseal
 
-    broken = None
+    broken: Exception | None = None
     if initializer is not None:
         try:
             initializer(*initargs)
         except Exception as error:
-            broken = sealed_error(error)
+            broken = error  # sealed for each answer: what it names is let go with the first
     while True:
         task = ranks.recv(None, 0, _TASK)
         if task is None:
@@ -132,7 +132,7 @@ def _work(ranks: Any, initializer: Any, initargs: Any) -> None:
         answer: Any
         try:
             if broken is not None:
-                answer = False, broken
+                answer = False, sealed_error(broken)
             else:
                 function, args, kwargs = unseal(sealed)
                 answer = True, _seal(function(*args, **kwargs))
@@ -141,7 +141,7 @@ def _work(ranks: Any, initializer: Any, initargs: Any) -> None:
         try:
             ranks.send((number, *answer), 0, _ANSWER)
         except OutOfSharedMemory as error:
-            insist(lambda told: ranks.send(told, 0, _ANSWER), (number, False, sealed_error(error)))
+            insist(lambda told: ranks.send(told, 0, _ANSWER), lambda task, failed: (task, False, sealed_error(failed)), number, error)
 
 
 class _Master(Executor):

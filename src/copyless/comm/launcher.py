@@ -184,8 +184,7 @@ def _begin(card: bytes, rank: int, names: list[bytes], parent: int) -> None:
         results.put((rank, True, seal(value)))
     except BaseException as error:
         comm._engine.group.end(rank, DIED)
-        answer = rank, False, sealed_error(error)
-        insist(results.put, answer)
+        insist(results.put, lambda failed: (rank, False, sealed_error(failed)), error)
         return
     comm._engine.close()
 
