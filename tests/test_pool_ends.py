@@ -463,3 +463,42 @@ def test_the_interpreters_exit_with_open_workers_is_quiet(what, method, tmp_path
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 3 if what == "raises" else 0)
+
+
+@pytest.mark.parametrize("make", ["Pool(2, context=FORK)", "ProcessPoolExecutor(2, mp_context=FORK)", "managers.SyncManager()"])
+def test_a_forked_child_that_ends_as_programs_do_leaves_its_parents_processes_alone(tmp_path, make):
+    script = tmp_path / "program.py"
+    script.write_text(
+        f"""
+import multiprocessing, os, sys, time
+from copyless import Pool, ProcessPoolExecutor, managers
+
+FORK = multiprocessing.get_context("fork")
+
+def task(begun, go):
+    open(begun, "x").close()
+    while not os.path.exists(go):
+        time.sleep(0.005)
+    return 7
+
+if __name__ == "__main__":
+    with {make} as made:
+        if hasattr(made, "list"):
+            made = made.list([7])
+            get = lambda: made[0]
+        else:
+            submit = made.submit if hasattr(made, "submit") else lambda f, *args: made.apply_async(f, args)
+            result = submit(task, "begun", "go")
+            get = getattr(result, "result", None) or result.get
+            while not os.path.exists("begun"):
+                time.sleep(0.005)
+        pid = os.fork()
+        if pid == 0:
+            sys.exit()
+        assert os.waitpid(pid, 0)[1] == 0
+        open("go", "x").close()
+        print(get())
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("7\n", "")

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import weakref
 from collections.abc import Callable
+from multiprocessing import process
 from os import getpid
 from typing import Any
 
 from copyless.errors import WrongProcessError
 
-__all__ = ["check_in_children", "check_process"]
+__all__ = ["check_in_children", "check_process", "know_child"]
 
 
 def check_process(maker: int, thing: object, instead: str) -> None:
@@ -61,3 +63,24 @@ def check_in_children(check: Callable[[Any], None], *kinds: type, free: tuple[st
                     setattr(kind, name, property(guarded(value.fget), value.fset, value.fdel, value.__doc__))
 
     os.register_at_fork(after_in_child=in_child)
+
+
+_children: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def know_child(child: Any) -> None:
+    """Say that a `multiprocessing.Process` is this process's alone.
+
+    In a child made by `os.fork`, multiprocessing would take it for the child's own when that ends: terminate it when it is a
+    daemon, a worker of the parent's pool, and fail to join it.
+    """
+    _children.add(child)
+
+
+def _forget_children() -> None:
+    known: set[Any] = getattr(process, "_children", set())
+    known.difference_update(_children)
+    _children.clear()
+
+
+os.register_at_fork(after_in_child=_forget_children)

@@ -40,7 +40,7 @@ import numpy as np
 
 from copyless import _loaders, arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
 from copyless._core import _posix
-from copyless._one_process import check_process
+from copyless._one_process import check_process, know_child
 from copyless.errors import ClosedError, ForeignHostError, OutOfSharedMemory, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (
@@ -768,6 +768,7 @@ class BaseManager:
         self._process = self._ctx.Process(target=_loaders.serve_manager, args=(type(self), tuple(run), writer, initializer, initargs))
         ident = ":".join(str(i) for i in self._process._identity)
         self._process.name = f"{type(self).__name__}-{ident}"
+        know_child(self._process)
         try:
             self._process.start()
         finally:

@@ -43,6 +43,7 @@ from copyless import _loaders, _main_changes, pickling
 from copyless._core import _answers, _queue
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
+from copyless._one_process import know_child
 from copyless.arrays import attach, handle
 from copyless.errors import (
     ClosedError,
@@ -621,6 +622,7 @@ class Crew:
                     worker.name += _STARTING
                 if snapshot is None and _main_changes.is_interactive():
                     snapshot = _main_changes.Snapshot(self._forks)
+                know_child(worker)
                 with _unheard(self.context):
                     worker.start()
                 worker.name = worker.name.removesuffix(_STARTING)
