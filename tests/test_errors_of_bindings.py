@@ -87,7 +87,7 @@ OWN: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
     "_names": (_names_fails, OSError, r"a name of 300 bytes"),
     "_synchronize": (_synchronize_fails, CorruptSegmentError, r"lock word 0x00001000 names no owner"),
     "_list": (_list_fails, CorruptSegmentError, r"lock word 0x00002000 names no owner"),
-    "_queue": (_queue_fails, TableFullError, r"^1,024 items are taken and not acknowledged: acknowledge some$"),
+    "_queue": (_queue_fails, TableFullError, r"^1,024 items are taken and not acknowledged: acknowledge some, or discard dead letters$"),
     "_ring": (_ring_fails, TableFullError, r"^256 readers are subscribed already: close some subscriptions$"),
 }
 
@@ -127,14 +127,14 @@ def test_a_full_table_says_which_and_nothing_of_memory():
     with pytest.raises(LimitExceededError) as caught:
         _queue_fails()
     error = caught.value
-    assert (error.limit, error.present, error.remedy) == (1024, 1024, "acknowledge some")
+    assert (error.limit, error.present, error.remedy) == (1024, 1024, "acknowledge some, or discard dead letters")
     assert isinstance(error, OutOfSharedMemory)  # for who goes by value then, as for any want of room
     assert isinstance(error, OSError)
     assert isinstance(error, MemoryError)
     for word in ("memory", "COPYLESS_DIR", "remount", "trim"):
         assert word not in str(error)
     again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again), again.limit, again.remedy) == (type(error), str(error), 1024, "acknowledge some")
+    assert (type(again), str(again), again.limit, again.remedy) == (type(error), str(error), 1024, "acknowledge some, or discard dead letters")
 
 
 @pytest.mark.parametrize("what", ["all 32768 segments are taken", "all 1048576 holds are taken", "all 8192 names are taken", "all 4096 owner slots are taken", "256 processes use this ring already", "512 processes read already", "512 wait already"])  # fmt: skip

@@ -1072,6 +1072,21 @@ def test_an_item_that_cannot_be_unpickled_is_set_aside():
     assert q.stats().leased == 0
 
 
+def test_a_queue_full_of_dead_letters_says_so_and_goes_on_when_one_is_discarded():
+    q = copyless.JoinableQueue(redeliver=True, max_deliveries=1)
+    for i in range(1024):
+        q.put(i)
+        q.nack(q.get(timeout=10))
+    q.put("next")
+    with pytest.raises(copyless.LimitExceededError, match="discard dead letters"):
+        q.get(timeout=10)
+    assert (q.stats().leased, q.stats().size) == (0, 1)
+    letters = q.dead_letters()
+    assert [letter.sequence for letter in letters] == list(range(1024))
+    assert letters[3].discard()
+    assert q.get(timeout=10) == "next"
+
+
 def test_without_a_limit_a_bad_item_is_delivered_again_and_again():
     q = copyless.JoinableQueue(redeliver=True)
     q.put(Bad(1))

@@ -75,7 +75,7 @@ class QueueStats(NamedTuple):
     spilled : int
         Items that went by a file on disk, because shared memory was full.
     leased : int
-        Items taken and not yet acknowledged (only with ``redeliver=True``).
+        Items taken and not yet acknowledged (only with ``redeliver=True``); dead letters do not count.
     lost : int
         Items that died with their consumers or were shut away (only joinable queues).
     """

@@ -29,7 +29,7 @@ __all__ = ["native_error", "out_of_shared_memory", "table_full"]
 
 # What helps when a table is full, by the words in which the C library says which one.
 _REMEDIES = (
-    ("items are taken and not acknowledged", "acknowledge some"),
+    ("items are taken and not acknowledged", "acknowledge some, or discard dead letters"),
     ("segments are taken", "free some large arrays, or call copyless.trim()"),
     ("holds are taken", "free some arrays, or receive what was sent and not yet received"),
     ("names are taken", "remove some names with copyless.unlink"),
