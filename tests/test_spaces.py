@@ -98,7 +98,9 @@ def test_what_is_no_name_of_a_space_is_refused(bad):
     assert before.space == configure().space
     if isinstance(bad, str):
         done = python("import copyless; copyless.zeros(1)", COPYLESS_SPACE=bad, check=False)
-        assert "COPYLESS_SPACE=" in done.stderr
+        said = done.stderr.splitlines()[-1]
+        assert "COPYLESS_SPACE=" in said
+        assert "at most 32 letters" in said  # the last line says it all
 
 
 def test_a_space_is_fixed_once_memory_is_in_use():
@@ -118,6 +120,20 @@ def test_a_space_is_fixed_once_memory_is_in_use():
 
 def command(*args: str) -> str:
     return subprocess.run([sys.executable, "-m", "copyless", *args], capture_output=True, text=True, timeout=60).stdout
+
+
+def test_the_commands_tell_a_mistyped_space_and_a_bad_setting_in_a_line():
+    ls = [sys.executable, "-m", "copyless", "ls", "--json"]
+    with holder("typed", 4):
+        done = subprocess.run([*ls, "--space", "typd"], capture_output=True, text=True, timeout=60)
+        assert json.loads(done.stdout)["blocks"] == []
+        assert "nothing of yours uses the space 'typd' now" in done.stderr
+        assert "typed" in done.stderr
+    wrong = {**os.environ, "COPYLESS_IDLE": "soon"}
+    done = subprocess.run(ls, capture_output=True, text=True, timeout=60, env=wrong)
+    assert done.returncode == 1
+    assert done.stderr.startswith("copyless: COPYLESS_IDLE='soon' is not understood: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_commands_look_into_a_space():

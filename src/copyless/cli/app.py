@@ -14,6 +14,7 @@ from rich.console import Console
 import copyless
 from copyless.cli import look
 from copyless.errors import CopylessError
+from copyless.storage import directory, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -26,6 +27,10 @@ def _enter(space: str | None) -> str | None:
             copyless.configure(space=space)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
+        used = directory.spaces()
+        if space not in used:
+            named = ", ".join(each for each in used if each) or "none"
+            typer.echo(f"copyless: nothing of yours uses the space {space!r} now; named spaces in use: {named}", err=True)
     return space
 
 
@@ -53,6 +58,10 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
     if version:
         typer.echo(f"copyless {copyless.__version__}")
         raise typer.Exit
+    try:
+        settings.current()
+    except ValueError as error:
+        _stop(str(error))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -90,8 +90,8 @@ def _from_environment() -> Settings:
         if text or (text is not None and field.name == "spill"):
             try:
                 setattr(settings, field.name, _PARSERS[field.name](text))
-            except ValueError:
-                raise ValueError(f"{variable}={text!r} is not understood: {Settings.__doc__}") from None
+            except ValueError as error:
+                raise ValueError(f"{variable}={text!r} is not understood: {error}") from None
     return settings
 
 
