@@ -1181,5 +1181,20 @@ def test_max_deliveries_is_refused_where_it_means_nothing():
         copyless.JoinableQueue(max_deliveries=3)
     with pytest.raises(ValueError, match="1 or more"):
         copyless.JoinableQueue(redeliver=True, max_deliveries=0)
+    with pytest.raises(TypeError, match="whole number"):
+        copyless.JoinableQueue(redeliver=True, max_deliveries="3")
     with pytest.raises(ValueError, match="redeliver"):
         copyless.JoinableQueue().nack(1)
+
+
+def test_a_name_of_a_queue_of_another_class_tells_which_it_is():
+    q = copyless.JoinableQueue(name="t-kinds", redeliver=True)
+    with pytest.raises(FileExistsError, match=r"is a JoinableQueue\(redeliver=True\): open it as that"):
+        copyless.JoinableQueue(name="t-kinds")
+    with pytest.raises(FileExistsError, match="is a JoinableQueue"):
+        copyless.Queue(name="t-kinds")
+    q.put(1)
+    assert q.get() == 1
+    plain = copyless.Queue(name="t-plain")
+    with pytest.raises(FileExistsError, match=r"is a Queue: open"):
+        copyless.JoinableQueue(name=plain.name)

@@ -112,8 +112,9 @@ class _Base(_queue._Queue, Shared, Generic[T]):
 
         self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
         if self._flags != flags:
+            there = _class_of(self._flags).__name__ + "(redeliver=True)" * bool(self._flags & _queue.REDELIVER)
             raise FileExistsError(
-                17, f"the queue of that name is a {_class_of(self._flags).__name__} of another kind", name
+                17, f"the queue of that name is a {there}: open it as that, in every program, or take another name", name
             )
 
     @classmethod
@@ -355,6 +356,8 @@ class JoinableQueue(Queue[T]):
         if max_deliveries is not None:
             if not redeliver:
                 raise ValueError("max_deliveries= is for a queue that delivers again: redeliver=True")
+            if not hasattr(max_deliveries, "__index__"):
+                raise TypeError(f"max_deliveries is a whole number, 1 or more, not {max_deliveries!r}")
             if not 1 <= max_deliveries <= 0x7FFFFFFF:
                 raise ValueError(f"max_deliveries is 1 or more, not {max_deliveries}")
         self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0, max_deliveries or 0)
@@ -435,7 +438,7 @@ class JoinableQueue(Queue[T]):
         """``with q.lease() as item:`` takes an item and acknowledges it at the end.
 
         When the block raises, the item is not acknowledged: with `redeliver` it is handed out again once this process
-        has ended, or by `task_done` given up.
+        has ended, or at once by `nack(item)`; `task_done(item)` gives it up.
 
         A process forked inside the block does not acknowledge its parent's item: leaving the block there is a
         `WrongProcessError`.
