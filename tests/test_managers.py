@@ -1302,3 +1302,29 @@ def test_the_log_is_quiet_in_a_clean_run(caplog):
     with caplog.at_level(logging.DEBUG), SyncManager(ctx=FORK) as manager:
         manager.list()
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("when", ["before the greeting", "unread greeting", "read greeting"])
+def test_who_only_looks_whether_somebody_listens_is_not_logged_as_refused(when):
+    """As each manager does with the sockets beside its own when it starts."""
+    here, there = socket.socketpair()
+    raised = []
+
+    def serve():
+        try:
+            wire._prove_as_server(here, (b"key",), time.monotonic() + 60)
+        except BaseException as error:
+            raised.append(error)
+
+    server = threading.Thread(target=serve)
+    if when == "before the greeting":
+        there.close()
+    server.start()
+    if when == "unread greeting":
+        there.recv(1, socket.MSG_PEEK)
+    elif when == "read greeting":
+        there.recv(4096)
+    there.close()
+    server.join(60)
+    here.close()
+    assert [type(error) for error in raised] == [wire.Silent]

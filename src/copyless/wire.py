@@ -147,10 +147,10 @@ def _prove_as_server(sock: socket.socket, keys: tuple[bytes, ...], deadline: flo
     """Which of the keys the client has proven to hold."""
     mine = os.urandom(_NONCE)
     sock.settimeout(GRACE)
-    sock.sendall(_GREETING + mine)
     try:
+        sock.sendall(_GREETING + mine)
         first = _read(sock, 1, deadline)
-    except Closed as error:  # it only wanted to know whether somebody listens
+    except (Closed, BrokenPipeError, ConnectionResetError) as error:  # it only wanted to know whether somebody listens
         raise Silent(str(error)) from error
     answer = bytes(first + _read(sock, len(_GREETING) + _NONCE + 31, deadline))
     if not answer.startswith(_GREETING):
