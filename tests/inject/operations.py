@@ -185,6 +185,44 @@ def leases() -> None:
 
 
 @operation(OPERATIONS)
+def dead_letters() -> None:
+    q: Any = copyless.JoinableQueue(redeliver=True, max_deliveries=2)
+    q.put(np.arange(1000))
+    for _ in range(2):
+        item = q.get(timeout=10)
+        assert item.sum() == 499_500
+        item[:] = 0  # it is the consumer's own: the next one gets it as it was put
+        q.nack(item)
+        del item
+    q.join(timeout=10)
+    (letter,) = q.dead_letters()
+    assert letter.deliveries == 2
+    assert letter.load().sum() == 499_500
+    assert letter.discard()
+    q.close()
+
+
+def _raise() -> None:
+    raise ArithmeticError("as it should")
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return _raise, ()
+
+
+@operation(OPERATIONS)
+def bad_items() -> None:
+    q: Any = copyless.Queue()
+    assert q.put_many([1, Unloadable(), b"x" * 1000, 2], timeout=10) == 4
+    assert q.get_many() == [1, b"x" * 1000, 2]
+    with contextlib.suppress(ArithmeticError):
+        q.get(timeout=10)
+        raise AssertionError("the bad item has gone unheard")
+    q.close()
+
+
+@operation(OPERATIONS)
 def simple_queue() -> None:
     q: Any = copyless.SimpleQueue()
     q.put([1, "two", np.ones(3)])
@@ -317,5 +355,15 @@ def forked_process() -> None:
 def pool() -> None:
     with copyless.get_context("fork").Pool(1) as made:
         assert made.apply_async(np.sum, (np.ones(LARGE),)).get(30) == LARGE
+        made.close()
+        made.join()
+
+
+@operation(FORKING)
+def pool_in_chunks() -> None:
+    with copyless.get_context("fork").Pool(1) as made:
+        results = made.imap(np.ones, [0, 10, LARGE, 3], 2)
+        for expected in (0, 10, LARGE, 3):
+            assert results.next(30).sum() == expected
         made.close()
         made.join()
