@@ -775,8 +775,8 @@ int main(void)
     nack_by_who_dies();
     deserted_by_who_held_the_registry();
     dead_letter_beside_who_holds_the_registry();
-#endif
     put_behind_a_shutdown();
+#endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();
     puts("queue: ok");
