@@ -1030,6 +1030,52 @@ def test_get_many_takes_nothing_that_it_has_no_memory_for():
             assert len(got) == 5
 
 
+def interrupted_once(n):
+    if interrupted_once.at == n:
+        interrupted_once.at = None
+        raise KeyboardInterrupt
+    return n
+
+
+class Interrupted:
+    def __init__(self, n):
+        self.n = n
+
+    def __reduce__(self):
+        return interrupted_once, (self.n,)
+
+
+@pytest.mark.parametrize("how", ["get", "get_many", "two"])
+def test_ctrl_c_breaks_get_many_off_at_once_and_loses_nothing(how):
+    q = copyless.Queue()
+    q.put_many([0, Interrupted(1), Bad(1), Interrupted(2), 3])
+    interrupted_once.at = 2
+    with pytest.raises(KeyboardInterrupt):
+        q.get_many()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            q.get_nowait()
+        except copyless.queues.Empty:
+            code = 2
+        except ZeroDivisionError:
+            code = 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    if how == "get":
+        assert [q.get(timeout=5) for _ in range(4)] == [0, 1, 2, 3]
+    elif how == "get_many":
+        assert q.get_many() == [0, 1, 2, 3]
+    else:
+        assert (q.get_many(3), q.get_many(3)) == ([0, 1, 2], [3])
+    with pytest.raises(ZeroDivisionError):
+        q.get(timeout=5)
+    with pytest.raises(copyless.queues.Empty):
+        q.get_nowait()
+
+
 @pytest.mark.parametrize("make", [copyless.SimpleQueue, copyless.Queue, copyless.JoinableQueue])
 def test_a_forked_child_hears_of_no_bad_item_that_its_parent_took(make):
     q = make()

@@ -145,7 +145,8 @@ class _Base(_queue._Queue, Shared, Generic[T]):
         """Take what is there, waiting for the first: a list of at least one and at most `max_items` objects.
 
         An object with large buffers or shared arrays ends the list. Raises Empty as `get` does. An item that cannot be unpickled costs
-        the others nothing: they are returned, and the next `get` or `get_many` of this object raises its error, once.
+        the others nothing: they are returned, and the next `get` or `get_many` of this object raises its error, once. Ctrl-C breaks it
+        off at once; what it had taken, the next `get` or `get_many` of this object returns.
         """
         return super().get_many(max_items, block, timeout)
 

@@ -37,6 +37,8 @@ cdef class _Queue(Object):
     cdef public bint closed
     cdef list unread  # errors of items that get_many took and could not load
     cdef int unread_of  # the process that did
+    cdef list kept  # what a get_many that was broken off had taken: (object,), or bytes to load
+    cdef int kept_of
     cdef int use(self, uint32_t role) except -1
     cdef int insert(self, cl_item *items, uint32_t n, uint32_t *done, int64_t deadline) except -100
     cdef int refuse(self, int rc) except -1
@@ -44,6 +46,10 @@ cdef class _Queue(Object):
     cdef int begin(self, int64_t deadline, cl_got *got, bint ends=*) except -100
     cdef object body(self, cl_got *got)
     cdef int tell_unread(self) except -1
+    cdef bint has_kept(self) except -1
+    cdef object next_kept(self)
+    cdef int keep(self, list entries) except -1
+    cdef list load_all(self, list bodies)
     cdef object end(self, cl_got *got)
     cdef void finish(self, cl_got *got) noexcept
     cdef void forget(self, cl_got *got) noexcept

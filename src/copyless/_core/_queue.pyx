@@ -629,6 +629,30 @@ cdef class _Queue(Object):
             self.unread = None
         raise error
 
+    cdef bint has_kept(self) except -1:
+        """Whether Ctrl-C broke off a `get_many` of this process that had taken more than it could load."""
+        self._need()
+        if self.kept_of != getpid():
+            self.kept = None
+        return self.kept is not None
+
+    cdef object next_kept(self):
+        """The next of those: (object,), or bytes to load."""
+        entry = self.kept.pop(0)
+        try:
+            return entry[0] if type(entry) is tuple else load(entry)
+        except KeyboardInterrupt:
+            self.keep([entry])
+            raise
+        finally:
+            if not self.kept:
+                self.kept = None
+
+    cdef int keep(self, list entries) except -1:
+        self.kept = entries + (self.kept or [])
+        self.kept_of = getpid()
+        return 0
+
     cdef object end(self, cl_got *got):
         """Commit what was taken, and make an object of it."""
         cdef uint8_t plain[PLAIN_MOST]
@@ -705,6 +729,8 @@ cdef class _Queue(Object):
         """
         cdef cl_got got
         cdef int64_t deadline = self.deadline(block, timeout)
+        if self.kept is not None and self.has_kept():
+            return self.next_kept()
         if self.begin(deadline, &got) == CL_TIMEOUT:
             raise Empty
         return self.end(&got)
@@ -712,6 +738,8 @@ cdef class _Queue(Object):
     def _next(self):
         """As `get`, for iteration: it ends also when every process that put has ended well."""
         cdef cl_got got
+        if self.kept is not None and self.has_kept():
+            return self.next_kept()
         self.begin(CL_FOREVER, &got, True)
         return self.end(&got)
 
@@ -724,6 +752,8 @@ cdef class _Queue(Object):
     def _try_get(self):
         """The next item, or `NOTHING`; for an event loop."""
         cdef cl_got got
+        if self.kept is not None and self.has_kept():
+            return self.next_kept()
         if self.begin(0, &got) == CL_TIMEOUT:
             return NOTHING
         return self.end(&got)
@@ -733,9 +763,12 @@ cdef class _Queue(Object):
         cdef cl_got got
         cdef uint64_t most = 0xffffffff if max_items is None else max_items
         cdef int rc
-        cdef list bodies = [], items = []
+        cdef list bodies = []
         if max_items is not None and max_items < 1:
             raise ValueError(f"max_items must be 1 or more, not {max_items}")
+        if self.kept is not None and self.has_kept():
+            bodies, self.kept = self.kept[:most], self.kept[most:] or None
+            return self.load_all(bodies)
         if self.begin(self.deadline(block, timeout), &got) == CL_TIMEOUT:
             raise Empty
         if got.settled or got.body == NULL or got.ntokens:
@@ -751,10 +784,19 @@ cdef class _Queue(Object):
             self.forget(&got)
             raise
         cl_queue_commit(&self.q)
+        return self.load_all(bodies)
+
+    cdef list load_all(self, list bodies):
+        cdef list items = []
+        cdef Py_ssize_t bad = 0
         for body in bodies:
             try:
-                items.append(load(body))
+                items.append(body[0] if type(body) is tuple else load(body))
+            except KeyboardInterrupt:  # no fault of the item: whoever takes next gets them all
+                self.keep([(item,) for item in items] + bodies[len(items) + bad :])
+                raise
             except BaseException as error:
+                bad += 1
                 if self.unread is None:
                     self.unread, self.unread_of = [], getpid()
                 self.unread.append(error)
