@@ -273,6 +273,25 @@ def test_threads_that_wait_for_one_chunk_share_it_and_all_hear_of_the_end(ordere
     assert got[3:] == ["end"] * 3
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_threads_that_wait_for_the_last_results_all_hear_of_the_end(ordered):
+    results, got = IMapIterator(None, ordered), []
+
+    def take():
+        got.extend(results)
+
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(4)]
+    results._ends(3)  # the input was read long before its results are there
+    for thread in threads:
+        thread.start()
+    until(lambda: len(results._change._waiters) == 4)
+    results._tell_done(0, [0, 1, 2])
+    for thread in threads:
+        thread.join(10)
+    assert sorted(got) == [0, 1, 2]
+    assert not any(thread.is_alive() for thread in threads)
+
+
 @pytest.mark.parametrize("how", ["imap", "imap_unordered"])
 def test_threads_that_iterate_together_lose_nothing(how):
     with Pool(2, context=FORK) as pool:

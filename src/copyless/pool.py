@@ -257,6 +257,7 @@ class IMapIterator(_answers.Ready):
                 self._change.notify()
                 return self.next(timeout)
             if self._at == self._length:
+                self._change.notify()
                 self._pool = None
                 error, self._error = self._error, None
                 if error is not None:
