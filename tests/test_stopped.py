@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import copyless
@@ -243,3 +244,118 @@ def test_ctrl_c_ends_the_wait_for_the_slot_of_a_list():
     finally:
         shared.shm.close()
         shared.shm.unlink()
+
+
+# ---- monitors: the robust semaphore, the readers-writer lock, the barrier
+
+
+def _robust():
+    return copyless.Semaphore(2, robust=True)
+
+
+TRIES = {
+    "semaphore": (_robust, lambda s, **how: s.acquire(**how), lambda s: s.release()),
+    "reading": (copyless.RWLock, lambda lock, **how: lock.acquire_read(**how), lambda lock: lock.release_read()),
+    "writing": (copyless.RWLock, lambda lock, **how: lock.acquire_write(**how), lambda lock: lock.release_write()),
+}
+
+
+@pytest.mark.parametrize("kind", TRIES)
+def test_a_try_returns_at_once_and_a_timeout_in_time(kind):
+    make, acquire, release = TRIES[kind]
+    shared = make()
+    with stopped_in(shared, MONITOR) as holder:
+        best = min(timed(lambda: acquire(shared, timeout=0))[1] for _ in range(20))
+        assert best < 0.02  # a slice is 0.05 s
+        got, took = timed(lambda: acquire(shared, timeout=0.3))
+        assert got is False
+        assert 0.3 <= took < LATE
+        ticks, (got, took) = _ticks(lambda: acquire(shared, timeout=0.5))
+        assert got is False
+        assert ticks > 5
+        assert holder.is_stopped()
+    assert acquire(shared, timeout=10)
+    release(shared)
+
+
+def test_a_barrier_breaks_in_time():
+    barrier = copyless.Barrier(2)
+    with stopped_in(barrier, MONITOR) as holder:
+        for timeout in (0, 0.3):
+            error, took = timed(lambda timeout=timeout: barrier.wait(timeout))
+            assert isinstance(error, threading.BrokenBarrierError)
+            assert timeout <= took < LATE
+        assert holder.is_stopped()
+
+
+# ---- rings
+
+
+def _ring():
+    ring = copyless.RingBuffer(((4,), "f4"), slots=4)
+    for i in range(3):
+        ring.put(np.full(4, i, "f4"))
+    return ring
+
+
+@pytest.mark.parametrize("timeout", [0, 0.3])
+def test_a_ring_waits_for_nobody_who_is_stopped(timeout):
+    ring = _ring()
+    frames = ring.subscribe(since=0)
+    frame = np.zeros(4, "f4")
+    calls = {
+        "put": (lambda: ring.put(frame, timeout=timeout), queue.Full),
+        "latest": (lambda: ring.latest(timeout=timeout), queue.Empty),
+        "get": (lambda: frames.get(timeout=timeout), queue.Empty),
+    }
+    with stopped_in(ring, RING) as holder:
+        for call, expected in calls.values():
+            error, took = timed(call)
+            assert type(error) is expected
+            assert timeout <= took < LATE
+            if timeout == 0:
+                assert min(timed(call)[1] for _ in range(20)) < 0.02
+        assert holder.is_stopped()
+    assert ring.put(frame, timeout=10) == 4
+    assert [int(frames.get(timeout=10).seq) for _ in range(4)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("call", ["last", "subscribe", "publish", "stats"])
+def test_ctrl_c_ends_each_wait_for_a_ring_and_no_gil_is_held(call):
+    ring = _ring()
+    claim = ring._claim(0)
+    calls = {"last": lambda: ring.last(2), "subscribe": ring.subscribe, "publish": claim.publish, "stats": ring.stats}
+
+    def until_interrupted():
+        with pytest.raises(KeyboardInterrupt), interrupted(0.5):
+            calls[call]()
+
+    with stopped_in(ring, RING) as holder:
+        ticks, (result, took) = _ticks(until_interrupted)
+        assert holder.is_stopped()
+        assert result is None
+        assert took < LATE
+        assert ticks > 5
+    assert claim.publish()[0] == 4  # interrupted, it was still to be decided
+
+
+def test_what_is_given_back_meanwhile_comes_back_later():
+    """Frames that are forgotten, a frame that is not written to its end, a subscription: none waits for the stopped one."""
+    ring = _ring()
+    lent = ring.last(3)
+    frames = ring.subscribe("block")
+    claim = ring._claim(0)
+    with stopped_in(ring, RING) as holder:
+        start = time.monotonic()
+        lent = None
+        claim.discard()
+        frames.close()
+        assert time.monotonic() - start < LATE
+        assert holder.is_stopped()
+    for i in range(20):
+        ring.put(np.full(4, i, "f4"), timeout=0)  # all slots are there, and no reader blocks
+    stats = ring.stats()
+    assert stats.on_loan == 0
+    assert stats.writing == 0
+    assert stats.readers == []
+    assert lent is None

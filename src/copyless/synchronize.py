@@ -442,7 +442,7 @@ class Barrier(_synchronize._Barrier, Shared):
         deadline = None if timeout is None else time.monotonic() + timeout
         arrived = self._arrive(timeout)
         if arrived is False:
-            self._break(False)
+            self._break_off()
         if not isinstance(arrived, tuple):
             raise BrokenBarrierError
         entry, index = arrived

@@ -62,7 +62,7 @@ static int write_one(cl_ring *r, uint64_t value, int64_t deadline)
     int rc = claim(r, deadline, &slot);
     if (rc == CL_OK) {
         fill(r, slot, value);
-        CHECK(cl_ring_publish(r, slot, &frame) == CL_OK && frame.slot == slot);
+        CHECK(cl_ring_publish(r, slot, CL_MAY_WAIT, &frame) == CL_OK && frame.slot == slot);
     }
     return rc;
 }
@@ -109,7 +109,7 @@ static void newest_given_back(void)
     CHECK(write_one(&r, 3, 0) == CL_OK && write_one(&r, 4, 0) == CL_OK && claim(&r, 0, &slot) == CL_OK &&
           slot != f.slot);
     CHECK(cl_ring_return(&r, f.slot) == CL_OK && h->newest == 0 && h->slots[f.slot].state == CL_SLOT_FREE);
-    CHECK(latest(&r, 0, 0, &g) == CL_TIMEOUT && cl_ring_publish(&r, slot, &f) == CL_OK && f.seq == 5);
+    CHECK(latest(&r, 0, 0, &g) == CL_TIMEOUT && cl_ring_publish(&r, slot, CL_MAY_WAIT, &f) == CL_OK && f.seq == 5);
     CHECK(latest(&r, 0, 0, &g) == CL_OK && g.seq == 5 && cl_ring_return(&r, g.slot) == CL_OK);
     cl_ring_detach(&r);
     release(&store, &place);
@@ -126,7 +126,7 @@ static void damage(void)
     for (uint64_t i = 1; i <= 6; i++) {
         CHECK(write_one(&r, i, 0) == CL_OK);
     }
-    CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 2, &reader) == CL_OK);
+    CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 2, CL_MAY_WAIT, &reader) == CL_OK);
     cl_head kept = h->head;
     memset((uint8_t *)&h->head + 8, 0xff, sizeof h->head - 8);
     CHECK(cl_ring_attach(&late, &store, h, place.capacity, 0) == CL_CORRUPT && late.head == NULL);
@@ -139,7 +139,7 @@ static void damage(void)
     }
     h->last = UINT64_MAX;
     CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT && next(&r, reader, 0, &f) == CL_CORRUPT);
-    CHECK(cl_ring_last(&r, 4, some, &n) == CL_CORRUPT && claim(&r, 0, &slot) == CL_CORRUPT);
+    CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_CORRUPT && claim(&r, 0, &slot) == CL_CORRUPT);
     h->last = 7;
     uint32_t at[4];
     memcpy(at, r.by_seq, sizeof at);
@@ -181,7 +181,7 @@ static void in_one_thread(void)
     }
     CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 10 && check_whole(&r, f.slot) == 10);
     CHECK(latest(&r, 10, 0, &g) == CL_TIMEOUT);
-    CHECK(cl_ring_last(&r, 4, some, &n) == CL_OK && n == 4 && some[0].seq == 7 && some[3].seq == 10);
+    CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_OK && n == 4 && some[0].seq == 7 && some[3].seq == 10);
     CHECK(write_one(&r, 11, 0) == CL_TIMEOUT && h->waits == 1); /* all are on loan */
     CHECK(cl_ring_return(&r, some[1].slot) == CL_OK && write_one(&r, 11, 0) == CL_OK); /* 8 went */
     CHECK(check_whole(&r, some[0].slot) == 7 && check_whole(&r, f.slot) == 10);
@@ -193,16 +193,17 @@ static void in_one_thread(void)
     quiet(h);
     /* one who gives up; the newest claimed again */
     CHECK(claim(&r, 0, &slot) == CL_OK && cl_ring_give_up(&r, slot) == CL_OK);
-    CHECK(cl_ring_give_up(&r, slot) == CL_OK && h->nfree == 1 && cl_ring_publish(&r, slot, &f) == CL_STALE);
+    CHECK(cl_ring_give_up(&r, slot) == CL_OK && h->nfree == 1 &&
+          cl_ring_publish(&r, slot, CL_MAY_WAIT, &f) == CL_STALE);
     quiet(h);
     /* who drops and who blocks */
-    CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, UINT64_MAX, &reader) == CL_OK);
+    CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, UINT64_MAX, CL_MAY_WAIT, &reader) == CL_OK);
     CHECK(next(&r, reader, 0, &f) == CL_TIMEOUT);
     for (uint64_t i = 15; i <= 24; i++) {
         CHECK(write_one(&r, i, 0) == CL_OK);
     }
     CHECK(next(&r, reader, 0, &f) == CL_OK && f.seq == 21 && f.missed == 6 && cl_ring_return(&r, f.slot) == CL_OK);
-    CHECK(cl_ring_subscribe(&r, CL_READER_BLOCKS, UINT64_MAX, &blocking) == CL_OK);
+    CHECK(cl_ring_subscribe(&r, CL_READER_BLOCKS, UINT64_MAX, CL_MAY_WAIT, &blocking) == CL_OK);
     for (uint64_t i = 25; i <= 28; i++) {
         CHECK(write_one(&r, i, 0) == CL_OK);
     }
@@ -248,7 +249,7 @@ static void *follow(void *arg)
     uint32_t policy = arg == NULL ? CL_READER_DROPS : CL_READER_BLOCKS;
     int rc;
     attach(&r, &store, shared);
-    CHECK(cl_ring_subscribe(&r, policy, 0, &reader) == CL_OK);
+    CHECK(cl_ring_subscribe(&r, policy, 0, CL_MAY_WAIT, &reader) == CL_OK);
     while ((rc = next(&r, reader, CL_FOREVER, &f)) == CL_OK) {
         uint64_t value = check_whole(&r, f.slot);
         CHECK(f.seq == last + 1 + f.missed && (value & UINT32_MAX) > of_each[value >> 32]);
@@ -281,7 +282,7 @@ static void in_threads(void)
     for (;;) { /* all readers are there */
         uint32_t n = 0;
         struct timespec nap = {.tv_nsec = 1000000};
-        CHECK(cl_ring_bury(&r) == CL_OK); /* and its lock makes their entries visible */
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK); /* and its lock makes their entries visible */
         while (cl_mutex_lock(&store, &shared->lock, CL_FOREVER, &r.spin_lock) != CL_OK) {
         }
         for (uint32_t i = 0; i < CL_RING_READERS; i++) {
@@ -334,7 +335,7 @@ static void victim(cl_ring *r, int kind)
         CHECK(cl_ring_give_up(r, slot) == CL_OK);
         break;
     case 1:
-        CHECK(latest(r, 0, 0, &f) == CL_OK && cl_ring_last(r, 3, some, &n) == CL_OK && n == 3);
+        CHECK(latest(r, 0, 0, &f) == CL_OK && cl_ring_last(r, 3, CL_MAY_WAIT, some, &n) == CL_OK && n == 3);
         CL_KILL_POINT();
         for (uint32_t i = 0; i < 3; i++) {
             CHECK(cl_ring_return(r, some[i].slot) == CL_OK);
@@ -342,7 +343,7 @@ static void victim(cl_ring *r, int kind)
         CHECK(cl_ring_return(r, f.slot) == CL_OK);
         break;
     default:
-        CHECK(cl_ring_subscribe(r, CL_READER_BLOCKS, 0, &reader) == CL_OK);
+        CHECK(cl_ring_subscribe(r, CL_READER_BLOCKS, 0, CL_MAY_WAIT, &reader) == CL_OK);
         while (next(r, reader, 0, &f) == CL_OK) {
             CL_KILL_POINT();
             CHECK(cl_ring_return(r, f.slot) == CL_OK);
@@ -383,7 +384,7 @@ static void kill_everywhere(int kind)
         cl_frame f, some[4];
         uint32_t reader, have;
         attach(&r, &store, h);
-        CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 0, &reader) == CL_OK);
+        CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 0, CL_MAY_WAIT, &reader) == CL_OK);
         for (uint64_t i = 1; i <= 4; i++) {
             CHECK(write_one(&r, i, 0) == CL_OK);
         }
@@ -418,18 +419,18 @@ static void kill_everywhere(int kind)
             atomic_store(&h->state, CL_RING_OPEN);
         }
         /* a writer finds a slot for each frame, as if the dead had never been; by itself only when it is short of them */
-        CHECK(n % 2 || cl_ring_bury(&r) == CL_OK);
+        CHECK(n % 2 || cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
         for (uint64_t i = 0; i < 6; i++) {
             CHECK(write_one(&r, 200 + i, cl_monotonic_ns() + 5000000000) == CL_OK);
         }
-        CHECK(cl_ring_last(&r, 4, some, &have) == CL_OK);
+        CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &have) == CL_OK);
         CHECK(have == 3 || (have != 0 && n % 2)); /* the fourth slot is on loan to us */
         for (uint32_t i = 0; i < have; i++) {
             CHECK(check_whole(&r, some[i].slot) == 206 - have + i && cl_ring_return(&r, some[i].slot) == CL_OK);
         }
         CHECK(h->last >= 4 + 6 + notes->published && h->last <= 4 + 6 + notes->publishing);
         CHECK(check_whole(&r, f.slot) == 4 && cl_ring_return(&r, f.slot) == CL_OK);
-        CHECK(cl_ring_bury(&r) == CL_OK);
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
         quiet(h);
         for (uint32_t i = 0; i < CL_RING_MEMBERS; i++) {
             CHECK(h->members[i] == 0 || i == r.member - 1);

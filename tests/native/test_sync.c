@@ -91,7 +91,7 @@ static void *work(void *arg)
         atomic_fetch_sub(&inside, 1);
         CHECK(cl_sem_release(SEATS, 1) == CL_OK);
         DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
-        CHECK(rc == CL_OK && cl_robust_release(&store, ROBUST) == CL_OK);
+        CHECK(rc == CL_OK && cl_robust_release(&store, ROBUST, CL_FOREVER) == CL_OK);
         int write = i % 8 == 0;
         DECIDED(rc, write ? cl_rw_write(&store, RW, deadline, &spin) : cl_rw_read(&store, RW, deadline, &spin));
         CHECK(rc == CL_OK);
@@ -199,7 +199,7 @@ static void victim(int which)
     case 1:
         DECIDED(rc, cl_robust_acquire(&store, ROBUST, deadline, &spin));
         CL_KILL_POINT();
-        cl_robust_release(&store, ROBUST);
+        cl_robust_release(&store, ROBUST, CL_FOREVER);
         break;
     case 2:
         DECIDED(rc, cl_rw_read(&store, RW, deadline, &spin));
@@ -528,7 +528,7 @@ int main(void)
         CHECK(cl_condition_begin(&store, CONDITION, &entry) == (i < ROOM ? CL_OK : CL_TABLE_FULL));
     }
     CHECK(cl_rw_release(&store, RW, 0) == CL_MISSING && cl_rw_release(&store, RW, 1) == CL_MISSING);
-    CHECK(cl_robust_release(&store, ROBUST) == CL_MISSING);
+    CHECK(cl_robust_release(&store, ROBUST, CL_FOREVER) == CL_MISSING);
     damage();
 #ifndef __SANITIZE_THREAD__
     for (int which = 0; which < 6; which++) {

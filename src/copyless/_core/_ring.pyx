@@ -85,11 +85,16 @@ cdef class Claim:
     def publish(self):
         """(sequence number, nanoseconds) of the frame that the slot now is."""
         cdef cl_frame frame
+        cdef Wait wait = new_wait()
         cdef int rc
-        self.undecided = False
         if self.self != cl_self(self.ring.store):
             raise WrongProcessError("this frame is being written by the parent process")
-        rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
+        rc = cl_ring_publish(&self.ring.r, self.slot, 0, &frame)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_publish(&self.ring.r, self.slot, CL_MAY_WAIT, &frame)
+            rc = served(&wait, rc, CL_FOREVER)  # interrupted, it is undecided still, and goes back when it is forgotten
+        self.undecided = False
         check(rc)
         return frame.seq, frame.time_ns
 
@@ -220,6 +225,7 @@ cdef class _Ring(Object):
     def _last(self, uint32_t most):
         cdef cl_frame *frames
         cdef uint32_t n = 0
+        cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
         most = min(most, self.r.slots)
@@ -227,18 +233,27 @@ cdef class _Ring(Object):
         if frames == NULL:
             raise MemoryError
         try:
-            rc = cl_ring_last(&self.r, most, frames, &n)
+            rc = cl_ring_last(&self.r, most, 0, frames, &n)
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_ring_last(&self.r, most, CL_MAY_WAIT, frames, &n)
+                rc = served(&wait, rc, CL_FOREVER)
             check(rc)
             return [(self.lend(&frames[i]), frames[i].seq, frames[i].time_ns, 0) for i in range(n)]
         finally:
             free(frames)
 
     def _subscribe(self, bint blocks, since):
-        cdef uint32_t reader = 0
+        cdef uint32_t reader = 0, policy = CL_READER_BLOCKS if blocks else CL_READER_DROPS
+        cdef uint64_t after = 0xffffffffffffffff if since is None else since
+        cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
-        rc = cl_ring_subscribe(&self.r, CL_READER_BLOCKS if blocks else CL_READER_DROPS,
-                               0xffffffffffffffff if since is None else since, &reader)
+        rc = cl_ring_subscribe(&self.r, policy, after, 0, &reader)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_subscribe(&self.r, policy, after, CL_MAY_WAIT, &reader)
+            rc = served(&wait, rc, CL_FOREVER)
         check(rc)
         return reader
 
@@ -295,9 +310,14 @@ cdef class _Ring(Object):
         cdef uint32_t i, loans = 0, writing = 0, published = 0
         cdef int64_t oldest = 0, newest = 0
         cdef uint64_t first = 0
+        cdef Wait wait = new_wait()
+        cdef int rc = CL_AGAIN
         self._need()
-        with nogil:
-            cl_ring_bury(&self.r)
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_ring_bury(&self.r, CL_MAY_WAIT)
+            rc = served(&wait, rc, CL_FOREVER)
+        check(rc)
         h = self.r.head
         for i in range(self.r.slots):
             loans += (h.slots[i].loans[0] | h.slots[i].loans[1] | h.slots[i].loans[2] | h.slots[i].loans[3]) != 0

@@ -267,10 +267,10 @@ cdef class _Semaphore(_Sync):
     cdef int give_back(self) except -100:
         """One permit of a robust semaphore."""
         cdef Wait wait = new_wait()
-        cdef int rc = cl_robust_release(self.store, &self.o)
+        cdef int rc = cl_robust_release(self.store, &self.o, 0)
         while rc == CL_AGAIN:
             with nogil:
-                rc = cl_robust_release(self.store, &self.o)
+                rc = cl_robust_release(self.store, &self.o, CL_FOREVER)
             rc = served(&wait, rc, CL_FOREVER)
         return rc
 
@@ -506,7 +506,8 @@ cdef class _Barrier(_Sync):
                 rc = served(&wait, rc, CL_FOREVER)
         except BaseException:
             self._break(False)
-            cl_barrier_wait(self.store, &self.o, entry, 0)
+            with nogil:
+                cl_barrier_wait(self.store, &self.o, entry, 0)
             raise
         if rc == CL_OK:
             return True
@@ -531,6 +532,17 @@ cdef class _Barrier(_Sync):
             with nogil:
                 rc = cl_barrier_break(self.store, &self.o, reset)
             rc = served(&wait, rc, CL_FOREVER)
+        check(rc)
+
+    def _break_off(self):
+        """Break it without waiting for one who is stopped in it: by the one word that needs no lock."""
+        cdef int rc
+        self._need()
+        with nogil:
+            rc = cl_barrier_break(self.store, &self.o, False)
+        if rc == CL_AGAIN:
+            cl_put(&(<cl_barrier *>self.head).broken, 1)
+            return
         check(rc)
 
     @property

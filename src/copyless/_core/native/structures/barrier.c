@@ -51,7 +51,7 @@ int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint
 {
     cl_barrier *b = barrier_of(o);
     for (;;) {
-        int rc = cl_monitor_enter(store, &b->monitor, deadline_ns);
+        int rc = cl_monitor_enter(store, &b->monitor, deadline_ns > 0 ? deadline_ns : 1);
         if (rc != CL_OK) {
             return rc;
         }
@@ -85,7 +85,7 @@ int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t
 {
     cl_barrier *b = barrier_of(o);
     for (int rc = CL_OK;;) {
-        int entered = cl_monitor_enter(store, &b->monitor, deadline_ns);
+        int entered = cl_monitor_enter(store, &b->monitor, deadline_ns > 0 ? deadline_ns : 1);
         if (entered == CL_TIMEOUT) {
             /* Its holder is stopped: the others learn that we go by the one word that needs no lock. */
             atomic_store(&b->broken, 1);

@@ -5,8 +5,8 @@
 int cl_monitor_enter(cl_store *store, cl_monitor *m, int64_t deadline_ns)
 {
     static cl_spin spin; /* held for some ten instructions: the spin is nearly always enough */
-    int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
-    int rc = cl_mutex_lock(store, &m->mutex, until, &spin);
+    int64_t until = deadline_ns > 0 ? cl_monotonic_ns() + CL_SLICE_NS : 0;
+    int rc = deadline_ns > 0 ? cl_mutex_lock(store, &m->mutex, until, &spin) : cl_mutex_try(store, &m->mutex, &spin);
     if (rc == CL_OK || rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
         return CL_OK;

@@ -9,7 +9,8 @@
 #include "sync.h"
 
 /* CL_OK: inside. CL_AGAIN: another process, which lives, holds it for a whole slice (it is stopped, say): serve signals and call
- * again. CL_TIMEOUT: the same, and the deadline has passed (CL_FOREVER: never). */
+ * again. CL_TIMEOUT: the same, and the deadline has passed (CL_FOREVER: never). With a deadline of 0 or less it does not sleep:
+ * CL_AGAIN. */
 int cl_monitor_enter(cl_store *store, cl_monitor *m, int64_t deadline_ns);
 void cl_monitor_leave(cl_store *store, cl_monitor *m, int changed); /* changed: whoever sleeps must look */
 /* Leave, and wait until something changes. Killed waiters leave `sleeping` set: one wake too many. */

@@ -16,6 +16,16 @@ int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *
     return rc;
 }
 
+int cl_mutex_try(cl_store *store, cl_au32 *word, cl_spin *spin)
+{
+    uint32_t seen;
+    int rc = cl_lock_awake(word, cl_self(store), 0, &seen, spin, life_of, store);
+    if (rc == CL_AGAIN && cl_poll(word, seen, CL_TRY_NS, spin)) {
+        rc = cl_lock_awake(word, cl_self(store), 1, &seen, spin, life_of, store);
+    }
+    return rc;
+}
+
 /* The recursive lock. `thread` and `depth` are the holder's: whoever takes the lock over writes them anew. */
 
 int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)

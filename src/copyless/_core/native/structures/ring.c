@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define OWED_SLOT 0x80000000u /* in `owed`: a slot to be given up; the rest counts loans */
+#define DETACH_SLICES 20
+
 static uint64_t aligned(uint64_t n, uint64_t to)
 {
     return (n + to - 1) / to * to;
@@ -53,10 +56,11 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
         return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes in %llu)", number, slots,
                        (unsigned long long)stride, (unsigned long long)capacity);
     }
-    r->loans = calloc(slots, sizeof *r->loans);
+    r->loans = calloc(slots, 2 * sizeof *r->loans);
     if (r->loans == NULL) {
         return cl_fail(CL_SYSTEM, 12, "a table of %u loans", slots);
     }
+    r->owed = (cl_au32 *)(void *)(r->loans + slots);
     r->store = store;
     r->head = h;
     r->by_seq = (uint32_t *)(void *)((uint8_t *)h + sizeof *h + slots * sizeof(cl_slot));
@@ -207,10 +211,86 @@ static int bury(cl_ring *r)
     return changed;
 }
 
-static int enter(cl_ring *r, unsigned flags)
+/* n loans of ours come back. 1: the last of them: writers are to look. */
+static int take_back(cl_ring *r, uint32_t slot, uint32_t n)
 {
-    int64_t until = flags & CL_MAY_WAIT ? cl_monotonic_ns() + CL_SLICE_NS : 0;
-    int rc = cl_mutex_lock(r->store, &r->head->lock, until, &r->spin_lock);
+    cl_ring_head *h = r->head;
+    uint32_t had = r->loans[slot];
+    r->loans[slot] -= n < had ? n : had;
+    if (had == 0 || r->loans[slot] != 0) {
+        return 0;
+    }
+    cl_slot *s = &h->slots[slot];
+    uint32_t m = r->member - 1;
+    s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
+    CL_KILL_POINT();
+    if (s->state == CL_SLOT_PUBLISHED && s->seq + r->slots <= h->last && !on_loan(s)) {
+        s->state = CL_SLOT_FREE; /* as old as that, nobody looks for it any more */
+        CL_KILL_POINT();
+        h->nfree++;
+        if (h->newest == slot + 1) { /* those that were newer are being written over */
+            rebuild(r);
+        }
+    }
+    return 1;
+}
+
+/* 1: it was being written by us. */
+static int give_up(cl_ring *r, uint32_t slot)
+{
+    cl_slot *s = &r->head->slots[slot];
+    if (s->state != CL_SLOT_WRITING || s->writer != r->member || r->self != cl_self(r->store)) {
+        return 0;
+    }
+    s->state = CL_SLOT_FREE;
+    CL_KILL_POINT();
+    r->head->nfree++;
+    return 1;
+}
+
+/* What this process put off while it could not enter. */
+static void do_what_was_put_off(cl_ring *r)
+{
+    int changed = 0;
+    if (r->member == 0 || r->self != cl_self(r->store)) {
+        return; /* a forked child's parent's */
+    }
+    for (uint32_t i = 0; i < r->slots; i++) {
+        uint32_t owed = atomic_exchange(&r->owed[i], 0);
+        if (owed & OWED_SLOT) {
+            changed |= give_up(r, i);
+        }
+        if (owed & ~OWED_SLOT) {
+            changed |= take_back(r, i, owed & ~OWED_SLOT);
+        }
+    }
+    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
+        uint64_t bit = (uint64_t)1 << (i % 64);
+        if ((atomic_fetch_and(&r->unsubscribed[i / 64], ~bit) & bit) && r->head->readers[i].owner == r->self) {
+            r->head->readers[i].owner = 0;
+            changed = 1;
+        }
+    }
+    if (changed) {
+        cl_bell_ring(&r->head->changed, 1);
+    }
+}
+
+/* With CL_MAY_WAIT for a slice, and not beyond the deadline: then CL_TIMEOUT. With a deadline of 0 it does not sleep. */
+static int enter(cl_ring *r, int64_t deadline_ns, unsigned flags)
+{
+    int rc;
+    if (!(flags & CL_MAY_WAIT)) {
+        rc = cl_mutex_lock(r->store, &r->head->lock, 0, &r->spin_lock);
+    } else if (deadline_ns == 0) {
+        rc = cl_mutex_try(r->store, &r->head->lock, &r->spin_lock);
+        rc = rc == CL_AGAIN ? CL_TIMEOUT : rc;
+    } else {
+        int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
+        int last = deadline_ns <= until;
+        rc = cl_mutex_lock(r->store, &r->head->lock, last ? deadline_ns : until, &r->spin_lock);
+        rc = rc == CL_TIMEOUT && !last ? CL_AGAIN : rc;
+    }
     if (rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
         if (!CL_MUTANT(ring_death_not_buried)) {
@@ -221,7 +301,11 @@ static int enter(cl_ring *r, unsigned flags)
         }
         rc = CL_OK;
     }
-    return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+    if (rc == CL_OK && atomic_load_explicit(&r->owing, memory_order_relaxed)) { /* a hint: what it misses stays owed */
+        atomic_store(&r->owing, 0);
+        do_what_was_put_off(r);
+    }
+    return rc;
 }
 
 static void leave(cl_ring *r)
@@ -230,15 +314,15 @@ static void leave(cl_ring *r)
     cl_unlock_own(&r->head->lock, cl_self(r->store));
 }
 
-/* For what must be done: a writer's slot given back, a loan returned. A slice at a time, for ever: nobody who lives holds
- * the lock for longer than it takes to run on. */
-static int enter_surely(cl_ring *r)
+/* For what must be done, a writer's slot given back, a loan returned: a slice at most, of which only the first of many calls
+ * makes use. Who holds the lock for longer is stopped: what is to be done is noted, and done when we next enter. */
+static int enter_briefly(cl_ring *r)
 {
-    int rc = enter(r, 0);
-    while (rc == CL_AGAIN) {
-        rc = enter(r, CL_MAY_WAIT);
+    int rc = enter(r, 0, 0);
+    if (rc == CL_AGAIN) {
+        rc = enter(r, atomic_load(&r->owing) ? 0 : CL_FOREVER, CL_MAY_WAIT);
     }
-    return rc;
+    return rc == CL_TIMEOUT ? CL_AGAIN : rc;
 }
 
 /* Wakes one sleeper, who wakes two more, and so on: what a writer pays does not grow with its readers. A chain that a
@@ -268,6 +352,8 @@ static int join(cl_ring *r)
                 r->self = self;
                 r->member = m + 1;
                 memset(r->loans, 0, r->slots * sizeof *r->loans);
+                memset((void *)r->owed, 0, r->slots * sizeof *r->owed);
+                memset((void *)r->unsubscribed, 0, sizeof r->unsubscribed);
                 CL_KILL_POINT();
                 return CL_OK;
             }
@@ -280,9 +366,15 @@ static int join(cl_ring *r)
 void cl_ring_detach(cl_ring *r)
 {
     if (r->head != NULL) {
-        if (r->member != 0 && r->self == cl_self(r->store) && enter_surely(r) == CL_OK) {
-            r->head->members[r->member - 1] = 0; /* without loans by now: each keeps the ring */
-            leave(r);
+        if (r->member != 0 && r->self == cl_self(r->store)) {
+            int rc = CL_AGAIN;
+            for (int slices = 0; rc == CL_AGAIN && slices < DETACH_SLICES; slices++) {
+                rc = enter(r, CL_FOREVER, CL_MAY_WAIT);
+            }
+            if (rc == CL_OK) { /* else we are a member as long as we live: there is nobody left to do it later */
+                r->head->members[r->member - 1] = 0; /* without loans by now: each keeps the ring */
+                leave(r);
+            }
         }
         r->head = NULL;
         free(r->loans);
@@ -357,7 +449,7 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN) {
             return CL_CLOSED;
         }
-        int rc = enter(r, flags);
+        int rc = enter(r, deadline_ns, flags);
         if (rc == CL_OK && (rc = join(r)) != CL_OK) {
             leave(r);
         }
@@ -413,10 +505,10 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
     }
 }
 
-int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
+int cl_ring_publish(cl_ring *r, uint32_t slot, unsigned flags, cl_frame *out)
 {
     cl_ring_head *h = r->head;
-    int rc = enter_surely(r);
+    int rc = enter(r, CL_FOREVER, flags);
     if (rc != CL_OK) {
         return rc;
     }
@@ -460,17 +552,15 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
 
 int cl_ring_give_up(cl_ring *r, uint32_t slot)
 {
-    cl_ring_head *h = r->head;
-    int rc = enter_surely(r);
+    int rc = enter_briefly(r);
     if (rc == CL_OK) {
-        cl_slot *s = &h->slots[slot];
-        if (s->state == CL_SLOT_WRITING && s->writer == r->member && r->self == cl_self(r->store)) {
-            s->state = CL_SLOT_FREE;
-            CL_KILL_POINT();
-            h->nfree++;
-        }
+        give_up(r, slot);
         leave(r);
-        cl_bell_ring(&h->changed, 1);
+        cl_bell_ring(&r->head->changed, 1);
+    } else if (rc == CL_AGAIN) {
+        atomic_fetch_or(&r->owed[slot], OWED_SLOT);
+        atomic_store(&r->owing, 1);
+        rc = CL_OK;
     }
     return rc;
 }
@@ -493,7 +583,7 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
     for (;;) {
         uint32_t seen = atomic_load(&h->published);
         int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
-        int rc = enter(r, flags);
+        int rc = enter(r, deadline_ns, flags);
         if (rc == CL_OK && (rc = join(r)) != CL_OK) {
             leave(r);
         }
@@ -524,9 +614,9 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
     }
 }
 
-int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
+int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint32_t *n)
 {
-    int rc = enter_surely(r);
+    int rc = enter(r, CL_FOREVER, flags);
     if (rc == CL_OK && (rc = join(r)) != CL_OK) {
         leave(r);
     }
@@ -558,40 +648,30 @@ int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n)
 
 int cl_ring_return(cl_ring *r, uint32_t slot)
 {
-    cl_ring_head *h = r->head;
     if (r->self != cl_self(r->store)) {
         return CL_OK; /* in a forked child: the parent's loan */
     }
-    int rc = enter_surely(r);
+    int rc = enter_briefly(r);
+    if (rc == CL_AGAIN) {
+        atomic_fetch_add(&r->owed[slot], 1);
+        atomic_store(&r->owing, 1);
+        return CL_OK;
+    }
     if (rc != CL_OK) {
         return rc;
     }
-    int last = r->loans[slot] != 0 && --r->loans[slot] == 0;
-    if (last) {
-        cl_slot *s = &h->slots[slot];
-        uint32_t m = r->member - 1;
-        s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
-        CL_KILL_POINT();
-        if (s->state == CL_SLOT_PUBLISHED && s->seq + r->slots <= h->last && !on_loan(s)) {
-            s->state = CL_SLOT_FREE; /* as old as that, nobody looks for it any more */
-            CL_KILL_POINT();
-            h->nfree++;
-            if (h->newest == slot + 1) { /* those that were newer are being written over */
-                rebuild(r);
-            }
-        }
-    }
+    int last = take_back(r, slot, 1);
     leave(r);
     if (last) {
-        cl_bell_ring(&h->changed, 1);
+        cl_bell_ring(&r->head->changed, 1);
     }
     return CL_OK;
 }
 
-int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader)
+int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flags, uint32_t *reader)
 {
     cl_ring_head *h = r->head;
-    int rc = enter_surely(r);
+    int rc = enter(r, CL_FOREVER, flags);
     if (rc == CL_OK && (rc = join(r)) != CL_OK) {
         leave(r);
     }
@@ -618,11 +698,15 @@ int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *rea
 
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
 {
-    int rc = r->self == cl_self(r->store) ? enter_surely(r) : CL_STALE;
+    int rc = r->self == cl_self(r->store) ? enter_briefly(r) : CL_STALE;
     if (rc == CL_OK) {
         r->head->readers[reader].owner = 0;
         leave(r);
         cl_bell_ring(&r->head->changed, 1);
+    } else if (rc == CL_AGAIN) {
+        atomic_fetch_or(&r->unsubscribed[reader / 64], (uint64_t)1 << (reader % 64));
+        atomic_store(&r->owing, 1);
+        rc = CL_OK;
     }
     return rc;
 }
@@ -637,7 +721,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
     for (;;) {
         uint32_t seen = atomic_load(&h->published);
         int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
-        int rc = enter(r, flags);
+        int rc = enter(r, deadline_ns, flags);
         if (rc != CL_OK) {
             return rc;
         }
@@ -694,9 +778,9 @@ void cl_ring_shut(cl_ring *r)
     cl_bell_ring(&r->head->changed, INT_MAX);
 }
 
-int cl_ring_bury(cl_ring *r)
+int cl_ring_bury(cl_ring *r, unsigned flags)
 {
-    int rc = enter_surely(r);
+    int rc = enter(r, CL_FOREVER, flags);
     if (rc == CL_OK) {
         bury(r);
         leave(r);

@@ -84,6 +84,9 @@ typedef struct cl_ring {
     uint32_t self; /* lock word of the process that is the member */
     uint32_t member; /* + 1; 0: not joined */
     uint32_t *loans; /* ours, by slot */
+    cl_au32 *owed; /* by slot: what of ours is to be given back when we next enter */
+    cl_au64 unsubscribed[CL_RING_READERS / 64]; /* likewise */
+    cl_au32 owing; /* there is something of that kind */
     cl_spin spin_lock, spin_read, spin_write;
 } cl_ring;
 
@@ -101,17 +104,19 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t cap
 void cl_ring_detach(cl_ring *r);
 
 /* As everywhere: CL_AGAIN: with flags 0, somebody is in it or there is nothing; with CL_MAY_WAIT, serve signals and call
- * again. CL_TIMEOUT. CL_CLOSED: shut (readers: and nothing newer). */
+ * again. CL_TIMEOUT. CL_CLOSED: shut (readers: and nothing newer). With a deadline of 0 nobody is waited for, not even one who is
+ * stopped in the lock: CL_TIMEOUT. What gives something back never waits for longer than a slice: it is noted and done later. */
 int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot);
-int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out);
+int cl_ring_publish(cl_ring *r, uint32_t slot, unsigned flags, cl_frame *out);
 int cl_ring_give_up(cl_ring *r, uint32_t slot);
 int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out);
-int cl_ring_last(cl_ring *r, uint32_t most, cl_frame *out, uint32_t *n); /* the newest, oldest first; never waits */
-int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, uint32_t *reader); /* since UINT64_MAX: from now */
+int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint32_t *n); /* the newest, oldest first */
+/* since UINT64_MAX: from now */
+int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flags, uint32_t *reader);
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader);
 int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out);
 int cl_ring_return(cl_ring *r, uint32_t slot); /* one loan of ours */
 void cl_ring_shut(cl_ring *r);
-int cl_ring_bury(cl_ring *r); /* take back what the dead had */
+int cl_ring_bury(cl_ring *r, unsigned flags); /* take back what the dead had */
 
 #endif

@@ -31,10 +31,10 @@ int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, 
     }
 }
 
-int cl_robust_release(cl_store *store, const cl_object *o)
+int cl_robust_release(cl_store *store, const cl_object *o, int64_t deadline_ns)
 {
     cl_robust *s = (cl_robust *)(void *)o->head;
-    int rc = cl_monitor_enter(store, &s->monitor, CL_FOREVER);
+    int rc = cl_monitor_enter(store, &s->monitor, deadline_ns);
     if (rc != CL_OK) {
         return rc;
     }

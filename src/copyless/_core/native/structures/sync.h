@@ -35,6 +35,10 @@ static inline uint32_t cl_self(const cl_store *store) /* this process in a lock 
     return CL_LOCK_WORD(store->slot, store->incarnation);
 }
 int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin);
+/* For a lock that is held for some ten instructions: looks on for a moment, but never sleeps; takes over from the dead.
+ * CL_AGAIN: its holder does not go on. */
+#define CL_TRY_NS 20000
+int cl_mutex_try(cl_store *store, cl_au32 *word, cl_spin *spin);
 /* Recursive: CL_OK also when this thread has it already. */
 int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin);
 int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread);
@@ -80,7 +84,8 @@ typedef struct cl_robust {
     cl_entry entries[];
 } cl_robust;
 int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin);
-int cl_robust_release(cl_store *store, const cl_object *o); /* CL_MISSING: this process holds none */
+int cl_robust_release(cl_store *store, const cl_object *o,
+                      int64_t deadline_ns); /* 0: only tries; CL_MISSING: this process holds none */
 uint32_t cl_robust_value(cl_store *store, const cl_object *o);
 
 /* ---- readers and a writer; a waiting writer keeps new readers out. Entries: readers, state = how many */
