@@ -359,3 +359,49 @@ def test_what_is_given_back_meanwhile_comes_back_later():
     assert stats.writing == 0
     assert stats.readers == []
     assert lent is None
+
+
+# ---- what a put has to make and to send
+
+
+def _large():
+    return b"x" * 300_000  # goes in a block of its own
+
+
+PUTS = {
+    "a large object": lambda q, shared, **how: q.put(_large(), **how),
+    "a shared array": lambda q, shared, **how: q.put(shared, **how),
+    "a shared array in a list": lambda q, shared, **how: q.put([shared] * 3, **how),
+    "many": lambda q, shared, **how: q.put_many([_large(), shared], **how),
+}
+
+
+@pytest.mark.parametrize("what", PUTS)
+def test_put_is_full_in_time_while_the_registry_is_held(what):
+    q, shared = copyless.Queue(), copyless.ones(1000)
+    put = PUTS[what]
+    with stopped_in(None) as holder:
+        for how, least in ({"block": False}, 0), ({"timeout": 0.3}, 0.3):
+            error, took = timed(lambda how=how: put(q, shared, **how))
+            assert type(error) is queue.Full
+            assert least <= took < LATE
+        assert holder.is_stopped()
+        error = None
+    assert q.empty()
+    put(q, shared, timeout=60)
+    assert not q.empty()
+    while not q.empty():
+        q.get()
+
+
+def test_put_many_looks_at_its_deadline_between_two_objects():
+    q = copyless.Queue()
+
+    def slowly():
+        for i in range(100):
+            time.sleep(0.05)
+            yield i
+
+    put = q.put_many(slowly(), timeout=0.3)
+    assert 1 <= put < 100
+    assert q.get_many(100) == list(range(put))

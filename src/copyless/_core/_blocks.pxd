@@ -1,5 +1,5 @@
 # Blocks, for the other bindings.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store
 
@@ -42,3 +42,5 @@ cdef class Mapping:
 cdef Block stand(cl_store *store, const cl_block_ref *ref, uint64_t nbytes)
 cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags)
 cdef void set_private(Block block) noexcept
+cdef int64_t hurry(int64_t deadline) noexcept
+cdef int64_t due() noexcept

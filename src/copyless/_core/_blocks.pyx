@@ -6,14 +6,16 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless._core._check cimport check, fail, new_wait, served, Wait
+from copyless._core._check cimport after_a_slice, check, fail, new_wait, served, Wait
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOREVER, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_WAIT_MANY,
+    CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_TIMEOUT, CL_WAIT_MANY,
     cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
     cl_wake,
 )
+
+from queue import Full
 
 from copyless.errors import ClosedError, CorruptSegmentError, WrongProcessError
 
@@ -99,6 +101,27 @@ def know_renewal(renew):
     RENEW = renew
 
 
+# A queue's `put` has until then to make and send what its item needs, in whatever Python code the pickling runs through.
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static _Thread_local int64_t due_ns = INT64_MAX;
+    """
+    int64_t due_ns
+
+
+cdef int64_t hurry(int64_t deadline) noexcept:
+    """Until when this thread waits for the registry from now on, before it raises Full; until when it did."""
+    global due_ns
+    cdef int64_t before = due_ns
+    due_ns = deadline
+    return before
+
+
+cdef int64_t due() noexcept:
+    return due_ns
+
+
 cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
     """The same, in this store; with CL_MAY_SPILL on disk when shared memory is full. NULL: in the one in use, and in a new one
     when its directory was removed. In a given store: on disk then, if CL_STAY is among the flags."""
@@ -106,10 +129,13 @@ cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
     cdef cl_block_ref ref
     cdef Wait wait = new_wait()
     cdef int rc = cl_alloc(at, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE | CL_STAY), &ref)
+    cdef int64_t until = after_a_slice(due_ns) if rc == CL_AGAIN else 0
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_alloc(at, nbytes, CL_MAY_WAIT | flags, &ref)
-        rc = served(&wait, rc, CL_FOREVER)
+        rc = served(&wait, rc, until)
+    if rc == CL_TIMEOUT:
+        raise Full
     if rc == CL_REMOVED and store == NULL and RENEW is not None:
         RENEW()
         return allocate(NULL, nbytes, flags)

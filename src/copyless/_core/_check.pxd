@@ -4,7 +4,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t
 
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_FOREVER, CL_OK, CL_TIMEOUT, cl_error, cl_last_error, cl_monotonic_ns, cl_waiting, cl_waits,
+    CL_AGAIN, CL_FOREVER, CL_OK, CL_SLICE_NS, CL_TIMEOUT, cl_error, cl_last_error, cl_monotonic_ns, cl_waiting, cl_waits,
 )
 
 
@@ -80,3 +80,12 @@ cdef inline int served(Wait *wait, int rc, int64_t deadline_ns, bint users=False
     waits.holder = 0  # of this slice; the next one says anew
     PyErr_CheckSignals()
     return CL_TIMEOUT if deadline_ns != CL_FOREVER and now >= deadline_ns else rc
+
+
+cdef inline int64_t after_a_slice(int64_t deadline_ns) noexcept nogil:
+    """The deadline, or the end of a slice from now when that is later: for what is busy for microseconds, and was not asked for."""
+    cdef int64_t slice_ends
+    if deadline_ns == CL_FOREVER:
+        return deadline_ns
+    slice_ends = cl_monotonic_ns() + CL_SLICE_NS
+    return deadline_ns if deadline_ns > slice_ends else slice_ends

@@ -7,13 +7,15 @@ from libc.string cimport memcpy, memset
 
 import struct
 
-from copyless._core._blocks cimport Block, stand
-from copyless._core._check cimport check, new_wait, served, Wait
+from copyless._core._blocks cimport Block, due, stand
+from copyless._core._check cimport after_a_slice, check, new_wait, served, Wait
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BLOCKS, CL_FOREVER, CL_MAY_WAIT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_mail, cl_send, cl_store,
+    CL_AGAIN, CL_BLOCKS, CL_FOREVER, CL_MAY_WAIT, CL_TIMEOUT, cl_address, cl_block_ref, cl_draft, cl_find_any, cl_load, cl_mail, cl_send, cl_store,
     cl_token, cl_unsend,
 )
+
+from queue import Full
 
 from copyless.errors import WrongProcessError
 
@@ -149,15 +151,20 @@ def handle_of(uintptr_t address, uint64_t nbytes, uint8_t kind, int message):
     cdef cl_block_ref ref
     cdef cl_address out
     cdef Wait wait = new_wait()
+    cdef int64_t until = CL_FOREVER
     cdef int rc = find_block(<void *>address, nbytes, &ref, &store)
     if rc != 1 and not (rc == 2 and kind == OBJECT):
         return None
     if message:
         rc = post(store, ref.segment, ref.index, message == 2, 0, &out)
+        if rc == CL_AGAIN:
+            until = after_a_slice(due())
         while rc == CL_AGAIN:
             with nogil:
                 rc = post(store, ref.segment, ref.index, message == 2, CL_MAY_WAIT, &out)
-            rc = served(&wait, rc, CL_FOREVER)
+            rc = served(&wait, rc, until)
+        if rc == CL_TIMEOUT:
+            raise Full
         check(rc)
     else:
         memset(&out, 0, sizeof(out))
@@ -183,6 +190,7 @@ cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except?
     cdef Wire w
     cdef cl_store *store = queues
     cdef Wait wait = new_wait()
+    cdef int64_t until = CL_FOREVER
     cdef int rc
     memcpy(&w, PyBytes_AS_STRING(handle), sizeof(Wire))
     memset(token, 0, sizeof(cl_token))
@@ -194,10 +202,14 @@ cdef cl_store *token_of(bytes handle, cl_store *queues, cl_token *token) except?
         if store == NULL:
             return NULL
         rc = cl_mail(store, w.hold, w.nonce, 0)
+        if rc == CL_AGAIN:
+            until = after_a_slice(due())
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_mail(store, w.hold, w.nonce, CL_MAY_WAIT)
-            rc = served(&wait, rc, CL_FOREVER)
+            rc = served(&wait, rc, until)
+        if rc == CL_TIMEOUT:
+            raise Full
         check(rc)
     return store
 

@@ -57,7 +57,7 @@ cdef class _Queue(Object):
 
 cdef size_t dump_plain(obj, uint8_t *out, size_t room)
 cdef object load_plain(const uint8_t *data, uint64_t nbytes)
-cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch)
+cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch, int64_t deadline)
 cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel)
 cdef void unsend(cl_store *store, const cl_token *tokens, uint32_t n) noexcept
 cdef object NOTHING

@@ -16,7 +16,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
-from copyless._core._blocks cimport Block, Object, allocate, is_elsewhere, set_private, stand
+from copyless._core._blocks cimport Block, Object, allocate, hurry, is_elsewhere, set_private, stand
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
@@ -224,8 +224,19 @@ cdef object take_back(list handles):
         handles_module.unsend(handle)
 
 
-cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch):
-    """An object, behind a label that is for who takes it; `lasting`: it may be taken twice, or when this process is gone; `watch(bytes)`, if given, is the context of copying large buffers."""
+cdef Packed pack(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch, int64_t deadline):
+    """An object, behind a label that is for who takes it; `lasting`: it may be taken twice, or when this process is gone; `watch(bytes)`, if given, is the context of copying large buffers.
+
+    Raises Full when the registry's lock is not to be had until the deadline.
+    """
+    cdef int64_t before = hurry(deadline)
+    try:
+        return pack_in_time(store, obj, in_block, lasting, label, nlabel, watch)
+    finally:
+        hurry(before)
+
+
+cdef Packed pack_in_time(cl_store *store, obj, bint in_block, bint lasting, const uint8_t *label, uint32_t nlabel, watch):
     cdef Packed packed = Packed.__new__(Packed)
     cdef bytes data
     cdef list buffers = [], handles
@@ -497,7 +508,7 @@ cdef class _Queue(Object):
                 if rc != CL_OK:
                     self.refuse(rc)
                 return
-        packed = pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None)
+        packed = pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None, deadline)
         packed.describe(&item)
         rc = self.insert(&item, 1, &done, deadline)
         if done:
@@ -524,7 +535,14 @@ cdef class _Queue(Object):
         cdef int64_t deadline = self.deadline(block, timeout)
         self.use(CL_ROLE_PUTS)
         for obj in objects:
-            all_packed.append(pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None))
+            try:
+                all_packed.append(pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None, deadline))
+            except Full:
+                if not all_packed or cl_monotonic_ns() < deadline:
+                    raise
+                break
+            if 0 < deadline <= cl_monotonic_ns():
+                break
         if not all_packed:
             return 0
         items = <cl_item *>malloc(len(all_packed) * sizeof(cl_item))
@@ -547,7 +565,7 @@ cdef class _Queue(Object):
 
     def _pack(self, obj):
         self.use(CL_ROLE_PUTS)
-        return pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None)
+        return pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None, CL_FOREVER)
 
     def _try_put(self, Packed packed):
         """Whether there was room; for an event loop."""

@@ -21,7 +21,7 @@ cdef extern from "base.h" nogil:
 cdef extern from "wait.h" nogil:
     ctypedef struct cl_spin:
         pass
-    enum: CL_WAIT_MANY, CL_BELL_SLEEP
+    enum: CL_WAIT_MANY, CL_BELL_SLEEP, CL_SLICE_NS
     int64_t CL_FOREVER
     int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
     int cl_wait_many(cl_au32 **words, const uint32_t *expected, int n, int64_t deadline_ns)

@@ -17,7 +17,7 @@ from copyless._core._blocks cimport Block
 from copyless._core._check cimport deadline_of
 from copyless._core._queue cimport NOTHING, PLAIN_MOST, Packed, _Queue, dump_plain, load_plain, pack, unpack, unsend
 from copyless._core.c_library cimport (
-    CL_OK, CL_ROLE_GETS, CL_TIMEOUT, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, cl_store, cl_token,
+    CL_FOREVER, CL_OK, CL_ROLE_GETS, CL_TIMEOUT, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, cl_store, cl_token,
 )
 
 import os
@@ -258,7 +258,7 @@ cdef class Inbox:
         cdef _Queue queue = self.queues[to]
         label.mark, label.source, label.tag, label.sender = MARK, source, tag, self.rank
         label.context, label.number = context, number
-        packed = pack(queue.store, obj, False, False, <uint8_t *>&label, sizeof(envelope), watch)
+        packed = pack(queue.store, obj, False, False, <uint8_t *>&label, sizeof(envelope), watch, CL_FOREVER)
         packed.describe(&item)
         rc = queue.insert(&item, 1, &done, queue.deadline(True, None))
         if done:
