@@ -101,7 +101,7 @@ static void sync_step(fuzz_input *in, int who, const cl_object *o, uint8_t op, u
         if (op % 3 == 0) {
             fuzz_result(cl_robust_acquire(s, o, deadline_of(arg), &spin));
         } else if (op % 3 == 1) {
-            fuzz_result(cl_robust_release(s, o));
+            fuzz_result(cl_robust_release(s, o, deadline_of(arg)));
         } else {
             MUST(cl_robust_value(s, o) <= o->is.room);
         }
@@ -407,7 +407,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         if (*slot == UINT32_MAX && fuzz_result(cl_ring_claim(r, deadline_of(arg), flags, &since, slot)) == CL_OK) {
             frame_is_sound(r, &(cl_frame){.slot = *slot}, 1);
         } else if (*slot != UINT32_MAX) {
-            fuzz_result(cl_ring_publish(r, *slot, f));
+            fuzz_result(cl_ring_publish(r, *slot, CL_MAY_WAIT, f));
             *slot = UINT32_MAX;
         }
         break;
@@ -426,7 +426,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         }
         break;
     case 4:
-        if (fuzz_result(cl_ring_last(r, fuzz_8(in) % 9, frames, &n)) == CL_OK) {
+        if (fuzz_result(cl_ring_last(r, fuzz_8(in) % 9, CL_MAY_WAIT, frames, &n)) == CL_OK) {
             MUST(n <= 8);
             for (uint32_t i = 0; i < n; i++) {
                 frame_is_sound(r, &frames[i], 0);
@@ -435,8 +435,8 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         }
         break;
     case 5:
-        if (*reader == UINT32_MAX &&
-            fuzz_result(cl_ring_subscribe(r, arg >> 1 & 1, arg & 4 ? UINT64_MAX : fuzz_8(in), reader)) == CL_OK) {
+        if (*reader == UINT32_MAX && fuzz_result(cl_ring_subscribe(r, arg >> 1 & 1, arg & 4 ? UINT64_MAX : fuzz_8(in),
+                                                                   CL_MAY_WAIT, reader)) == CL_OK) {
             MUST(*reader < CL_RING_READERS);
         }
         break;
@@ -459,7 +459,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         fuzz_result(cl_ring_return(r, fuzz_8(in) % r->slots));
         break;
     case 10:
-        fuzz_result(cl_ring_bury(r));
+        fuzz_result(cl_ring_bury(r, CL_MAY_WAIT));
         break;
     default:
         if (arg & 2) {

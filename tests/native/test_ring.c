@@ -147,7 +147,7 @@ static void damage(void)
         for (uint32_t i = 0; i < 4; i++) {
             r.by_seq[i] = ((uint32_t[]){4, 1u << 30, UINT32_MAX, 1u << 31})[k];
         }
-        CHECK(cl_ring_last(&r, 4, some, &n) == CL_OK && n == 0 && next(&r, reader, 0, &f) == CL_TIMEOUT);
+        CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_OK && n == 0 && next(&r, reader, 0, &f) == CL_TIMEOUT);
     }
     memcpy(r.by_seq, at, sizeof at);
     h->readers[reader].cursor = 8;
@@ -475,7 +475,7 @@ static void burier_dies(void)
                     _exit(0);
                 }
                 cl_kill_at = cl_kill_passed + n;
-                CHECK(cl_ring_bury(&theirs) == CL_OK);
+                CHECK(cl_ring_bury(&theirs, CL_MAY_WAIT) == CL_OK);
                 cl_kill_at = 0;
                 _exit(0);
             }
@@ -486,7 +486,7 @@ static void burier_dies(void)
         if (inside || well) {
             consistent(&r);
         }
-        CHECK(cl_ring_bury(&r) == CL_OK);
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
         quiet(h);
         cl_ring_detach(&r);
         release(&store, &place);
