@@ -1,5 +1,6 @@
 /* The lock: exclusion, a dead holder, a word that names nobody, no early or late return. */
 #include "check.h"
+#include "thread_lock.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -135,8 +136,56 @@ static void test_last_look(void)
 }
 #endif
 
+/* The lock between threads of one process: the same exclusion, and a deadline. */
+static cl_thread_lock between_threads;
+static long guarded;
+
+static void *add_between_threads(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 20000; i++) {
+        cl_thread_lock_take(&between_threads);
+        guarded++;
+        cl_thread_unlock(&between_threads);
+    }
+    return NULL;
+}
+
+static void *lets_go_late(void *arg)
+{
+    (void)arg;
+    struct timespec nap = {.tv_nsec = 20000000};
+    nanosleep(&nap, NULL);
+    cl_thread_unlock(&between_threads);
+    return NULL;
+}
+
+static void test_thread_lock(void)
+{
+    pthread_t threads[4];
+    cl_thread_lock_init(&between_threads);
+    for (int i = 0; i < 4; i++) {
+        CHECK(pthread_create(&threads[i], NULL, add_between_threads, NULL) == 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    CHECK(guarded == 80000 && cl_thread_trylock(&between_threads));
+    CHECK(!cl_thread_trylock(&between_threads));
+    int64_t deadline = cl_monotonic_ns() + 30000000;
+    while (!cl_thread_lock_until(&between_threads, deadline) && cl_monotonic_ns() < deadline) {
+    }
+    CHECK(cl_monotonic_ns() >= deadline); /* it was never free */
+    CHECK(pthread_create(&threads[0], NULL, lets_go_late, NULL) == 0);
+    cl_thread_lock_take(&between_threads); /* woken, or this test does not end */
+    pthread_join(threads[0], NULL);
+    cl_thread_unlock(&between_threads);
+    CHECK(cl_thread_trylock(&between_threads));
+}
+
 int main(void)
 {
+    test_thread_lock();
     pthread_t threads[4];
     for (uintptr_t i = 0; i < 4; i++) {
         CHECK(pthread_create(&threads[i], NULL, add, (void *)i) == 0);

@@ -220,22 +220,16 @@ int cl_enter_tables(cl_store *store, unsigned flags)
                        "this process was made by clone() behind the C library: it has no part in the shared "
                        "memory of its parent. Use fork(), or exec");
     }
-    if (pthread_mutex_trylock(&store->mutex) == 0) {
+    if (cl_thread_trylock(&store->mutex)) {
         return CL_OK;
     }
     if (!(flags & CL_MAY_WAIT)) {
         return CL_AGAIN;
     }
-    int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
-    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
-#ifdef __SANITIZE_THREAD__ /* its runtime does not know clocklock */
-    return (void)t, pthread_mutex_lock(&store->mutex) == 0 ? CL_OK : CL_AGAIN;
-#else
-    return pthread_mutex_clocklock(&store->mutex, CLOCK_MONOTONIC, &t) == 0 ? CL_OK : CL_AGAIN;
-#endif
+    return cl_thread_lock_until(&store->mutex, cl_monotonic_ns() + CL_SLICE_NS) ? CL_OK : CL_AGAIN;
 }
 
 void cl_leave_tables(cl_store *store)
 {
-    pthread_mutex_unlock(&store->mutex);
+    cl_thread_unlock(&store->mutex);
 }

@@ -70,7 +70,7 @@ int cl_here_begin(cl_store *store)
 
 static void prepare_store(cl_store *store)
 {
-    pthread_mutex_lock(&store->mutex);
+    cl_thread_lock_take(&store->mutex);
     store->fork_slot = 0;
     store->fork_life = NULL;
     store->fork_life_fd = -1;
@@ -123,12 +123,12 @@ static void in_parent(cl_store *store)
         store->fork_slot = 0;
         cl_spare_opening(store);
     }
-    pthread_mutex_unlock(&store->mutex);
+    cl_thread_unlock(&store->mutex);
 }
 
 static void in_child(cl_store *store)
 {
-    pthread_mutex_init(&store->mutex, NULL); /* the thread that held it is the parent's */
+    cl_thread_lock_init(&store->mutex); /* the thread that held it is the parent's */
     if (!store->open || store->here == NULL) {
         return;
     }

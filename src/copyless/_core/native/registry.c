@@ -427,7 +427,7 @@ static int open_once(cl_store *store)
 int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
 {
     memset(store, 0, sizeof *store);
-    pthread_mutex_init(&store->mutex, NULL);
+    cl_thread_lock_init(&store->mutex);
     cl_directory_keep(store, directory);
     store->registry_fd = store->life_fd = store->spare_fd = store->fork_life_fd = -1;
     store->live_fd = -1;

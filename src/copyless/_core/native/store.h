@@ -12,6 +12,7 @@
 #include "journal.h"
 #include "lock.h"
 #include "process.h"
+#include "thread_lock.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -71,7 +72,7 @@ typedef struct cl_settings {
 
 typedef struct cl_store cl_store;
 struct cl_store {
-    pthread_mutex_t mutex;
+    cl_thread_lock mutex;
     int open;
     int joining; /* our slot is not live yet */
     int leaving; /* nobody else is left, and what is unlinked now goes with this process */
