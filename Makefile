@@ -12,7 +12,7 @@ TESTS := wait copy lock journal registry heap holds reap fork books kill sync qu
 FORKING := kill fork registry books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean
+.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -56,6 +56,14 @@ test-torch: $(VENV)/test.stamp  ## PyTorch for the tests; without it they skip
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install '$(TORCH)' 2>/dev/null || \
 		$(PIP) install --timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' || \
 		echo "skipped: $(TORCH) cannot be fetched here, so the tests of PyTorch skip"
+
+$(VENV)/wheel.stamp: wheels/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip --disable-pip-version-check -q install -r wheels/requirements.txt
+	@touch $@
+
+wheel: $(VENV)/wheel.stamp  ## a wheel for any Linux with glibc 2.28 or newer, in dist/
+	$(VENV)/wheel/bin/python wheels/make.py --out dist
 
 test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 	@for v in 3.10 3.11 3.12 3.13; do \

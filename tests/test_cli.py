@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,8 @@ def run(*args, check=True, cwd=None, **env):
 
 
 def test_version_and_help():
-    assert copyless.__version__ in run("--version").stdout
+    said = run("--version").stdout
+    assert re.fullmatch(r"copyless (\S+) \(layout \d+, format \d+\)\n", said).group(1) == copyless.__version__
     for command in ("demo", "ls", "inspect", "reap", "doctor"):
         assert command in run("--help").stdout
 

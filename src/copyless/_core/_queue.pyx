@@ -180,7 +180,7 @@ cdef class Packed:
             free(self.abroad)
 
     cdef void describe(self, cl_item *item) noexcept:
-        item.body = NULL if self.body is None else <const void *>PyBytes_AS_STRING(self.body)
+        item.body = NULL if self.body is None else PyBytes_AS_STRING(self.body)
         item.nbytes = self.nbytes
         item.tokens = self.tokens
         item.ntokens = self.ntokens

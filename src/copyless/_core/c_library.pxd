@@ -64,7 +64,7 @@ cdef extern from "layout.h" nogil:
     enum cl_op:
         CL_OP_REAP
         CL_OP_LIST
-    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC, CL_LAYOUT, CL_FILE_NAME
+    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC, CL_LAYOUT, CL_FORMAT, CL_FILE_NAME
     ctypedef struct cl_spill:
         char path[320]
     enum: CL_OWNER_FREE, CL_OWNER_GONE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_HOLD_ESTATE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY

@@ -12,6 +12,7 @@ FOREIGN: int
 OTHER_FORMAT: int
 REMOVED: int
 LAYOUT: int
+FORMAT: int
 
 KIND_LOCK: int
 KIND_RLOCK: int

@@ -53,10 +53,12 @@ def _stop(message: str) -> NoReturn:
 
 
 @app.callback(invoke_without_command=True)
-def _common(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _common(version: Annotated[bool, typer.Option("--version", help="Print the versions of the package, of the layout of shared memory and of stored items, and leave.")] = False) -> None:
     """Python processes share memory without copying, leaking or hanging."""
     if version:
-        typer.echo(f"copyless {copyless.__version__}")
+        from copyless._core import c_library
+
+        typer.echo(f"copyless {copyless.__version__} (layout {c_library.LAYOUT}, format {c_library.FORMAT})")
         raise typer.Exit
     try:
         settings.current()

@@ -225,7 +225,7 @@ cdef class Inbox:
                 made.content = PyBytes_FromStringAndSize(<char *>&item, <Py_ssize_t>nbytes)
         else:
             made.content = self.queue.body(got)
-            data = (<Block>made.content).ref.data if isinstance(made.content, Block) else <const uint8_t *>PyBytes_AS_STRING(made.content)
+            data = (<Block>made.content).ref.data if isinstance(made.content, Block) else <uint8_t *>PyBytes_AS_STRING(made.content)
             if nbytes < of_tokens + sizeof(envelope):
                 raise CorruptSegmentError(f"a message of {nbytes} bytes is damaged")
             if ntokens:
