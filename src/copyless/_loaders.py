@@ -421,9 +421,9 @@ def packet_together(data: bytes, sizes: list[int], handle: bytes) -> Any:
 
 def mpi_inline(data: bytes, *parts: bytearray) -> Any:
     """An object whose buffers lie in its message."""
-    import pickle
+    from copyless._core._pickles import loads
 
-    return pickle.loads(data, buffers=parts)
+    return loads(data, parts)
 
 
 def mpi_block(data: bytes, sizes: list[int], handle: bytes) -> Any:

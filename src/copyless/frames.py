@@ -191,7 +191,7 @@ class _Plainly:
         self._series = series
 
     def __reduce__(self) -> Any:
-        return pickle.loads, (pickle.dumps(self._series, 5),)
+        return _loaders.mpi_inline, (pickle.dumps(self._series, 5),)  # which has no buffers, here
 
 
 def _restore_table(single: bool, parts: list[Any], height: int) -> Any:

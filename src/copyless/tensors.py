@@ -23,7 +23,6 @@ would move out of it.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ import torch
 from copyless import _loaders, pickling
 from copyless._core import _copying, _handles, _store
 from copyless._core._memory import Memory
-from copyless._core._pickles import check_pickle
+from copyless._core._pickles import loads
 from copyless.errors import UnsendableError
 from copyless.storage import files
 
@@ -141,10 +140,9 @@ def loading(places: Any) -> Iterator[None]:
 
 
 def _with_storages(data: Any, places: Any, runs: Any, buffers: Any) -> Any:
-    check_pickle(data)
     storages = [_storage(run) for run in runs]
     with loading([(storages[run], begin) for run, begin in places]):
-        return pickle.loads(data, buffers=buffers)
+        return loads(data, buffers)
 
 
 def _storage(buffer: Any) -> Any:

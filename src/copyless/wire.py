@@ -22,7 +22,6 @@ import errno
 import hmac
 import logging
 import os
-import pickle
 import select
 import selectors
 import socket
@@ -35,7 +34,7 @@ from multiprocessing import AuthenticationError
 from typing import Any
 
 from copyless import pickling
-from copyless._core._pickles import check_pickle
+from copyless._core._pickles import loads
 from copyless.arrays import attach, handle
 from copyless.errors import CopylessError, CorruptSegmentError, EndOfQueueError, OutOfSharedMemory
 from copyless.queues import Queue, ShutDown
@@ -335,8 +334,7 @@ def _pickled(obj: Any) -> tuple[bytes, list[memoryview]]:
 
 
 def _unpickled(data: bytearray, buffers: list[bytearray]) -> Any:
-    check_pickle(data)
-    return pickle.loads(data, buffers=buffers)
+    return loads(data, buffers)
 
 
 def _as_xml(obj: Any) -> tuple[bytes, list[memoryview]]:

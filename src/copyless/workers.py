@@ -40,7 +40,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 from copyless import _loaders, _main_changes, pickling
-from copyless._core import _answers, _queue
+from copyless._core import _answers, _pickles, _queue
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
 from copyless._one_process import know_child
@@ -113,7 +113,7 @@ class Sealed:
         return _loaders.sealed, (data, self._handles, *(pickle.PickleBuffer(buffer) for buffer in self._buffers))
 
     def open(self) -> Any:
-        return pickle.loads(self._data, buffers=self._buffers)
+        return _pickles.loads(self._data, buffers=self._buffers)
 
 
 def seal(obj: Any, by_value: bool = False, make: Any = None, lasting: bool = False) -> Any:
@@ -126,7 +126,7 @@ def unseal(sealed: Any) -> Any:
     if type(sealed) is not bytes:
         return sealed.open()
     plain = _queue.plain_loads(sealed)
-    return pickle.loads(sealed) if plain is None else plain[0]
+    return _pickles.loads(sealed) if plain is None else plain[0]
 
 
 def _name_of(function: Any) -> bytes | None:
@@ -147,7 +147,7 @@ def _function_of(name: bytes) -> Any:
     if function is None:
         if len(_named) >= _NAMES_MOST:
             _named.clear()
-        function = _named[name] = pickle.loads(name)
+        function = _named[name] = _pickles.loads(name)
     return function
 
 
@@ -810,7 +810,7 @@ class Crew:
                     continue
                 number, i, kind, value = message
                 if kind in (_DONE, _MANY):  # most of what is heard, told by the shortest way: all of a bundle at once
-                    values = [value] if kind == _DONE else pickle.loads(value)
+                    values = [value] if kind == _DONE else _pickles.loads(value)
                     run = runs.get(number)
                     if run is None:
                         bundle = bundles.get(number)
@@ -902,7 +902,7 @@ class Crew:
         for number, first, kind, data in self._read_logs():
             bundle = self._bundles.get(number)
             if bundle is not None and first <= bundle.heard:
-                self._hear_many(number, first, pickle.loads(data), kind == _MIXED)
+                self._hear_many(number, first, _pickles.loads(data), kind == _MIXED)
 
     def _hear_many(self, number: int, first: int, values: list[Any], mixed: bool = False) -> None:
         """Answers of one bundle, from its task `first` on; what came before them and is missing lies in a log."""
@@ -973,7 +973,7 @@ class Crew:
             self._hopeless = 0
             return
         if kind == _MIXED:
-            self._hear_many(number, i, pickle.loads(value), True)
+            self._hear_many(number, i, _pickles.loads(value), True)
             return
         if kind == _ENDED:  # comes after all that this worker said
             if self._left_behind:

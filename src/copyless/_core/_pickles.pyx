@@ -5,8 +5,18 @@ The unpickler makes its memo as large as the largest number that a pickle names,
 gigabytes, which it fills. A pickle of n bytes remembers fewer than n objects.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
-from pickle import UnpicklingError
+
+import pickle
+
+from copyless.errors import CorruptSegmentError
+
+cdef object unpickle = pickle.loads
+
+
+class CorruptPickleError(CorruptSegmentError, pickle.UnpicklingError):
+    """A pickle that asks for far more memory than it has bytes."""
 
 
 cdef inline uint64_t number(const unsigned char *at, int nbytes) noexcept nogil:
@@ -80,17 +90,40 @@ cdef bint is_sound(const unsigned char *data, uint64_t size) noexcept nogil:
     return True
 
 
+cdef int look_at(const unsigned char *data, uint64_t size) except -1:
+    cdef bint sound
+    if size < 65536:
+        sound = is_sound(data, size)
+    else:
+        with nogil:
+            sound = is_sound(data, size)
+    if not sound:
+        raise CorruptPickleError("a pickle that asks for far more memory than it has bytes: it was damaged on its way")
+    return 0
+
+
+cdef object loads_at(const unsigned char *at, uint64_t size, data, buffers):
+    look_at(at, size)
+    return unpickle(data) if buffers is None else unpickle(data, buffers=buffers)
+
+
 def check_pickle(data):
-    """Raise `UnpicklingError` for a pickle that would have the unpickler ask for far more memory than it has bytes.
+    """Raise `CorruptPickleError` for a pickle that would have the unpickler ask for far more memory than it has bytes.
 
     Cost: a look at each of its operations, some nanoseconds.
     """
-    cdef const unsigned char[::1] view = data
-    cdef uint64_t size = view.shape[0]
-    cdef bint sound
-    if size == 0:
-        return
-    with nogil:
-        sound = is_sound(&view[0], size)
-    if not sound:
-        raise UnpicklingError("a pickle that asks for far more memory than it has bytes: it was damaged on its way")
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        look_at(<const unsigned char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def loads(data, buffers=None):
+    """The object of a pickle that came from somewhere else, and of the buffers beside it: `pickle.loads` after a look at it.
+
+    Every pickle that this package loads comes this way, since what lies in shared memory may have been damaged there.
+    """
+    check_pickle(data)
+    return unpickle(data) if buffers is None else unpickle(data, buffers=buffers)

@@ -20,7 +20,7 @@ from copyless._core._blocks cimport Block, Object, allocate, hurry, is_elsewhere
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
-from copyless._core._pickles cimport is_sound
+from copyless._core._pickles cimport loads_at
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
@@ -32,7 +32,6 @@ from copyless._core.c_library cimport (
     cl_unsend,
 )
 
-import pickle
 import queue as _stdlib
 import sys
 
@@ -71,17 +70,9 @@ cdef enum:
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
-cdef object loads = pickle.loads
 cdef dict DIRECT = {}
 cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, TELL_REMOVED = None
 NOTHING = object()
-
-
-cdef int look_at_pickle(const uint8_t *data, uint64_t nbytes) except -1:
-    """One changed byte of a pickle may have the unpickler ask for gigabytes: then it is damaged."""
-    if not is_sound(data, nbytes):
-        raise CorruptSegmentError("an item of the queue is damaged: its pickle asks for far more memory than it has bytes")
-    return 0
 
 
 def know(pack, dict direct, load_handle, shut_down, tell, tell_removed):
@@ -326,8 +317,7 @@ cdef object load(bytes body):
         return take_reference(value)
     if len(body) > 0 and PyBytes_AS_STRING(body)[0] == HANDLE:
         return LOAD(body[1:])
-    look_at_pickle(<const uint8_t *>PyBytes_AS_STRING(body), len(body))
-    return loads(body)
+    return loads_at(<const uint8_t *>PyBytes_AS_STRING(body), len(body), body, None)
 
 
 cdef object take_reference(PyObject *value):
@@ -379,10 +369,8 @@ cdef object unpack(cl_store *store, body, uint32_t ntokens, uint32_t nlabel):
                     raise CorruptSegmentError("an item of the queue is damaged")
                 buffers.append(whole[at2:at2 + size])
                 at2 += size
-            look_at_pickle(p + <uint64_t>start, length)
-            return loads(whole[start:start + length], buffers=buffers)
-        look_at_pickle(p + at, total - at)
-        return loads(whole[at:])
+            return loads_at(p + <uint64_t>start, length, whole[start:start + length], buffers)
+        return loads_at(p + at, total - at, whole[at:], None)
     finally:
         PyBuffer_Release(&view)
         if tokens != NULL:

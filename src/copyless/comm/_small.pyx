@@ -10,9 +10,9 @@ from libc.stdint cimport uint8_t
 
 from copyless._core._queue cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
 
-import pickle
-
 from mpi4py import MPI
+
+from copyless._core._pickles import loads
 
 cdef enum:
     TRIES = 100  # a dozen microseconds
@@ -20,7 +20,6 @@ cdef enum:
 cdef object BYTE = MPI.BYTE, Status = MPI.Status
 cdef object MPI_send = MPI.Comm.Send, improbe = MPI.Comm.Improbe, rank_of = MPI.Comm.Get_rank
 cdef object MPI_recv = MPI.Message.Recv, elements_of = MPI.Status.Get_elements
-cdef object loads = pickle.loads
 cdef int PROC_NULL = MPI.PROC_NULL
 
 # States with receives in line, and a communicator of each: while there are any, all go the long way.

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from copyless._core import _store
+from copyless._core import _pickles, _store
 from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
 from copyless.comm._inbox import Inbox, Parcel
@@ -72,7 +72,7 @@ class Group:
     @classmethod
     def of_card(cls, card: bytes) -> Group:
         group = cls.__new__(cls)
-        names = pickle.loads(card)
+        names = _pickles.loads(card)
         group._cell = attach(names[0])
         group.table = group._cell.view(np.ndarray)
         group._lock = attach(names[1])

@@ -34,7 +34,7 @@ except ImportError as _error:
     ) from None
 
 from copyless import _loaders, pickling
-from copyless._core import _blocks, _queue, _store
+from copyless._core import _blocks, _pickles, _queue, _store
 from copyless._core._memory import Memory
 from copyless.comm import _small, collectives
 from copyless.comm.constants import SUM
@@ -160,7 +160,7 @@ class _AsPickle:
 def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     block = handles.resolve(handle)[1]
     _blocks.mark_private(block)  # it came by value: it is this rank's own
-    return pickle.loads(data, buffers=cut(block, sizes))
+    return _pickles.loads(data, buffers=cut(block, sizes))
 
 
 def _through_block(
@@ -216,11 +216,11 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
 def _decode(whole: Any) -> Any:
     """The object of a big message: of a pickle, or of one and the buffers behind it."""
     view = memoryview(whole)
-    obj = pickle.loads(view)
+    obj = _pickles.loads(view)
     if type(obj) is not _Detached:
         return obj
     data, *parts = cut(view[obj.base :], obj.sizes)
-    return pickle.loads(data, buffers=parts)
+    return _pickles.loads(data, buffers=parts)
 
 
 def _type_of(places: Iterable[tuple[int, int]]) -> Any:

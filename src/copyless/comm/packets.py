@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from copyless import _loaders, pickling
-from copyless._core import _blocks, _copying, _handles, _queue
+from copyless._core import _blocks, _copying, _handles, _pickles, _queue
 from copyless._core._memory import Memory
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles
@@ -106,7 +106,7 @@ class Packet:
         buffers = self.parts if whole is None else cut(whole, self.sizes)
         if readonly:
             buffers = [memoryview(buffer).toreadonly() for buffer in buffers]
-        return pickle.loads(self.data, buffers=buffers)
+        return _pickles.loads(self.data, buffers=buffers)
 
 
 def _apart(data: bytes, names: list[bytes], *parts: Any) -> Packet:
@@ -147,6 +147,6 @@ def copy_of(obj: Any) -> Any:
         with contextlib.suppress(OutOfSharedMemory):
             memory = in_memory(parts)  # warm, as much private memory mostly is not
     if memory is None:
-        return pickle.loads(data, buffers=[bytearray(part) for part in parts])
+        return _pickles.loads(data, buffers=[bytearray(part) for part in parts])
     _blocks.mark_private(memory.obj)
-    return pickle.loads(data, buffers=cut(memory, [part.nbytes for part in parts]))
+    return _pickles.loads(data, buffers=cut(memory, [part.nbytes for part in parts]))

@@ -1,0 +1,184 @@
+"""Every pickle that came from somewhere else is looked at before it is loaded: one damaged byte shall not ask for terabytes."""
+
+import importlib.util
+import os
+import pickle
+import re
+import subprocess
+import sys
+import textwrap
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import pytest
+
+import copyless
+from copyless import _loaders, wire, workers
+from copyless._core import _pickles
+from copyless.comm import packets
+from copyless.comm.group import Group
+
+# Each asks for a terabyte or for a memo of as many places, and is cut off there: bytearrays, bytes, two numbers of the memo.
+BOMBS = {
+    "bytearray": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
+    "bytes": b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
+    "memo": b"\x80\x05Nr\xff\xff\xff\x7f.",
+    "memo in text": b"Np1099511627776\n.",
+}
+
+
+def packet(data, buffers=()):
+    return packets.Packet(data, [memoryview(buffer) for buffer in buffers]).open()
+
+
+def packet_of_several(data, buffers=()):
+    memory = packets.in_memory([memoryview(buffer) for buffer in buffers or [b"1"]])
+    made = pickle.loads(bytes(ForkingPickler.dumps(_Together(data, memory, [len(buffer) for buffer in buffers]))))
+    return made.open()
+
+
+class _Together:
+    def __init__(self, *what):
+        self.what = what
+
+    def __reduce__(self):
+        data, memory, sizes = self.what
+        return _loaders.packet_together, (data, sizes, bytes(copyless.handle(memory)))
+
+
+def sealed(data, buffers=()):
+    return workers.unseal(_loaders.sealed(data, [], *buffers))
+
+
+def sealed_bytes(data, buffers=()):
+    return workers.unseal(data)
+
+
+def with_storages(data, buffers=()):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("without PyTorch")
+    from copyless import tensors
+
+    return tensors._with_storages(data, [], [], buffers)
+
+
+CALLERS = {
+    "loads": lambda data, buffers=(): _pickles.loads(data, buffers or None),
+    "a frame of a manager": lambda data, buffers=(): wire._unpickled(bytearray(data), list(buffers)),
+    "a packet": packet,
+    "a packet of several": packet_of_several,
+    "sealed": sealed,
+    "sealed bytes": sealed_bytes,
+    "inline": lambda data, buffers=(): _loaders.mpi_inline(data, *buffers),
+    "tensors": with_storages,
+    "a function's name": lambda data, buffers=(): workers._function_of(data),
+}
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_no_caller_loads_a_pickle_that_asks_for_terabytes(caller):
+    for bomb in BOMBS.values():
+        with pytest.raises(copyless.CorruptSegmentError, match="more memory than it has bytes") as caught:
+            CALLERS[caller](bomb)
+        assert isinstance(caught.value, pickle.UnpicklingError)  # who expects pickle's own error gets it
+    assert CALLERS[caller](pickle.dumps(len, 5)) is len
+
+
+def test_buffers_beside_a_pickle_arrive_through_every_caller():
+    parts = []
+    data = pickle.dumps([pickle.PickleBuffer(b"a" * 100), 7], 5, buffer_callback=parts.append)
+    for name in CALLERS.keys() - {"sealed bytes", "a function's name"}:
+        if name != "tensors" or importlib.util.find_spec("torch") is not None:
+            found = CALLERS[name](data, [bytes(part.raw()) for part in parts])
+            assert [bytes(found[0]), found[1]] == [b"a" * 100, 7], name
+
+
+def test_the_card_of_a_group_is_looked_at():
+    with pytest.raises(copyless.CorruptSegmentError, match="more memory"):
+        Group.of_card(BOMBS["bytes"])
+
+
+def test_what_is_looked_at_may_be_empty_or_any_contiguous_buffer():
+    for nothing in (b"", bytearray()):
+        _pickles.check_pickle(nothing)
+        with pytest.raises(EOFError):
+            _pickles.loads(nothing)
+    data = pickle.dumps({"a": [1, 2.5, None]})
+    for kind in (bytes, bytearray, memoryview):
+        assert _pickles.loads(kind(data)) == {"a": [1, 2.5, None]}
+    with pytest.raises(BufferError):
+        _pickles.loads(memoryview(data)[::2])
+
+
+def test_a_pickle_of_a_megabyte_is_looked_at_too():
+    data = pickle.dumps([*range(200_000)], 5)
+    assert _pickles.loads(data)[-1] == 199_999
+    with pytest.raises(copyless.CorruptSegmentError):
+        _pickles.loads(data[:-2] + BOMBS["memo"][3:])
+
+
+def test_series_that_go_as_polars_pickles_them_are_looked_at():
+    pl = pytest.importorskip("polars")
+    from copyless import frames
+
+    series = pl.Series("o", [1, 2])
+    function, arguments = frames._Plainly(series).__reduce__()
+    assert function(*arguments).to_list() == [1, 2]
+    with pytest.raises(copyless.CorruptSegmentError):
+        function(BOMBS["bytearray"])
+
+
+def test_messages_of_mpi_are_looked_at():
+    mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")
+    if importlib.util.find_spec("mpi4py") is None or not os.path.exists(mpiexec):
+        pytest.skip("MPI's environment is made by `make test`")
+    program = f"""
+        import pickle
+        from mpi4py import MPI
+        import copyless
+        from copyless import comm
+        from copyless.comm import mpi
+        from copyless.comm.packets import in_memory
+        world, bombs = comm.world(), {list(BOMBS.values())!r}
+
+        def refused(call):
+            try:
+                print("took", call())
+            except copyless.CorruptSegmentError as error:
+                print("refused" if "more memory" in str(error) else error)
+
+        def through(data):
+            request = MPI.Comm.Isend(world, [data, MPI.BYTE], 0, 5)
+            try:
+                return world.recv(source=0, tag=5)
+            finally:
+                request.Wait()
+
+        for bomb in bombs:
+            block = in_memory([memoryview(b"1")])
+            refused(lambda: through(bomb))
+            refused(lambda: through(bomb + b"x" * 100_000))
+            refused(lambda: mpi._decode(bomb))
+            refused(lambda: mpi._block(bomb, [], bytes(copyless.handle(block))))
+            detached = mpi._Detached(64, [len(bomb)])
+            refused(lambda: mpi._decode(pickle.dumps(detached, 5).ljust(64, b"0") + bomb.ljust(64, b"0")))
+        print(through(pickle.dumps({{1}})), mpi._decode(pickle.dumps({{2}})))
+    """
+    done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True,
+                          timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split("\n") == ["refused"] * 5 * len(BOMBS) + ["{1} {2}", ""]
+
+
+def test_nothing_else_in_the_package_loads_a_pickle():
+    """`pickle.loads` itself is called in one place. (An unpickler of this process's own bytes, in `share`, is none of them.)"""
+    sources = Path(__file__).parent.parent / "src/copyless"
+    calls = re.compile(r"\b(?:pickle|cloudpickle|marshal)\.loads?\b|from (?:pickle|cloudpickle) import .*\bloads?\b")
+    found = [
+        f"{path.name}: {line}"
+        for path in [*sources.rglob("*.py"), *sources.rglob("*.pyx")]
+        if path.name != "_pickles.pyx"
+        for line in path.read_text().splitlines()
+        if calls.search(line)
+    ]
+    assert found == []
