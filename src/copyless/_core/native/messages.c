@@ -237,7 +237,7 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
     if (rc != CL_OK) {
         return rc;
     }
-    if (cl_monotonic_ns() - (int64_t)store->control->scanned_ns > 1000000000) {
+    if ((uint64_t)cl_monotonic_ns() - store->control->scanned_ns > 1000000000) {
         cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
     }
     rc = load_entered(store, a, out);
