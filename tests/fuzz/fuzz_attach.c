@@ -1,6 +1,6 @@
 /* Images of the registry's and of a segment's file: header, spill record, lengths, tables. They are opened and mapped by one who
  * comes, and used; the checksum is made right again in most of them, so that what lies behind it is reached. */
-#include "fuzz.h"
+#include "faults.h"
 
 static cl_store maker, comer;
 
@@ -153,6 +153,7 @@ static void use(cl_store *s, const cl_address *sent, unsigned flags)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input in = {data, size};
+    fuzz_allow_all();
     cl_block_ref small, large, *sending;
     cl_address sent;
     char segment[32] = "", live[32] = "";
@@ -204,16 +205,23 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         close(fd);
     }
+    for (int n = how & 0x20 ? 1 + (fuzz_8(&in) & 3) : 0; n > 0; n--) {
+        fuzz_refuse(&in);
+    }
     if (!comes_before && fuzz_result(fuzz_open(&comer, 2)) != CL_OK) {
         comer.open = 0;
     }
     for (int n = 1 + (fuzz_8(&in) & 1); n > 0 && comer.open; n--) {
         use(&comer, &sent, flags);
+        if (how & 0x40) {
+            fuzz_refuse(&in);
+        }
     }
     if (comer.open && fuzz_8(&in) & 1) {
         MUST(cl_store_leave(&comer) <= 1);
         comer.open = 0;
     }
+    fuzz_allow_all();
     if (maker.base != NULL) {
         fuzz_kill(&maker);
     }

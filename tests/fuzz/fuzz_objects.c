@@ -1,6 +1,6 @@
 /* Noise over the block of each kind of object, before it is attached and between any calls of two processes that use it.
  * What surrounds the block, and the chunks of a queue, is poisoned: a step out of it is seen. */
-#include "fuzz.h"
+#include "faults.h"
 #include "list.h"
 #include "monitor.h"
 #include "queue.h"
@@ -10,6 +10,8 @@ static cl_store stores[2];
 static cl_block_ref place;
 static uint32_t number;
 static int64_t soon; /* one deadline for all: nothing waits long */
+static fuzz_input *input;
+static int acting = -1, nested; /* who is in the middle of a call; whether the other one acts just then */
 
 static int64_t deadline_of(uint8_t arg)
 {
@@ -37,15 +39,17 @@ static void *as_second(void)
 {
     cl_map *map;
     const cl_map *first = stores[0].maps[place.segment];
+    fuzz_paused++;
     MUST(cl_enter_tables(&stores[1], CL_MAY_WAIT) == CL_OK);
     MUST(cl_segment_map(&stores[1], first->id, place.segment, &map) == CL_OK);
     cl_leave_tables(&stores[1]);
+    fuzz_paused--;
     return map->base + (place.data - first->base);
 }
 
 static void second_dies(void)
 {
-    if (stores[1].base != NULL) {
+    if (stores[1].base != NULL && !(nested && acting == 1)) {
         fuzz_kill(&stores[1]);
     }
 }
@@ -53,6 +57,50 @@ static void second_dies(void)
 static void noise(fuzz_input *in, uint64_t nbytes)
 {
     fuzz_noise(in, place.data, nbytes < place.capacity ? nbytes : place.capacity);
+}
+
+/* One turn of what is fuzzed: reads its operation, and does it. */
+static void (*turn)(fuzz_input *in);
+
+static void meanwhile(void)
+{
+    if (!nested && acting >= 0 && input->left != 0) {
+        int who = acting;
+        nested = 1;
+        turn(input);
+        nested = 0;
+        acting = who;
+    }
+}
+
+/* Whose turn it is; -1 where it cannot be: the other one is in the middle of a call. */
+static int whose(uint8_t arg)
+{
+    int who = nested ? !acting : arg & 1;
+    if (stores[1].base == NULL && who == 1) {
+        return nested ? -1 : 0;
+    }
+    return who;
+}
+
+static void turns(fuzz_input *in, void (*one)(fuzz_input *in))
+{
+    turn = one;
+    input = in;
+    while (in->left != 0 && turn != NULL) {
+        one(in);
+        acting = -1;
+    }
+    fuzz_allow_all();
+}
+
+static void also(fuzz_input *in, uint8_t arg)
+{
+    if (arg & 1) {
+        fuzz_meanwhile = meanwhile;
+    } else {
+        fuzz_refuse(in);
+    }
 }
 
 /* ---- what sync.h declares */
@@ -196,6 +244,28 @@ static void sync_step(fuzz_input *in, int who, const cl_object *o, uint8_t op, u
     }
 }
 
+static cl_object objects[2];
+static int attached[2];
+
+static void sync_turn(fuzz_input *in)
+{
+    uint8_t op = fuzz_8(in), arg = fuzz_8(in);
+    int who = whose(arg);
+    if (op >= 128) {
+        noise(in, 64 + 96);
+    } else if (op == 127) {
+        second_dies();
+    } else if (op == 125) {
+        also(in, arg);
+    } else if (who >= 0 && (!attached[who] || op == 126)) {
+        cl_head *head = who ? as_second() : (cl_head *)(void *)place.data;
+        attached[who] = fuzz_result(cl_object_attach(&objects[who], head, place.capacity, number)) == CL_OK;
+    } else if (who >= 0) {
+        acting = nested ? acting : who;
+        sync_step(in, who, &objects[who], op, arg);
+    }
+}
+
 static void fuzz_sync(fuzz_input *in, uint32_t kind)
 {
     static const uint32_t rooms[] = {0, 0, 0, 6, 0, 5, 6, 0, 3};
@@ -203,25 +273,9 @@ static void fuzz_sync(fuzz_input *in, uint32_t kind)
     head->room = kind < sizeof rooms / sizeof *rooms ? rooms[kind] : 0;
     head->number = kind == CL_KIND_BARRIER ? 3 : kind == CL_KIND_ROBUST_SEMAPHORE ? head->room : 5;
     head->flags = fuzz_8(in);
-    cl_object each[2];
-    int attached[2] = {0, 0};
-    if (cl_object_attach(&each[0], head, place.capacity, number) == CL_OK) {
-        attached[0] = 1;
-    }
-    while (in->left != 0) {
-        uint8_t op = fuzz_8(in), arg = fuzz_8(in);
-        int who = arg & 1 && stores[1].base != NULL;
-        if (op >= 128) {
-            noise(in, 64 + 96);
-        } else if (op == 127) {
-            second_dies();
-        } else if (!attached[who] || op == 126) {
-            head = who ? as_second() : (cl_head *)(void *)place.data;
-            attached[who] = fuzz_result(cl_object_attach(&each[who], head, place.capacity, number)) == CL_OK;
-        } else {
-            sync_step(in, who, &each[who], op, arg);
-        }
-    }
+    attached[1] = 0;
+    attached[0] = cl_object_attach(&objects[0], head, place.capacity, number) == CL_OK;
+    turns(in, sync_turn);
 }
 
 /* ---- queue */
@@ -267,11 +321,41 @@ static void take(cl_queue *q, uint8_t arg, int n, int commit)
     cl_queue_abort(q);
 }
 
+/* What comes of items that were handed out and not done. */
+static void late_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
+{
+    uint32_t at = 0, deliveries;
+    cl_got got = {0};
+    if (op < 146) {
+        fuzz_result(cl_queue_nack(q, fuzz_8(in)));
+    } else if (op < 149) {
+        fuzz_result(cl_queue_discard(q, fuzz_8(in)));
+    } else if (op < 154) {
+        if (fuzz_result(cl_queue_dead_letter(q, &at, &got, &deliveries)) == CL_OK) {
+            MUST(got.nbytes <= got.payload.capacity && (uint64_t)got.ntokens * sizeof(cl_token) <= got.nbytes);
+            for (uint64_t k = 0; k < got.nbytes; k++) {
+                (void)*(const volatile uint8_t *)(got.payload.data + k);
+            }
+            if (arg & 2) {
+                fuzz_result(cl_queue_discard(q, got.sequence));
+            }
+            fuzz_result(cl_release(q->store, got.payload.segment_id, got.payload.segment, got.payload.index, 0));
+        }
+        MUST(at <= q->leases);
+    } else { /* one that looks for what there is in any case */
+        cl_queue_abort(q);
+    }
+}
+
 static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
 {
     unsigned flags = arg & 0x40 ? CL_MAY_WAIT : 0;
     uint32_t done = 0;
     uint64_t lost;
+    if (op >= 140) {
+        late_step(in, q, op, arg);
+        return;
+    }
     switch (op % 14) {
     case 0:
     case 1: {
@@ -341,6 +425,40 @@ static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
     }
 }
 
+static cl_queue queues[2];
+
+static void queue_turn(fuzz_input *in)
+{
+    uint8_t op = fuzz_8(in), arg = fuzz_8(in);
+    int who = whose(arg);
+    if (op >= 160) {
+        uint64_t most = offsetof(cl_queue_head, users) + 2 * sizeof(cl_user);
+        uint32_t leases = queues[0].leases < 8 ? queues[0].leases : 8;
+        if (op >= 224 && leases) {
+            fuzz_noise(in, place.data + sizeof(cl_queue_head), leases * sizeof(cl_lease));
+        } else {
+            noise(in, most);
+        }
+    } else if (op == 159 && attached[1]) {
+        second_dies();
+        attached[1] = stores[1].base != NULL;
+    } else if (op == 157) {
+        also(in, arg);
+    } else if (who < 0) {
+        return;
+    } else if (!attached[who]) {
+        void *at = who ? as_second() : place.data;
+        attached[who] = fuzz_result(cl_queue_attach(&queues[who], &stores[who], at, place.capacity, number)) == CL_OK;
+        turn = attached[who] ? turn : NULL;
+    } else if (op == 158) {
+        cl_queue_detach(&queues[who]);
+        attached[who] = 0;
+    } else {
+        acting = nested ? acting : who;
+        queue_step(in, &queues[who], op, arg);
+    }
+}
+
 static void fuzz_queue(fuzz_input *in)
 {
     uint8_t how = fuzz_8(in);
@@ -350,34 +468,9 @@ static void fuzz_queue(fuzz_input *in)
     head->head.room = leases;
     head->head.flags = (how & 1 || leases ? CL_QUEUE_JOINABLE : 0) | (leases ? CL_QUEUE_REDELIVER : 0);
     head->head.spare[0] = how & 8 ? 10000 : 0;
-    static cl_queue each[2];
-    int attached[2] = {0, 0};
-    while (in->left != 0) {
-        uint8_t op = fuzz_8(in), arg = fuzz_8(in);
-        int who = arg & 1 && stores[1].base != NULL;
-        if (op >= 160) {
-            uint64_t most = offsetof(cl_queue_head, users) + 2 * sizeof(cl_user);
-            if (op >= 224 && leases) {
-                fuzz_noise(in, place.data + sizeof(cl_queue_head), leases * sizeof(cl_lease));
-            } else {
-                noise(in, most);
-            }
-        } else if (op == 159 && attached[1]) {
-            second_dies();
-            attached[1] = 0;
-        } else if (!attached[who]) {
-            void *at = who ? as_second() : place.data;
-            attached[who] = fuzz_result(cl_queue_attach(&each[who], &stores[who], at, place.capacity, number)) == CL_OK;
-            if (!attached[who]) {
-                return;
-            }
-        } else if (op == 158) {
-            cl_queue_detach(&each[who]);
-            attached[who] = 0;
-        } else {
-            queue_step(in, &each[who], op, arg);
-        }
-    }
+    head->head.spare[1] = how & 16 ? 2 : 0; /* how often an item is handed out */
+    attached[0] = attached[1] = 0;
+    turns(in, queue_turn);
 }
 
 /* ---- ring */
@@ -471,6 +564,49 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
     }
 }
 
+static cl_ring rings[2];
+static uint32_t nslots, readers[2], claimed[2];
+
+static void ring_turn(fuzz_input *in)
+{
+    uint8_t op = fuzz_8(in), arg = fuzz_8(in);
+    int who = whose(arg);
+    if (op >= 160) {
+        uint64_t of_slots = offsetof(cl_ring_head, slots);
+        if (op < 192) {
+            noise(in, offsetof(cl_ring_head, members) + 8);
+        } else if (op < 224) {
+            fuzz_noise(in, place.data + offsetof(cl_ring_head, readers), 2 * sizeof(cl_reader));
+        } else {
+            fuzz_noise(in, place.data + of_slots, nslots * sizeof(cl_slot) + 4 * nslots);
+        }
+    } else if (op == 159 && attached[1] && !(nested && acting == 1)) {
+        free(rings[1].loans);
+        memset(&rings[1], 0, sizeof rings[1]);
+        second_dies();
+        attached[1] = 0;
+        readers[1] = claimed[1] = UINT32_MAX;
+    } else if (op == 157) {
+        also(in, arg);
+    } else if (who < 0) {
+        return;
+    } else if (!attached[who]) {
+        void *at = who ? as_second() : place.data;
+        attached[who] = fuzz_result(cl_ring_attach(&rings[who], &stores[who], at, place.capacity, number)) == CL_OK;
+        if (!attached[who]) {
+            memset(&rings[who], 0, sizeof rings[who]);
+            turn = NULL;
+        }
+    } else if (op == 158) {
+        cl_ring_detach(&rings[who]);
+        attached[who] = 0;
+        readers[who] = claimed[who] = UINT32_MAX;
+    } else {
+        acting = nested ? acting : who;
+        ring_step(in, &rings[who], &readers[who], &claimed[who], op, arg);
+    }
+}
+
 static void fuzz_ring(fuzz_input *in)
 {
     uint8_t how = fuzz_8(in);
@@ -479,45 +615,13 @@ static void fuzz_ring(fuzz_input *in)
     head->head.flags = how & 4 ? CL_RING_MAY_BLOCK : 0;
     cl_ring_begin(head, slots, 64, 5);
     head->head.spare[3] = how & 8 ? 1000 : 0;
-    static cl_ring each[2];
-    int attached[2] = {0, 0};
-    uint32_t readers[2] = {UINT32_MAX, UINT32_MAX}, claimed[2] = {UINT32_MAX, UINT32_MAX};
-    memset(each, 0, sizeof each);
-    while (in->left != 0) {
-        uint8_t op = fuzz_8(in), arg = fuzz_8(in);
-        int who = arg & 1 && stores[1].base != NULL;
-        if (op >= 160) {
-            uint64_t of_slots = offsetof(cl_ring_head, slots);
-            if (op < 192) {
-                noise(in, offsetof(cl_ring_head, members) + 8);
-            } else if (op < 224) {
-                fuzz_noise(in, place.data + offsetof(cl_ring_head, readers), 2 * sizeof(cl_reader));
-            } else {
-                fuzz_noise(in, place.data + of_slots, slots * sizeof(cl_slot) + 4 * slots);
-            }
-        } else if (op == 159 && attached[1]) {
-            free(each[1].loans);
-            memset(&each[1], 0, sizeof each[1]);
-            second_dies();
-            attached[1] = 0;
-            readers[1] = claimed[1] = UINT32_MAX;
-        } else if (!attached[who]) {
-            void *at = who ? as_second() : place.data;
-            attached[who] = fuzz_result(cl_ring_attach(&each[who], &stores[who], at, place.capacity, number)) == CL_OK;
-            if (!attached[who]) {
-                memset(&each[who], 0, sizeof each[who]);
-                break;
-            }
-        } else if (op == 158) {
-            cl_ring_detach(&each[who]);
-            attached[who] = 0;
-            readers[who] = claimed[who] = UINT32_MAX;
-        } else {
-            ring_step(in, &each[who], &readers[who], &claimed[who], op, arg);
-        }
-    }
-    free(each[0].loans);
-    free(each[1].loans);
+    nslots = slots;
+    attached[0] = attached[1] = 0;
+    memset(rings, 0, sizeof rings);
+    readers[0] = readers[1] = claimed[0] = claimed[1] = UINT32_MAX;
+    turns(in, ring_turn);
+    free(rings[0].loans);
+    free(rings[1].loans);
 }
 
 /* ---- list */
@@ -529,7 +633,7 @@ static void fuzz_list(fuzz_input *in)
     cl_list *list = make(cl_list_bytes(4, rooms), 0);
     memset(place.data, 0, sizeof(cl_head));
     cl_list_begin(list, 4, rooms, registry);
-    int attached = 0;
+    int is_attached = 0;
     while (in->left != 0) {
         uint8_t op = fuzz_8(in), arg = fuzz_8(in), bytes[256];
         cl_store *s = &stores[arg & 1 && stores[1].base != NULL];
@@ -537,8 +641,10 @@ static void fuzz_list(fuzz_input *in)
             noise(in, sizeof(cl_list) + 4 * sizeof(cl_list_slot));
         } else if (op == 127) {
             second_dies();
-        } else if (!attached || op == 126) {
-            attached = fuzz_result(cl_list_check(list, place.capacity, arg & 2 ? registry : 5, &nslots)) == CL_OK;
+        } else if (op == 125) {
+            fuzz_refuse(in);
+        } else if (!is_attached || op == 126) {
+            is_attached = fuzz_result(cl_list_check(list, place.capacity, arg & 2 ? registry : 5, &nslots)) == CL_OK;
         } else if (op & 1) {
             cl_value v = {0};
             uint64_t room = fuzz_8(in);
@@ -560,6 +666,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_input in = {data, size};
     soon = 20000;
     uint8_t kind = fuzz_8(&in) % 12;
+    fuzz_allow_all();
+    acting = -1;
+    nested = 0;
     fuzz_open_sound(&stores[0], 1);
     fuzz_open_sound(&stores[1], 1);
     if (kind < CL_KIND_QUEUE && kind != 0) {

@@ -5,8 +5,10 @@
 
 #include "plain.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <structmember.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -19,6 +21,45 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
         }                                                                                                              \
     } while (0)
 
+/* What stands for an array of NumPy: a buffer, and a dtype that may have metadata. */
+typedef struct {
+    PyObject_HEAD PyObject *view, *dtype;
+} array_like;
+
+static int array_new(array_like *self, PyObject *args, PyObject *named)
+{
+    (void)named;
+    if (!PyArg_ParseTuple(args, "OO", &self->view, &self->dtype)) {
+        return -1;
+    }
+    Py_INCREF(self->view);
+    Py_INCREF(self->dtype);
+    return 0;
+}
+
+static void array_end(array_like *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->view);
+    Py_XDECREF(self->dtype);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static int array_buffer(array_like *self, Py_buffer *view, int flags)
+{
+    return PyObject_GetBuffer(self->view, view, flags);
+}
+
+static PyMemberDef array_members[] = {{"view", T_OBJECT_EX, offsetof(array_like, view), READONLY, NULL},
+                                      {"dtype", T_OBJECT_EX, offsetof(array_like, dtype), READONLY, NULL},
+                                      {0}};
+static PyType_Slot array_slots[] = {{Py_tp_new, PyType_GenericNew},  {Py_tp_init, array_new},
+                                    {Py_tp_dealloc, array_end},      {Py_tp_members, array_members},
+                                    {Py_bf_getbuffer, array_buffer}, {0, NULL}};
+static PyType_Spec array_spec = {"array_like", sizeof(array_like), 0, Py_TPFLAGS_DEFAULT, array_slots};
+static PyObject *array_type;
+
 static PyObject *same_as_pickle, *same_arrays, *make_object;
 static int shared;
 
@@ -27,10 +68,20 @@ static const char *const program =
     "sys.modules['copyless'] = types.ModuleType('copyless')\n"
     "loaders = sys.modules['copyless._loaders'] = types.ModuleType('copyless._loaders')\n"
     "loaders.array_over = lambda buffer, code, shape: (bytes(buffer), code, shape, memoryview(buffer).readonly)\n"
+    "class dtype:\n"
+    "    metadata = None\n"
+    "dtypes = {}\n"
+    "class special:\n"
+    "    metadata = {'unit': 'm'}\n"
+    "def array(view, how):\n"
+    "    if how & 12 == 12: return view\n" /* which is no array, to the writer */
+    "    if how & 12 == 8: return array_like(view, special if how & 1 else None)\n"
+    "    return array_like(view, dtypes.setdefault(view.format, dtype()) if how & 1 else dtype())\n"
     "def same_as_pickle(data, value):\n"
     "    found = pickle.loads(data)\n"
     "    return repr(found) == repr(value)\n"
     "def flat(o):\n"
+    "    if type(o) is array_like: return flat(o.view)\n"
     "    if type(o) is memoryview: return (o.tobytes(), o.format, o.shape, o.readonly)\n"
     "    if type(o) is dict: return {flat(k): flat(v) for k, v in o.items()}\n"
     "    return type(o)(flat(x) for x in o) if type(o) in (tuple, list) else o\n"
@@ -69,7 +120,10 @@ static const char *const program =
     "        for k in shape: total *= k\n"
     "        raw = bytearray(range(total)) if total < 256 else bytearray(total)\n"
     "        view = memoryview(raw if byte() & 1 else bytes(raw))\n"
-    "        return view.cast(code, shape) if byte() & 3 else view[::2]\n"
+    "        how = byte()\n"
+    "        view = view.cast(code, shape) if how & 3 else view[::2]\n"
+    "        made.append(array(view, how >> 2))\n"
+    "        return made[-1]\n"
     "    return one(11)\n";
 
 static int is_shared(const void *data, uint64_t nbytes)
@@ -82,7 +136,10 @@ static void begin(void)
 {
     setenv("PYTHONMALLOC", "malloc", 1);
     Py_InitializeEx(0);
-    PyObject *names = PyDict_New(), *done = PyRun_String(program, Py_file_input, names, names);
+    array_type = PyType_FromSpec(&array_spec);
+    PyObject *names = PyDict_New();
+    MUST(array_type != NULL && names != NULL && PyDict_SetItemString(names, "array_like", array_type) == 0);
+    PyObject *done = PyRun_String(program, Py_file_input, names, names);
     MUST(done != NULL);
     same_as_pickle = PyDict_GetItemString(names, "same_as_pickle");
     same_arrays = PyDict_GetItemString(names, "same_arrays");
@@ -129,7 +186,7 @@ static void write_it(const uint8_t *data, size_t size)
     }
     plain_arrays *arrays = calloc(1, sizeof *arrays);
     MUST(arrays != NULL);
-    arrays->type = &PyMemoryView_Type;
+    arrays->type = (PyTypeObject *)array_type;
     arrays->beside = how & 8 ? 16 : 4096;
     arrays->is_shared = is_shared;
     shared = how >> 4 == 15;

@@ -29,6 +29,27 @@ static void test_own_slot(void)
     puts("own slot: ok");
 }
 
+/* Lengths of tables far beyond what there is: a look at all of them neither reads on nor counts in what is too small. */
+static void test_lengths(void)
+{
+    cl_control *c = store.control;
+    uint32_t *const lengths[] = {&c->owners_high, &c->segments_high, &c->holds_high, &c->names_high, &c->marks_high};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        uint32_t kept = *lengths[i];
+        for (uint32_t wild = UINT32_MAX; wild > CL_MAX_HOLDS; wild /= 2) {
+            CHECK(enter() == CL_OK);
+            *lengths[i] = wild;
+            CHECK(cl_audit(&store) == CL_CORRUPT);
+            *lengths[i] = kept;
+            cl_leave(&store);
+        }
+    }
+    CHECK(enter() == CL_OK);
+    CHECK(cl_audit(&store) == CL_OK);
+    cl_leave(&store);
+    puts("lengths of tables: ok");
+}
+
 static int file_of(const char *name)
 {
     int fd = openat(open_directory(), name, O_RDWR);
@@ -207,6 +228,7 @@ int main(void)
     open_store(&store, 1);
     open_store(&other, 1);
     test_own_slot();
+    test_lengths();
     test_headers();
     test_items();
     test_swapped();

@@ -245,14 +245,15 @@ int cl_audit(cl_store *store)
 {
     const cl_control *c = store->control;
     EXPECT(c->owners_high <= CL_MAX_OWNERS && c->segments_high <= CL_MAX_SEGMENTS && c->holds_high <= CL_MAX_HOLDS &&
-               c->names_high <= CL_MAX_NAMES,
-           "tables of %u owners, %u segments, %u holds, %u names", c->owners_high, c->segments_high, c->holds_high,
-           c->names_high);
+               c->names_high <= CL_MAX_NAMES && c->marks_high <= CL_MAX_MARKS,
+           "tables of %u owners, %u segments, %u holds, %u names, %u pages of marks", c->owners_high, c->segments_high,
+           c->holds_high, c->names_high, c->marks_high);
     uint32_t blocks = c->segments_high * CL_BLOCKS;
-    uint32_t *counts = calloc(2 * (size_t)blocks + 1, sizeof *counts), *children = counts + blocks;
+    uint32_t *counts = calloc(2 * (size_t)blocks + 1, sizeof *counts);
     if (counts == NULL) {
         return cl_fail(CL_SYSTEM, ENOMEM, "counting holds");
     }
+    uint32_t *children = counts + blocks;
     int rc = count_holds(store, counts, children, blocks);
     if (rc == CL_OK) {
         rc = audit_segments(store, counts, children);

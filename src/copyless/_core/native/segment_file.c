@@ -21,6 +21,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -261,12 +264,19 @@ static int is_adrift_file(const cl_store *store, const cl_map *map)
     return atomic_load_explicit(&store->adrift, memory_order_relaxed) && map->header.class_index != CL_SPILLED;
 }
 
+/* Whether its end can still be read, where neither a descriptor nor a name tells its length. (Before Linux 5.14 nothing does.) */
+static int is_whole(const cl_map *map)
+{
+    return madvise(map->base + map->size - CL_PAGE, CL_PAGE, MADV_POPULATE_READ) == 0 || errno != EFAULT;
+}
+
 static int check_name(cl_store *store, const cl_map *map)
 {
     struct stat st;
     if (fstatat(cl_home(store, map->header.class_index, 0), map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
         if (is_adrift_file(store, map)) {
-            return CL_OK; /* it went with the others; the mapping keeps it */
+            return is_whole(map) ? CL_OK /* it went with the others; the mapping keeps it */
+                                 : cl_fail(CL_CORRUPT, 0, "%s: truncated, before it was removed", map->file);
         }
         return errno == ENOENT ? cl_fail(CL_CORRUPT, 0, "%s: the file was removed", map->file)
                                : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
