@@ -32,6 +32,17 @@ static void test_replayed_once(void)
     }
 }
 
+/* An offset so near the end of all numbers that what follows it is the beginning again. */
+static void test_wild_offset(void)
+{
+    for (uint64_t wild = UINT64_MAX - 31; wild != 0; wild++) {
+        c->journal.writes[0] = (cl_write){.offset = wild, .value = 1};
+        atomic_store(&c->journal.committed, 1);
+        CHECK(cl_replay(base) == CL_CORRUPT);
+    }
+    atomic_store(&c->journal.committed, 0);
+}
+
 /* A count that is too high, and behind the journal words that look like more of it. */
 static void test_count(void)
 {
@@ -121,6 +132,7 @@ int main(void)
     }
     test_replayed_once();
     test_count();
+    test_wild_offset();
     test_order();
     atomic_store(&c->journal.committed, CL_JOURNAL_MAX + 1);
     CHECK(cl_replay(base) == CL_CORRUPT);

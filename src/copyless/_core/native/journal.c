@@ -67,7 +67,7 @@ int cl_replay(void *registry)
     for (uint32_t i = 0; i < n; i++) {
         cl_write w = journal->writes[i]; /* copied once, then checked */
         uint64_t offset = w.offset & ~(uint64_t)1;
-        int outside = offset < CL_OFF_CONTROL || offset + 8 > CL_REGISTRY_SIZE;
+        int outside = offset < CL_OFF_CONTROL || offset > CL_REGISTRY_SIZE - 8;
         if ((outside || offset % ((w.offset & 1u) ? 8 : 4) != 0) && !CL_MUTANT(journal_offset_unchecked)) {
             return cl_fail(CL_CORRUPT, 0, "journal names offset %llu", (unsigned long long)w.offset);
         }
