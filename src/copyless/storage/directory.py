@@ -13,15 +13,17 @@ import pwd
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from copyless.storage.registries import in_use
+from copyless.storage.registries import LAYOUT, in_use
 from copyless.storage.settings import current as settings
 
-__all__ = ["candidates", "choosing", "current", "ensure", "entered", "is_ours", "lock_file", "ours", "refused", "spaces", "why_refused"]
+__all__ = ["candidates", "choosing", "current", "ensure", "entered", "is_ours", "lock_file", "ours", "refused", "settled", "spaces", "why_refused"]
 
 _SUFFIXES = 16
 _LOCK_SECONDS = 5.0  # a process that was stopped while it chose does not hold up the others for longer
+
+_LONGEST_PAUSE = 0.02  # between two looks at the lock
 
 _entered = ""
 
@@ -132,20 +134,34 @@ def entered(path: str) -> None:
 # ---- the lock of the choice
 
 
-def _lock(fd: int, until: float) -> bool:
+class _Settled(Exception):
+    """While the lock was waited for, what it is for was decided."""
+
+
+def _lock(fd: int, until: float, over: Callable[[], bool]) -> bool:
+    # No blocking flock(): it has no deadline. Hundreds that wait look ever more seldom, and not all at once.
+    pause = 0.001
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
-            if time.monotonic() > until:
+            if over():
+                raise _Settled from None
+            left = until - time.monotonic()
+            if left < 0:
                 return False
-            time.sleep(0.001)
+            time.sleep(min(left, pause * (0.5 + time.monotonic_ns() % 1000 / 2000)))
+            pause = min(pause * 2, _LONGEST_PAUSE)
         except OSError:  # a file system without locks
             return False
 
 
-def lock_file(path: str, until: float) -> int | None:
+def _never() -> bool:
+    return False
+
+
+def lock_file(path: str, until: float, over: Callable[[], bool] = _never) -> int | None:
     """A descriptor of the lock file, locked and still under its name; None when it cannot be had: a squat, say."""
     while True:
         try:
@@ -162,7 +178,12 @@ def lock_file(path: str, until: float) -> int | None:
         except OSError:
             return None
         st = os.fstat(fd)
-        if not stat.S_ISREG(st.st_mode) or st.st_uid != os.geteuid() or not _lock(fd, until):
+        try:
+            locked = stat.S_ISREG(st.st_mode) and st.st_uid == os.geteuid() and _lock(fd, until, over)
+        except BaseException:
+            os.close(fd)
+            raise
+        if not locked:
             os.close(fd)
             return None
         try:
@@ -174,9 +195,21 @@ def lock_file(path: str, until: float) -> int | None:
         os.close(fd)  # its last user removed it while we waited
 
 
+def settled() -> bool:
+    """Whether there is nothing to choose: one directory is ours, and a registry is in it.
+
+    Whoever chooses takes that one, so who only joins needs no lock. (It may go at any moment, with its last user: then joining
+    fails, and the choice is made under the lock.)
+    """
+    there, _ = _look()
+    return len(there) == 1 and os.path.lexists(f"{there[0]}/registry.{LAYOUT}")
+
+
 @contextlib.contextmanager
-def choosing() -> Iterator[None]:
+def choosing(over: Callable[[], bool] = _never) -> Iterator[bool]:
     """Hold the lock of the choice: of all first starts of this user, one at a time chooses and opens.
+
+    `over` is asked while it is waited for: once it is true the lock is not needed any more, and what is given is False.
 
     The lock is a file beside the directories, removed again at the end. Where another user has taken its name, or it
     cannot be made, the first directory of ours is locked instead; with none there, making one decides (mkdir is one
@@ -184,18 +217,26 @@ def choosing() -> Iterator[None]:
     """
     until = time.monotonic() + _LOCK_SECONDS
     path = candidates()[0] + ".lock"
-    fd = lock_file(path, until)
-    named = fd is not None
-    if fd is None:
-        there = ours()
-        if there:
-            try:
-                fd = os.open(there[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                _lock(fd, until)
-            except OSError:
-                pass
+    fd: int | None = None
+    named = needed = False
     try:
-        yield
+        fd = lock_file(path, until, over)
+        named = fd is not None
+        needed = True
+        if fd is None:
+            there = ours()
+            if there:
+                with contextlib.suppress(OSError):
+                    fd = os.open(there[0], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    _lock(fd, until, over)
+    except _Settled:
+        needed = False
+    except BaseException:
+        if fd is not None:
+            os.close(fd)
+        raise
+    try:
+        yield needed
     finally:
         if fd is not None:
             if named:

@@ -16,7 +16,7 @@ from copyless.errors import BootUnknownError, CopylessError, RegistryBusyError
 from copyless.storage import directory, registries
 from copyless.storage.settings import current as settings
 
-__all__ = ["WEAK_LIVENESS", "apply_settings", "is_open", "look", "need", "reap", "tell_of_removal", "trim"]
+__all__ = ["WEAK_LIVENESS", "apply_settings", "boot", "is_open", "look", "need", "reap", "tell_of_removal", "trim"]
 
 _lock = threading.Lock()
 _directory_fd = -1
@@ -38,7 +38,7 @@ def _host() -> int:
     return _hash(name.encode()) if name else 0
 
 
-def _boot() -> int:
+def boot() -> int:
     """This boot of this kernel. Never guessed: what another boot left is removed, so a wrong answer would destroy."""
     path = "/proc/sys/kernel/random/boot_id"
     try:
@@ -156,11 +156,13 @@ def _open() -> None:
         if removed:
             with contextlib.suppress(OSError):  # the directory around it may have gone too; what is there is checked as ever
                 os.makedirs(settings().dir, 0o700, exist_ok=True)
-        boot = _boot()
+        booted = boot()
         until = time.monotonic() + _OPEN_SECONDS
         while True:
-            with directory.choosing():
-                path = _enter(boot, until)
+            path = _enter(booted, until) if directory.settled() else ""
+            if not path:
+                with directory.choosing(directory.settled) as needed:
+                    path = _enter(booted, until) if needed else ""
             if path:
                 break
         directory.entered(path)
@@ -171,7 +173,7 @@ def _open() -> None:
         warnings.warn(f"copyless: {WEAK_LIVENESS}", RuntimeWarning, stacklevel=3)
 
 
-def _enter(boot: int, until: float) -> str:
+def _enter(booted: int, until: float) -> str:
     """One try to open the store: its directory; empty: try again."""
     global _directory_fd, _directory_is
     path, fd = directory.ensure()
@@ -181,7 +183,7 @@ def _enter(boot: int, until: float) -> str:
             fd,
             os.fsencode(path),
             _host(),
-            boot,
+            booted,
             _family(),
             os.stat("/proc/self/ns/pid").st_ino,
             *_parent(),
