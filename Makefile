@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
 NATIVE := src/copyless/_core/native
-TESTS := wait copy lock journal registry heap holds reap fork books kill sync queue ring list damage
-FORKING := kill fork registry books reap damage
+TESTS := wait copy lock journal registry snapshot heap holds reap fork books kill sync queue ring list damage
+FORKING := kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 .PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean
@@ -135,6 +135,7 @@ $(VENV)/bench.stamp: $(VENV)/test.stamp
 bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/blocks.py
 	$(BIN)/python bench/bystander.py
+	$(BIN)/python bench/lateness.py
 	$(BIN)/python bench/channels.py
 	$(BIN)/python bench/parity.py
 	$(BIN)/python bench/comm.py

@@ -14,7 +14,7 @@ TESTS = sorted(os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(H
 
 
 def test_every_concept_has_one():
-    assert {"wait", "copy", "lock", "journal", "registry", "heap", "reap", "fork", "books", "holds", "kill"} <= set(TESTS)
+    assert {"wait", "copy", "lock", "journal", "registry", "snapshot", "heap", "reap", "fork", "books", "holds", "kill"} <= set(TESTS)
     assert {"sync", "queue", "ring", "list", "damage"} <= set(TESTS)
 
 

@@ -44,6 +44,8 @@ TESTS = {
     "lock_looks_once": "lock",
     "lock_wakes_nobody": "lock",
     "lock_nobody_is_damage": "sync",
+    "rwlock_writer_waits_for_ever": "sync",
+    "snapshot_ignores_entries": "snapshot",
     "enter_own_slot_unchecked": "damage",
     "enter_heals_unaudited": "registry",
     "registry_checksum_unchecked": "damage",

@@ -1,5 +1,6 @@
 # The open store, for the other bindings.
-from copyless._core.c_library cimport cl_store
+from copyless._core.c_library cimport cl_snapshot, cl_store
 
 cdef cl_store *the_store() noexcept nogil
 cpdef scan(bint force=*)
+cdef dict listing(cl_snapshot *all)

@@ -13,7 +13,7 @@ from copyless._core._check cimport check, new_wait, served, Wait
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_ALIVE, CL_BLOCKS, CL_BLOCK_USED, CL_FOREVER, CL_FS_LOCAL, CL_FS_MEMORY, CL_HOLD_CHANNEL, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_MAY_WAIT,
     CL_NAME_ARRAY, CL_NAME_FREE, CL_NAME_MAX, CL_OK, CL_OP_LIST, CL_OP_REAP, CL_OWNER_FREE, CL_OWNER_GONE, CL_SCAN_FORCE,
-    CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_filesystem_of,
+    CL_LOCK_SLEEP, cl_seen, CL_SEGMENT_EXTERNAL, CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_STALE, cl_audit, cl_block, cl_control, cl_enter, cl_filesystem_of,
     cl_fork_hold, cl_fork_release, cl_hold, cl_hold_drop, cl_identity, cl_leave, cl_leave_keeping_error, cl_name, cl_owner, cl_owner_life, cl_peek,
     cl_process_lives, cl_process_start, cl_reap, cl_reaped, cl_scan, cl_segment, cl_settings, cl_snapshot, cl_snapshot_free,
     cl_snapshot_take, cl_spill_is_here, cl_store, cl_store_leave, cl_store_open, cl_trim,
@@ -123,6 +123,11 @@ def look():
             rc = cl_peek(store, &c, CL_MAY_WAIT)
         rc = served(&wait, rc, CL_FOREVER)
     check(rc)
+
+
+def lock_word():
+    """The word of the registry's lock: 0 when it is free, or no store is open. For who waits for a change without a thread."""
+    return cl_seen(&current.control.lock) & ~CL_LOCK_SLEEP if current.open else 0
 
 
 def filesystem(int directory):
@@ -243,7 +248,7 @@ def statistics():
             "weak_liveness": store.weak_liveness != 0, "registry": f"{store.registry_id:016x}", "slot": store.slot}
 
 
-cdef dict listing(cl_store *store, cl_snapshot *all):
+cdef dict listing(cl_snapshot *all):
     cdef uint32_t i, b
     cdef cl_segment *s
     cdef cl_block *block
@@ -254,11 +259,11 @@ cdef dict listing(cl_store *store, cl_snapshot *all):
     for i in range(all.control.owners_high):
         o = &all.owners[i]
         if o.state != CL_OWNER_FREE:
-            owners.append({"slot": i, "pid": o.pid, "start": o.start, "alive": cl_owner_life(store, i, o.incarnation) == CL_ALIVE,
+            owners.append({"slot": i, "pid": o.pid, "start": o.start, "alive": cl_owner_life(all.view, i, o.incarnation) == CL_ALIVE,
                            "family": o.family, "pid_namespace": o.pid_namespace, "since_ns": o.since_ns,
                            "leaving": o.leaving != 0, "command": (<bytes>o.command).decode("utf-8", "replace"),
                            "gone": o.state == CL_OWNER_GONE,
-                           "heir_of": <int64_t>o.heir_of - 1, "self": i == store.slot})
+                           "heir_of": <int64_t>o.heir_of - 1, "self": i == all.view.slot})
     for i in range(all.control.segments_high):
         s = &all.segments[i]
         if s.state == CL_SEGMENT_FREE:
@@ -285,7 +290,8 @@ cdef dict listing(cl_store *store, cl_snapshot *all):
         n = &all.names[i]
         if n.kind != CL_NAME_FREE:
             names.append({"name": PyBytes_FromStringAndSize(n.name, min(n.length, <uint32_t>CL_NAME_MAX)).decode("utf-8", "surrogateescape"),
-                          "posix": n.kind != CL_NAME_ARRAY, "block": <int64_t>n.block - 1})
+                          "posix": n.kind != CL_NAME_ARRAY, "block": <int64_t>n.block - 1, "generation": n.generation,
+                          "spec_offset": n.spec_offset, "spec_length": n.spec_length})
     return {"owners": owners, "segments": segments, "blocks": blocks, "holds": holds, "names": names}
 
 
@@ -301,7 +307,7 @@ def snapshot():
         rc = served(&wait, rc, CL_FOREVER)
     check(rc)
     try:
-        return listing(store, &all)
+        return listing(&all)
     finally:
         cl_snapshot_free(&all)
 

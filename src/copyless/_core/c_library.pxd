@@ -70,7 +70,7 @@ cdef extern from "layout.h" nogil:
     enum: CL_OWNER_FREE, CL_OWNER_GONE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_HOLD_ESTATE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
     enum: CL_SEGMENT_FREE, CL_SEGMENT_READY, CL_SEGMENT_EXTERNAL
     ctypedef struct cl_control:
-        cl_au32 names_seq
+        cl_au32 lock, names_seq
         uint32_t owners_high, segments_high, holds_high, names_high, messages, persistent
         uint64_t total_bytes, warm_bytes, deaths, deaths_in_op, recoveries, heals
     ctypedef struct cl_owner:
@@ -91,7 +91,7 @@ cdef extern from "layout.h" nogil:
         cl_block blocks[64]
     ctypedef struct cl_name:
         uint32_t kind, block, length
-        uint64_t spec_offset, spec_length
+        uint64_t generation, spec_offset, spec_length
         char name[256]
     ctypedef struct cl_head:
         uint32_t magic, kind, number, room
@@ -152,7 +152,16 @@ cdef extern from "store.h" nogil:
     cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
     void cl_fork_hold()
     int cl_fork_release(cl_store *store)
+    enum cl_snapshot_state:
+        CL_SNAPSHOT_WHOLE
+        CL_SNAPSHOT_MOVED
+        CL_SNAPSHOT_HELD
     ctypedef struct cl_snapshot:
+        cl_store *view
+        cl_snapshot_state state
+        uint32_t holder, pid
+        int lives
+        int64_t held_ns
         cl_control control
         cl_owner *owners
         cl_segment *segments
@@ -160,6 +169,12 @@ cdef extern from "store.h" nogil:
         cl_name *names
     int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags)
     void cl_snapshot_free(cl_snapshot *snapshot)
+    int cl_observe(cl_store *store, int directory)
+    void cl_observe_end(cl_store *store)
+    int cl_observe_segment(const cl_snapshot *snapshot, uint32_t slot)
+    int cl_observe_block(const cl_snapshot *snapshot, int fd, uint32_t slot, uint32_t index, uint64_t offset, void *to, uint64_t nbytes)
+    int cl_observe_still(const cl_snapshot *snapshot, uint32_t slot, uint32_t index)
+    int cl_advice_is_ignored(void *page)
     int cl_peek(cl_store *store, cl_control *copy, unsigned flags)
     int cl_process_lives(uint32_t pid, uint64_t start)
     int cl_find_any(cl_store *newest, const void *address, uint64_t nbytes, unsigned flags, cl_block_ref *out, cl_store **store)

@@ -88,11 +88,12 @@ def run(
 def ls(as_json: Json = False, space: Space = None) -> None:
     """List segments, blocks, names and the processes that hold them.
 
-    Memory of dead processes is taken back first: what is listed as orphaned is kept by an undelivered message.
+    Only looks: nothing is taken back, no lock is taken, and a process that is stopped inside one is named. What is listed as left by
+    the dead goes with the next allocation, or with 'copyless reap'; what is orphaned is kept by an undelivered message.
     """
     try:
         _say(look.listing(), as_json, look.show_listing)
-    except CopylessError as error:
+    except (CopylessError, OSError) as error:
         _stop(str(error))
 
 

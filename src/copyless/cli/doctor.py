@@ -14,9 +14,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from copyless.cli.look import size
+from copyless._core._observe import liveness_is_weak
+from copyless.cli.look import size, within
 from copyless.errors import CopylessError, CorruptSegmentError
 from copyless.storage import directory, registries, settings
+from copyless.storage.observing import look, observing
+from copyless.storage.store import WEAK_LIVENESS, boot, need
+
+_LOOKS = 20  # until a copy is whole, each of a tenth of a second
+_JOIN_SECONDS = 12.0  # a bit more than joining itself waits
 
 
 def _mount_of(path: str) -> tuple[str, str]:
@@ -84,6 +90,51 @@ def _layouts(problems: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+def _registry(facts: dict[str, Any]) -> list[str]:
+    """Look at the registry, without its lock. Where there is none, or one of another boot, see whether one can be made."""
+    problems: list[str] = []
+    facts["registry"] = "not reachable"
+    try:
+        with observing() as observer:
+            usable = observer is not None and observer.look()["boot"] == boot()
+        if not usable and not within(_JOIN_SECONDS, need):
+            return ["no process can begin to use shared memory: another one is making a registry and does not go on"]
+        facts["storage directory"] = directory.current()
+        with observing() as observer:
+            if observer is None:
+                return ["the registry was removed while it was looked at: look again"]
+            for _ in range(_LOOKS):
+                found = look(observer)
+                wrong = observer.audit()
+                if wrong is not None or found["holder"] is not None:
+                    break
+    except CorruptSegmentError as error:
+        facts["registry"] = "damaged"
+        return [str(error)]
+    except (CopylessError, OSError) as error:
+        return [str(error)]
+    facts["registry"] = "damaged" if wrong else "sound" if wrong is not None else f"not checked: {found['note']}"
+    problems += [wrong] if wrong else []
+    if found["holder"] is not None:
+        facts["holder of the registry's lock"] = found["holder"]
+        problems.append(f"{found['note']}; others that need the lock wait until it goes on (kill -CONT) or ends")
+    place, seen = found["spill"]
+    facts["spilled items"] = os.fsdecode(place) or "nowhere"
+    if place and not seen:
+        problems.append(
+            f"items that do not fit go to {facts['spilled items']}, and this process sees another directory there "
+            "(PrivateTmp? a container?): give all processes the same one"
+        )
+    totals = found["totals"]
+    facts["in shared memory"] = f"{size(totals['total_bytes'])}, {size(totals['warm_bytes'])} of it free and warm"
+    facts["deaths cleaned up after"] = totals["deaths"]
+    weak = liveness_is_weak()
+    facts["liveness"] = "held weakly, by a descriptor" if weak else "held by a mapping"
+    if weak:
+        problems.append(WEAK_LIVENESS)
+    return problems
+
+
 def examine() -> dict[str, Any]:
     """Facts and problems; a problem says what to change."""
     path = settings.current().dir
@@ -134,35 +185,7 @@ def examine() -> dict[str, Any]:
     except OSError:
         pass
     problems += [directory.why_refused(other) for other in directory.refused()]
-    try:
-        from copyless._core import _store
-        from copyless.storage.store import WEAK_LIVENESS, need
-
-        need()
-        _store.audit()
-        facts["registry"] = "sound"
-        facts["storage directory"] = directory.current()
-        place, seen = _store.spill_place()
-        facts["spilled items"] = os.fsdecode(place) or "nowhere"
-        if place and not seen:
-            problems.append(
-                f"items that do not fit go to {facts['spilled items']}, and this process sees another directory there "
-                "(PrivateTmp? a container?): give all processes the same one"
-            )
-        statistics = _store.statistics()
-        facts["in shared memory"] = (
-            f"{size(statistics['total_bytes'])}, {size(statistics['warm_bytes'])} of it free and warm"
-        )
-        facts["deaths cleaned up after"] = statistics["deaths"]
-        facts["liveness"] = "held weakly, by a descriptor" if statistics["weak_liveness"] else "held by a mapping"
-        if statistics["weak_liveness"]:
-            problems.append(WEAK_LIVENESS)
-    except CorruptSegmentError as error:
-        facts["registry"] = "damaged"
-        problems.append(str(error))
-    except (CopylessError, OSError) as error:
-        facts["registry"] = "not reachable"
-        problems.append(str(error))
+    problems += _registry(facts)
     return {
         "facts": facts,
         "layouts": _layouts(problems),

@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static void go_adrift(cl_store *store)
@@ -158,11 +159,25 @@ static int before_lock(cl_store *store, enum cl_op op)
     return rc;
 }
 
+/* Tell those who look on without the lock. Before anything else is written: "entry counted". */
+static void count_entry(cl_control *c)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    atomic_store_explicit(&c->entries, atomic_load_explicit(&c->entries, memory_order_relaxed) + 1,
+                          memory_order_relaxed);
+    c->entered_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    atomic_thread_fence(memory_order_release);
+}
+
 /* What is to be done with the lock, or without it: `rc` is what locking gave. */
 static int after_lock(cl_store *store, int rc)
 {
     if (rc == CL_CORRUPT) {
         rc = heal(store);
+    }
+    if (rc == CL_OK || rc == CL_OWNER_DIED) {
+        count_entry(store->control);
     }
     if (rc == CL_OWNER_DIED) {
         store->control->recoveries++;

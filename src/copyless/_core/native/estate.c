@@ -334,6 +334,7 @@ void cl_owner_end(cl_store *store, uint32_t slot)
 {
     cl_look_above(store, slot); /* before: killed between, they are looked through once too often */
     cl_owner *o = &store->owners[slot];
+    o->look = 0; /* nobody reads it before */
     cl_txn txn = cl_begin(store->base);
     cl_set32(&txn, &o->state, CL_OWNER_GONE);
     cl_set32(&txn, &o->stage, CL_STAGE_SEGMENTS);

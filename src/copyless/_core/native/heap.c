@@ -43,7 +43,7 @@ static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *f
             return CL_OK;
         }
         at = next;
-        if (++steps > 4096) { /* long enough for any program, short enough never to hang on a damaged list */
+        if (++steps > 512) { /* some 50 us, the registry's lock held */
             return CL_OK;
         }
     }
@@ -371,7 +371,8 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
     if (release_one_of_several(store, segment_id, segment, index)) {
         return CL_OK;
     }
-    int rc = cl_enter(store, CL_OP_FREE, flags);
+    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* of many blocks only for the first */
+    int rc = cl_enter(store, CL_OP_FREE, wait ? flags : flags & ~CL_MAY_WAIT);
     if (rc == CL_AGAIN && (flags & CL_MAY_WAIT)) {
         return release_later(store, segment_id, segment, index);
     }
@@ -392,7 +393,8 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
         }
         uint64_t keep = atomic_load_explicit(&store->adrift, memory_order_relaxed) ? 0 : store->settings.warm_limit;
         if (store->control->warm_bytes > keep || store->control->first[CL_SPILLED] != 0) {
-            cl_trim_locked(store, keep, 0, NULL); /* may drop the map, too */
+            uint32_t steps = CL_TRIM_STEPS;
+            cl_trim_locked(store, keep, 0, NULL, &steps); /* may drop the map, too */
         }
     }
     cl_leave(store);
@@ -467,16 +469,21 @@ int cl_find_any(cl_store *newest, const void *address, uint64_t nbytes, unsigned
 int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *freed)
 {
     *freed = 0;
-    for (;;) { /* 64 segments a turn, the lock let go between */
+    uint32_t looked = 0, slots;
+    do { /* by steps, the lock let go between; until nothing was found in a look at all slots */
         uint64_t before = *freed;
+        uint32_t steps = CL_TRIM_STEPS;
         int rc = cl_enter(store, CL_OP_REAP, flags);
         if (rc != CL_OK) {
             return rc == CL_AGAIN && *freed != 0 ? CL_OK : rc;
         }
-        rc = cl_trim_locked(store, keep_bytes, 0, freed);
+        slots = store->control->segments_high;
+        rc = cl_trim_locked(store, keep_bytes, 0, freed, &steps);
         cl_leave(store);
-        if (rc != CL_OK || *freed == before) {
+        if (rc != CL_OK) {
             return rc;
         }
-    }
+        looked = *freed != before ? 0 : steps != 0 ? slots : looked + CL_TRIM_STEPS;
+    } while (looked < slots);
+    return CL_OK;
 }

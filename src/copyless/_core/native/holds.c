@@ -36,7 +36,7 @@ static int grow(cl_store *store)
                             .free = &c->holds_free,
                             .high = &c->holds_high};
     _Static_assert(CL_HOLD_FREE == 0, "a grown table's entries are in state 0");
-    return cl_table_grow(store, &table, c->holds_high < 4096 ? 256 : 4096, 1);
+    return cl_table_grow(store, &table, 256, 1);
 }
 
 uint64_t cl_new_nonce(cl_store *store)

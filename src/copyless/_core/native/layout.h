@@ -25,7 +25,8 @@
  *
  * Every mutable field of the registry belongs to its lock and changes only by a transaction of journal.h, so a reader
  * who holds the lock never sees half a change, whoever was killed before. Exceptions, each a single word: the lock
- * itself, `names_seq` (a futex), an owner's `op`, and what only its own owner writes before others may look. */
+ * itself, `names_seq` (a futex), an owner's `op`, and what only its own owner writes before others may look. Who only
+ * looks needs no lock: a copy made while `entries` stood still and the lock was free is as good (snapshot.c). */
 #ifndef CL_LAYOUT_H
 #define CL_LAYOUT_H
 
@@ -149,7 +150,8 @@ typedef struct cl_control {
     uint32_t sweeping; /* there are owners whose holds a scan must look through */
     uint32_t marks_high; /* as above, of pages of marks */
     uint32_t marks_free;
-    uint32_t pad;
+    cl_au32 entries; /* grows each time that the lock is taken, before anything else is written: snapshot.c */
+    uint64_t entered_ns; /* monotonic, by the coarse clock: when it was taken last; for display */
     uint32_t first[CL_CLASSES]; /* free blocks of each class, last freed first; block number + 1 */
     uint32_t last[CL_CLASSES];
     uint64_t
@@ -198,7 +200,8 @@ typedef struct cl_owner {
     uint32_t unregistered; /* last epoch with a forked child that could not be registered, or 0 */
     uint32_t stage;
     uint32_t sweep; /* the hold to look at next, index + 1 */
-    uint32_t spare[7];
+    uint32_t look; /* gone: the slot of a segment to look at next for what it left unfinished */
+    uint32_t spare[6];
     uint32_t marks[CL_MARK_PAGES]; /* pages of marks, index + 1: inherited holds that it does not use any more */
 } cl_owner;
 _Static_assert(sizeof(cl_owner) == 288, "owner slot");

@@ -81,20 +81,9 @@ int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     return rc;
 }
 
-/* Whether something is put off: then the lock was not to be had a moment ago, and one slice was waited for it. */
-static int puts_off(cl_store *store, unsigned flags)
-{
-    int some = cl_enter_tables(store, flags) == CL_OK;
-    if (some) {
-        some = store->nlater != 0;
-        cl_leave_tables(store);
-    }
-    return some;
-}
-
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
 {
-    int wait = (flags & CL_MAY_WAIT) && !puts_off(store, flags); /* of many holds only the first */
+    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* of many holds only the first */
     int rc = cl_enter(store, CL_OP_SEND, wait ? flags : flags & ~CL_MAY_WAIT);
     if (rc == CL_OK) {
         if (cl_is_message(store, hold, nonce, UINT32_MAX)) {

@@ -19,7 +19,8 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
     if (rc != CL_OK) {
         return rc;
     }
-    if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) { /* a dead producer's name is free again at once */
+    if (cl_scan(store, CL_SCAN_FORCE | CL_SCAN_FOR_NAME, NULL) ==
+        CL_AGAIN) { /* a dead producer's name is free again at once */
         cl_leave(store);
         return CL_AGAIN;
     }
@@ -70,7 +71,7 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
     if (rc != CL_OK) {
         return rc;
     }
-    if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) {
+    if (cl_scan(store, CL_SCAN_FORCE | CL_SCAN_FOR_NAME, NULL) == CL_AGAIN) {
         cl_leave(store);
         return CL_AGAIN;
     }

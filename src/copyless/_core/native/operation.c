@@ -2,7 +2,7 @@
  *
  * Promise: between cl_enter and cl_leave no other thread and no other process changes the registry, but where a function
  * says that it lets the registry's lock go for a moment. Files of segments that were given back meanwhile are unlinked in
- * cl_leave, without the registry's lock.
+ * cl_leave, without the registry's lock, and their mappings go without either.
  *
  * Waiting: the holder of the registry's lock may be stopped (SIGSTOP, a debugger, a paused container). So who waits holds
  * nothing: the mutex is let go before the sleep, cl_enter comes back after a slice with CL_AGAIN, and its caller, who has
@@ -36,6 +36,16 @@ int cl_put_off(cl_store *store, enum cl_later_kind kind, uint32_t index, uint64_
     }
     store->later[store->nlater++] = (cl_later){.kind = kind, .index = index, .id = id};
     return 1;
+}
+
+int cl_puts_off(cl_store *store, unsigned flags)
+{
+    int some = cl_enter_tables(store, flags) == CL_OK;
+    if (some) {
+        some = store->nlater != 0;
+        cl_leave_tables(store);
+    }
+    return some;
 }
 
 void cl_put_off_in_child(cl_store *store)
@@ -114,16 +124,25 @@ void cl_unlock_registry(cl_store *store)
 void cl_leave(cl_store *store)
 {
     cl_unlock_registry(store);
+    cl_map *dropped = cl_maps_dropped(store);
     cl_leave_tables(store);
+    cl_maps_discard(dropped);
 }
 
+/* Single words are right each; that they belong together is not promised, so the lock is not needed. */
 int cl_peek(cl_store *store, cl_control *copy, unsigned flags)
 {
-    int rc = cl_enter(store, CL_OP_LIST, flags);
+    int rc = cl_enter_tables(store, flags);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    rc = store->open ? cl_check_registry(store) : cl_fail(CL_CLOSED, 0, "the store is not open");
     if (rc == CL_OK) {
         *copy = *store->control;
-        cl_leave(store);
     }
+    cl_error kept = *cl_last_error();
+    cl_leave_tables(store);
+    *cl_last_error() = kept;
     return rc;
 }
 

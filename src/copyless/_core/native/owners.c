@@ -97,6 +97,7 @@ static void go_live(cl_store *store, uint32_t slot, const cl_identity *who, uint
     o->epoch = 1;
     o->first_hold = o->first_estate = o->sweep = o->children = o->unregistered = 0;
     o->stage = CL_STAGE_SEGMENTS;
+    o->look = 0;
     o->heir_of = heir_of;
     o->heir_epoch = heir_epoch;
     memset(o->marks, 0, sizeof o->marks);

@@ -6,7 +6,9 @@
  *
  * An owner that has ended goes through stages, each noted in its slot: its unfinished SEGMENTS, its own HOLDS, its ESTATE, DONE.
  * `sweep` is the hold that comes next. A living owner's estate is swept again when an heir has ended. The registry's lock is let
- * go after SWEEP_HOLDS holds, so that the end of a process that held very many disturbs nobody.
+ * go after SWEEP_HOLDS holds, so that the end of a process that held very many disturbs nobody. So are all other looks at a
+ * table done by steps: a forced scan lets the lock go between them, an ordinary one does one step and leaves the next ones to
+ * later scans (each process has its own places, which are hints).
  *
  * Scans cost a system call an owner. Ordinary calls scan when the last scan, anybody's, is longer ago than 10 ms and than
  * a hundred times what it cost; joining, publishing, looking up a name, a full mount and `reap` always do. */
@@ -15,13 +17,23 @@
 
 #include <time.h>
 
-#define SWEEP_HOLDS 128u /* holds a step: some tens of microseconds */
+#define SWEEP_HOLDS 32u /* holds a step: some tens of microseconds, when they are cold */
+#define LOOK_SEGMENTS 4u /* slots of segments that cost as much as a hold to sweep */
+#define LOOK_HOLDS 2048u /* holds of others a step, of which only the kind is looked at */
+#define LOOK_OWNERS 32u /* owners a step: each costs a system call, of up to a microsecond */
 
 /* Finish what an owner that has ended was making or giving back. The files go in cl_finish_going, without the lock.
- * 1: done, 0: more than fits in one step, 2: not by this process. */
-static int finish_segments(cl_store *store, uint32_t slot, cl_reaped *reaped)
+ * `look` is how far that has come: a place in the table, moved on after what was done there. 1: done, 0: more than fits in
+ * one step, 2: not by this process. */
+static int finish_segments(cl_store *store, uint32_t slot, uint32_t *budget, cl_reaped *reaped)
 {
-    for (uint32_t i = 0; i < store->control->segments_high && i < CL_MAX_SEGMENTS; i++) {
+    cl_owner *o = &store->owners[slot];
+    for (uint32_t i; (i = o->look) < store->control->segments_high && i < CL_MAX_SEGMENTS; o->look = i + 1) {
+        if (i % LOOK_SEGMENTS == LOOK_SEGMENTS - 1 && --*budget == 0) {
+            o->look = i;
+            ++*budget;
+            return 0;
+        }
         cl_segment *s = &store->segments[i];
         int going = s->state == CL_SEGMENT_GOING && !CL_MUTANT(reap_leaves_going);
         int making = s->state == CL_SEGMENT_MAKING && !CL_MUTANT(reap_leaves_making);
@@ -49,6 +61,7 @@ static int finish_segments(cl_store *store, uint32_t slot, cl_reaped *reaped)
         store->going[store->ngoing++] = i;
         reaped->segments++;
     }
+    o->look = 0; /* it is looked at once more before its slot is freed */
     return 1;
 }
 
@@ -84,7 +97,7 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
     cl_owner *o = &store->owners[slot];
     int gone = o->state == CL_OWNER_GONE, rc = CL_OK;
     if (gone && o->stage == CL_STAGE_SEGMENTS) {
-        rc = finish_segments(store, slot, reaped);
+        rc = finish_segments(store, slot, budget, reaped);
         if (rc != 1) {
             *budget = rc == 0 ? 0 : *budget;
             return rc < 0 ? rc : CL_OK;
@@ -112,7 +125,8 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
     }
     if (rc == CL_OK && gone && !lineage && o->stage == CL_STAGE_DONE && o->first_hold == 0 && o->first_estate == 0 &&
         slot != store->slot && cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
-        rc = finish_segments(store, slot, reaped); /* again: one that leaves gives segments back after it is gone */
+        rc = finish_segments(store, slot, budget,
+                             reaped); /* again: one that leaves gives segments back after it is gone */
         if (rc == 1) {
             rc = cl_owner_free(store, slot);
         } else if (rc >= 0) {
@@ -147,15 +161,34 @@ static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
     return rc;
 }
 
-/* Messages whose time is over, whose family has ended, or whose block's name was taken away half way. */
-static int reap_messages(cl_store *store, const uint64_t *families, uint32_t nfamilies, cl_reaped *reaped)
+/* The families that somebody uses the registry for; who of them has died is found out by looking at the owners, first. */
+static uint32_t families_of(const cl_store *store, uint64_t *families)
+{
+    const cl_control *c = store->control;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->owners_high && i < CL_CARETAKER; i++) {
+        const cl_owner *o = &store->owners[i];
+        if (o->state == CL_OWNER_LIVE && !(i == store->slot && o->leaving) &&
+            (n == 0 || families[n - 1] != o->family)) {
+            families[n++] = o->family;
+        }
+    }
+    return n;
+}
+
+/* Messages whose time is over, whose family has ended, or whose block's name was taken away half way: from one hold on, so
+ * many holds. */
+static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped *reaped)
 {
     cl_control *c = store->control;
+    uint64_t families[CL_MAX_OWNERS];
+    uint32_t nfamilies = families_of(store, families);
     int64_t now = cl_monotonic_ns();
     uint32_t asked_pid = 0;
     uint64_t asked_start = 0;
     int asked_alive = 0, rc = CL_OK;
-    for (uint32_t i = 0; rc == CL_OK && i < c->holds_high && i < CL_MAX_HOLDS; i++) {
+    for (; rc == CL_OK && n != 0 && *from < c->holds_high && *from < CL_MAX_HOLDS; ++*from, n--) {
+        uint32_t i = *from;
         const cl_hold *h = &store->holds[i];
         cl_block *block;
         int over = 0;
@@ -207,11 +240,12 @@ static int is_due(const cl_control *c, int64_t now)
     return (uint64_t)now - c->scanned_ns >= pause;
 }
 
-/* Who has ended since the last look, and what families live. */
-static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamilies, cl_reaped *reaped)
+/* Who has ended since the last look: from one slot on, so many owners that live as far as anybody knows. */
+static void look_at_owners(cl_store *store, uint32_t *from, uint32_t n, cl_reaped *reaped)
 {
     cl_control *c = store->control;
-    for (uint32_t i = 0; i < c->owners_high && i < CL_CARETAKER; i++) {
+    for (; n != 0 && *from < c->owners_high && *from < CL_CARETAKER; ++*from) {
+        uint32_t i = *from;
         const cl_owner *o = &store->owners[i];
         if (o->state == CL_OWNER_FREE) {
             continue;
@@ -220,75 +254,127 @@ static int look_at_owners(cl_store *store, uint64_t *families, uint32_t *nfamili
         if (o->state == CL_OWNER_GONE) { /* its unregistered copies may have ended; its slot may be due */
             c->sweeping |=
                 o->unregistered != 0 || o->stage != CL_STAGE_DONE || (o->first_hold == 0 && o->first_estate == 0);
-        } else if (i == store->slot || cl_owner_life(store, i, o->incarnation) == CL_ALIVE) {
-            if (!(i == store->slot && o->leaving) && (*nfamilies == 0 || families[*nfamilies - 1] != o->family)) {
-                families[(*nfamilies)++] = o->family;
-            }
-        } else {
+            continue;
+        }
+        n--;
+        if (i != store->slot && cl_owner_life(store, i, o->incarnation) != CL_ALIVE) {
             c->deaths++;
             c->deaths_in_op += atomic_load_explicit(&store->owners[i].op, memory_order_relaxed) != CL_OP_NONE;
             cl_owner_end(store, i);
             reaped->owners++;
         }
     }
-    return CL_OK;
 }
 
-/* Let others in between two steps: for a moment, or a waiter that sleeps would come too late each time. CL_AGAIN: the lock
- * could not be had again. */
+/* Let others in between two steps: those who look on at the word get it in a microsecond, those who sleep have to be woken
+ * first. CL_AGAIN: the lock could not be had again. */
 static int breathe(cl_store *store)
 {
     struct timespec nap = {.tv_nsec = 20000};
+    int sleepers = (atomic_load_explicit(&store->control->lock, memory_order_relaxed) & CL_LOCK_SLEEP) != 0;
     cl_unlock_registry(store);
-    nanosleep(&nap, NULL);
+    if (sleepers) {
+        nanosleep(&nap, NULL);
+    } else {
+        cl_spin none = {0};
+        cl_poll(&store->control->lock, 0, 1000, &none);
+    }
     return cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
+}
+
+/* Between two steps of a forced scan; CL_AGAIN: the lock is another's now. */
+static int pause_scan(cl_store *store, unsigned flags, int64_t *others)
+{
+    if (flags & CL_SCAN_KEEP_LOCK) {
+        cl_finish_going(store, 1);
+        return CL_OK;
+    }
+    int64_t begun = cl_monotonic_ns();
+    int rc = breathe(store);
+    *others += cl_monotonic_ns() - begun;
+    return rc;
+}
+
+/* Look at the owners: all of them, or those that are next. */
+static int scan_owners(cl_store *store, unsigned flags, cl_reaped *reaped, int64_t *others)
+{
+    uint32_t from = flags & CL_SCAN_FORCE ? 0 : store->look_at;
+    for (;;) {
+        look_at_owners(store, &from, LOOK_OWNERS, reaped);
+        int end = from >= store->control->owners_high || from >= CL_CARETAKER;
+        if (end || !(flags & CL_SCAN_FORCE)) {
+            store->look_at = end ? 0 : from;
+            return CL_OK;
+        }
+        int rc = pause_scan(store, flags, others);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+}
+
+static int scan_messages(cl_store *store, unsigned flags, cl_reaped *reaped, int64_t *others)
+{
+    cl_control *c = store->control;
+    uint32_t from = flags & CL_SCAN_FORCE ? 0 : store->message_at;
+    while (c->messages != 0 || c->persistent != 0) {
+        int rc = reap_messages(store, &from, LOOK_HOLDS, reaped);
+        int end = from >= c->holds_high;
+        if (rc != CL_OK || end || !(flags & CL_SCAN_FORCE)) {
+            store->message_at = end ? 0 : from;
+            return rc;
+        }
+        rc = pause_scan(store, flags, others);
+        if (rc != CL_OK) {
+            return rc;
+        }
+    }
+    return CL_OK;
 }
 
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     cl_control *c = store->control;
-    cl_reaped ignored = {0};
-    int64_t now = cl_monotonic_ns();
-    int due = (flags & CL_SCAN_FORCE) || is_due(c, now), rc = CL_OK;
+    cl_reaped counted = {0};
+    int64_t now = cl_monotonic_ns(), others = 0; /* time that others had, or could have had, the lock */
+    int timely = is_due(c, now), due = (flags & CL_SCAN_FORCE) || timely, rc = CL_OK;
     if (!due && !c->sweeping) {
         return CL_OK;
     }
     if (reaped == NULL) {
-        reaped = &ignored;
+        reaped = &counted;
     }
-    uint64_t families[CL_MAX_OWNERS];
-    uint32_t nfamilies = 0;
+    uint32_t ended = reaped->owners;
     if (due) {
-        rc = look_at_owners(store, families, &nfamilies, reaped);
+        rc = scan_owners(store, flags, reaped, &others);
     }
-    int64_t swept = cl_monotonic_ns(); /* by steps, with others in between: no part of what a look costs */
+    int64_t swept = cl_monotonic_ns(),
+            paused = others; /* by steps, with others in between: no part of what a look costs */
     while (rc == CL_OK && c->sweeping) {
         rc = sweep_owners(store, SWEEP_HOLDS, reaped);
         if (rc != CL_OK || !c->sweeping || !(flags & CL_SCAN_FORCE)) {
             break;
         }
-        if (flags & CL_SCAN_KEEP_LOCK) {
-            cl_finish_going(store, 1);
-        } else {
-            rc = breathe(store);
-            if (rc == CL_AGAIN) {
-                return rc;
-            }
-        }
+        rc = pause_scan(store, flags, &paused);
     }
-    swept = cl_monotonic_ns() - swept;
-    if (!due) {
+    others += cl_monotonic_ns() - swept;
+    if (rc == CL_AGAIN || !due) {
         return rc;
     }
-    if (rc == CL_OK && (c->messages != 0 || c->persistent != 0)) {
-        rc = reap_messages(store, families, nfamilies, reaped);
+    /* Who only asks for a name need not look at all messages each time. */
+    if (rc == CL_OK && (!(flags & CL_SCAN_FOR_NAME) || timely || reaped->owners != ended)) {
+        rc = scan_messages(store, flags, reaped, &others);
+        if (rc == CL_AGAIN) {
+            return rc;
+        }
     }
     if (rc == CL_OK && store->settings.idle_ns > 0 && store->slot != CL_CARETAKER) {
-        rc = cl_trim_locked(store, store->settings.warm_limit, now - store->settings.idle_ns, NULL);
+        uint32_t steps = CL_TRIM_STEPS;
+        rc = cl_trim_locked(store, store->settings.warm_limit, now - store->settings.idle_ns, NULL, &steps);
     }
     cl_map_prune(store);
     c->scanned_ns = (uint64_t)now;
-    c->scan_cost_ns = (uint64_t)(cl_monotonic_ns() - now - swept);
+    c->scan_cost_ns = (uint64_t)(cl_monotonic_ns() - now - others);
     return rc;
 }
 

@@ -205,6 +205,19 @@ static int check_header(const cl_header *h, uint64_t file_size)
     return CL_OK;
 }
 
+int cl_read_header(int fd, cl_header *header, struct stat *st)
+{
+    if (fstat(fd, st) != 0) {
+        return cl_fail(CL_SYSTEM, errno, "reading the registry");
+    }
+    if (!S_ISREG(st->st_mode) || st->st_uid != geteuid() ||
+        pread(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header) {
+        return cl_fail(CL_CORRUPT, 0, "registry: no regular file of ours, or too short (%lld bytes)",
+                       (long long)st->st_size);
+    }
+    return check_header(header, (uint64_t)st->st_size);
+}
+
 static void close_files(cl_store *store)
 {
     if (store->base != NULL) {
@@ -223,7 +236,7 @@ static void close_files(cl_store *store)
     cl_life_end(store);
 }
 
-static void point_tables(cl_store *store)
+void cl_point_tables(cl_store *store)
 {
     uint8_t *base = store->base;
     store->control = (cl_control *)(void *)(base + CL_OFF_CONTROL);
@@ -368,15 +381,7 @@ static int open_once(cl_store *store)
     }
     struct stat st;
     cl_header header;
-    if (fstat(store->registry_fd, &st) != 0) {
-        return cl_fail(CL_SYSTEM, errno, "reading the registry");
-    }
-    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
-        pread(store->registry_fd, &header, sizeof header, 0) != (ssize_t)sizeof header) {
-        return cl_fail(CL_CORRUPT, 0, "registry: no regular file of ours, or too short (%lld bytes)",
-                       (long long)st.st_size);
-    }
-    rc = check_header(&header, (uint64_t)st.st_size);
+    rc = cl_read_header(store->registry_fd, &header, &st);
     if (rc == CL_OK) {
         store->registry_id = header.id;
         rc = open_live(store, &header);
@@ -390,7 +395,7 @@ static int open_once(cl_store *store)
         return cl_fail(CL_SYSTEM, errno, "mapping the registry");
     }
     madvise(store->base, CL_REGISTRY_SIZE, MADV_DONTDUMP);
-    point_tables(store);
+    cl_point_tables(store);
     if (store->control->guard != CL_GUARD || store->control->guard_end != CL_GUARD) {
         return cl_fail(CL_CORRUPT, 0, "registry: the control area is overwritten");
     }
@@ -495,6 +500,7 @@ static int drop_maps(cl_store *store)
             in_use = 1;
         }
     }
+    cl_maps_discard(cl_maps_dropped(store));
     if (store->nmaps == 0) {
         free(store->maps);
         free(store->by_address);
@@ -512,7 +518,8 @@ static int take_all_away(cl_store *store)
     store->leaving = 1;
     cl_scan(store, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, NULL);
     do { /* so many at a time */
-        cl_trim_locked(store, 0, INT64_MAX, NULL);
+        uint32_t steps = UINT32_MAX;
+        cl_trim_locked(store, 0, INT64_MAX, NULL, &steps);
         given = store->ngoing;
         cl_finish_going(store, 1);
     } while (given != 0);

@@ -233,7 +233,7 @@ int cl_descriptors_give_back(cl_store *store)
     return any;
 }
 
-static int check_header(const cl_header *h, uint64_t id, uint64_t file_size, const char *file)
+int cl_segment_header_check(const cl_header *h, uint64_t id, uint64_t file_size, const char *file)
 {
     if (h->magic != CL_MAGIC || h->kind != CL_KIND_DATA || h->layout != CL_LAYOUT_VERSION) {
         return cl_fail(CL_CORRUPT, 0, "%s: magic %016llx kind %u layout %u is no segment of this layout", file,
@@ -316,7 +316,7 @@ int cl_segment_check(cl_store *store, cl_map *map)
     if (memcmp(map->base, &map->header, sizeof map->header) != 0) {
         cl_header header =
             *(const cl_header *)(const void *)map->base; /* copied once, then checked: says what is wrong */
-        rc = check_header(&header, map->id, map->size, map->file);
+        rc = cl_segment_header_check(&header, map->id, map->size, map->file);
         return rc != CL_OK ? rc : cl_fail(CL_CORRUPT, 0, "%s: its header has changed", map->file);
     }
     return CL_OK;
@@ -358,7 +358,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         rc = cl_fail(CL_CORRUPT, 0, "%s: no regular file of ours, or too short (%lld bytes)", file,
                      (long long)st.st_size);
     } else {
-        rc = check_header(&header, id, (uint64_t)st.st_size, file);
+        rc = cl_segment_header_check(&header, id, (uint64_t)st.st_size, file);
     }
     void *base = MAP_FAILED;
     if (rc == CL_OK) {
@@ -458,12 +458,31 @@ void cl_map_drop(cl_store *store, cl_map *map)
     if (store->maps[map->slot] == map) {
         store->maps[map->slot] = NULL;
     }
-    if (map->base != NULL && map->in_use == 0) {
-        munmap(map->base, map->size + BEYOND);
-    }
     store->kept -= map->kept;
     forget_descriptor(map);
-    free(map);
+    if (map->base != NULL && map->in_use == 0) { /* 64 MiB take 10 ms, and the registry's lock may be held here */
+        map->next = store->dropped;
+        store->dropped = map;
+    } else {
+        free(map);
+    }
+}
+
+cl_map *cl_maps_dropped(cl_store *store)
+{
+    cl_map *dropped = store->dropped;
+    store->dropped = NULL;
+    return dropped;
+}
+
+void cl_maps_discard(cl_map *dropped)
+{
+    while (dropped != NULL) {
+        cl_map *next = dropped->next;
+        munmap(dropped->base, dropped->size + BEYOND);
+        free(dropped);
+        dropped = next;
+    }
 }
 
 void cl_map_discard(cl_map *map)

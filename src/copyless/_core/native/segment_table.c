@@ -8,7 +8,8 @@
  * allocation that meets a free block of a `going` segment takes it off the list.
  *
  * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another allocation
- * would otherwise fail; and all that lie idle longer than settings.idle_ns. */
+ * would otherwise fail; and all that lie idle longer than settings.idle_ns. Looking for them is done by steps, each process
+ * from where it stopped, so that the registry's lock is never held for a look at the whole table. */
 #include "store.h"
 
 static int grow(cl_store *store, int last)
@@ -24,7 +25,7 @@ static int grow(cl_store *store, int last)
                             .free = &c->segments_free,
                             .high = &c->segments_high};
     _Static_assert(CL_SEGMENT_FREE == 0, "a grown table's entries are in state 0");
-    return cl_table_grow(store, &table, c->segments_high < 64 ? 8 : 64, last);
+    return cl_table_grow(store, &table, 8, last);
 }
 
 int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, int last, uint32_t *slot)
@@ -129,10 +130,27 @@ void cl_finish_going(cl_store *store, int keep_locked)
     }
 }
 
-int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed)
+/* The next whole free segment of small blocks that is to go; UINT32_MAX: none, or not within the steps. */
+static uint32_t small_victim(cl_store *store, int over, int64_t idle_before_ns, uint32_t *left, uint32_t *steps)
 {
     cl_control *c = store->control;
-    for (uint32_t round = 0; round < CL_MAX_SEGMENTS && store->ngoing < 64; round++) {
+    for (; c->warm_bytes != 0 && *left != 0 && *steps != 0; --*left, --*steps) {
+        uint32_t i = store->trim_at < c->segments_high ? store->trim_at : 0;
+        store->trim_at = i + 1;
+        const cl_segment *s = &store->segments[i];
+        if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
+            (over || s->idle_since_ns < idle_before_ns)) {
+            return i;
+        }
+    }
+    return UINT32_MAX;
+}
+
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed, uint32_t *steps)
+{
+    cl_control *c = store->control;
+    uint32_t left = c->segments_high; /* slots to look at before all have been */
+    while (*steps != 0 && store->ngoing < CL_GOING) {
         uint32_t victim = UINT32_MAX;
         int over = c->warm_bytes > keep_bytes;
         if (c->first[CL_SPILLED] != 0) {
@@ -158,12 +176,8 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
                 victim = slot;
             }
         }
-        for (uint32_t i = 0; victim == UINT32_MAX && c->warm_bytes != 0 && i < c->segments_high; i++) {
-            const cl_segment *s = &store->segments[i];
-            if (s->state == CL_SEGMENT_READY && s->used == 0 && s->class_index != CL_LARGE &&
-                (over || s->idle_since_ns < idle_before_ns)) {
-                victim = i;
-            }
+        if (victim == UINT32_MAX) {
+            victim = small_victim(store, over, idle_before_ns, &left, steps);
         }
         if (victim == UINT32_MAX) {
             break;
@@ -180,6 +194,9 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
             cl_map_drop(store, store->maps[victim]);
         }
         store->going[store->ngoing++] = victim;
+        uint32_t work = 1 + (s->nblocks < CL_BLOCKS ? s->nblocks : CL_BLOCKS);
+        *steps -= work < *steps ? work : *steps;
     }
+    *steps = store->ngoing == CL_GOING ? 0 : *steps;
     return CL_OK;
 }

@@ -58,8 +58,13 @@ void cl_spill_decide(cl_spill *spill, const char *prefix, uint64_t registry)
 int cl_spill_join(cl_store *store)
 {
     memcpy(&store->spill, store->base + CL_OFF_SPILL, sizeof store->spill);
-    if (store->spill.checksum != cl_hash64(&store->spill, offsetof(cl_spill, checksum)) ||
-        memchr(store->spill.path, 0, sizeof store->spill.path) == NULL) {
+    return cl_spill_check(&store->spill);
+}
+
+int cl_spill_check(const cl_spill *spill)
+{
+    if (spill->checksum != cl_hash64(spill, offsetof(cl_spill, checksum)) ||
+        memchr(spill->path, 0, sizeof spill->path) == NULL) {
         return cl_fail(CL_CORRUPT, 0, "registry: the place for spilled items is overwritten");
     }
     return CL_OK;

@@ -51,6 +51,7 @@ typedef struct cl_map {
     int fd; /* to look at the file by one cheap call; -1 when there are many mappings */
     uint32_t kept; /* 1: it is one of store->kept */
     int64_t ctime_ns; /* of the file when its name was last checked: any rename, link or cut moves it on */
+    struct cl_map *next; /* of those that are still to be unmapped */
     cl_local_block blocks[CL_BLOCKS];
 } cl_map;
 
@@ -78,6 +79,8 @@ struct cl_store {
     int leaving; /* nobody else is left, and what is unlinked now goes with this process */
     /* The registry's file was removed while this process used it: enter.c says what goes on. Never taken back. */
     _Atomic int adrift;
+    int observer; /* it has not joined: observe.c */
+    const struct cl_snapshot *copy; /* it is the view of this copy: snapshot.c */
     int orphan; /* a forked child that could not be registered: it has its parent's mappings, and no part in anything */
     _Atomic int directory; /* by cl_directory */
     int registry_fd;
@@ -113,6 +116,7 @@ struct cl_store {
     uint64_t *mark_bits;
     cl_map **maps; /* by segment slot */
     cl_map **by_address; /* mapped ones, by base */
+    cl_map *dropped; /* in no table any more, to be unmapped without a lock */
     uint32_t nmaps, maps_room;
     uint32_t kept; /* descriptors of mappings that are open */
     uint32_t keep_most; /* 1 + how many may be, after there were too few; 0: as many as usual */
@@ -125,6 +129,8 @@ struct cl_store {
     _Atomic int64_t full_until_ns; /* memory was found full a moment ago: see cl_alloc */
     uint32_t going[CL_GOING]; /* slots that we retired and whose files are still to be unlinked */
     uint32_t ngoing;
+    uint32_t trim_at; /* the slot that is looked at next for a free segment of small blocks */
+    uint32_t look_at, message_at; /* likewise, of the owners, and of the holds for messages that are over */
     struct cl_later *later; /* operation.c: what waits for the next time that this process has the registry's lock */
     uint32_t nlater, later_room;
     cl_store *older; /* for the binding: the one that this process used before, whose blocks it may still have */
@@ -177,6 +183,7 @@ void cl_life_end(cl_store *store);
 /* ---- spill.c: the directory on disk for what does not fit */
 void cl_spill_decide(cl_spill *spill, const char *prefix, uint64_t registry);
 int cl_spill_join(cl_store *store); /* read what the registry says */
+int cl_spill_check(const cl_spill *spill); /* ... is it what was written? */
 int cl_spill_is_here(const cl_spill *spill); /* this process sees the place that was decided on */
 int cl_home(cl_store *store, uint32_t class_index, int make); /* the directory of such segments; -1: see the error */
 void cl_spill_fork_child(void);
@@ -220,11 +227,15 @@ int cl_lock_registry_awake(cl_store *store, enum cl_op op, int slept, uint32_t *
 int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_index, uint64_t block_size,
                       uint32_t nblocks);
 int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **map); /* under the mutex */
+/* Of a file of so many bytes; CL_CORRUPT unless every field agrees. */
+int cl_segment_header_check(const cl_header *header, uint64_t id, uint64_t file_size, const char *file);
 int cl_segment_check(cl_store *store, cl_map *map); /* the file is still the one that we mapped */
 int cl_segment_agrees(cl_store *store, const cl_map *map); /* ... and the registry says the same of it */
 void cl_segment_destroy(cl_store *store, uint64_t id); /* the file; quiet when it is gone */
 int cl_map_add(cl_store *store, cl_map *map);
-void cl_map_drop(cl_store *store, cl_map *map);
+void cl_map_drop(cl_store *store, cl_map *map); /* out of the tables; what it takes long to unmap comes later: */
+cl_map *cl_maps_dropped(cl_store *store); /* ... these, under the mutex, */
+void cl_maps_discard(cl_map *dropped); /* ... which go without any lock */
 void cl_map_discard(cl_map *map); /* one that is in no table */
 int cl_descriptors_give_back(
     cl_store *store); /* the process has no more: close those kept here. Takes the mutex. 1: some */
@@ -244,7 +255,9 @@ int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, int last, uint
 int cl_segment_retire(cl_store *store, uint32_t slot); /* ready -> going: no block of it is free any more */
 void cl_segment_forget(cl_store *store, uint32_t slot); /* going, file gone -> free */
 void cl_finish_going(cl_store *store, int keep_locked); /* unlink what we retired; lets the lock go meanwhile, or not */
-int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed);
+/* `steps`: how much work at most, some 0.3 us each; what is left of it. 0: there may be more to give back. */
+int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed, uint32_t *steps);
+#define CL_TRIM_STEPS 128u
 
 /* ---- name_table.c: entries and chains of names. Under the registry's lock. */
 /* What is looked for. POSIX objects are told apart by device and inode too: a name may have been given again. */
@@ -261,18 +274,44 @@ int cl_name_prepare(cl_store *store, cl_name_key key, uint32_t number, cl_name *
 void cl_name_link(cl_store *store, cl_txn *txn, uint32_t kind, cl_name *entry);
 void cl_name_remove(cl_store *store, cl_txn *txn, uint32_t entry);
 
-/* ---- snapshot.c: the tables, copied under the lock and read without it */
+/* ---- snapshot.c: the tables, copied and read without the lock */
+enum cl_snapshot_state {
+    CL_SNAPSHOT_WHOLE, /* nobody changed anything meanwhile */
+    CL_SNAPSHOT_MOVED, /* others changed the registry all the time */
+    CL_SNAPSHOT_HELD, /* its holder does not go on: stopped, or dead */
+};
 typedef struct cl_snapshot {
+    cl_store *view; /* a store over the copy, of which nothing but the tables, and who lives, may be asked */
+    cl_store *of;
     cl_control control;
     cl_owner *owners;
     cl_segment *segments;
     cl_hold *holds;
     cl_name *names;
+    enum cl_snapshot_state state;
+    uint32_t holder; /* held: the lock word */
+    uint32_t pid; /* ... its process; 0: not known */
+    int lives;
+    int64_t held_ns; /* ... for how long, when that is known; else 0 */
+    int live_fd, directory; /* the view's, as it got them */
 } cl_snapshot;
 int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags); /* (wait) */
+/* A slot of the table of segments, as it is now, not in the copy. */
+int cl_snapshot_segment_now(const cl_snapshot *snapshot, uint32_t slot, cl_segment *now);
 void cl_snapshot_free(cl_snapshot *snapshot);
 
-/* ---- audit.c: is the registry consistent in itself? Under the registry's lock; `doctor` and the tests ask. */
+/* ---- observe.c: looking on without joining */
+int cl_observe(cl_store *store, int directory); /* CL_MISSING: there is no registry */
+void cl_observe_end(cl_store *store);
+/* A descriptor to read a segment of a snapshot; below 0: a result, CL_STALE when its file is gone. */
+int cl_observe_segment(const cl_snapshot *snapshot, uint32_t slot);
+/* Bytes of one of its blocks, which count only if it is `still` the same afterwards: else CL_STALE. */
+int cl_observe_still(const cl_snapshot *snapshot, uint32_t slot, uint32_t index);
+int cl_observe_block(const cl_snapshot *snapshot, int fd, uint32_t slot, uint32_t index, uint64_t offset, void *to,
+                     uint64_t nbytes);
+
+/* ---- audit.c: is the registry consistent in itself? Under the registry's lock, or of the view of a
+ * copy that is whole. */
 int cl_audit(cl_store *store);
 
 /* ---- holds.c: why blocks live. Under the registry's lock. */
@@ -312,6 +351,8 @@ void cl_leave_keeping_error(cl_store *store); /* what cl_last_error() says is st
  * registry's lock; when it ends, it is reaped with the rest. Under the mutex. 0: there is no memory to note it in. */
 enum cl_later_kind { CL_LATER_HOLD, CL_LATER_MESSAGE, CL_LATER_SEGMENT };
 int cl_put_off(cl_store *store, enum cl_later_kind kind, uint32_t index, uint64_t id);
+/* (wait) Whether something is: then the lock was not to be had a moment ago, one slice was waited for it, and that is enough. */
+int cl_puts_off(cl_store *store, unsigned flags);
 void cl_put_off_in_child(cl_store *store); /* after a fork: what of it is the child's, too */
 
 /* ---- reap.c: taking back what the dead held. cl_scan is under the registry's lock. */
@@ -320,6 +361,8 @@ typedef struct cl_reaped {
 } cl_reaped;
 #define CL_SCAN_FORCE 1u /* now, and wholly: lets the registry's lock go between its steps */
 #define CL_SCAN_KEEP_LOCK 2u /* ... but not that */
+#define CL_SCAN_FOR_NAME                                                                                               \
+    4u /* ... messages only if it is time, or somebody died: a name is free when its holders are dead */
 int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped);
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped); /* (wait) a full scan */
 
@@ -401,6 +444,9 @@ int cl_fork_release(cl_store *store); /* ... and follow this one, if not NULL */
 void cl_fork_forget(cl_store *store);
 
 /* ---- registry.c: opening, leaving */
+struct stat;
+int cl_read_header(int fd, cl_header *header, struct stat *st); /* of a registry's file; CL_CORRUPT unless sound */
+void cl_point_tables(cl_store *store); /* into what is mapped at `base` */
 int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings);
 /* Leave for good: give up what nothing of this process uses; if nobody else lives, take the files away (returns 1). */
 int cl_store_leave(cl_store *store);
