@@ -4,15 +4,19 @@ Each test asserts that its call has come back while the holder is still stopped.
 word stands in the lock, as if SIGSTOP had met it between two instructions.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import glob
+import json
 import logging
 import mmap
 import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -20,13 +24,17 @@ import numpy as np
 import pytest
 
 import copyless
+from copyless._core import _store
+from copyless.cli import look
 from copyless.storage import directory
+from tests.conftest import start_python
 
 # Where the lock lies, from the beginning of what it guards (native/layout.h, sync.h, queue_layout.h, ring.h, list.h).
 REGISTRY = 4104
 PUT, GET = 256, 512
 RING, MONITOR, MUTEX = 64, 64, 64
 SLOT = 72
+WAITING = 84  # of an RWLock: the writer that waits
 
 LATE = 5.0  # seconds: no call of these tests may take so long; those that do wait for ever
 
@@ -209,14 +217,10 @@ LOOKS = {
 
 
 def _scan():
-    from copyless._core import _store
-
     _store.scan(True)
 
 
 def _drop():
-    from copyless._core import _store
-
     _store.drop_message(0)
 
 
@@ -394,6 +398,70 @@ def test_put_is_full_in_time_while_the_registry_is_held(what):
         q.get()
 
 
+@pytest.mark.parametrize("what", [_large, lambda: copyless.ones(1000)])
+def test_an_event_loop_goes_on_while_aput_waits_for_the_registry(what):
+    q, item = copyless.Queue(), what()
+
+    async def beside():
+        ticks = 0
+        putting = asyncio.ensure_future(q.aput(item, timeout=0.6))
+        while not putting.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        return ticks, putting.exception()
+
+    with stopped_in(None) as holder:
+        started = time.monotonic()
+        ticks, error = asyncio.run(beside())
+        took = time.monotonic() - started
+        assert holder.is_stopped()
+    assert type(error) is queue.Full
+    assert 0.6 <= took < LATE
+    assert ticks > 10  # it blocked the loop for a slice, and then no more
+    asyncio.run(q.aput(item, timeout=60))
+    assert not q.empty()
+    q.get()
+
+
+def test_a_thousand_arrays_are_freed_in_time():
+    """Of those that are freed while the registry's holder is stopped only the first waits, for a slice."""
+    arrays = [copyless.ones(1000) for _ in range(1000)]
+    total = _store.statistics()["total_bytes"]
+    with stopped_in(None) as holder:
+        _, took = timed(arrays.clear)
+        assert holder.is_stopped()
+        assert took < LATE
+    again = [copyless.ones(1000) for _ in range(1000)]
+    assert _store.statistics()["total_bytes"] == total  # all were taken back
+    assert sum(a.sum() for a in again) == 1e6
+
+
+def test_a_writer_that_gives_up_lets_readers_in():
+    lock = copyless.RWLock()
+    waiting, done = threading.Event(), []
+
+    def write():
+        waiting.set()
+        done.append(lock.acquire_write(timeout=2))
+
+    assert lock.acquire_read()
+    thread = threading.Thread(target=write)
+    thread.start()
+    waiting.wait(60)
+    until = time.monotonic() + 60
+    while _word(lock._address[0] + WAITING).value == 0 and not done:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    with stopped_in(lock, MONITOR) as holder:
+        thread.join(60)
+        assert holder.is_stopped()
+        assert done == [False]
+        assert _word(lock._address[0] + WAITING).value == 0
+    assert lock.acquire_read(timeout=10)
+    lock.release_read()
+    lock.release_read()
+
+
 def test_put_many_looks_at_its_deadline_between_two_objects():
     q = copyless.Queue()
 
@@ -405,3 +473,116 @@ def test_put_many_looks_at_its_deadline_between_two_objects():
     put = q.put_many(slowly(), timeout=0.3)
     assert 1 <= put < 100
     assert q.get_many(100) == list(range(put))
+
+
+# ---- the tools that only look
+
+
+def _command(*args):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "copyless", *args], capture_output=True, text=True, timeout=100,
+        env={**os.environ, "COLUMNS": "300"},
+    )  # fmt: skip
+    return done, time.monotonic() - started
+
+
+IN_TIME = 30.0  # seconds, of which nearly all is the start of an interpreter; what waits for the holder waits for ever
+
+
+@pytest.mark.parametrize("command", [("ls",), ("doctor",), ("inspect", "t-seen")])
+def test_who_looks_waits_for_nobody_and_names_the_holder(command):
+    seen = copyless.full((3, 4), 2.5, "f4", name="t-seen")
+    before = set(os.listdir(directory.current()))
+    with stopped_in(None) as holder:
+        done, took = _command(*command, "--json")
+        text, _ = _command(*command)
+        assert holder.is_stopped()
+        assert set(os.listdir(directory.current())) >= before  # and it has not joined: no slot, no file
+    assert took < IN_TIME
+    report = json.loads(done.stdout)
+    if command[0] == "doctor":
+        assert done.returncode == 1
+        told = report["facts"]["holder of the registry's lock"]
+        assert report["facts"]["registry"].startswith("not checked")
+    else:
+        assert done.returncode == 0, done.stderr
+        assert report["state"] == "held"
+        told = report["holder"]
+    assert told["pid"] == holder.pid
+    assert told["state"] == "stopped"
+    assert told["lives"] is True
+    assert told["seconds"] >= 0
+    assert "python" in told["program"]
+    assert f"process {holder.pid} (" in text.stdout
+    assert "may be half changed" in text.stdout.replace("\n", " ")
+    if command[0] == "ls":
+        (block,) = [block for block in report["blocks"] if block["name"] == "t-seen"]
+        assert block["pids"] == [os.getpid()]
+        assert {os.getpid(), holder.pid} <= {owner["pid"] for owner in report["owners"]}
+    if command[0] == "inspect":
+        assert (report["shape"], report["dtype"], report["held_by"]) == ([3, 4], "float32", [os.getpid()])
+        assert report["values"].count("2.5") == 12
+    assert seen.sum() == 30
+
+
+def test_a_member_looks_without_the_lock_too():
+    """`doctor` in a program, a snapshot, the totals: none waits, also in a process that has joined."""
+    kept = copyless.ones(1000)
+    with stopped_in(None) as holder:
+        for call in (_store.snapshot, _store.statistics, _store.look, look.listing):
+            result, took = timed(call)
+            assert not isinstance(result, Exception), result
+            assert took < LATE
+        assert look.listing()["holder"]["pid"] == holder.pid
+        assert holder.is_stopped()
+    assert look.listing()["holder"] is None
+    assert look.listing()["state"] == "whole"
+    assert kept.sum() == 1000
+
+
+def test_the_state_of_an_object_is_not_waited_for():
+    q = copyless.Queue(name="t-seen-queue")
+    with stopped_in(None) as holder:
+        done, took = _command("inspect", "t-seen-queue", "--json")
+        assert holder.is_stopped()
+    report = json.loads(done.stdout)
+    assert took < IN_TIME
+    assert "not shown" in report["values"]
+    assert report["holder"]["pid"] == holder.pid
+    assert json.loads(_command("inspect", "t-seen-queue", "--json")[0].stdout)["put"] == 0
+    del q
+
+
+def test_what_a_dead_process_held_is_listed_as_that_until_it_is_taken_back():
+    child = start_python("import copyless; a = copyless.zeros(54321, 'u1'); print('up'); input()")
+    child.stdout.readline()
+    child.kill()
+    child.communicate()
+    (block,) = [block for block in look.listing()["blocks"] if block["bytes"] == 54321]
+    assert block["state"] == "left by the dead"
+    copyless.reap()
+    assert not [block for block in look.listing()["blocks"] if block["bytes"] == 54321]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((), "f8"), ((0, 3), "i4"), ((20,), "i8"), ((21,), "i8"), ((2, 2, 5), "i2"), ((5, 4), "i4"), ((4, 6), "i4"),
+     ((5, 5, 5), "u1"), ((1000, 3), "f4"), ((1, 1, 40), "i4"), ((7, 2, 7), [("a", "i4"), ("b", "f8")])],
+)  # fmt: skip
+def test_inspect_shows_the_values_that_numpy_shows(shape, dtype):
+    """Without mapping the array, which may go meanwhile: only what is shown is read."""
+    a = copyless.empty(shape, dtype, name="t-values")
+    plain = np.zeros(shape, dtype)
+    if plain.dtype.names:
+        plain["a"] = np.arange(plain.size).reshape(shape)
+        plain["b"] = plain["a"] / 2
+    elif plain.dtype.itemsize:
+        plain[...] = np.arange(plain.size).reshape(shape) % 100
+    a[...] = plain
+    with np.printoptions(threshold=20, edgeitems=2):
+        expected = str(plain)
+    report = look.named("t-values")
+    assert report["values"] == expected
+    assert report["shape"] == list(shape)
+    del a

@@ -555,3 +555,19 @@ def test_locks_of_several_contexts_are_one(context):  # F5
     process.start()
     process.join()
     assert process.exitcode == 0
+
+
+def test_an_rwlock_that_is_dropped_while_held_leaves_nothing_to_the_next_one():
+    """The next one lies in the same memory, and is another lock."""
+    lock = copyless.RWLock()
+    lock.acquire_write()
+    number = lock.block.number
+    del lock
+    again = [copyless.RWLock()]
+    while again[-1].block.number != number and len(again) < 100:
+        again.append(copyless.RWLock())
+    assert again[-1].block.number == number
+    assert again[-1].acquire_read(timeout=10)
+    again[-1].release_read()
+    with pytest.raises(ValueError, match="does not hold"):
+        again[-1].release_write()

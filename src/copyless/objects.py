@@ -58,8 +58,9 @@ class Shared:
         return new
 
     @property
-    def _key(self) -> int:
-        return self.block.number  # type: ignore[attr-defined,no-any-return]
+    def _key(self) -> tuple[int, int, int]:
+        """Which object it is, among all that there were: a block is used again, and there may be several stores."""
+        return self.block.identity  # type: ignore[attr-defined,no-any-return]
 
     def __reduce__(self) -> Any:
         kind: Any = type(self)

@@ -16,9 +16,11 @@ Small items of plain values cost well under a microsecond on each side and no sy
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -27,7 +29,7 @@ from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from copyless import _loaders, aio, pickling
-from copyless._core import _blocks, _queue, c_library
+from copyless._core import _blocks, _queue, _store, c_library
 from copyless._one_process import check_process
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Shared, pickled_by
@@ -36,6 +38,7 @@ from copyless.storage.store import tell_of_removal
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
+_LOOK_AGAIN = 0.02  # seconds
 _SIMPLE, _PLAIN, _JOINABLE = 0, 4, 8  # which class, in the flags of the head
 _NOTHING = _queue.NOTHING_HERE
 _base: type[Exception] = getattr(queue, "ShutDown", Exception)
@@ -152,9 +155,20 @@ class _Base(_queue._Queue, Shared, Generic[T]):
 
     async def aput(self, obj: T, timeout: float | None = None) -> None:
         """As `put`, in an event loop. Raises Full after `timeout` seconds. Cancelled, it has put nothing."""
-        packed = self._pack(obj)
-        key = (self._key, "room")
-        if not await aio.until(key, lambda: self._try_put(packed), self._watch_room, timeout, False):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                packed = self._pack(obj, 0)
+                break
+            except Full:  # the registry's lock was not to be had: its holder is stopped, perhaps. The loop goes on meanwhile
+                held = _store.lock_word()
+                while held and _store.lock_word() == held and (deadline is None or time.monotonic() < deadline):
+                    await asyncio.sleep(_LOOK_AGAIN if deadline is None else min(_LOOK_AGAIN, max(deadline - time.monotonic(), 0)))
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(0)
+        key, left = (self._key, "room"), None if deadline is None else max(deadline - time.monotonic(), 0)
+        if not await aio.until(key, lambda: self._try_put(packed), self._watch_room, left, False):
             raise Full
 
     async def aget(self, timeout: float | None = None) -> T:

@@ -474,7 +474,7 @@ class Barrier(_synchronize._Barrier, Shared):
 
 # Who holds which RWLock here: (lock's block, thread or task) -> [times for reading, for writing]. A process is one reader
 # in shared memory however many of its threads read, so that a thread that reads may read again while a writer waits.
-_holding: dict[tuple[int, Any], list[int]] = {}
+_holding: dict[tuple[tuple[int, int, int], Any], list[int]] = {}
 os.register_at_fork(after_in_child=_holding.clear)
 
 
@@ -533,7 +533,7 @@ class RWLock(_synchronize._RWLock, Shared):
         """End writing; ValueError when this thread does not write."""
         self._let(threading.get_ident(), True)
 
-    def _mine(self, who: Any, write: bool) -> tuple[tuple[int, Any], list[int]]:
+    def _mine(self, who: Any, write: bool) -> tuple[tuple[tuple[int, int, int], Any], list[int]]:
         key = self._key, who
         mine = _holding.get(key, [0, 0])
         if mine[1] or (write and mine[0]):
@@ -546,7 +546,7 @@ class RWLock(_synchronize._RWLock, Shared):
         return key, _holding.setdefault(key, mine)
 
     @staticmethod
-    def _forget(key: tuple[int, Any], mine: list[int]) -> None:
+    def _forget(key: tuple[tuple[int, int, int], Any], mine: list[int]) -> None:
         if mine == [0, 0]:
             _holding.pop(key, None)
 

@@ -434,6 +434,25 @@ static void waits_to_write(void)
     CHECK(cl_rw_write(&store, RW, -1, &spin) == CL_AGAIN);
 }
 
+/* A writer that gives up while another, who lives, is stopped inside the lock's monitor lets readers in again all the same. */
+static void test_writer_gives_up(void)
+{
+    cl_spin spin = {0};
+    begin();
+    cl_rwlock *l = (cl_rwlock *)(void *)o->rw;
+    CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_OK);
+    for (int forgets = 0; forgets < 2; forgets++) {
+        CHECK(cl_rw_write(&store, RW, -1, &spin) == CL_AGAIN && cl_rw_read(&store, RW, 0, &spin) == CL_AGAIN);
+        atomic_store(&l->monitor.mutex, cl_self(&store));
+        CHECK(forgets ? cl_rw_forget(&store, RW) == CL_OK
+                      : cl_rw_write(&store, RW, cl_monotonic_ns() + 1000000, &spin) == CL_TIMEOUT);
+        CHECK((atomic_load(&l->monitor.mutex) & ~CL_LOCK_SLEEP) == cl_self(&store));
+        atomic_store(&l->monitor.mutex, 0);
+        CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_OK && cl_rw_release(&store, RW, 0) == CL_OK);
+    }
+    CHECK(cl_rw_release(&store, RW, 0) == CL_OK);
+}
+
 static void reads_on(void)
 {
     cl_spin spin = {0};
@@ -537,6 +556,7 @@ int main(void)
     test_slot_given_again();
     test_notices();
     test_waiting_writer();
+    test_writer_gives_up();
 #endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();

@@ -68,6 +68,11 @@ cdef class Block:
     def number(self):
         return self.ref.segment * CL_BLOCKS + self.ref.index
 
+    @property
+    def identity(self):
+        """(segment's id, block number, generation): no other block has it, then or later."""
+        return self.ref.segment_id, self.number, self.ref.generation
+
     def clear(self):
         """Set every byte to zero."""
         cdef uint8_t *data = self.ref.data

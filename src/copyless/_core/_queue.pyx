@@ -551,9 +551,10 @@ cdef class _Queue(Object):
             self.refuse(rc)
         return done
 
-    def _pack(self, obj):
+    def _pack(self, obj, timeout=None):
+        """An item of an object; `Full` when what it needs of the registry was not to be had in time, or in a slice."""
         self.use(CL_ROLE_PUTS)
-        return pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None, CL_FOREVER)
+        return pack(self.store, obj, self.redelivers, self.lasts, NULL, 0, None, deadline_of(timeout))
 
     def _try_put(self, Packed packed):
         """Whether there was room; for an event loop."""

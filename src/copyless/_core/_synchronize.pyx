@@ -447,13 +447,7 @@ cdef class _RWLock(_Sync):
         return cl_owner_pid(self.store, cl_seen(&l.writer)), sum([cl_seen(&l.readers[i].owner) != 0 for i in range(self.o.is_.room)])
 
     cdef void forget_writing(self) noexcept:
-        # A second at most: whoever holds the monitor for so long is stopped, and the error under way must not wait for that.
-        cdef int rc = CL_AGAIN
-        for _ in range(20):
-            if rc != CL_AGAIN:
-                break
-            with nogil:
-                rc = cl_rw_forget(self.store, &self.o)
+        cl_rw_forget(self.store, &self.o)  # waits for nobody
 
     def _forget_writing(self):
         self._need()

@@ -1,5 +1,7 @@
 #include "monitor.h"
 
+#include <limits.h>
+
 static int someone_reads(cl_store *store, cl_rwlock *l, uint32_t room)
 {
     for (uint32_t i = 0; i < room; i++) {
@@ -74,6 +76,19 @@ int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin
     }
 }
 
+/* A writer no longer waits. Without the monitor, whose holder may be stopped: the mark is one word, and the readers that it kept
+ * out look once more. Killed before the wake: they look after a slice. */
+static void stop_waiting(cl_rwlock *l, uint32_t self)
+{
+    if (atomic_compare_exchange_strong(&l->writer_waiting, &self, 0)) {
+        CL_KILL_POINT();
+        atomic_fetch_add(&l->monitor.change, 1);
+        if (atomic_load(&l->monitor.sleeping)) {
+            cl_wake(&l->monitor.change, INT_MAX);
+        }
+    }
+}
+
 int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
 {
     cl_rwlock *l = (cl_rwlock *)(void *)o->head;
@@ -81,7 +96,10 @@ int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spi
     for (int given_up = CL_OK;;) {
         int rc = cl_monitor_enter(store, &l->monitor, deadline_ns);
         if (rc != CL_OK) {
-            return rc;
+            if ((rc == CL_TIMEOUT || given_up == CL_TIMEOUT) && !CL_MUTANT(rwlock_writer_waits_for_ever)) {
+                stop_waiting(l, self);
+            }
+            return given_up == CL_TIMEOUT ? given_up : rc;
         }
         uint32_t writer = atomic_load_explicit(&l->writer, memory_order_relaxed);
         uint32_t waiting = atomic_load_explicit(&l->writer_waiting, memory_order_relaxed);
@@ -115,16 +133,8 @@ int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spi
 
 int cl_rw_forget(cl_store *store, const cl_object *o)
 {
-    cl_rwlock *l = (cl_rwlock *)(void *)o->head;
-    int rc = cl_monitor_enter(store, &l->monitor, CL_FOREVER);
-    if (rc == CL_OK) {
-        int mine = atomic_load_explicit(&l->writer_waiting, memory_order_relaxed) == cl_self(store);
-        if (mine) {
-            atomic_store_explicit(&l->writer_waiting, 0, memory_order_relaxed);
-        }
-        cl_monitor_leave(store, &l->monitor, mine);
-    }
-    return rc;
+    stop_waiting((cl_rwlock *)(void *)o->head, cl_self(store));
+    return CL_OK;
 }
 
 int cl_rw_release(cl_store *store, const cl_object *o, int write)
