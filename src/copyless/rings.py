@@ -468,7 +468,7 @@ class RingStats(NamedTuple):
 
 @pickled_by(_loaders.ring_buffer)
 class RingBuffer(_ring._Ring, Shared):
-    """RingBuffer(spec, slots=8, *, name=None, persist=False, allow_block=True, block_timeout=None, ctx=None)
+    """RingBuffer(spec, slots=8, *, name=None, persist=False, allow_block=True, block_timeout=None, members=256, ctx=None)
 
     A ring of frames in shared memory, reserved for real when it is made: slots x bytes a frame.
 
@@ -486,6 +486,21 @@ class RingBuffer(_ring._Ring, Shared):
         Whether readers may make writers wait.
     block_timeout
         Seconds that a writer waits at most for a reader that blocks, which then becomes one that drops.
+    members
+        How many processes may use the ring at a time, and how many subscriptions there may be: 1 to 4,096, rounded up to
+        a multiple of 64. Each takes 36 bytes, and a bit of each slot.
+
+    No write, no reading and no giving back of a frame ever waits for another process, wherever it was stopped or killed:
+    with a timeout of 0 each comes back at once.
+
+    Raises
+    ------
+    ValueError
+        For a number that is out of bounds.
+    OutOfSharedMemory
+        When there is no room for all slots.
+    LimitExceededError
+        From the first use in a process, when `members` processes use the ring already.
 
     It goes through `Process`, pools, queues and pipes by its handle.
 
@@ -513,10 +528,13 @@ class RingBuffer(_ring._Ring, Shared):
         persist: bool = False,
         allow_block: bool = True,
         block_timeout: float | None = None,
+        members: int = _ring.MEMBERS,
         ctx: object = None,
     ) -> None:
         if not 2 <= slots <= 65536:
             raise ValueError(f"a ring has 2 to 65,536 slots, not {slots}")
+        if not 1 <= members <= _ring.MEMBERS_MAX:
+            raise ValueError(f"a ring has 1 to {_ring.MEMBERS_MAX:,} members, not {members}")
         if block_timeout is not None and not block_timeout > 0:
             raise ValueError(f"block_timeout is a number of seconds above 0, not {block_timeout!r}")
         if spec is None and name is None:
@@ -531,16 +549,16 @@ class RingBuffer(_ring._Ring, Shared):
             text, stride = _encode(fields), _stride(fields)
             flags = _ring.MAY_BLOCK if allow_block else 0
             block = _blocks.new_object(
-                _ring.ring_bytes(slots, stride, len(text)),
+                _ring.ring_bytes(slots, members, stride, len(text)),
                 c_library.KIND_RING,
                 slots,
                 0,
                 flags,
-                _ring.ring_bytes(slots, 0, len(text)),
+                _ring.ring_bytes(slots, members, 0, len(text)),
                 _blocks.ALONE,  # its frames are users' bytes, and its head is not
                 spill=False,
             )
-            _ring.begin(block, slots, stride, text, int((block_timeout or 0) * 1e9))
+            _ring.begin(block, slots, members, stride, text, int((block_timeout or 0) * 1e9))
             return block
 
         new = self._obtain(name, persist, make, (c_library.KIND_RING,), None)
@@ -712,6 +730,11 @@ class RingBuffer(_ring._Ring, Shared):
         return self._number
 
     @property
+    def members(self) -> int:
+        """How many processes may use it at a time, and how many subscriptions there may be."""
+        return self._room
+
+    @property
     def spec(self) -> Any:
         """What a frame is: ``(shape, dtype)``, or a dict of name to that."""
         if self._fields[0][0] is None:
@@ -725,7 +748,7 @@ class RingBuffer(_ring._Ring, Shared):
 
     def stats(self) -> RingStats:
         """What went through, who reads, and what they missed."""
-        published, held, writing, loans, waits, _, oldest, newest, readers = self._statistics()
+        published, held, writing, loans, waits, oldest, newest, readers = self._statistics()
         rate = (held - 1) / ((newest - oldest) / 1e9) if held > 1 and newest > oldest else 0.0
         return RingStats(
             published, rate, self._number, held, writing, loans, waits, [ReaderStats(*each) for each in readers]

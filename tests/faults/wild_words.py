@@ -238,10 +238,9 @@ def places(kind: str, obj: Any) -> list[tuple[int, int]]:
         return [(obj.get_lock()._address[0], 136)]
     address, nbytes = obj._address
     if kind == "ring":
-        head = 64 + 32 + 16
-        readers = address + head + 4 * 256
-        slots = readers + 48 * 256
-        return [(address, head + 8), (readers, 96), (slots, 2 * 64), (slots + 4 * 64, 16)]
+        readers = address + 128 + 4 * 256
+        slots = readers + 32 * 256
+        return [(address, 128 + 8), (readers, 64), (slots, 2 * 64), (slots + 4 * 64, 4 * 8 + 8)]
     if "queue" in kind or kind == "leases":
         fixed = 64 + 64 + 64 + 2 * 256
         if kind in ("simple queue", "joinable queue"):  # what differs from the others

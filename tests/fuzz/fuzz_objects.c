@@ -500,7 +500,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         if (*slot == UINT32_MAX && fuzz_result(cl_ring_claim(r, deadline_of(arg), flags, &since, slot)) == CL_OK) {
             frame_is_sound(r, &(cl_frame){.slot = *slot}, 1);
         } else if (*slot != UINT32_MAX) {
-            fuzz_result(cl_ring_publish(r, *slot, CL_MAY_WAIT, f));
+            fuzz_result(cl_ring_publish(r, *slot, f));
             *slot = UINT32_MAX;
         }
         break;
@@ -530,7 +530,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
     case 5:
         if (*reader == UINT32_MAX && fuzz_result(cl_ring_subscribe(r, arg >> 1 & 1, arg & 4 ? UINT64_MAX : fuzz_8(in),
                                                                    CL_MAY_WAIT, reader)) == CL_OK) {
-            MUST(*reader < CL_RING_READERS);
+            MUST(*reader < r->room);
         }
         break;
     case 6:
@@ -565,23 +565,24 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
 }
 
 static cl_ring rings[2];
-static uint32_t nslots, readers[2], claimed[2];
+static uint32_t nslots, nreaders, readers[2], claimed[2];
 
 static void ring_turn(fuzz_input *in)
 {
     uint8_t op = fuzz_8(in), arg = fuzz_8(in);
     int who = whose(arg);
     if (op >= 160) {
-        uint64_t of_slots = offsetof(cl_ring_head, slots);
+        uint64_t of_readers = sizeof(cl_ring_head) + nreaders * sizeof(cl_au32);
+        uint64_t of_slots = of_readers + nreaders * sizeof(cl_reader);
         if (op < 192) {
-            noise(in, offsetof(cl_ring_head, members) + 8);
+            noise(in, sizeof(cl_ring_head) + 8);
         } else if (op < 224) {
-            fuzz_noise(in, place.data + offsetof(cl_ring_head, readers), 2 * sizeof(cl_reader));
-        } else {
-            fuzz_noise(in, place.data + of_slots, nslots * sizeof(cl_slot) + 4 * nslots);
+            fuzz_noise(in, place.data + of_readers, 2 * sizeof(cl_reader));
+        } else { /* the slots, the index, and the hints */
+            fuzz_noise(in, place.data + of_slots, nslots * (64 + sizeof(cl_au64)) + 8);
         }
     } else if (op == 159 && attached[1] && !(nested && acting == 1)) {
-        free(rings[1].loans);
+        free((void *)rings[1].loans);
         memset(&rings[1], 0, sizeof rings[1]);
         second_dies();
         attached[1] = 0;
@@ -610,18 +611,19 @@ static void ring_turn(fuzz_input *in)
 static void fuzz_ring(fuzz_input *in)
 {
     uint8_t how = fuzz_8(in);
-    uint32_t slots = 2 + (how & 3);
-    cl_ring_head *head = make(cl_ring_bytes(slots, 64, 5), CL_KIND_RING);
+    uint32_t slots = 2 + (how & 3), room = 64 * (1 + (how >> 4 & 1));
+    cl_ring_head *head = make(cl_ring_bytes(slots, room, 64, 5), CL_KIND_RING);
     head->head.flags = how & 4 ? CL_RING_MAY_BLOCK : 0;
-    cl_ring_begin(head, slots, 64, 5);
+    cl_ring_begin(head, slots, room, 64, 5);
     head->head.spare[3] = how & 8 ? 1000 : 0;
     nslots = slots;
+    nreaders = room;
     attached[0] = attached[1] = 0;
     memset(rings, 0, sizeof rings);
     readers[0] = readers[1] = claimed[0] = claimed[1] = UINT32_MAX;
     turns(in, ring_turn);
-    free(rings[0].loans);
-    free(rings[1].loans);
+    free((void *)rings[0].loans);
+    free((void *)rings[1].loans);
 }
 
 /* ---- list */

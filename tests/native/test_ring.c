@@ -1,25 +1,27 @@
-/* The ring of frames: no torn frame under many threads (also under TSan), who waits for whom, and death at every step:
- * no slot and no loan is left, no half-written frame is seen. */
+/* The ring of frames: no torn frame under many threads (also under TSan), who waits for whom, and a death and a stop at every
+ * step: no slot and no loan is left, no half-written frame is seen, and nobody waits for who is stopped. */
 #include "check.h"
 #include "ring.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #define STRIDE 1024u
+#define MEMBERS 128u
 static cl_store store;
 static cl_block_ref place;
 
 static cl_ring_head *make(uint32_t slots, uint64_t flags, int64_t block_timeout_ns)
 {
-    uint64_t n = cl_ring_bytes(slots, STRIDE, 5);
+    uint64_t n = cl_ring_bytes(slots, MEMBERS, STRIDE, 5);
     CHECK(cl_alloc(&store, n, CL_MAY_WAIT, &place) == CL_OK);
     cl_ring_head *h = (cl_ring_head *)(void *)place.data;
     memset(h, 0, n);
     h->head.magic = CL_OBJECT_MAGIC;
     h->head.kind = CL_KIND_RING;
     h->head.flags = flags;
-    cl_ring_begin(h, slots, STRIDE, 5);
+    cl_ring_begin(h, slots, MEMBERS, STRIDE, 5);
     h->head.spare[3] = (uint64_t)block_timeout_ns;
     return h;
 }
@@ -62,7 +64,7 @@ static int write_one(cl_ring *r, uint64_t value, int64_t deadline)
     int rc = claim(r, deadline, &slot);
     if (rc == CL_OK) {
         fill(r, slot, value);
-        CHECK(cl_ring_publish(r, slot, CL_MAY_WAIT, &frame) == CL_OK && frame.slot == slot);
+        CHECK(cl_ring_publish(r, slot, &frame) == CL_OK && frame.slot == slot);
     }
     return rc;
 }
@@ -83,18 +85,54 @@ static int latest(cl_ring *r, uint64_t after, int64_t deadline, cl_frame *out)
     return rc;
 }
 
-/* Counts agree with the slots; nothing is on loan or being written. */
-static void quiet(cl_ring_head *h)
+static uint64_t word_of(const cl_ring *r, uint32_t slot)
 {
-    uint32_t nfree = 0;
-    for (uint32_t i = 0; i < h->head.number; i++) {
-        const cl_slot *s = &h->slots[i];
-        nfree += s->state == CL_SLOT_FREE;
-        CHECK(s->state != CL_SLOT_WRITING);
-        CHECK((s->loans[0] | s->loans[1] | s->loans[2] | s->loans[3]) == 0);
-        CHECK(s->state != CL_SLOT_PUBLISHED || s->seq + h->head.number > h->last);
+    return atomic_load(&cl_ring_slot(r, slot)->word);
+}
+
+static int is_lent(const cl_ring *r, uint32_t slot)
+{
+    uint64_t any = 0;
+    for (uint32_t k = 0; k < r->room / 64; k++) {
+        any |= atomic_load(&cl_ring_slot(r, slot)->loans[k]);
     }
-    CHECK(nfree == h->nfree);
+    return any != 0;
+}
+
+/* Has a frame that can be found, or that somebody has. */
+static int has_frame(const cl_ring *r, uint32_t slot)
+{
+    uint64_t w = word_of(r, slot);
+    return CL_SLOT_STATE(w) == CL_SLOT_PUBLISHED &&
+           (CL_SLOT_SEQ(w) + r->slots > atomic_load(&r->head->last) || is_lent(r, slot));
+}
+
+/* Slots that need not be taken from a frame; a writer knows of each. */
+static uint32_t free_slots(const cl_ring *r)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < r->slots; i++) {
+        unsigned state = CL_SLOT_STATE(word_of(r, i));
+        if (state == CL_SLOT_FREE || (state == CL_SLOT_PUBLISHED && !has_frame(r, i))) {
+            CHECK(atomic_load(&r->spare[i / 64]) >> (i % 64) & 1);
+            n++;
+        }
+    }
+    return n;
+}
+
+/* Nothing is on loan or being written, and all else is a frame in its place or known to be free. */
+static void quiet(const cl_ring *r)
+{
+    uint32_t frames = 0;
+    for (uint32_t i = 0; i < r->slots; i++) {
+        uint64_t w = word_of(r, i), s = CL_SLOT_SEQ(w);
+        CHECK(CL_SLOT_STATE(w) == CL_SLOT_FREE || CL_SLOT_STATE(w) == CL_SLOT_PUBLISHED);
+        CHECK(!is_lent(r, i));
+        CHECK(!has_frame(r, i) || atomic_load(&r->index[s % r->slots]) == CL_INDEX_ENTRY(s, i));
+        frames += has_frame(r, i) != 0;
+    }
+    CHECK(frames + free_slots(r) == r->slots);
 }
 
 /* The newest frame is on loan while newer ones are written over: given back, it is nobody's, and is not lent again. */
@@ -108,8 +146,9 @@ static void newest_given_back(void)
     CHECK(write_one(&r, 1, 0) == CL_OK && write_one(&r, 2, 0) == CL_OK && latest(&r, 0, 0, &f) == CL_OK && f.seq == 2);
     CHECK(write_one(&r, 3, 0) == CL_OK && write_one(&r, 4, 0) == CL_OK && claim(&r, 0, &slot) == CL_OK &&
           slot != f.slot);
-    CHECK(cl_ring_return(&r, f.slot) == CL_OK && h->newest == 0 && h->slots[f.slot].state == CL_SLOT_FREE);
-    CHECK(latest(&r, 0, 0, &g) == CL_TIMEOUT && cl_ring_publish(&r, slot, CL_MAY_WAIT, &f) == CL_OK && f.seq == 5);
+    CHECK(free_slots(&r) == 0 && latest(&r, 0, 0, &g) == CL_TIMEOUT);
+    CHECK(cl_ring_return(&r, f.slot) == CL_OK && free_slots(&r) == 1 && !has_frame(&r, f.slot));
+    CHECK(latest(&r, 0, 0, &g) == CL_TIMEOUT && cl_ring_publish(&r, slot, &f) == CL_OK && f.seq == 5);
     CHECK(latest(&r, 0, 0, &g) == CL_OK && g.seq == 5 && cl_ring_return(&r, g.slot) == CL_OK);
     cl_ring_detach(&r);
     release(&store, &place);
@@ -133,35 +172,43 @@ static void damage(void)
     CHECK(write_one(&r, 7, 0) == CL_OK && next(&r, reader, 0, &f) == CL_OK && f.seq == 4 &&
           cl_ring_return(&r, f.slot) == CL_OK);
     h->head = kept;
-    for (uint32_t k = 0; k < 4; k++) {
-        h->newest = ((uint32_t[]){5, 1u << 30, UINT32_MAX, 1u << 31})[k];
-        CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT);
-    }
-    h->last = UINT64_MAX;
+    atomic_store(&h->last, UINT64_MAX);
     CHECK(latest(&r, 0, 0, &f) == CL_CORRUPT && next(&r, reader, 0, &f) == CL_CORRUPT);
     CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_CORRUPT && claim(&r, 0, &slot) == CL_CORRUPT);
-    h->last = 7;
-    uint32_t at[4];
-    memcpy(at, r.by_seq, sizeof at);
-    for (uint32_t k = 0; k < 4; k++) { /* a frame that is nowhere is one that has been written over */
+    atomic_store(&h->last, 7);
+    uint64_t at[4];
+    memcpy(at, (void *)r.index, sizeof at);
+    for (uint32_t k = 0; k < 3; k++) { /* a frame that is nowhere is one that has been written over */
         for (uint32_t i = 0; i < 4; i++) {
-            r.by_seq[i] = ((uint32_t[]){4, 1u << 30, UINT32_MAX, 1u << 31})[k];
+            atomic_store(&r.index[i], (at[i] & ~(uint64_t)0xffff) | ((uint32_t[]){4, 1u << 15, UINT16_MAX})[k]);
         }
         CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_OK && n == 0 && next(&r, reader, 0, &f) == CL_TIMEOUT);
+        CHECK(latest(&r, 0, 0, &f) == CL_TIMEOUT);
     }
-    memcpy(r.by_seq, at, sizeof at);
-    h->readers[reader].cursor = 8;
+    memcpy((void *)r.index, at, sizeof at);
+    atomic_store(&r.readers[reader].cursor, 8);
     CHECK(next(&r, reader, 0, &f) == CL_CORRUPT);
+    atomic_store(&r.readers[reader].cursor, 6);
+    /* an entry of the index with a number that was not given: the frame 8 was missed; with one far beyond: it is written over */
+    atomic_store(&r.index[0], CL_INDEX_ENTRY(8, 77));
+    CHECK(next(&r, reader, 0, &f) == CL_OK && f.seq == 7 && cl_ring_return(&r, f.slot) == CL_OK);
+    CHECK(atomic_load(&h->last) == 8 && latest(&r, 7, 0, &f) == CL_TIMEOUT);
+    atomic_store(&r.index[1], CL_INDEX_ENTRY(800, 1));
+    CHECK(write_one(&r, 9, 0) == CL_OK && next(&r, reader, 0, &f) == CL_OK && f.seq == 9 && f.missed == 1);
+    CHECK(cl_ring_return(&r, f.slot) == CL_OK);
     /* slots that wild words took out of use come back when there is no other */
     for (uint32_t i = 0; i < 4; i++) {
-        h->slots[i].state = i == 0 ? 77 : i == 1 ? CL_SLOT_WRITING : CL_SLOT_PUBLISHED;
-        h->slots[i].writer = 300;
-        h->slots[i].seq = i == 2 ? UINT64_MAX : 7;
-        h->slots[i].loans[3] = i == 3 ? UINT64_MAX : 0;
+        cl_slot *s = cl_ring_slot(&r, i);
+        atomic_store(&s->word,
+                     ((uint64_t[]){CL_SLOT_WORD(CL_SLOT_CLAIMED, 100, 5, 7), CL_SLOT_WORD(CL_SLOT_WRITING, 300, 0, 5),
+                                   CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, CL_RING_SEQ_MAX - 1),
+                                   CL_SLOT_WORD(CL_SLOT_PUBLISHED, 3, 3, 7)})[i]);
+        atomic_store(&s->loans[1], i == 3 ? UINT64_MAX : 0);
+        atomic_store(&s->loans[0], i == 2 ? 1 : 0); /* our own, which we do not have */
     }
-    h->nfree = 0;
+    atomic_store(&r.spare[0], 0);
     for (uint32_t i = 0; i < 4; i++) {
-        CHECK(claim(&r, 0, &slot) == CL_OK);
+        CHECK(claim(&r, 0, &slot) == CL_OK && !is_lent(&r, slot));
     }
     CHECK(claim(&r, 0, &slot) == CL_TIMEOUT);
     cl_ring_detach(&r);
@@ -182,20 +229,19 @@ static void in_one_thread(void)
     CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 10 && check_whole(&r, f.slot) == 10);
     CHECK(latest(&r, 10, 0, &g) == CL_TIMEOUT);
     CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_OK && n == 4 && some[0].seq == 7 && some[3].seq == 10);
-    CHECK(write_one(&r, 11, 0) == CL_TIMEOUT && h->waits == 1); /* all are on loan */
+    CHECK(write_one(&r, 11, 0) == CL_TIMEOUT && atomic_load(&h->waits) == 1); /* all are on loan */
     CHECK(cl_ring_return(&r, some[1].slot) == CL_OK && write_one(&r, 11, 0) == CL_OK); /* 8 went */
     CHECK(check_whole(&r, some[0].slot) == 7 && check_whole(&r, f.slot) == 10);
     for (int i = 0; i < 4; i++) {
         CHECK(i == 1 || cl_ring_return(&r, some[i].slot) == CL_OK);
     }
     CHECK(write_one(&r, 12, 0) == CL_OK && write_one(&r, 13, 0) == CL_OK && write_one(&r, 14, 0) == CL_OK);
-    CHECK(check_whole(&r, f.slot) == 10 && cl_ring_return(&r, f.slot) == CL_OK && h->nfree == 1);
-    quiet(h);
+    CHECK(check_whole(&r, f.slot) == 10 && cl_ring_return(&r, f.slot) == CL_OK && free_slots(&r) == 1);
+    quiet(&r);
     /* one who gives up; the newest claimed again */
     CHECK(claim(&r, 0, &slot) == CL_OK && cl_ring_give_up(&r, slot) == CL_OK);
-    CHECK(cl_ring_give_up(&r, slot) == CL_OK && h->nfree == 1 &&
-          cl_ring_publish(&r, slot, CL_MAY_WAIT, &f) == CL_STALE);
-    quiet(h);
+    CHECK(cl_ring_give_up(&r, slot) == CL_OK && free_slots(&r) == 1 && cl_ring_publish(&r, slot, &f) == CL_STALE);
+    quiet(&r);
     /* who drops and who blocks */
     CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, UINT64_MAX, CL_MAY_WAIT, &reader) == CL_OK);
     CHECK(next(&r, reader, 0, &f) == CL_TIMEOUT);
@@ -212,13 +258,14 @@ static void in_one_thread(void)
     CHECK(write_one(&r, 29, 0) == CL_TIMEOUT); /* it has it on loan */
     CHECK(cl_ring_return(&r, f.slot) == CL_OK && write_one(&r, 29, 0) == CL_OK && write_one(&r, 30, 0) == CL_TIMEOUT);
     r.block_timeout_ns = 1000000;
-    CHECK(write_one(&r, 30, cl_monotonic_ns() + 2000000000) == CL_OK && h->readers[blocking].demoted);
+    CHECK(write_one(&r, 30, cl_monotonic_ns() + 2000000000) == CL_OK &&
+          CL_READER_POLICY(atomic_load(&r.readers[blocking].policy)) == CL_READER_DEMOTED);
     CHECK(next(&r, blocking, 0, &f) == CL_OK && f.seq == 27 && f.missed == 1 && cl_ring_return(&r, f.slot) == CL_OK);
     CHECK(cl_ring_unsubscribe(&r, reader) == CL_OK && cl_ring_unsubscribe(&r, blocking) == CL_OK);
     cl_ring_shut(&r);
     CHECK(claim(&r, 0, &slot) == CL_CLOSED && latest(&r, 0, 0, &f) == CL_OK && cl_ring_return(&r, f.slot) == CL_OK);
     CHECK(latest(&r, 30, 0, &f) == CL_CLOSED);
-    quiet(h);
+    quiet(&r);
     cl_ring_detach(&r);
     release(&store, &place);
 }
@@ -282,13 +329,11 @@ static void in_threads(void)
     for (;;) { /* all readers are there */
         uint32_t n = 0;
         struct timespec nap = {.tv_nsec = 1000000};
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK); /* and its lock makes their entries visible */
-        while (cl_mutex_lock(&store, &shared->lock, CL_FOREVER, &r.spin_lock) != CL_OK) {
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        for (uint32_t i = 0; i < r.room; i++) {
+            n += CL_READER_POLICY(atomic_load(&r.readers[i].policy)) == CL_READER_BLOCKS ||
+                 atomic_load(&r.readers[i].owner) != 0;
         }
-        for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-            n += shared->readers[i].owner != 0;
-        }
-        cl_unlock(&shared->lock);
         if (n == 3) {
             break;
         }
@@ -304,10 +349,94 @@ static void in_threads(void)
         pthread_join(threads[i], NULL);
     }
     CHECK(atomic_load(&read_in_all) >= 2 * FRAMES);
-    quiet(shared);
+    quiet(&r);
     cl_ring_detach(&r);
     release(&store, &place);
     audit(&store);
+}
+
+/* Threads of one member: their loans are one bit, their claims of one slot are told apart. Three slots, so that they meet. */
+static cl_ring of_all;
+
+static void *write_together(void *arg)
+{
+    uint32_t slot;
+    cl_frame frame;
+    for (uint64_t i = 1; i <= FRAMES; i++) {
+        CHECK(claim(&of_all, CL_FOREVER, &slot) == CL_OK);
+        fill(&of_all, slot, (uint64_t)(uintptr_t)arg << 32 | i);
+        if (i % 7 == 0) {
+            CHECK(cl_ring_give_up(&of_all, slot) == CL_OK);
+        } else {
+            CHECK(cl_ring_publish(&of_all, slot, &frame) == CL_OK);
+        }
+    }
+    return NULL;
+}
+
+static void *read_together(void *arg)
+{
+    cl_frame f;
+    uint64_t last = 0, value;
+    int rc;
+    (void)arg;
+    while ((rc = latest(&of_all, last, CL_FOREVER, &f)) == CL_OK) {
+        CHECK(f.seq > last);
+        last = f.seq;
+        value = check_whole(&of_all, f.slot);
+        sched_yield();
+        CHECK(check_whole(&of_all, f.slot) == value && cl_ring_return(&of_all, f.slot) == CL_OK);
+    }
+    CHECK(rc == CL_CLOSED);
+    return NULL;
+}
+
+/* Two threads take turns at one subscription: each frame comes to one of them. */
+static uint32_t common_reader;
+static cl_au32 taken_together;
+
+static void *follow_together(void *arg)
+{
+    cl_frame f;
+    int rc;
+    (void)arg;
+    while ((rc = next(&of_all, common_reader, CL_FOREVER, &f)) == CL_OK) {
+        check_whole(&of_all, f.slot);
+        CHECK(f.missed == 0 && cl_ring_return(&of_all, f.slot) == CL_OK);
+        atomic_fetch_add(&taken_together, 1);
+    }
+    CHECK(rc == CL_CLOSED);
+    return NULL;
+}
+
+static void in_threads_of_one_member(void)
+{
+    pthread_t threads[6];
+    cl_ring_head *h = make(5, CL_RING_MAY_BLOCK, 0);
+    attach(&of_all, &store, h);
+    for (int blocks = 0; blocks < 2; blocks++) {
+        uint64_t before = atomic_load(&h->last);
+        if (blocks) {
+            atomic_store(&h->state, CL_RING_OPEN);
+            CHECK(cl_ring_subscribe(&of_all, CL_READER_BLOCKS, UINT64_MAX, CL_MAY_WAIT, &common_reader) == CL_OK);
+        }
+        for (uintptr_t i = 0; i < 6; i++) {
+            void *(*what)(void *) = i < 2 ? write_together : i < 4 ? read_together : follow_together;
+            CHECK((i >= 4 && !blocks) || pthread_create(&threads[i], NULL, what, (void *)i) == 0);
+        }
+        pthread_join(threads[0], NULL);
+        pthread_join(threads[1], NULL);
+        cl_ring_shut(&of_all);
+        for (int i = 2; i < (blocks ? 6 : 4); i++) {
+            pthread_join(threads[i], NULL);
+        }
+        CHECK(atomic_load(&h->last) - before == 2 * (FRAMES - FRAMES / 7));
+        CHECK(atomic_load(&taken_together) == (blocks ? atomic_load(&h->last) - before : 0));
+        quiet(&of_all);
+    }
+    CHECK(cl_ring_unsubscribe(&of_all, common_reader) == CL_OK);
+    cl_ring_detach(&of_all);
+    release(&store, &place);
 }
 
 /* ---- kills */
@@ -353,26 +482,44 @@ static void victim(cl_ring *r, int kind)
     }
 }
 
-/* Everything that the ring says of itself follows from its slots, and nobody who is dead has one. */
-static void consistent(cl_ring *r)
+/* Everything that the ring says of itself agrees with its slots, and nobody who is dead has one. */
+static void consistent(const cl_ring *r)
 {
-    const cl_ring_head *h = r->head;
-    uint32_t nfree = 0, newest = 0;
-    uint64_t last = 0;
+    uint64_t last = atomic_load(&r->head->last);
     for (uint32_t i = 0; i < r->slots; i++) {
-        const cl_slot *s = &h->slots[i];
-        nfree += s->state == CL_SLOT_FREE;
-        CHECK(s->state != CL_SLOT_WRITING || (s->writer != 0 && !cl_is_dead(r->store, h->members[s->writer - 1])));
-        if (s->state == CL_SLOT_PUBLISHED && s->seq > last) {
-            last = s->seq;
-            newest = i + 1;
+        uint64_t w = word_of(r, i), s = CL_SLOT_SEQ(w);
+        unsigned state = CL_SLOT_STATE(w);
+        uint32_t m = CL_SLOT_MEMBER(w);
+        CHECK((state != CL_SLOT_WRITING && state != CL_SLOT_CLAIMED) ||
+              (m < r->room && !cl_is_dead(r->store, atomic_load(&r->members[m]))));
+        CHECK(s <= last);
+        CHECK(state != CL_SLOT_PUBLISHED || s + r->slots <= last ||
+              atomic_load(&r->index[s % r->slots]) == CL_INDEX_ENTRY(s, i));
+        for (uint32_t k = 0; k < r->room; k++) {
+            CHECK(!(atomic_load(&cl_ring_slot(r, i)->loans[k / 64]) >> (k % 64) & 1) ||
+                  atomic_load(&r->members[k]) != 0);
         }
-        CHECK(s->state != CL_SLOT_PUBLISHED || s->seq + r->slots <= h->last || r->by_seq[s->seq % r->slots] == i);
     }
-    CHECK(nfree == h->nfree && newest == h->newest && last <= h->last);
-    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
-        CHECK(h->members[m] == 0 || !cl_is_dead(r->store, h->members[m]));
+    for (uint32_t m = 0; m < r->room; m++) {
+        uint32_t who = atomic_load(&r->members[m]), reads = atomic_load(&r->readers[m].owner);
+        CHECK((who == 0 || !cl_is_dead(r->store, who)) && (reads == 0 || !cl_is_dead(r->store, reads)));
     }
+}
+
+static cl_ring_head *in_child(cl_store *own, cl_ring *theirs)
+{
+    cl_block_ref there;
+    open_store(own, 5);
+    CHECK(cl_load(own, &notes->ring, CL_MAY_WAIT, &there) == CL_OK);
+    attach(theirs, own, (cl_ring_head *)(void *)there.data);
+    return theirs->head;
+}
+
+static void note_the_ring(void)
+{
+    memset(notes, 0, sizeof *notes);
+    notes->ring = (cl_address){
+        .segment_id = place.segment_id, .generation = place.generation, .segment = place.segment, .index = place.index};
 }
 
 static void kill_everywhere(int kind)
@@ -389,19 +536,12 @@ static void kill_everywhere(int kind)
             CHECK(write_one(&r, i, 0) == CL_OK);
         }
         CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 4); /* ours, whoever dies */
-        memset(notes, 0, sizeof *notes);
-        notes->ring = (cl_address){.segment_id = place.segment_id,
-                                   .generation = place.generation,
-                                   .segment = place.segment,
-                                   .index = place.index};
+        note_the_ring();
         pid_t child = fork();
         if (child == 0) {
             static cl_store own;
-            cl_block_ref there;
             cl_ring theirs;
-            open_store(&own, 5);
-            CHECK(cl_load(&own, &notes->ring, CL_MAY_WAIT, &there) == CL_OK);
-            attach(&theirs, &own, (cl_ring_head *)(void *)there.data);
+            in_child(&own, &theirs);
             cl_kill_at = cl_kill_passed + n;
             victim(&theirs, kind);
             cl_ring_detach(&theirs);
@@ -410,16 +550,14 @@ static void kill_everywhere(int kind)
         }
         int well = ended(child);
         CHECK(check_whole(&r, f.slot) == 4);
-        if (atomic_load(&h->lock) != 0) { /* it died inside: whoever comes in next puts all right, if only to read */
-            cl_frame g;
-            CHECK(latest(&r, 0, 0, &g) == CL_OK && cl_ring_return(&r, g.slot) == CL_OK);
-            consistent(&r);
-        }
         if (atomic_load(&h->state) != CL_RING_OPEN) {
             atomic_store(&h->state, CL_RING_OPEN);
         }
         /* a writer finds a slot for each frame, as if the dead had never been; by itself only when it is short of them */
-        CHECK(n % 2 || cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        if (n % 2 == 0) {
+            CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            consistent(&r);
+        }
         for (uint64_t i = 0; i < 6; i++) {
             CHECK(write_one(&r, 200 + i, cl_monotonic_ns() + 5000000000) == CL_OK);
         }
@@ -428,12 +566,12 @@ static void kill_everywhere(int kind)
         for (uint32_t i = 0; i < have; i++) {
             CHECK(check_whole(&r, some[i].slot) == 206 - have + i && cl_ring_return(&r, some[i].slot) == CL_OK);
         }
-        CHECK(h->last >= 4 + 6 + notes->published && h->last <= 4 + 6 + notes->publishing);
+        CHECK(atomic_load(&h->last) >= 4 + 6 + notes->published && atomic_load(&h->last) <= 4 + 6 + notes->publishing);
         CHECK(check_whole(&r, f.slot) == 4 && cl_ring_return(&r, f.slot) == CL_OK);
         CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
-        quiet(h);
-        for (uint32_t i = 0; i < CL_RING_MEMBERS; i++) {
-            CHECK(h->members[i] == 0 || i == r.member - 1);
+        quiet(&r);
+        for (uint32_t i = 0; i < r.room; i++) {
+            CHECK(atomic_load(&r.members[i]) == 0 || i == r.member);
         }
         while (next(&r, reader, 0, &f) == CL_OK) {
             uint64_t value = check_whole(&r, f.slot);
@@ -450,6 +588,157 @@ static void kill_everywhere(int kind)
         }
     }
     CHECK(n > 5);
+}
+
+/* Everything that a member does, without waiting: with `blocked`, a reader may be in the way of writers. */
+static void use_at_once(cl_ring *r, uint64_t value, int blocked)
+{
+    cl_frame f, some[3];
+    uint32_t reader, n = 0, written = 0;
+    CHECK(cl_ring_subscribe(r, CL_READER_DROPS, UINT64_MAX, 0, &reader) == CL_OK);
+    for (uint64_t i = 0; i < 3; i++) {
+        uint32_t slot;
+        int rc = claim(r, 0, &slot); /* a deadline of 0: who waited would get CL_TIMEOUT */
+        CHECK(rc == CL_OK || (blocked && rc == CL_TIMEOUT));
+        if (rc == CL_OK) {
+            fill(r, slot, value + i);
+            CHECK(cl_ring_publish(r, slot, &f) == CL_OK);
+            written++;
+            CHECK(latest(r, 0, 0, &f) == CL_OK && f.slot == slot && check_whole(r, slot) == value + i);
+            CHECK(cl_ring_return(r, slot) == CL_OK);
+        }
+        CHECK(claim(r, 0, &slot) != CL_OK || cl_ring_give_up(r, slot) == CL_OK);
+    }
+    CHECK(cl_ring_last(r, 3, 0, some, &n) == CL_OK && n == 3);
+    for (uint32_t i = 0; i < n; i++) {
+        CHECK(i == 0 || some[i].seq > some[i - 1].seq);
+        check_whole(r, some[i].slot);
+        CHECK(cl_ring_return(r, some[i].slot) == CL_OK);
+    }
+    for (uint64_t i = 0; i < written; i++) {
+        CHECK(next(r, reader, 0, &f) == CL_OK);
+        check_whole(r, f.slot);
+        CHECK(cl_ring_return(r, f.slot) == CL_OK);
+    }
+    CHECK(cl_ring_unsubscribe(r, reader) == CL_OK);
+}
+
+/* A process is stopped at each step of each operation. Meanwhile we, who were there before, and a newcomer write, read, and subscribe, each with
+ * a deadline of 0, which who waits for the stopped one misses. Then it goes on, and finds all as it must be. */
+static void stop_everywhere(int kind)
+{
+    long n = 1;
+    for (int well = 0; !well; n++) {
+        int status;
+        cl_ring r;
+        cl_frame f;
+        uint32_t reader, found = 0;
+        cl_ring_head *h = make(10, CL_RING_MAY_BLOCK, 0);
+        attach(&r, &store, h);
+        CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, 0, CL_MAY_WAIT, &reader) == CL_OK);
+        for (uint64_t i = 1; i <= 4; i++) {
+            CHECK(write_one(&r, i, 0) == CL_OK);
+        }
+        note_the_ring();
+        pid_t child = fork();
+        if (child == 0) {
+            static cl_store own;
+            cl_ring theirs;
+            in_child(&own, &theirs);
+            cl_kill_signal = SIGSTOP;
+            cl_kill_at = cl_kill_passed + n;
+            victim(&theirs, kind);
+            cl_ring_detach(&theirs);
+            cl_kill_at = 0;
+            _exit(0);
+        }
+        CHECK(waitpid(child, &status, WUNTRACED) == child);
+        well = !WIFSTOPPED(status);
+        CHECK(!well || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+        atomic_store(&h->state, CL_RING_OPEN);
+        use_at_once(&r, 200, kind == 2);
+        pid_t newcomer = fork();
+        if (newcomer == 0) {
+            static cl_store own;
+            cl_ring theirs;
+            in_child(&own, &theirs);
+            use_at_once(&theirs, 300, kind == 2);
+            cl_ring_detach(&theirs);
+            CHECK(cl_store_leave(&own) >= 0);
+            _exit(0);
+        }
+        CHECK(ended(newcomer)); /* and the other is stopped still: only we let it go on */
+        if (!well) {
+            CHECK(kill(child, SIGCONT) == 0 && ended(child));
+        }
+        for (uint64_t at = 0; next(&r, reader, 0, &f) == CL_OK; at = f.seq) { /* each frame once, whole and in order */
+            uint64_t value = check_whole(&r, f.slot);
+            CHECK(f.seq == at + 1 + f.missed);
+            CHECK(value < 5 || (value > 100 && value < 107) || (value >= 200 && value < 203) ||
+                  (value >= 300 && value < 303));
+            found++;
+            CHECK(cl_ring_return(&r, f.slot) == CL_OK);
+        }
+        CHECK(found >= 4); /* of ten slots four were on loan at most, and each claim took the oldest frame only */
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        consistent(&r);
+        quiet(&r);
+        CHECK(cl_ring_unsubscribe(&r, reader) == CL_OK);
+        cl_ring_detach(&r);
+        release(&store, &place);
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+        audit(&store);
+    }
+    CHECK(n > 15);
+}
+
+/* Who buries another is stopped while he does: nobody else buries, and nobody waits. */
+static void burier_stopped(void)
+{
+    for (long n = 1;; n++) {
+        cl_ring_head *h = make(6, 0, 0);
+        cl_ring r;
+        int status = 0;
+        attach(&r, &store, h);
+        CHECK(write_one(&r, 1, 0) == CL_OK);
+        pid_t child = 0;
+        for (int who = 0; who < 2; who++) {
+            child = fork();
+            if (child == 0) {
+                static cl_store own;
+                cl_ring theirs;
+                cl_frame f;
+                uint32_t slot;
+                open_store(&own, 5);
+                attach(&theirs, &own, h);
+                if (who == 0) {
+                    CHECK(claim(&theirs, 0, &slot) == CL_OK && latest(&theirs, 0, 0, &f) == CL_OK);
+                    _exit(0);
+                }
+                cl_kill_signal = SIGSTOP;
+                cl_kill_at = cl_kill_passed + n;
+                CHECK(cl_ring_bury(&theirs, CL_MAY_WAIT) == CL_OK);
+                cl_kill_at = 0;
+                _exit(0);
+            }
+            CHECK(waitpid(child, &status, WUNTRACED) == child);
+        }
+        use_at_once(&r, 200, 0);
+        if (!WIFSTOPPED(status)) {
+            cl_ring_detach(&r);
+            release(&store, &place);
+            CHECK(n > 6);
+            return;
+        }
+        int rc = cl_ring_bury(&r, 0);
+        CHECK(rc == CL_OK || rc == CL_AGAIN);
+        CHECK(kill(child, SIGCONT) == 0 && ended(child));
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        consistent(&r);
+        quiet(&r);
+        cl_ring_detach(&r);
+        release(&store, &place);
+    }
 }
 
 /* Who buries another and is no member itself dies while he does: there is nobody left to bury, and all to compute. */
@@ -481,13 +770,10 @@ static void burier_dies(void)
             }
             well = ended(child);
         }
-        int inside = atomic_load(&h->lock) != 0;
         CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 2 && cl_ring_return(&r, f.slot) == CL_OK);
-        if (inside || well) {
-            consistent(&r);
-        }
         CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
-        quiet(h);
+        consistent(&r);
+        quiet(&r);
         cl_ring_detach(&r);
         release(&store, &place);
         if (well) {
@@ -505,12 +791,15 @@ int main(void)
     newest_given_back();
     damage();
     in_threads();
+    in_threads_of_one_member();
 #ifndef __SANITIZE_THREAD__
     notes = mmap(NULL, sizeof *notes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(notes != MAP_FAILED);
     for (int kind = 0; kind < 3; kind++) {
         kill_everywhere(kind);
+        stop_everywhere(kind);
     }
+    burier_stopped();
     burier_dies();
 #endif
     CHECK(cl_store_leave(&store) >= 0);

@@ -60,7 +60,7 @@ static void test_each_point(int by)
         if (child == 0) {
             static cl_store s;
             atomic_store(&cl_kill_passed, 0);
-            cl_kill_by = by;
+            cl_kill_signal = by;
             atomic_store(&cl_kill_at, at);
             open_store(&s, 1);
             operations(&s);

@@ -12,28 +12,29 @@ from libc.string cimport memcpy, memset
 from copyless._core._blocks cimport Block, Object, is_elsewhere, set_private
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_FOREVER, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DROPS, CL_RING_MAY_BLOCK, CL_RING_OPEN,
-    CL_RING_READERS, CL_SLOT_PUBLISHED, CL_SLOT_WRITING, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy, cl_frame, cl_reader, cl_ring,
-    cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last,
-    cl_ring_latest, cl_ring_next, cl_ring_publish, cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen,
-    cl_owner_pid, cl_self,
+    CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_FOREVER, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DEMOTED, CL_READER_DROPS,
+    CL_READER_POLICY, CL_RING_MAY_BLOCK, CL_RING_MEMBERS, CL_RING_MEMBERS_MAX, CL_RING_OPEN, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy,
+    cl_frame, cl_owner_pid, cl_reader, cl_ring, cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_count,
+    cl_ring_counts, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last, cl_ring_latest, cl_ring_members, cl_ring_next, cl_ring_publish,
+    cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen, cl_seen64, cl_self,
 )
 
 from copyless.errors import ClosedError, WrongProcessError
 
-MAY_BLOCK = CL_RING_MAY_BLOCK
+MAY_BLOCK, MEMBERS, MEMBERS_MAX = CL_RING_MAY_BLOCK, CL_RING_MEMBERS, CL_RING_MEMBERS_MAX
 
 
-def ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec):
-    return cl_ring_bytes(slots, stride, spec)
+def ring_bytes(uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec):
+    return cl_ring_bytes(slots, cl_ring_members(members), stride, spec)
 
 
-def begin(Block block, uint32_t slots, uint64_t stride, bytes spec, int64_t block_timeout_ns):
+def begin(Block block, uint32_t slots, uint32_t members, uint64_t stride, bytes spec, int64_t block_timeout_ns):
     """Fill in the head of a new ring."""
     cdef cl_ring_head *head = <cl_ring_head *>block.ref.data
-    cl_ring_begin(head, slots, stride, len(spec))
+    cdef uint32_t room = cl_ring_members(members)
+    cl_ring_begin(head, slots, room, stride, len(spec))
     head.head.spare[3] = block_timeout_ns
-    memcpy(cl_ring_spec(head, slots), <const char *>spec, len(spec))
+    memcpy(cl_ring_spec(head, slots, room), <const char *>spec, len(spec))
 
 
 cdef class Loan:
@@ -85,16 +86,12 @@ cdef class Claim:
     def publish(self):
         """(sequence number, nanoseconds) of the frame that the slot now is."""
         cdef cl_frame frame
-        cdef Wait wait = new_wait()
         cdef int rc
         if self.self != cl_self(self.ring.store):
             raise WrongProcessError("this frame is being written by the parent process")
-        rc = cl_ring_publish(&self.ring.r, self.slot, 0, &frame)
-        while rc == CL_AGAIN:
-            with nogil:
-                rc = cl_ring_publish(&self.ring.r, self.slot, CL_MAY_WAIT, &frame)
-            rc = served(&wait, rc, CL_FOREVER)  # interrupted, it is undecided still, and goes back when it is forgotten
-        self.undecided = False
+        rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
+        if rc == CL_OK:
+            self.undecided = False  # else it goes back when it is forgotten
         check(rc)
         return frame.seq, frame.time_ns
 
@@ -162,6 +159,11 @@ cdef class _Ring(Object):
         self._need()
         return self.r.slots
 
+    @property
+    def _room(self):
+        self._need()
+        return self.r.room
+
     cdef int be_open(self) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
@@ -176,7 +178,7 @@ cdef class _Ring(Object):
 
     cdef Loan lend(self, cl_frame *frame):
         cdef Loan loan = Loan.__new__(Loan)
-        loan.ring, loan.slot, loan.self = self, frame.slot, self.r.self
+        loan.ring, loan.slot, loan.self = self, frame.slot, cl_seen(&self.r.self)
         return loan
 
     def _claim(self, timeout):
@@ -199,7 +201,7 @@ cdef class _Ring(Object):
         if rc != CL_OK:
             self.refuse(rc)
         claim = Claim.__new__(Claim)
-        claim.ring, claim.slot, claim.self, claim.undecided = self, slot, self.r.self, True
+        claim.ring, claim.slot, claim.self, claim.undecided = self, slot, cl_seen(&self.r.self), True
         return claim
 
     def _latest(self, uint64_t after, timeout):
@@ -286,9 +288,15 @@ cdef class _Ring(Object):
     def _reader(self, uint32_t reader):
         """(taken, dropped, lag, whether it blocks, whether it was demoted)."""
         cdef cl_reader *q
+        cdef uint32_t policy
         self._need()
-        q = &self.r.head.readers[reader]
-        return q.taken, q.dropped, self.r.head.last - q.cursor, q.policy == CL_READER_BLOCKS, q.demoted != 0
+        q = &self.r.readers[reader]
+        policy = CL_READER_POLICY(cl_seen(&q.policy))
+        return cl_seen64(&q.taken), cl_seen64(&q.dropped), self.lag(q), policy == CL_READER_BLOCKS, policy == CL_READER_DEMOTED
+
+    cdef uint64_t lag(self, cl_reader *q):
+        cdef uint64_t cursor = cl_seen64(&q.cursor)  # before the last: it never is beyond
+        return cl_seen64(&self.r.head.last) - cursor
 
     def _shut(self):
         self._need()
@@ -303,34 +311,28 @@ cdef class _Ring(Object):
     @property
     def _last_seq(self):
         self._need()
-        return self.r.head.last
+        return cl_seen64(&self.r.head.last)
 
     def _statistics(self):
-        cdef cl_ring_head *h
-        cdef uint32_t i, loans = 0, writing = 0, published = 0
-        cdef int64_t oldest = 0, newest = 0
-        cdef uint64_t first = 0
-        cdef Wait wait = new_wait()
-        cdef int rc = CL_AGAIN
+        """(last, held, writing, on loan, times that writers waited, first and last time, readers)."""
+        cdef cl_ring_counts n
+        cdef cl_reader *q
+        cdef uint32_t i, owner
+        cdef int rc
         self._need()
-        while rc == CL_AGAIN:
-            with nogil:
-                rc = cl_ring_bury(&self.r, CL_MAY_WAIT)
-            rc = served(&wait, rc, CL_FOREVER)
-        check(rc)
-        h = self.r.head
-        for i in range(self.r.slots):
-            loans += (h.slots[i].loans[0] | h.slots[i].loans[1] | h.slots[i].loans[2] | h.slots[i].loans[3]) != 0
-            writing += h.slots[i].state == CL_SLOT_WRITING
-            if h.slots[i].state == CL_SLOT_PUBLISHED:
-                published += 1
-                if first == 0 or h.slots[i].seq < first:
-                    first, oldest = h.slots[i].seq, h.slots[i].time_ns
-                newest = max(newest, h.slots[i].time_ns)
-        readers = [(cl_owner_pid(self.store, h.readers[i].owner), h.readers[i].taken, h.readers[i].dropped,
-                    h.last - h.readers[i].cursor, h.readers[i].policy == CL_READER_BLOCKS)
-                   for i in range(CL_RING_READERS) if h.readers[i].owner != 0]
-        return h.last, published, writing, loans, h.waits, first, oldest, newest, readers
+        with nogil:
+            rc = cl_ring_bury(&self.r, 0)  # who buries already, or is stopped at it, is not waited for
+            cl_ring_count(&self.r, &n)
+        if rc != CL_AGAIN:
+            check(rc)
+        readers = []
+        for i in range(self.r.room):
+            q = &self.r.readers[i]
+            owner = cl_seen(&q.owner)
+            if owner != 0:
+                readers.append((cl_owner_pid(self.store, owner), cl_seen64(&q.taken), cl_seen64(&q.dropped), self.lag(q),
+                                CL_READER_POLICY(cl_seen(&q.policy)) == CL_READER_BLOCKS))
+        return n.last, n.held, n.writing, n.on_loan, cl_seen64(&self.r.head.waits), n.oldest_ns, n.newest_ns, readers
 
     def _watch_frames(self):
         return watch(&self.r.head.published)

@@ -328,41 +328,41 @@ cdef extern from "queue.h" nogil:
     int cl_queue_deserted(cl_queue *q)
 
 cdef extern from "ring.h" nogil:
-    enum: CL_RING_READERS, CL_RING_MAY_BLOCK, CL_SLOT_WRITING, CL_SLOT_PUBLISHED, CL_RING_OPEN, CL_READER_DROPS, CL_READER_BLOCKS
-    ctypedef struct cl_slot:
-        uint32_t state
-        uint64_t seq
-        int64_t time_ns
-        uint64_t loans[4]
+    enum: CL_RING_MEMBERS, CL_RING_MEMBERS_MAX, CL_RING_MAY_BLOCK, CL_RING_OPEN, CL_READER_DROPS, CL_READER_BLOCKS, CL_READER_DEMOTED
     ctypedef struct cl_reader:
-        uint32_t owner, policy, demoted
-        uint64_t cursor, taken, dropped
+        cl_au32 owner, policy
+        cl_au64 cursor, taken, dropped
+    uint32_t CL_READER_POLICY(uint32_t word)
     ctypedef struct cl_ring_head:
         cl_head head
         cl_au32 state, published, changed
-        uint64_t last, waits
-        cl_reader readers[256]
-        cl_slot slots[1]
+        cl_au64 last, waits
     ctypedef struct cl_ring:
         cl_store *store
         cl_ring_head *head
+        cl_reader *readers
         uint8_t *data
         uint8_t *spec
-        uint32_t slots
+        uint32_t slots, room
         uint64_t stride, spec_bytes, flags
-        uint32_t self
+        cl_au32 self
     ctypedef struct cl_frame:
         uint32_t slot
         uint64_t seq
         int64_t time_ns
         uint64_t missed
-    uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
-    void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint64_t stride, uint64_t spec)
-    uint8_t *cl_ring_spec(cl_ring_head *head, uint32_t slots)
+    ctypedef struct cl_ring_counts:
+        uint32_t held, writing, on_loan
+        uint64_t last
+        int64_t oldest_ns, newest_ns
+    uint32_t cl_ring_members(uint32_t wanted)
+    uint64_t cl_ring_bytes(uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec)
+    void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec)
+    uint8_t *cl_ring_spec(cl_ring_head *head, uint32_t slots, uint32_t members)
     int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number)
     void cl_ring_detach(cl_ring *r)
     int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
-    int cl_ring_publish(cl_ring *r, uint32_t slot, unsigned flags, cl_frame *out)
+    int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     int cl_ring_give_up(cl_ring *r, uint32_t slot)
     int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
     int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint32_t *n)
@@ -372,6 +372,7 @@ cdef extern from "ring.h" nogil:
     int cl_ring_return(cl_ring *r, uint32_t slot)
     void cl_ring_shut(cl_ring *r)
     int cl_ring_bury(cl_ring *r, unsigned flags)
+    void cl_ring_count(const cl_ring *r, cl_ring_counts *out)
 
 cdef extern from "list.h" nogil:
     ctypedef struct cl_list_slot:

@@ -34,8 +34,9 @@ _REMEDIES = (
     ("holds are taken", "free some arrays, or receive what was sent and not yet received"),
     ("names are taken", "remove some names with copyless.unlink"),
     ("owner slots are taken", "end some of the processes that use copyless"),
-    ("processes use this ring already", "close the ring in some of them"),
-    ("readers are subscribed already", "close some subscriptions"),
+    ("processes use this ring already", "close the ring in some of them, or make it with more members="),
+    ("readers are subscribed already", "close some subscriptions, or make the ring with more members="),
+    ("frames were published in this ring", "make a new ring: its frames are numbered with 44 bits"),
     ("processes read already", "let some of them release the lock first"),
     ("wait already", "let fewer wait at once"),
 )

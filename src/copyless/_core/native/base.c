@@ -70,15 +70,16 @@ uint64_t cl_hash64(const void *data, size_t n)
 #ifdef CL_KILL_POINTS
 _Atomic long cl_kill_at;
 _Atomic long cl_kill_passed;
-int cl_kill_by = SIGKILL;
+_Atomic int cl_kill_signal = SIGKILL;
 
 void cl_kill_point(void)
 {
     /* Relaxed: it must order nothing, or the thread sanitizer would see no race between any two threads that pass here. */
     long at = atomic_load_explicit(&cl_kill_at, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&cl_kill_passed, 1, memory_order_relaxed) + 1 == at) {
-        kill(getpid(), cl_kill_by);
-        for (;;) {
+        int signal = atomic_load_explicit(&cl_kill_signal, memory_order_relaxed);
+        kill(getpid(), signal);
+        while (signal == SIGKILL) {
             pause();
         }
     }

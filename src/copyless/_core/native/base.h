@@ -48,12 +48,12 @@ uint64_t cl_realtime_ns(void);
 uint64_t cl_random64(void);
 uint64_t cl_hash64(const void *data, size_t n); /* FNV-1a with a final mix: a checksum, not a secret */
 
-/* Kill points. A build with -DCL_KILL_POINTS dies by SIGKILL at the cl_kill_at-th point it passes, or gets cl_kill_by there
+/* Kill points. A build with -DCL_KILL_POINTS dies by SIGKILL at the cl_kill_at-th point it passes, or gets cl_kill_signal there
  * (SIGSTOP, say); every other build holds no trace of them. */
 #ifdef CL_KILL_POINTS
 extern _Atomic long cl_kill_at; /* 0: never */
 extern _Atomic long cl_kill_passed; /* points passed so far */
-extern int cl_kill_by;
+extern _Atomic int cl_kill_signal; /* SIGKILL; SIGSTOP: it is stopped there, and goes on when told */
 void cl_kill_point(void);
 #define CL_KILL_POINT() cl_kill_point()
 #else

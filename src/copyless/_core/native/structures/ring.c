@@ -2,43 +2,73 @@
 #include "ring.h"
 
 #include <limits.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define OWED_SLOT 0x80000000u /* in `owed`: a slot to be given up; the rest counts loans */
-#define DETACH_SLICES 20
+#define CLEARING 0x80000000u /* in our counts of loans: the last is being given back */
+#define FRAMES_MAX (CL_RING_SEQ_MAX - 2)
 
 static uint64_t aligned(uint64_t n, uint64_t to)
 {
     return (n + to - 1) / to * to;
 }
 
-static uint64_t spec_at(uint32_t slots)
+static uint64_t slot_bytes(uint32_t members)
 {
-    return sizeof(cl_ring_head) + slots * (sizeof(cl_slot) + sizeof(uint32_t));
+    return aligned(sizeof(cl_slot) + members / 8, 64);
 }
 
-static uint64_t data_at(uint32_t slots, uint64_t spec)
+static uint64_t slots_at(uint32_t members)
 {
-    return aligned(spec_at(slots) + spec, CL_PAGE);
+    return sizeof(cl_ring_head) + members * (sizeof(cl_au32) + sizeof(cl_reader));
 }
 
-uint64_t cl_ring_bytes(uint32_t slots, uint64_t stride, uint64_t spec)
+static uint64_t index_at(uint32_t slots, uint32_t members)
 {
-    return data_at(slots, spec) + slots * stride;
+    return slots_at(members) + slots * slot_bytes(members);
 }
 
-void cl_ring_begin(cl_ring_head *h, uint32_t slots, uint64_t stride, uint64_t spec)
+static uint64_t spare_at(uint32_t slots, uint32_t members)
 {
+    return index_at(slots, members) + slots * sizeof(cl_au64);
+}
+
+static uint64_t spec_at(uint32_t slots, uint32_t members)
+{
+    return spare_at(slots, members) + aligned(slots, 64) / 8;
+}
+
+static uint64_t data_at(uint32_t slots, uint32_t members, uint64_t spec)
+{
+    return aligned(spec_at(slots, members) + spec, CL_PAGE);
+}
+
+uint32_t cl_ring_members(uint32_t wanted)
+{
+    return (uint32_t)aligned(wanted, 64);
+}
+
+uint64_t cl_ring_bytes(uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec)
+{
+    return data_at(slots, members, spec) + slots * stride;
+}
+
+void cl_ring_begin(cl_ring_head *h, uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec)
+{
+    cl_au64 *spare = (cl_au64 *)(void *)((uint8_t *)h + spare_at(slots, members));
     h->head.number = slots;
+    h->head.room = members;
     h->head.spare[0] = stride;
     h->head.spare[2] = spec;
-    h->nfree = slots;
+    for (uint32_t i = 0; i < slots; i += 64) {
+        atomic_store(&spare[i / 64], slots - i >= 64 ? UINT64_MAX : ((uint64_t)1 << (slots - i)) - 1);
+    }
 }
 
-uint8_t *cl_ring_spec(cl_ring_head *h, uint32_t slots)
+uint8_t *cl_ring_spec(cl_ring_head *h, uint32_t slots, uint32_t members)
 {
-    return (uint8_t *)h + spec_at(slots);
+    return (uint8_t *)h + spec_at(slots, members);
 }
 
 int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capacity, uint32_t number)
@@ -48,25 +78,31 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
         return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes holds no ring", number, (unsigned long long)capacity);
     }
     const cl_head is = cl_head_copy(&h->head);
-    uint32_t slots = is.number;
+    uint32_t slots = is.number, room = is.room;
     uint64_t stride = is.spare[0], spec = is.spare[2];
-    if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX ||
-        spec > capacity || stride > capacity / slots || cl_ring_bytes(slots, stride, spec) > capacity ||
-        is.spare[3] > INT64_MAX) {
-        return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes in %llu)", number, slots,
-                       (unsigned long long)stride, (unsigned long long)capacity);
+    if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX || room == 0 ||
+        room > CL_RING_MEMBERS_MAX || room % 64 != 0 || spec > capacity || stride > capacity / slots ||
+        cl_ring_bytes(slots, room, stride, spec) > capacity || is.spare[3] > INT64_MAX) {
+        return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes, %u members, in %llu)",
+                       number, slots, (unsigned long long)stride, room, (unsigned long long)capacity);
     }
-    r->loans = calloc(slots, 2 * sizeof *r->loans);
+    r->loans = calloc(slots, sizeof *r->loans);
     if (r->loans == NULL) {
         return cl_fail(CL_SYSTEM, 12, "a table of %u loans", slots);
     }
-    r->owed = (cl_au32 *)(void *)(r->loans + slots);
+    uint8_t *at = (uint8_t *)h;
     r->store = store;
     r->head = h;
-    r->by_seq = (uint32_t *)(void *)((uint8_t *)h + sizeof *h + slots * sizeof(cl_slot));
-    r->data = (uint8_t *)h + data_at(slots, spec);
-    r->spec = cl_ring_spec(h, slots);
+    r->members = (cl_au32 *)(void *)(at + sizeof *h);
+    r->readers = (cl_reader *)(void *)(at + sizeof *h + room * sizeof(cl_au32));
+    r->first = at + slots_at(room);
+    r->index = (cl_au64 *)(void *)(at + index_at(slots, room));
+    r->spare = (cl_au64 *)(void *)(at + spare_at(slots, room));
+    r->data = at + data_at(slots, room, spec);
+    r->spec = at + spec_at(slots, room);
     r->slots = slots;
+    r->room = room;
+    r->slot_bytes = slot_bytes(room);
     r->stride = stride;
     r->spec_bytes = spec;
     r->flags = is.flags;
@@ -74,217 +110,192 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
     return CL_OK;
 }
 
-/* ---- what is read of the ring, bounded */
-
-/* The highest sequence number given. */
-static int last_of(const cl_ring *r, uint64_t *last)
+static int is_ours(const cl_ring *r)
 {
-    *last = *(const volatile uint64_t *)&r->head->last;
-    return *last < CL_RING_SEQ_MAX
-               ? CL_OK
-               : cl_fail(CL_CORRUPT, 0, "ring: the last frame has number %llu", (unsigned long long)*last);
+    return atomic_load_explicit(&r->self, memory_order_acquire) == cl_self(r->store);
 }
 
-/* The slot with frame `seq`, or NULL: it is not there any more. */
-static cl_slot *slot_of(const cl_ring *r, uint64_t seq, uint32_t *at)
+static int move(cl_au64 *word, uint64_t from, uint64_t to)
 {
-    uint32_t i = *(const volatile uint32_t *)&r->by_seq[seq % r->slots];
-    if ((i >= r->slots && !CL_MUTANT(ring_index_unbounded)) || r->head->slots[i].state != CL_SLOT_PUBLISHED ||
-        r->head->slots[i].seq != seq) {
-        return NULL;
-    }
-    *at = i;
-    return &r->head->slots[i];
+    return atomic_compare_exchange_strong(word, &from, to);
 }
 
-/* The slot of the newest frame, + 1; 0: there is none. */
-static int newest_of(const cl_ring *r, uint32_t *newest)
+/* ---- frames get their numbers */
+
+/* The one place where readers are told of a new frame. */
+static void wake_readers(cl_ring *r)
 {
-    uint64_t last;
-    int rc = last_of(r, &last);
-    *newest = *(const volatile uint32_t *)&r->head->newest;
-    if (rc != CL_OK || *newest == 0) {
-        return rc;
-    }
-    if (*newest > r->slots) {
-        return cl_fail(CL_CORRUPT, 0, "ring: the newest frame is in slot %u of %u", *newest - 1, r->slots);
-    }
-    const cl_slot *s = &r->head->slots[*newest - 1];
-    if (s->state != CL_SLOT_PUBLISHED || s->seq == 0 || s->seq > last) {
-        return cl_fail(CL_CORRUPT, 0, "ring: the newest frame, in slot %u, has state %u and number %llu of %llu",
-                       *newest - 1, s->state, (unsigned long long)s->seq, (unsigned long long)last);
-    }
-    return CL_OK;
+    cl_bell_ring(&r->head->published, 1);
 }
 
-/* ---- the lock, and what is left to do when it comes from the dead */
+/* Frame s is in the index, and none behind it: what is left to do, by whoever comes. 1: we were the one who moved `last`. An entry
+ * that names no such slot, or one with something else in it, is damage: then the frame is one that was missed. */
+static int finish(cl_ring *r, uint64_t s, uint64_t entry)
+{
+    uint32_t i = CL_INDEX_SLOT(entry);
+    if (i < r->slots && !CL_MUTANT(ring_frame_not_finished)) {
+        cl_au64 *word = &cl_ring_slot(r, i)->word;
+        uint64_t w = atomic_load(word);
+        /* a number of s or more: it was finished long ago, and the slot is being written once more */
+        if (CL_SLOT_STATE(w) == CL_SLOT_WRITING && (CL_SLOT_SEQ(w) < s || CL_MUTANT(ring_finished_twice))) {
+            move(word, w, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s));
+        }
+    }
+    CL_KILL_POINT();
+    int moved = move(&r->head->last, s - 1, s);
+    CL_KILL_POINT();
+    return moved;
+}
 
-static int on_loan(const cl_slot *s)
+/* The highest sequence number given, all of whose work is done. */
+static int last_of(cl_ring *r, uint64_t *last)
+{
+    for (;;) {
+        uint64_t n = atomic_load(&r->head->last);
+        if (n > FRAMES_MAX) {
+            return cl_fail(CL_CORRUPT, 0, "ring: the last frame has number %llu", (unsigned long long)n);
+        }
+        uint64_t entry = atomic_load(&r->index[(n + 1) % r->slots]);
+        if (CL_INDEX_SEQ(entry) != n + 1 || CL_MUTANT(ring_nobody_helps)) {
+            *last = n;
+            return CL_OK;
+        }
+        if (finish(r, n + 1, entry)) {
+            wake_readers(r);
+        }
+    }
+}
+
+/* ---- loans */
+
+static int on_loan(const cl_ring *r, const cl_slot *s)
 {
     uint64_t any = 0;
-    for (uint32_t i = 0; i < CL_RING_MEMBERS / 64; i++) {
-        any |= s->loans[i];
+    for (uint32_t i = 0; i < r->room / 64; i++) {
+        any |= atomic_load(&s->loans[i]);
     }
     return any != 0;
 }
 
-/* Computed from the slots alone. What no sound ring holds is taken out of use: a state or a number that there is not, a writer
- * or a reader that is no member. */
-static void rebuild(cl_ring *r)
+static uint64_t bit_of(uint32_t i)
 {
-    cl_ring_head *h = r->head;
-    uint32_t n = r->slots, nfree = 0, newest = 0;
-    uint32_t ours = r->member != 0 && r->self == cl_self(r->store) ? r->member - 1 : UINT32_MAX;
-    uint64_t last = h->last < CL_RING_SEQ_MAX ? h->last : 0, members[CL_RING_MEMBERS / 64] = {0};
-    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
-        members[m / 64] |= (uint64_t)(h->members[m] != 0) << (m % 64);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        cl_slot *s = &h->slots[i];
-        for (uint32_t k = 0; k < CL_RING_MEMBERS / 64; k++) {
-            s->loans[k] &= members[k];
-        }
-        if (ours != UINT32_MAX) { /* our own loans we know better */
-            uint64_t bit = (uint64_t)1 << (ours % 64);
-            s->loans[ours / 64] = r->loans[i] != 0 ? s->loans[ours / 64] | bit : s->loans[ours / 64] & ~bit;
-        }
-        uint32_t writer = s->writer;
-        if ((s->state == CL_SLOT_WRITING && (writer == 0 || writer > CL_RING_MEMBERS || h->members[writer - 1] == 0)) ||
-            (s->state == CL_SLOT_PUBLISHED && (s->seq == 0 || s->seq >= CL_RING_SEQ_MAX)) ||
-            s->state > CL_SLOT_PUBLISHED) {
-            s->state = CL_SLOT_FREE;
-        }
-        if (s->state == CL_SLOT_PUBLISHED && s->seq > last) {
-            last = s->seq;
-        }
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        cl_slot *s = &h->slots[i];
-        if (s->state == CL_SLOT_PUBLISHED && s->seq + n <= last && !on_loan(s)) {
-            s->state = CL_SLOT_FREE;
-        }
-        if (s->state == CL_SLOT_PUBLISHED) {
-            if (s->seq + n > last) {
-                r->by_seq[s->seq % n] = i;
-            }
-            newest = newest == 0 || s->seq > h->slots[newest - 1].seq ? i + 1 : newest;
-        }
-        nfree += s->state == CL_SLOT_FREE;
-    }
-    h->last = last;
-    h->nfree = nfree;
-    h->newest = newest;
+    return (uint64_t)1 << (i % 64);
 }
 
-/* What dead members were writing, had on loan or subscribed to. 1: something changed. */
-static int bury(cl_ring *r)
+static void may_be_free(cl_ring *r, uint32_t i)
 {
-    cl_ring_head *h = r->head;
-    int changed = 0;
-    for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
-        if (h->members[m] == 0 || !cl_is_dead(r->store, h->members[m])) {
-            continue;
-        }
-        for (uint32_t i = 0; i < r->slots; i++) {
-            cl_slot *s = &h->slots[i];
-            if (s->state == CL_SLOT_WRITING && s->writer == m + 1) {
-                s->state = CL_SLOT_FREE;
-                CL_KILL_POINT();
-            }
-            s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
-        }
-        CL_KILL_POINT();
-        h->members[m] = 0; /* last: killed before, it is buried again */
-        CL_KILL_POINT();
-        changed = 1;
-    }
-    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        if (h->readers[i].owner != 0 && !CL_MUTANT(ring_dead_readers_kept) &&
-            cl_is_dead(r->store, h->readers[i].owner)) {
-            h->readers[i].owner = 0;
-            changed = 1;
-        }
-    }
-    if (changed) {
-        rebuild(r);
-    }
-    return changed;
+    atomic_fetch_or(&r->spare[i / 64], bit_of(i));
 }
 
-/* n loans of ours come back. 1: the last of them: writers are to look. */
-static int take_back(cl_ring *r, uint32_t slot, uint32_t n)
+/* It has a frame that is so old that nobody finds it any more: it was on loan when its turn came. */
+static int passed_over(const cl_ring *r, uint64_t word)
 {
-    cl_ring_head *h = r->head;
-    uint32_t had = r->loans[slot];
-    r->loans[slot] -= n < had ? n : had;
-    if (had == 0 || r->loans[slot] != 0) {
+    unsigned state = CL_SLOT_STATE(word);
+    return (state == CL_SLOT_PUBLISHED || state == CL_SLOT_CLAIMED) &&
+           CL_SLOT_SEQ(word) + r->slots <= atomic_load(&r->head->last);
+}
+
+/* We took the hint, or were in the way of who did, and did not get the slot: if nobody has it, nobody else will say so. */
+static void hint_again(cl_ring *r, uint32_t i)
+{
+    cl_slot *s = cl_ring_slot(r, i);
+    if (passed_over(r, atomic_load(&s->word)) && !on_loan(r, s)) {
+        may_be_free(r, i);
+    }
+}
+
+/* A loan of ours more. */
+static void hold(cl_ring *r, uint32_t i)
+{
+    cl_au32 *count = &r->loans[i];
+    uint32_t had = atomic_load_explicit(count, memory_order_relaxed);
+    for (;;) {
+        if (had == CLEARING) { /* another thread of this process, within three instructions */
+            sched_yield();
+            had = atomic_load_explicit(count, memory_order_relaxed);
+        } else if (atomic_compare_exchange_weak(count, &had, had + 1)) {
+            break;
+        }
+    }
+    CL_KILL_POINT();
+    /* also when it is not our first: who counted before us may not have come here yet */
+    atomic_fetch_or(&cl_ring_slot(r, i)->loans[r->member / 64], bit_of(r->member));
+    CL_KILL_POINT();
+}
+
+/* One less. 1: it was the last, and writers should look. */
+static int let_go(cl_ring *r, uint32_t i)
+{
+    cl_slot *s = cl_ring_slot(r, i);
+    cl_au32 *count = &r->loans[i];
+    uint32_t had = atomic_load_explicit(count, memory_order_relaxed);
+    do {
+        if (had == 0 || had == CLEARING) {
+            return 0;
+        }
+    } while (!atomic_compare_exchange_weak(count, &had, had == 1 ? CLEARING : had - 1));
+    if (had != 1) {
         return 0;
     }
-    cl_slot *s = &h->slots[slot];
-    uint32_t m = r->member - 1;
-    s->loans[m / 64] &= ~((uint64_t)1 << (m % 64));
     CL_KILL_POINT();
-    if (s->state == CL_SLOT_PUBLISHED && s->seq + r->slots <= h->last && !on_loan(s)) {
-        s->state = CL_SLOT_FREE; /* as old as that, nobody looks for it any more */
-        CL_KILL_POINT();
-        h->nfree++;
-        if (h->newest == slot + 1) { /* those that were newer are being written over */
-            rebuild(r);
-        }
+    atomic_fetch_and(&s->loans[r->member / 64], ~bit_of(r->member));
+    CL_KILL_POINT();
+    atomic_store(count, 0);
+    if (passed_over(r, atomic_load(&s->word))) {
+        may_be_free(r, i);
     }
     return 1;
 }
 
-/* 1: it was being written by us. */
-static int give_up(cl_ring *r, uint32_t slot)
+/* Frame s, in slot i if it is there still: a loan of it. 0: it is not. */
+static int take(cl_ring *r, uint32_t i, uint64_t s, cl_frame *out)
 {
-    cl_slot *s = &r->head->slots[slot];
-    if (s->state != CL_SLOT_WRITING || s->writer != r->member || r->self != cl_self(r->store)) {
-        return 0;
-    }
-    s->state = CL_SLOT_FREE;
-    CL_KILL_POINT();
-    r->head->nfree++;
-    return 1;
-}
-
-/* What this process put off while it could not enter. */
-static void do_what_was_put_off(cl_ring *r)
-{
-    int changed = 0;
-    if (r->member == 0 || r->self != cl_self(r->store)) {
-        return; /* a forked child's parent's */
-    }
-    for (uint32_t i = 0; i < r->slots; i++) {
-        uint32_t owed = atomic_exchange(&r->owed[i], 0);
-        if (owed & OWED_SLOT) {
-            changed |= give_up(r, i);
+    cl_slot *slot = cl_ring_slot(r, i);
+    const uint64_t published = CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s);
+    hold(r, i);
+    for (;;) {
+        uint64_t w = atomic_load(&slot->word);
+        if (w == published || CL_MUTANT(ring_reader_looks_once)) {
+            *out =
+                (cl_frame){.slot = i, .seq = s, .time_ns = atomic_load_explicit(&slot->time_ns, memory_order_relaxed)};
+            return 1;
         }
-        if (owed & ~OWED_SLOT) {
-            changed |= take_back(r, i, owed & ~OWED_SLOT);
+        if (CL_SLOT_STATE(w) != CL_SLOT_CLAIMED || CL_SLOT_SEQ(w) != s || CL_MUTANT(ring_claim_not_undone)) {
+            break;
         }
+        move(&slot->word, w, published); /* who claimed it sees that it is ours */
+        CL_KILL_POINT();
     }
-    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        uint64_t bit = (uint64_t)1 << (i % 64);
-        if ((atomic_fetch_and(&r->unsubscribed[i / 64], ~bit) & bit) && r->head->readers[i].owner == r->self) {
-            r->head->readers[i].owner = 0;
-            changed = 1;
-        }
-    }
-    if (changed) {
+    if (let_go(r, i)) {
         cl_bell_ring(&r->head->changed, 1);
     }
+    return 0;
 }
 
-/* With CL_MAY_WAIT for a slice, and not beyond the deadline: then CL_TIMEOUT. With a deadline of 0 it does not sleep. */
+/* The slot that should have frame s; UINT32_MAX: it has been written over. */
+static uint32_t slot_of(const cl_ring *r, uint64_t s)
+{
+    uint64_t entry = atomic_load(&r->index[s % r->slots]);
+    uint32_t i = CL_INDEX_SLOT(entry);
+    return CL_INDEX_SEQ(entry) == s && (i < r->slots || CL_MUTANT(ring_index_unbounded)) ? i : UINT32_MAX;
+}
+
+/* ---- the dead, and damage: under the lock */
+
+static void leave(cl_ring *r)
+{
+    CL_KILL_POINT();
+    cl_unlock_own(&r->head->lock, cl_self(r->store));
+}
+
+/* With CL_MAY_WAIT for a slice, and not beyond the deadline: then CL_TIMEOUT. Without, or with a deadline of 0, it does not
+ * sleep. What the dead left inside needs no repair: every step of it may be done twice. */
 static int enter(cl_ring *r, int64_t deadline_ns, unsigned flags)
 {
     int rc;
-    if (!(flags & CL_MAY_WAIT)) {
-        rc = cl_mutex_lock(r->store, &r->head->lock, 0, &r->spin_lock);
-    } else if (deadline_ns == 0) {
+    if (!(flags & CL_MAY_WAIT) || deadline_ns == 0) {
         rc = cl_mutex_try(r->store, &r->head->lock, &r->spin_lock);
-        rc = rc == CL_AGAIN ? CL_TIMEOUT : rc;
+        rc = rc == CL_AGAIN && (flags & CL_MAY_WAIT) ? CL_TIMEOUT : rc;
     } else {
         int64_t until = cl_monotonic_ns() + CL_SLICE_NS;
         int last = deadline_ns <= until;
@@ -293,36 +304,207 @@ static int enter(cl_ring *r, int64_t deadline_ns, unsigned flags)
     }
     if (rc == CL_OWNER_DIED) {
         CL_KILL_POINT();
-        if (!CL_MUTANT(ring_death_not_buried)) {
-            bury(r);
-        }
-        if (!CL_MUTANT(ring_death_not_rebuilt)) {
-            rebuild(r);
-        }
         rc = CL_OK;
-    }
-    if (rc == CL_OK && atomic_load_explicit(&r->owing, memory_order_relaxed)) { /* a hint: what it misses stays owed */
-        atomic_store(&r->owing, 0);
-        do_what_was_put_off(r);
     }
     return rc;
 }
 
-static void leave(cl_ring *r)
+/* What member m was writing, claimed or had on loan; it is dead, or we have its place and are new there. */
+static void sweep(cl_ring *r, uint32_t m)
 {
-    CL_KILL_POINT();
-    cl_unlock_own(&r->head->lock, cl_self(r->store));
+    uint64_t last;
+    last_of(r, &last); /* a frame that it gave a number is a frame */
+    for (uint32_t i = 0; i < r->slots; i++) {
+        cl_slot *s = cl_ring_slot(r, i);
+        uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
+        if (CL_SLOT_STATE(w) == CL_SLOT_WRITING && CL_SLOT_MEMBER(w) == m &&
+            move(&s->word, w, CL_SLOT_WORD(CL_SLOT_FREE, 0, 0, seq))) {
+            CL_KILL_POINT();
+            may_be_free(r, i);
+        } else if (CL_SLOT_STATE(w) == CL_SLOT_CLAIMED && CL_SLOT_MEMBER(w) == m) {
+            move(&s->word, w, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, seq));
+            CL_KILL_POINT();
+        }
+        if (atomic_load(&s->loans[m / 64]) & bit_of(m)) {
+            atomic_fetch_and(&s->loans[m / 64], CL_MUTANT(ring_buries_all_of_a_word) ? 0 : ~bit_of(m));
+            CL_KILL_POINT();
+        }
+    }
 }
 
-/* For what must be done, a writer's slot given back, a loan returned: a slice at most, of which only the first of many calls
- * makes use. Who holds the lock for longer is stopped: what is to be done is noted, and done when we next enter. */
-static int enter_briefly(cl_ring *r)
+/* Slots that no hint names, because who should have set it was killed before. */
+static void hint(cl_ring *r)
 {
-    int rc = enter(r, 0, 0);
-    if (rc == CL_AGAIN) {
-        rc = enter(r, atomic_load(&r->owing) ? 0 : CL_FOREVER, CL_MAY_WAIT);
+    for (uint32_t i = 0; i < r->slots; i++) {
+        uint64_t w = atomic_load(&cl_ring_slot(r, i)->word);
+        if (CL_SLOT_STATE(w) == CL_SLOT_FREE || passed_over(r, w)) {
+            may_be_free(r, i);
+        }
     }
-    return rc == CL_TIMEOUT ? CL_AGAIN : rc;
+}
+
+static void end_subscription(cl_reader *q, uint32_t owner)
+{
+    uint32_t policy = atomic_load(&q->policy);
+    atomic_store(&q->policy, (policy & ~3u) + 4); /* by one only: its owner, or who buries him */
+    CL_KILL_POINT();
+    atomic_compare_exchange_strong(&q->owner, &owner, 0);
+}
+
+/* What dead members were writing, had on loan or subscribed to. 1: something changed. */
+static int bury(cl_ring *r)
+{
+    int changed = 0;
+    for (uint32_t m = 0; m < r->room; m++) {
+        uint32_t who = atomic_load(&r->members[m]);
+        if (who != 0 && cl_is_dead(r->store, who)) {
+            sweep(r, m);
+            CL_KILL_POINT();
+            atomic_compare_exchange_strong(&r->members[m], &who, 0); /* last: killed before, it is buried again */
+            CL_KILL_POINT();
+            changed = 1;
+        }
+    }
+    for (uint32_t i = 0; i < r->room; i++) {
+        uint32_t who = atomic_load(&r->readers[i].owner);
+        if (who != 0 && !CL_MUTANT(ring_dead_readers_kept) && cl_is_dead(r->store, who)) {
+            end_subscription(&r->readers[i], who);
+            CL_KILL_POINT();
+            changed = 1;
+        }
+    }
+    if (changed && !CL_MUTANT(ring_hints_not_renewed)) {
+        hint(r);
+    }
+    return changed;
+}
+
+/* Whether a slot's word is one that a sound ring has. */
+static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
+{
+    uint32_t m = CL_SLOT_MEMBER(w);
+    uint64_t s = CL_SLOT_SEQ(w), entry = atomic_load(&r->index[s % r->slots]), last;
+    unsigned state = CL_SLOT_STATE(w);
+    if (state == CL_SLOT_FREE) {
+        return 1;
+    }
+    if (state == CL_SLOT_PUBLISHED ? w != CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s)
+                                   : m >= r->room || atomic_load(&r->members[m]) == 0) {
+        return 0; /* a member that leaves has moved the word on before */
+    }
+    if (state == CL_SLOT_WRITING) {
+        return 1;
+    }
+    if (s == 0 || last_of(r, &last) != CL_OK || s > last) {
+        return 0;
+    }
+    if (CL_INDEX_SEQ(entry) == s) {
+        return CL_INDEX_SLOT(entry) == i;
+    }
+    return CL_INDEX_SEQ(entry) > s && CL_INDEX_SEQ(entry) <= last && (CL_INDEX_SEQ(entry) - s) % r->slots == 0;
+}
+
+/* What no sound ring holds is taken out of use: slots, and bits of members that there are not. Our own loans we know. */
+static int repair(cl_ring *r)
+{
+    int changed = 0;
+    uint64_t last;
+    if (last_of(r, &last) != CL_OK) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < r->slots; i++) {
+        cl_slot *s = cl_ring_slot(r, i);
+        uint64_t w = atomic_load(&s->word);
+        if (!is_sound(r, i, w) && move(&s->word, w, CL_SLOT_WORD(CL_SLOT_FREE, 0, 0, last))) {
+            may_be_free(r, i);
+            changed = 1;
+        }
+        for (uint32_t k = 0; k < r->room / 64; k++) {
+            for (uint64_t left = atomic_load(&s->loans[k]); left != 0; left &= left - 1) {
+                uint32_t m = k * 64 + (uint32_t)__builtin_ctzll(left), none = 0, self = cl_self(r->store);
+                uint32_t unlent = 0;
+                if (atomic_load(&r->members[m]) == 0 &&
+                    atomic_compare_exchange_strong(&r->members[m], &none, self)) { /* nobody joins there meanwhile */
+                    atomic_fetch_and(&s->loans[k], ~bit_of(m));
+                    atomic_store(&r->members[m], 0);
+                    changed = 1;
+                } else if (is_ours(r) && m == r->member &&
+                           atomic_compare_exchange_strong(&r->loans[i], &unlent, CLEARING)) {
+                    atomic_fetch_and(&s->loans[k], ~bit_of(m));
+                    atomic_store(&r->loans[i], 0);
+                    changed = 1;
+                }
+            }
+        }
+        if (is_ours(r) && (atomic_load(&r->loans[i]) & ~CLEARING) != 0) {
+            hold(r, i); /* our bit is there for sure */
+            let_go(r, i);
+        }
+    }
+    if (changed) {
+        hint(r);
+    }
+    return changed;
+}
+
+/* ---- members */
+
+/* Become a member, unless this process is one already. CL_AGAIN, CL_TIMEOUT: all places are taken, and somebody is burying. */
+static int join(cl_ring *r, int64_t deadline_ns, unsigned flags)
+{
+    uint32_t self = cl_self(r->store), other = 0;
+    int rc = CL_OK;
+    if (is_ours(r)) {
+        return CL_OK;
+    }
+    while (!atomic_compare_exchange_strong(&r->joining, &other, self)) {
+        if (other == self) { /* another thread of this process; else one of the parent, when this child was forked */
+            sched_yield();
+            other = 0;
+        }
+    }
+    if (is_ours(r)) {
+        atomic_store(&r->joining, 0);
+        return CL_OK;
+    }
+    for (int look = 0; rc == CL_OK && look < 2; look++) {
+        for (uint32_t m = 0; m < r->room; m++) {
+            uint32_t none = 0;
+            if (atomic_load_explicit(&r->members[m], memory_order_relaxed) == 0 &&
+                atomic_compare_exchange_strong(&r->members[m], &none, self)) {
+                CL_KILL_POINT();
+                for (uint32_t i = 0; i < r->slots; i++) {
+                    atomic_store_explicit(&r->loans[i], 0, memory_order_relaxed);
+                }
+                atomic_store(&r->calls, 0);
+                r->member = m;
+                sweep(r, m); /* what a wild word, or one who closed it while in use, left to this place */
+                atomic_store_explicit(&r->self, self, memory_order_release);
+                atomic_store(&r->joining, 0);
+                CL_KILL_POINT();
+                return CL_OK;
+            }
+        }
+        if (look == 0 && (rc = enter(r, deadline_ns, flags)) == CL_OK) {
+            bury(r);
+            leave(r);
+        }
+    }
+    atomic_store(&r->joining, 0);
+    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u processes use this ring already", r->room);
+}
+
+void cl_ring_detach(cl_ring *r)
+{
+    if (r->head != NULL) {
+        uint32_t self = cl_self(r->store);
+        if (is_ours(r)) { /* without loans by now: each keeps the ring */
+            atomic_compare_exchange_strong(&r->members[r->member], &self, 0);
+        }
+        r->head = NULL;
+        free((void *)r->loans);
+        r->loans = NULL;
+    }
 }
 
 /* Wakes one sleeper, who wakes two more, and so on: what a writer pays does not grow with its readers. A chain that a
@@ -337,109 +519,143 @@ static int wait_for(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *
     return rc;
 }
 
-/* Become a member, unless one is already. Under the lock. */
-static int join(cl_ring *r)
-{
-    cl_ring_head *h = r->head;
-    uint32_t self = cl_self(r->store);
-    if (r->member != 0 && r->self == self) {
-        return CL_OK;
-    }
-    for (int look = 0; look < 2; look++) {
-        for (uint32_t m = 0; m < CL_RING_MEMBERS; m++) {
-            if (h->members[m] == 0) {
-                h->members[m] = self;
-                r->self = self;
-                r->member = m + 1;
-                memset(r->loans, 0, r->slots * sizeof *r->loans);
-                memset((void *)r->owed, 0, r->slots * sizeof *r->owed);
-                memset((void *)r->unsubscribed, 0, sizeof r->unsubscribed);
-                CL_KILL_POINT();
-                return CL_OK;
-            }
-        }
-        bury(r);
-    }
-    return cl_fail(CL_TABLE_FULL, 0, "%u processes use this ring already", CL_RING_MEMBERS);
-}
-
-void cl_ring_detach(cl_ring *r)
-{
-    if (r->head != NULL) {
-        if (r->member != 0 && r->self == cl_self(r->store)) {
-            int rc = CL_AGAIN;
-            for (int slices = 0; rc == CL_AGAIN && slices < DETACH_SLICES; slices++) {
-                rc = enter(r, CL_FOREVER, CL_MAY_WAIT);
-            }
-            if (rc == CL_OK) { /* else we are a member as long as we live: there is nobody left to do it later */
-                r->head->members[r->member - 1] = 0; /* without loans by now: each keeps the ring */
-                leave(r);
-            }
-        }
-        r->head = NULL;
-        free(r->loans);
-        r->loans = NULL;
-    }
-}
-
 /* ---- writing */
 
-/* The last frame that all who block have had; UINT64_MAX: nobody blocks. */
-static uint64_t needed_after(const cl_ring_head *h)
+/* The last frame that all who block have had; UINT64_MAX: nobody blocks. It grows, but for those who subscribe: what they need is
+ * newer than any `last` that a writer has read before it looked here, or given up (`since`) when it is gone. */
+static uint64_t needed_after(const cl_ring *r)
 {
     uint64_t cursor = UINT64_MAX;
-    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        const cl_reader *reader = &h->readers[i];
-        if (reader->owner != 0 && reader->policy == CL_READER_BLOCKS && reader->cursor < cursor) {
-            cursor = reader->cursor;
+    uint32_t high = atomic_load(&r->head->readers_high);
+    for (uint32_t i = 0; i < high && i < r->room; i++) {
+        const cl_reader *reader = &r->readers[i];
+        if (CL_READER_POLICY(atomic_load(&reader->policy)) == CL_READER_BLOCKS) {
+            uint64_t had = atomic_load(&reader->cursor);
+            cursor = had < cursor ? had : cursor;
         }
     }
     return cursor;
 }
 
-/* A slot to write into: a free one, else the oldest frame that nobody needs. UINT32_MAX: none. */
+/* Slot i, if it is free, or has frame `wanted` (0: one that was passed over) that nobody needs. 1: we are writing it. */
+static int try_slot(cl_ring *r, uint32_t i, uint64_t wanted, uint64_t last, uint32_t call)
+{
+    cl_slot *s = cl_ring_slot(r, i);
+    uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
+    unsigned state = CL_SLOT_STATE(w);
+    if (state == CL_SLOT_FREE) {
+        return move(&s->word, w, CL_SLOT_WORD(CL_SLOT_WRITING, r->member, 0, seq <= last ? seq : last));
+    }
+    if (state == CL_SLOT_WRITING || seq == 0 || seq > last || (wanted != 0 ? seq != wanted : seq + r->slots > last) ||
+        on_loan(r, s)) {
+        return 0;
+    }
+    uint64_t claimed = CL_SLOT_WORD(CL_SLOT_CLAIMED, r->member, call, seq);
+    CL_KILL_POINT();
+    if (!move(&s->word, w, claimed)) {
+        return 0;
+    }
+    CL_KILL_POINT();
+    if (on_loan(r, s) && !CL_MUTANT(ring_loans_looked_at_once)) {
+        move(&s->word, claimed, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, seq)); /* or somebody has done so before us */
+        CL_KILL_POINT();
+        hint_again(r, i);
+        return 0;
+    }
+    CL_KILL_POINT();
+    return move(&s->word, claimed, CL_SLOT_WORD(CL_SLOT_WRITING, r->member, 0, seq));
+}
+
+static uint32_t look_for_slot(cl_ring *r, uint64_t last, uint32_t call)
+{
+    uint32_t n = r->slots;
+    for (uint32_t k = 0; k < n; k += 64) { /* those that somebody said are free */
+        for (uint64_t left = atomic_load(&r->spare[k / 64]); left != 0; left &= left - 1) {
+            uint32_t i = k + (uint32_t)__builtin_ctzll(left);
+            if (!(atomic_fetch_and(&r->spare[k / 64], ~bit_of(i)) & bit_of(i)) || i >= n) {
+                continue;
+            }
+            CL_KILL_POINT();
+            if (try_slot(r, i, 0, last, call)) {
+                return i;
+            }
+            hint_again(r, i);
+        }
+    }
+    uint64_t needed = needed_after(r);
+    for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) { /* the oldest that nobody needs */
+        uint32_t i = slot_of(r, s);
+        if (i < n && try_slot(r, i, s, last, call)) {
+            return i;
+        }
+    }
+    for (uint32_t i = 0; i < n && !CL_MUTANT(ring_hints_believed); i++) { /* any: who should have said so was stopped */
+        if (try_slot(r, i, 0, last, call)) {
+            return i;
+        }
+    }
+    return UINT32_MAX;
+}
+
+/* A slot to write into. UINT32_MAX: there is none, at a moment at which nobody published. */
 static int find_slot(cl_ring *r, uint32_t *found)
 {
-    cl_ring_head *h = r->head;
-    uint32_t n = r->slots, i = 0;
-    uint64_t last;
-    int rc = last_of(r, &last);
-    *found = UINT32_MAX;
-    if (rc != CL_OK) {
-        return rc;
-    }
-    for (i = 0; h->nfree != 0 && i < n; i++) {
-        if (h->slots[i].state == CL_SLOT_FREE) {
-            h->nfree--;
-            *found = i;
-            return CL_OK;
+    uint64_t calls = atomic_load(&r->calls), last;
+    for (;;) { /* which of our calls this is */
+        if (calls == UINT64_MAX) {
+            sched_yield(); /* 64 threads of this process are here at once: they go on */
+            calls = atomic_load(&r->calls);
+        } else if (atomic_compare_exchange_weak(&r->calls, &calls, calls | (calls + 1))) {
+            break;
         }
     }
-    uint64_t needed = needed_after(h);
-    for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) {
-        const cl_slot *slot = slot_of(r, s, &i);
-        if (slot != NULL && !on_loan(slot)) {
-            *found = i;
-            return CL_OK;
+    uint32_t call = CL_MUTANT(ring_calls_not_told_apart) ? 0 : (uint32_t)__builtin_ctzll(~calls);
+    int rc;
+    do {
+        *found = UINT32_MAX;
+        rc = last_of(r, &last);
+        if (rc == CL_OK) {
+            *found = look_for_slot(r, last, call);
         }
-    }
-    return CL_OK;
+    } while (rc == CL_OK && *found == UINT32_MAX && atomic_load(&r->head->last) != last);
+    atomic_fetch_and(&r->calls, ~(~calls & (calls + 1)));
+    return rc;
 }
 
 static int demote(cl_ring *r)
 {
-    cl_ring_head *h = r->head;
-    uint64_t cursor = needed_after(h);
+    uint64_t cursor = needed_after(r);
     int any = 0;
-    for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-        cl_reader *reader = &h->readers[i];
-        if (reader->owner != 0 && reader->policy == CL_READER_BLOCKS && reader->cursor == cursor) {
-            reader->demoted = 1;
-            reader->policy = CL_READER_DROPS;
-            any = 1;
+    for (uint32_t i = 0; i < r->room; i++) {
+        cl_reader *reader = &r->readers[i];
+        uint32_t policy = atomic_load(&reader->policy);
+        if (CL_READER_POLICY(policy) == CL_READER_BLOCKS && atomic_load(&reader->cursor) == cursor) {
+            any |= atomic_compare_exchange_strong(&reader->policy, &policy, (policy & ~3u) | CL_READER_DEMOTED);
         }
     }
     return any;
+}
+
+/* There is no slot: of the dead, of readers that block for too long, or of damage there may be. */
+static int find_more(cl_ring *r, int64_t *since_ns, uint32_t *found)
+{
+    int64_t now = cl_monotonic_ns(), most = r->block_timeout_ns;
+    if (*since_ns == 0) {
+        *since_ns = now;
+        atomic_fetch_add(&r->head->waits, 1);
+    }
+    int changed = 0, rc = enter(r, 0, CL_MAY_WAIT); /* who is stopped in there is not waited for */
+    if (rc == CL_OK) {
+        changed = CL_MUTANT(ring_writer_buries_nobody) ? 0 : bury(r);
+        changed |= repair(r);
+        leave(r);
+    } else if (rc != CL_TIMEOUT) {
+        return rc;
+    }
+    if (changed || (most != 0 && now - *since_ns >= most && demote(r))) {
+        return find_slot(r, found);
+    }
+    return CL_OK;
 }
 
 int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
@@ -449,52 +665,22 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN) {
             return CL_CLOSED;
         }
-        int rc = enter(r, deadline_ns, flags);
-        if (rc == CL_OK && (rc = join(r)) != CL_OK) {
-            leave(r);
+        int rc = join(r, deadline_ns, flags);
+        uint32_t seen = atomic_load(&h->changed), i = UINT32_MAX;
+        if (rc == CL_OK) {
+            rc = find_slot(r, &i);
+        }
+        if (rc == CL_OK && i == UINT32_MAX && (flags & CL_MAY_WAIT)) {
+            rc = find_more(r, since_ns, &i);
         }
         if (rc != CL_OK) {
             return rc;
-        }
-        uint32_t i;
-        rc = find_slot(r, &i);
-        if (rc != CL_OK) {
-            leave(r);
-            return rc;
-        }
-        if (i == UINT32_MAX && (flags & CL_MAY_WAIT)) {
-            int64_t now = cl_monotonic_ns(), most = r->block_timeout_ns;
-            if (*since_ns == 0) {
-                *since_ns = now;
-                h->waits++;
-            }
-            int changed = CL_MUTANT(ring_writer_buries_nobody) ? 0 : bury(r);
-            if (!changed) {
-                rebuild(r); /* a slot that a wild word has taken out of use */
-            }
-            if (changed || h->nfree != 0 || (most != 0 && now - *since_ns >= most && demote(r))) {
-                find_slot(r, &i);
-            }
         }
         if (i != UINT32_MAX) {
-            cl_slot *s = &h->slots[i];
-            int was_newest = h->newest == i + 1;
-            s->writer = CL_MUTANT(ring_writer_after_the_state) ? s->writer : r->member;
             CL_KILL_POINT();
-            s->state = CL_SLOT_WRITING;
-            CL_KILL_POINT();
-            if (CL_MUTANT(ring_writer_after_the_state)) {
-                s->writer = r->member;
-            }
-            if (was_newest) {
-                rebuild(r);
-            }
             *slot = i;
-            leave(r);
             return CL_OK;
         }
-        uint32_t seen = atomic_load(&h->changed);
-        leave(r);
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
@@ -505,102 +691,96 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
     }
 }
 
-int cl_ring_publish(cl_ring *r, uint32_t slot, unsigned flags, cl_frame *out)
+/* The word of a slot that this process is writing; else CL_STALE. */
+static int word_of_ours(const cl_ring *r, uint32_t slot, uint64_t *word)
 {
-    cl_ring_head *h = r->head;
-    int rc = enter(r, CL_FOREVER, flags);
-    if (rc != CL_OK) {
-        return rc;
-    }
-    cl_slot *s = &h->slots[slot];
-    if (s->state != CL_SLOT_WRITING || s->writer != r->member || r->self != cl_self(r->store)) {
-        leave(r);
-        return cl_fail(CL_STALE, 0, "this process is not writing slot %u", slot);
-    }
-    uint64_t last;
-    uint32_t newest;
-    rc = last_of(r, &last);
-    if (rc != CL_OK || (rc = newest_of(r, &newest)) != CL_OK) {
-        leave(r);
-        return rc;
-    }
-    s->seq = last + 1;
-    s->time_ns = cl_monotonic_ns();
-    CL_KILL_POINT();
-    uint32_t before = r->by_seq[s->seq % r->slots];
-    r->by_seq[s->seq % r->slots] = slot;
-    CL_KILL_POINT();
-    if (!CL_MUTANT(ring_publishes_unfenced)) {
-        atomic_thread_fence(memory_order_release);
-    }
-    s->state = CL_SLOT_PUBLISHED;
-    CL_KILL_POINT();
-    h->last = s->seq;
-    h->newest = slot + 1;
-    CL_KILL_POINT();
-    if (before < r->slots && h->slots[before].state == CL_SLOT_PUBLISHED && !on_loan(&h->slots[before]) &&
-        h->slots[before].seq + r->slots <= h->last) {
-        h->slots[before].state = CL_SLOT_FREE; /* it was passed over while it was on loan */
-        CL_KILL_POINT();
-        h->nfree++;
-    }
-    *out = (cl_frame){.slot = slot, .seq = s->seq, .time_ns = s->time_ns};
-    leave(r);
-    cl_bell_ring(&h->published, 1);
-    return CL_OK;
+    *word = atomic_load(&cl_ring_slot(r, slot)->word);
+    return is_ours(r) && CL_SLOT_STATE(*word) == CL_SLOT_WRITING && CL_SLOT_MEMBER(*word) == r->member
+               ? CL_OK
+               : cl_fail(CL_STALE, 0, "this process is not writing slot %u", slot);
 }
 
-int cl_ring_give_up(cl_ring *r, uint32_t slot)
+int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
 {
-    int rc = enter_briefly(r);
-    if (rc == CL_OK) {
-        give_up(r, slot);
-        leave(r);
-        cl_bell_ring(&r->head->changed, 1);
-    } else if (rc == CL_AGAIN) {
-        atomic_fetch_or(&r->owed[slot], OWED_SLOT);
-        atomic_store(&r->owing, 1);
-        rc = CL_OK;
+    cl_ring_head *h = r->head;
+    cl_slot *s = cl_ring_slot(r, slot);
+    uint64_t last, word;
+    int rc = word_of_ours(r, slot, &word);
+    while (rc == CL_OK) {
+        rc = last_of(r, &last);
+        if (rc == CL_OK && CL_SLOT_SEQ(word) > last) {
+            rc = cl_fail(CL_CORRUPT, 0, "ring: slot %u had frame %llu of %llu", slot,
+                         (unsigned long long)CL_SLOT_SEQ(word), (unsigned long long)last);
+        }
+        if (rc == CL_OK && last == FRAMES_MAX) {
+            rc = cl_fail(CL_TABLE_FULL, 0, "%llu frames were published in this ring", (unsigned long long)last);
+        }
+        if (rc != CL_OK) {
+            break;
+        }
+        cl_au64 *at = &r->index[(last + 1) % r->slots];
+        uint64_t before = atomic_load(at), entry = CL_INDEX_ENTRY(last + 1, slot);
+        if (CL_INDEX_SEQ(before) > last && atomic_load(&h->last) != last) {
+            continue; /* others went on; if they did not, that entry is damage */
+        }
+        int64_t now = cl_monotonic_ns();
+        atomic_store_explicit(&s->time_ns, now, memory_order_relaxed);
+        CL_KILL_POINT();
+        if (!move(at, before, entry)) {
+            continue;
+        }
+        CL_KILL_POINT();
+        finish(r, last + 1, entry);
+        wake_readers(r); /* also when another finished it: he may be stopped before he does */
+        CL_KILL_POINT();
+        uint32_t older = CL_INDEX_SLOT(before);
+        if (CL_INDEX_SEQ(before) != 0 && older < r->slots &&
+            passed_over(r, atomic_load(&cl_ring_slot(r, older)->word))) {
+            may_be_free(r, older);
+        }
+        if (atomic_load(&h->changed) & CL_BELL_SLEEP) { /* a writer can have what is now a frame like any other */
+            cl_bell_ring(&h->changed, 1);
+        }
+        *out = (cl_frame){.slot = slot, .seq = last + 1, .time_ns = now};
+        return CL_OK;
     }
     return rc;
 }
 
-/* ---- reading */
-
-static void lend(cl_ring *r, uint32_t slot, cl_frame *out)
+int cl_ring_give_up(cl_ring *r, uint32_t slot)
 {
-    cl_slot *s = &r->head->slots[slot];
-    uint32_t m = r->member - 1;
-    s->loans[m / 64] |= (uint64_t)1 << (m % 64);
-    CL_KILL_POINT();
-    r->loans[slot]++;
-    *out = (cl_frame){.slot = slot, .seq = s->seq, .time_ns = s->time_ns};
+    uint64_t word;
+    if (word_of_ours(r, slot, &word) == CL_OK &&
+        move(&cl_ring_slot(r, slot)->word, word, CL_SLOT_WORD(CL_SLOT_FREE, 0, 0, CL_SLOT_SEQ(word)))) {
+        CL_KILL_POINT();
+        may_be_free(r, slot);
+        CL_KILL_POINT();
+        cl_bell_ring(&r->head->changed, 1);
+    }
+    return CL_OK;
 }
+
+/* ---- reading */
 
 int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
 {
     cl_ring_head *h = r->head;
     for (;;) {
-        uint32_t seen = atomic_load(&h->published);
-        int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
-        int rc = enter(r, deadline_ns, flags);
-        if (rc == CL_OK && (rc = join(r)) != CL_OK) {
-            leave(r);
-        }
-        if (rc != CL_OK) {
-            return rc;
-        }
-        uint32_t newest;
-        rc = newest_of(r, &newest);
-        if (rc == CL_OK && newest != 0 && h->slots[newest - 1].seq > after) {
-            lend(r, newest - 1, out);
-            leave(r);
-            return CL_OK;
-        }
-        leave(r);
-        if (rc != CL_OK) {
-            return rc;
-        }
+        uint32_t seen = atomic_load(&h->published), n = r->slots;
+        int shut = atomic_load(&h->state) != CL_RING_OPEN;
+        int rc = join(r, deadline_ns, flags);
+        uint64_t last;
+        do { /* again only when somebody has published: what was there may have been written over meanwhile */
+            if (rc != CL_OK || (rc = last_of(r, &last)) != CL_OK) {
+                return rc;
+            }
+            for (uint64_t s = last; s > after && s + n > last && s != 0; s--) {
+                uint32_t i = slot_of(r, s);
+                if (i < n && take(r, i, s, out)) {
+                    return CL_OK;
+                }
+            }
+        } while (atomic_load(&h->last) != last);
         if (shut) {
             return CL_CLOSED;
         }
@@ -616,28 +796,20 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
 
 int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint32_t *n)
 {
-    int rc = enter(r, CL_FOREVER, flags);
-    if (rc == CL_OK && (rc = join(r)) != CL_OK) {
-        leave(r);
-    }
-    *n = 0;
-    if (rc != CL_OK) {
-        return rc;
-    }
     uint64_t last;
-    rc = last_of(r, &last);
-    if (rc != CL_OK) {
-        leave(r);
-        return rc;
-    }
-    uint64_t first = last >= r->slots ? last - r->slots + 1 : 1;
-    for (uint64_t s = last; s >= first && s != 0 && *n < most; s--) { /* newest first */
-        uint32_t i;
-        if (slot_of(r, s, &i) != NULL) {
-            lend(r, i, &out[(*n)++]);
+    *n = 0;
+    int rc = join(r, CL_FOREVER, flags);
+    do {
+        if (rc != CL_OK || (rc = last_of(r, &last)) != CL_OK) {
+            return rc;
         }
-    }
-    leave(r);
+        for (uint64_t s = last; s + r->slots > last && s != 0 && *n < most; s--) { /* newest first */
+            uint32_t i = slot_of(r, s);
+            if (i < r->slots && take(r, i, s, &out[*n])) {
+                ++*n;
+            }
+        }
+    } while (*n == 0 && most != 0 && atomic_load(&r->head->last) != last);
     for (uint32_t i = 0; i < *n / 2; i++) {
         cl_frame swap = out[i];
         out[i] = out[*n - 1 - i];
@@ -648,21 +820,8 @@ int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint3
 
 int cl_ring_return(cl_ring *r, uint32_t slot)
 {
-    if (r->self != cl_self(r->store)) {
-        return CL_OK; /* in a forked child: the parent's loan */
-    }
-    int rc = enter_briefly(r);
-    if (rc == CL_AGAIN) {
-        atomic_fetch_add(&r->owed[slot], 1);
-        atomic_store(&r->owing, 1);
-        return CL_OK;
-    }
-    if (rc != CL_OK) {
-        return rc;
-    }
-    int last = take_back(r, slot, 1);
-    leave(r);
-    if (last) {
+    if (is_ours(r) && let_go(r, slot)) { /* in a forked child: the parent's loan */
+        CL_KILL_POINT();
         cl_bell_ring(&r->head->changed, 1);
     }
     return CL_OK;
@@ -671,99 +830,113 @@ int cl_ring_return(cl_ring *r, uint32_t slot)
 int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flags, uint32_t *reader)
 {
     cl_ring_head *h = r->head;
-    int rc = enter(r, CL_FOREVER, flags);
-    if (rc == CL_OK && (rc = join(r)) != CL_OK) {
-        leave(r);
-    }
-    if (rc != CL_OK) {
-        return rc;
-    }
-    for (int look = 0; look < 2; look++) {
-        for (uint32_t i = 0; i < CL_RING_READERS; i++) {
-            cl_reader *q = &h->readers[i];
-            if (q->owner == 0) {
-                *q = (cl_reader){.owner = 0, .policy = policy, .cursor = since < h->last ? since : h->last};
-                CL_KILL_POINT();
-                q->owner = r->self;
-                *reader = i;
-                leave(r);
-                return CL_OK;
+    int rc = join(r, CL_FOREVER, flags);
+    for (int look = 0; rc == CL_OK && look < 2; look++) {
+        for (uint32_t i = 0; i < r->room; i++) {
+            cl_reader *q = &r->readers[i];
+            uint32_t none = 0, high = atomic_load(&h->readers_high), self = cl_self(r->store);
+            uint64_t last;
+            if (atomic_load_explicit(&q->owner, memory_order_relaxed) != 0 ||
+                !atomic_compare_exchange_strong(&q->owner, &none, self)) {
+                continue;
             }
+            CL_KILL_POINT();
+            while (high <= i && !atomic_compare_exchange_weak(&h->readers_high, &high, i + 1)) {
+            }
+            rc = last_of(r, &last);
+            if (rc != CL_OK) {
+                end_subscription(q, self);
+                return rc;
+            }
+            atomic_store(&q->cursor, since < last ? since : last);
+            atomic_store(&q->taken, 0);
+            atomic_store(&q->dropped, 0);
+            CL_KILL_POINT();
+            atomic_store(&q->policy, (atomic_load(&q->policy) & ~3u) | (policy & 1u));
+            CL_KILL_POINT();
+            /* From now: what was published before writers could know of us may be written over already. */
+            if (since > last && !CL_MUTANT(ring_subscriber_looks_once) && last_of(r, &last) == CL_OK) {
+                atomic_store(&q->cursor, since < last ? since : last);
+            }
+            *reader = i;
+            return CL_OK;
         }
-        bury(r);
+        if (look == 0 && (rc = enter(r, CL_FOREVER, flags)) == CL_OK) {
+            bury(r);
+            leave(r);
+        }
     }
-    leave(r);
-    return cl_fail(CL_TABLE_FULL, 0, "%u readers are subscribed already", CL_RING_READERS);
+    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u readers are subscribed already", r->room);
 }
 
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
 {
-    int rc = r->self == cl_self(r->store) ? enter_briefly(r) : CL_STALE;
-    if (rc == CL_OK) {
-        r->head->readers[reader].owner = 0;
-        leave(r);
-        cl_bell_ring(&r->head->changed, 1);
-    } else if (rc == CL_AGAIN) {
-        atomic_fetch_or(&r->unsubscribed[reader / 64], (uint64_t)1 << (reader % 64));
-        atomic_store(&r->owing, 1);
-        rc = CL_OK;
+    uint32_t self = cl_self(r->store);
+    if (!is_ours(r)) {
+        return CL_STALE;
     }
-    return rc;
+    if (atomic_load(&r->readers[reader].owner) == self) {
+        end_subscription(&r->readers[reader], self);
+        CL_KILL_POINT();
+        cl_bell_ring(&r->head->changed, 1);
+    }
+    return CL_OK;
 }
 
 int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
 {
     cl_ring_head *h = r->head;
+    cl_reader *q = &r->readers[reader];
     uint32_t n = r->slots;
-    if (r->self != cl_self(r->store)) {
+    if (!is_ours(r)) {
         return cl_fail(CL_STALE, 0, "this subscription is the parent process's: subscribe anew");
     }
     for (;;) {
         uint32_t seen = atomic_load(&h->published);
-        int shut = atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN;
-        int rc = enter(r, deadline_ns, flags);
-        if (rc != CL_OK) {
-            return rc;
-        }
-        cl_reader *q = &h->readers[reader];
-        uint64_t cursor = *(const volatile uint64_t *)&q->cursor, last, s = cursor + 1;
-        rc = last_of(r, &last);
-        if (rc == CL_OK && (cursor > last || q->owner != r->self)) {
-            rc = cl_fail(CL_CORRUPT, 0, "ring: reader %u has had frame %llu of %llu", reader,
-                         (unsigned long long)cursor, (unsigned long long)last);
-        }
-        if (rc != CL_OK) {
-            leave(r);
-            return rc;
-        }
-        if (last >= n && s < last - n + 1) {
-            s = last - n + 1;
-        }
-        for (; s <= last; s++) {
-            uint32_t i;
-            if (slot_of(r, s, &i) != NULL) {
-                lend(r, i, out);
-                out->missed = s - cursor - 1;
-                q->dropped += out->missed;
-                q->taken++;
+        int shut = atomic_load(&h->state) != CL_RING_OPEN, again;
+        do {
+            uint64_t cursor = atomic_load(&q->cursor), last, s = cursor + 1;
+            int rc = last_of(r, &last);
+            again = 0;
+            if (rc == CL_OK && (cursor > last || atomic_load(&q->owner) != cl_self(r->store))) {
+                rc = cl_fail(CL_CORRUPT, 0, "ring: reader %u has had frame %llu of %llu", reader,
+                             (unsigned long long)cursor, (unsigned long long)last);
+            }
+            if (rc != CL_OK) {
+                return rc;
+            }
+            if (last >= n && s < last - n + 1) {
+                s = last - n + 1;
+            }
+            for (; !again && s <= last; s++) {
+                uint32_t i = slot_of(r, s);
+                if (i >= n || !take(r, i, s, out)) {
+                    continue;
+                }
                 CL_KILL_POINT();
-                q->cursor = s; /* last: killed before, the reader is dead and this of no interest */
-                int blocks = q->policy == CL_READER_BLOCKS;
-                leave(r);
-                if (blocks) {
+                if (!move(&q->cursor, cursor, s)) { /* another thread of ours has it */
+                    cl_ring_return(r, i);
+                    again = 1;
+                    continue;
+                }
+                CL_KILL_POINT();
+                out->missed = s - cursor - 1;
+                atomic_fetch_add_explicit(&q->dropped, out->missed, memory_order_relaxed);
+                atomic_fetch_add_explicit(&q->taken, 1, memory_order_relaxed);
+                if (CL_READER_POLICY(atomic_load(&q->policy)) == CL_READER_BLOCKS) {
                     cl_bell_ring(&h->changed, 1);
                 }
                 return CL_OK;
             }
-        }
-        leave(r);
+            again |= atomic_load(&h->last) != last;
+        } while (again);
         if (shut) {
             return CL_CLOSED;
         }
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
+        int rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
         if (rc != CL_OK) {
             return rc;
         }
@@ -780,10 +953,34 @@ void cl_ring_shut(cl_ring *r)
 
 int cl_ring_bury(cl_ring *r, unsigned flags)
 {
-    int rc = enter(r, CL_FOREVER, flags);
+    int rc = enter(r, flags & CL_MAY_WAIT ? CL_FOREVER : 0, flags);
     if (rc == CL_OK) {
         bury(r);
         leave(r);
     }
     return rc;
+}
+
+void cl_ring_count(const cl_ring *r, cl_ring_counts *out)
+{
+    *out = (cl_ring_counts){.last = atomic_load(&r->head->last)};
+    uint64_t oldest = 0;
+    for (uint32_t i = 0; i < r->slots; i++) {
+        const cl_slot *s = cl_ring_slot(r, i);
+        uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
+        int lent = on_loan(r, s);
+        out->on_loan += lent;
+        out->writing += CL_SLOT_STATE(w) == CL_SLOT_WRITING;
+        if (CL_SLOT_STATE(w) == CL_SLOT_FREE || CL_SLOT_STATE(w) == CL_SLOT_WRITING ||
+            (seq + r->slots <= out->last && !lent)) {
+            continue;
+        }
+        int64_t time = atomic_load_explicit(&s->time_ns, memory_order_relaxed);
+        out->held++;
+        out->newest_ns = time > out->newest_ns ? time : out->newest_ns;
+        if (oldest == 0 || seq < oldest) {
+            oldest = seq;
+            out->oldest_ns = time;
+        }
+    }
 }
