@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
 NATIVE := src/copyless/_core/native
-TESTS := wait copy lock journal registry snapshot heap holds reap fork books kill sync queue ring list damage
-FORKING := kill fork registry snapshot books reap damage
+TESTS := wait bells copy lock journal registry snapshot heap holds reap fork books kill sync queue ring list damage
+FORKING := bells kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 .PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean

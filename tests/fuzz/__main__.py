@@ -40,10 +40,10 @@ C_TARGETS = {
     "plain": ["plain.h"],
 }  # fmt: skip
 # What may fail as the input says: faults.h has them.
-WRAPPED = (
-    "calloc fcntl fchmod fdopendir fstat ftruncate linkat madvise malloc mkdir mmap openat posix_fallocate pwrite realloc "
-    "sched_yield syscall"
-).split()
+WRAPPED = [
+    "calloc", "fcntl", "fchmod", "fdopendir", "fstat", "ftruncate", "linkat", "madvise", "malloc", "mkdir", "mmap", "openat",
+    "posix_fallocate", "pwrite", "realloc", "sched_yield", "syscall",
+]  # fmt: skip
 PYTHON_TARGETS = ["arrays", "inbox", "wire"]
 
 

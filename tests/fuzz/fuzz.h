@@ -204,7 +204,6 @@ static inline void fuzz_kill(cl_store *store)
     if (store->spill_fd > 0) {
         close(store->spill_fd);
     }
-    pthread_mutex_destroy(&store->mutex);
     memset(store, 0, sizeof *store);
     store->registry_fd = store->life_fd = store->spare_fd = -1;
     store->live_fd = -1;

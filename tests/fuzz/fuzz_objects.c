@@ -565,21 +565,21 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
 }
 
 static cl_ring rings[2];
-static uint32_t nslots, nreaders, readers[2], claimed[2];
+static uint32_t ring_slots, ring_readers, readers[2], claimed[2];
 
 static void ring_turn(fuzz_input *in)
 {
     uint8_t op = fuzz_8(in), arg = fuzz_8(in);
     int who = whose(arg);
     if (op >= 160) {
-        uint64_t of_readers = sizeof(cl_ring_head) + nreaders * sizeof(cl_au32);
-        uint64_t of_slots = of_readers + nreaders * sizeof(cl_reader);
+        uint64_t of_readers = sizeof(cl_ring_head) + ring_readers * sizeof(cl_au32);
+        uint64_t of_slots = of_readers + ring_readers * sizeof(cl_reader);
         if (op < 192) {
             noise(in, sizeof(cl_ring_head) + 8);
         } else if (op < 224) {
             fuzz_noise(in, place.data + of_readers, 2 * sizeof(cl_reader));
         } else { /* the slots, the index, and the hints */
-            fuzz_noise(in, place.data + of_slots, nslots * (64 + sizeof(cl_au64)) + 8);
+            fuzz_noise(in, place.data + of_slots, ring_slots * (64 + sizeof(cl_au64)) + 8);
         }
     } else if (op == 159 && attached[1] && !(nested && acting == 1)) {
         free((void *)rings[1].loans);
@@ -616,8 +616,8 @@ static void fuzz_ring(fuzz_input *in)
     head->head.flags = how & 4 ? CL_RING_MAY_BLOCK : 0;
     cl_ring_begin(head, slots, room, 64, 5);
     head->head.spare[3] = how & 8 ? 1000 : 0;
-    nslots = slots;
-    nreaders = room;
+    ring_slots = slots;
+    ring_readers = room;
     attached[0] = attached[1] = 0;
     memset(rings, 0, sizeof rings);
     readers[0] = readers[1] = claimed[0] = claimed[1] = UINT32_MAX;

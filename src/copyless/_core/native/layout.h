@@ -25,7 +25,7 @@
  *
  * Every mutable field of the registry belongs to its lock and changes only by a transaction of journal.h, so a reader
  * who holds the lock never sees half a change, whoever was killed before. Exceptions, each a single word: the lock
- * itself, `names_seq` (a futex), an owner's `op`, and what only its own owner writes before others may look. Who only
+ * itself, `names_seq` (a futex), an owner's `op` and `bell`, and what only its own owner writes before others may look. Who only
  * looks needs no lock: a copy made while `entries` stood still and the lock was free is as good (snapshot.c). */
 #ifndef CL_LAYOUT_H
 #define CL_LAYOUT_H
@@ -201,7 +201,8 @@ typedef struct cl_owner {
     uint32_t stage;
     uint32_t sweep; /* the hold to look at next, index + 1 */
     uint32_t look; /* gone: the slot of a segment to look at next for what it left unfinished */
-    uint32_t spare[6];
+    cl_au32 bell; /* rung by others when something that this process waits for may be ready: bells.h. Never reset */
+    uint32_t spare[5];
     uint32_t marks[CL_MARK_PAGES]; /* pages of marks, index + 1: inherited holds that it does not use any more */
 } cl_owner;
 _Static_assert(sizeof(cl_owner) == 288, "owner slot");
@@ -290,7 +291,8 @@ typedef struct cl_segment {
 } cl_segment;
 _Static_assert(sizeof(cl_segment) == 64 + 56 * CL_BLOCKS, "segment");
 
-/* An object (a lock, a queue, a ring) lies in a block of its own and begins with this; constant after it is made. */
+/* An object (a lock, a queue, a ring) lies in a block of its own and begins with this; constant after it is made, but for
+ * its last word. */
 enum cl_kind {
     CL_KIND_LOCK = 1,
     CL_KIND_RLOCK,
@@ -311,7 +313,8 @@ typedef struct cl_head {
     uint32_t number; /* semaphore: highest value, or 0; barrier: parties; condition, barrier: */
     uint32_t room; /* how many entries follow */
     uint64_t flags; /* what the object's own class keeps */
-    uint64_t spare[5];
+    uint64_t spare[4];
+    cl_au64 bells; /* the one word that is not constant: which processes are to be told when it is ready: bells.h */
 } cl_head;
 _Static_assert(sizeof(cl_head) == 64, "one cache line");
 

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "queue_parts.h"
+#include "tell.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -134,6 +135,7 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         cl_queue_leave(q, &h->put, dirty);
         if (slept_on) {
             cl_queue_wake(&h->put, count - before);
+            cl_bells_tell(q->store, &h->head);
         }
         if (more) {
             cl_queue_wake(&h->get, 1);

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "queue_parts.h"
+#include "tell.h"
 
 #include <limits.h>
 #include <string.h>
@@ -433,6 +434,7 @@ int cl_queue_nack(cl_queue *q, uint64_t sequence)
     }
     cl_queue_leave(q, &q->head->get, 0);
     cl_wake(cl_low_word(&q->head->put), INT_MAX); /* who waits for an item; who misses it looks again within a slice */
+    cl_bells_tell(q->store, &q->head->head);
     return l == NULL ? CL_MISSING : CL_OK;
 }
 
@@ -638,5 +640,6 @@ int cl_queue_shut(cl_queue *q, int now)
     int rc = now ? drain(q) : CL_OK;
     cl_wake(cl_low_word(&h->put), INT_MAX); /* who misses this looks again within a slice */
     cl_wake(cl_low_word(&h->get), INT_MAX);
+    cl_bells_tell(q->store, &h->head);
     return rc == CL_TIMEOUT ? CL_AGAIN : rc;
 }

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "ring.h"
+#include "tell.h"
 
 #include <limits.h>
 #include <sched.h>
@@ -126,6 +127,7 @@ static int move(cl_au64 *word, uint64_t from, uint64_t to)
 static void wake_readers(cl_ring *r)
 {
     cl_bell_ring(&r->head->published, 1);
+    cl_bells_tell(r->store, &r->head->head);
 }
 
 /* Frame s is in the index, and none behind it: what is left to do, by whoever comes. 1: we were the one who moved `last`. An entry
@@ -941,6 +943,17 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
             return rc;
         }
     }
+}
+
+int cl_ring_has_next(const cl_ring_head *h, const cl_head *is, uint32_t reader, uint32_t owner)
+{
+    uint8_t *at = (uint8_t *)(uintptr_t)h;
+    cl_reader *q = (cl_reader *)(void *)(at + sizeof *h + is->room * sizeof(cl_au32)) + reader;
+    cl_au64 *index = (cl_au64 *)(void *)(at + index_at(is->number, is->room));
+    (void)atomic_load(&h->published); /* what was published before it was rung is seen */
+    uint64_t last = atomic_load(&h->last);
+    return atomic_load(&h->state) != CL_RING_OPEN || atomic_load(&q->owner) != owner ||
+           last != atomic_load(&q->cursor) || CL_INDEX_SEQ(atomic_load(&index[(last + 1) % is->number])) == last + 1;
 }
 
 void cl_ring_shut(cl_ring *r)

@@ -138,6 +138,8 @@ int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint3
 int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flags, uint32_t *reader);
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader);
 int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out);
+/* Whether cl_ring_next would return at once, for who has a checked copy of the head and waits for other things, too. */
+int cl_ring_has_next(const cl_ring_head *h, const cl_head *is, uint32_t reader, uint32_t owner);
 int cl_ring_return(cl_ring *r, uint32_t slot); /* one loan of ours */
 void cl_ring_shut(cl_ring *r);
 /* Take back what the dead had. With flags 0 only if nobody does already, or is stopped while he does: else CL_AGAIN. */
