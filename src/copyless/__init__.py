@@ -29,6 +29,7 @@ _HOMES = {
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
     "copyless.connections": ("Pipe",),
+    "copyless.waiting": ("await_", "wait"),
     "copyless.pool": ("Pool",),
     "copyless.futures": ("ProcessPoolExecutor",),
     "copyless.managers": ("BaseManager", "SharedMemoryManager", "SyncManager"),
@@ -51,10 +52,10 @@ _HOMES = {
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
 _MODULES = frozenset((
-    "comm", "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
+    "comm", "connection", "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
     "synchronize",
 ))  # fmt: skip
-_STDLIB_MODULES = frozenset(("connection", "dummy", "process", "reduction", "resource_tracker", "util"))
+_STDLIB_MODULES = frozenset(("dummy", "process", "reduction", "resource_tracker", "util"))
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "array",
     "asarray",
     "attach",
+    "await_",
     "buffer",
     "configure",
     "cpu_count",
@@ -148,6 +150,7 @@ __all__ = [
     "to_recarray",
     "trim",
     "unlink",
+    "wait",
     "zeros",
     "zeros_like",
 ]
@@ -231,6 +234,7 @@ if TYPE_CHECKING:
     from copyless.storage.settings import configure
     from copyless.storage.store import reap, trim
     from copyless.synchronize import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, RWLock, Semaphore
+    from copyless.waiting import await_, wait
 
 
 def __getattr__(name: str) -> Any:

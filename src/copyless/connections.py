@@ -13,8 +13,9 @@ from multiprocessing import reduction
 from typing import Any
 
 from copyless import _loaders, pickling
+from copyless.waiting import await_, wait
 
-__all__ = ["Connection", "Pipe"]
+__all__ = ["Connection", "Pipe", "await_", "wait"]
 
 
 class Connection(_stdlib.Connection):

@@ -29,7 +29,7 @@ from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, Remo
 from multiprocessing.util import Finalize
 from typing import Any
 
-from copyless import workers
+from copyless import waiting, workers
 from copyless._core import _answers
 from copyless._one_process import check_process
 from copyless.errors import TaskUnreadableError, WorkerDiedError
@@ -88,6 +88,11 @@ class AsyncResult:
         """Whether it has ended."""
         return self._event.is_set()
 
+    def _for_wait(self) -> waiting.Part:
+        if not self._event.is_set():
+            check_process(self._pid, self, _INSTEAD)
+        return waiting.Part(lambda deaths: self._event.is_set())
+
     def successful(self) -> bool:
         """Whether it has ended without an exception. ValueError when it has not ended."""
         if not self.ready():
@@ -123,6 +128,7 @@ class AsyncResult:
         finally:
             self._event.set()
             self._callback = self._error_callback = self._pool = None
+            waiting.ring()
 
 
 ApplyResult = AsyncResult

@@ -28,7 +28,7 @@ from multiprocessing import util
 from queue import Empty, Full
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from copyless import _loaders, aio, pickling
+from copyless import _loaders, aio, pickling, waiting
 from copyless._core import _blocks, _queue, _store, c_library
 from copyless._one_process import check_process
 from copyless.errors import ClosedError, OwnerDiedError
@@ -92,7 +92,7 @@ class QueueStats(NamedTuple):
     lost: int
 
 
-class _Base(_queue._Queue, Shared, Generic[T]):
+class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
 
     def _make(
@@ -131,6 +131,19 @@ class _Base(_queue._Queue, Shared, Generic[T]):
         obj._stand(block)
         obj._stood()
         return obj
+
+    @property
+    def _reader(self) -> waiting.Reader:
+        """For programs that wait for the standard library's pipe: see `copyless.waiting.Reader`."""
+        return waiting.Reader(self)
+
+    @property
+    def _writer(self) -> waiting.Writer:
+        return waiting.Writer(self)
+
+    def _poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is an item, waiting at most `timeout` seconds for one; as the standard library's queues have it."""
+        return bool(waiting.wait([self], timeout))
 
     def _puts(self) -> None:
         """Called at this process's first put: at its end it says that it puts no more, unless it is killed."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from copyless import _loaders, aio
+from copyless import _loaders, aio, waiting
 from copyless._core import _blocks, _ring, c_library
 from copyless._one_process import check_process
 from copyless._ring_values import assign
@@ -348,6 +348,10 @@ class Subscription:
         if self._ring is None:
             raise ClosedError("this subscription is closed")
         return self._ring
+
+    def _for_wait(self) -> waiting.Part:
+        self._check_process()
+        return waiting.READY if self._ring is None else waiting.Part(None, ((self._ring, self._reader),))
 
     @property
     def policy(self) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from threading import BrokenBarrierError
 from typing import Any, TypeVar
 
-from copyless import _loaders, aio
+from copyless import _loaders, aio, waiting
 from copyless._core import _blocks, _synchronize
 from copyless._core.c_library import (
     KIND_BARRIER,
@@ -224,7 +224,7 @@ class BoundedSemaphore(Semaphore):
 
 
 @pickled_by(_loaders.event)
-class Event(_synchronize._Event, Shared):
+class Event(_synchronize._Event, waiting.Selectable, Shared):
     """Event(*, name=None, persist=False, ctx=None)
 
     A flag that processes wait for. Mirrors `multiprocessing.Event`. It is one word and has no lock and no owner, so it may

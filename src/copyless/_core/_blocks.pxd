@@ -1,7 +1,7 @@
 # Blocks, for the other bindings.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store
+from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store, cl_watch
 
 
 cdef inline bint is_elsewhere(const cl_store *store) noexcept nogil:
@@ -20,8 +20,10 @@ cdef class Object:
     cdef readonly Block block
     cdef cl_head *head
     cdef cl_store *store  # the block's
+    cdef public object _signal  # its descriptor for select and its kin (_bells.Signal), once somebody has asked for one
     cdef object __weakref__
     cdef void take(self, Block block, cl_head *head) noexcept
+    cdef int watch(self, cl_watch *out, uint32_t reader) except -1
     cdef cl_head *_need(self) except NULL
 
 

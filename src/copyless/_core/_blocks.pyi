@@ -1,6 +1,7 @@
 """Blocks, objects, mappings; what each name does stands in the .pyx beside this file."""
 
 from collections.abc import Callable
+from typing import Any
 
 class Block:
     @property
@@ -20,6 +21,7 @@ class Block:
 class Object:
     KIND: int
     block: Block
+    _signal: Any
     def _stand(self, block: Block) -> None: ...
     @property
     def _address(self) -> tuple[int, int]: ...

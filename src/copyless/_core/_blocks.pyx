@@ -12,7 +12,7 @@ from copyless._core.c_library cimport (
     CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_TIMEOUT, CL_WAIT_MANY,
     cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
     cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
-    cl_wake,
+    cl_wake, cl_watch,
 )
 
 from queue import Full
@@ -207,6 +207,10 @@ cdef class Object:
 
     cdef void take(self, Block block, cl_head *head) noexcept:
         self.block, self.head, self.store = block, head, block.store
+
+    cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
+        """Fill in what `_bells` needs to wait for it. `reader`: of a ring, the subscription."""
+        raise TypeError(f"wait() cannot wait for {self!r}: for queues, events, locks, semaphores and subscriptions of rings")
 
     @property
     def _address(self):

@@ -51,6 +51,7 @@ cdef class _Queue(Object):
     cdef int keep(self, list entries) except -1
     cdef list load_all(self, list bodies)
     cdef object end(self, cl_got *got)
+    cdef object settled(self, obj)
     cdef void finish(self, cl_got *got) noexcept
     cdef void forget(self, cl_got *got) noexcept
 

@@ -23,13 +23,13 @@ from copyless._core._handles cimport token_of
 from copyless._core._pickles cimport loads_at
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
+    CL_AGAIN, cl_bells_tell, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_dead_letter, cl_queue_deserted, cl_queue_detach, cl_queue_discard, cl_queue_done, cl_queue_nack, cl_queue_head, cl_queue_is_late, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
     cl_monotonic_ns,
     cl_queue_put, cl_queue_role, cl_queue_settle, cl_queue_shut, cl_queue_size, cl_queue_unfinished, cl_queue_use, cl_seen, cl_seen64, cl_store, cl_token,
-    cl_unsend,
+    cl_unsend, cl_watch,
 )
 
 import queue as _stdlib
@@ -402,6 +402,12 @@ cdef class _Queue(Object):
         self.redelivers = (self.q.flags & CL_QUEUE_REDELIVER) != 0
         self.lasts = (self.q.flags & (CL_QUEUE_REDELIVER | NAMED_QUEUE)) != 0
 
+    cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
+        out.store, out.head, out.closed = self.store, self._need(), <const int *>&self.closed
+        out.is_.kind, out.is_.room, out.is_.spare[1] = CL_KIND_QUEUE, self.q.leases, self.q.deliveries
+        out.queue = &self.q
+        return 0
+
     @property
     def _flags(self):
         self._need()
@@ -426,6 +432,10 @@ cdef class _Queue(Object):
     def _close_role(self):
         """This process neither puts nor gets any more by this object."""
         self.closed = True
+        if self._signal is not None:
+            self._signal.shut()
+        if self.head != NULL and not is_elsewhere(self.store):
+            cl_bells_tell(self.store, self.head)  # another thread of this process may wait for it
         self._say_goodbye()
 
     def _say_goodbye(self):
@@ -739,8 +749,17 @@ cdef class _Queue(Object):
         if self.kept is not None and self.has_kept():
             return self.next_kept()
         if self.begin(deadline, &got) == CL_TIMEOUT:
+            if self._signal is not None:
+                self._signal.settle()
             raise Empty
+        if self._signal is not None:
+            return self.settled(self.end(&got))
         return self.end(&got)
+
+    cdef object settled(self, obj):
+        """Something was taken: if it was the last, the descriptor is readable no more."""
+        self._signal.settle()
+        return obj
 
     def _next(self):
         """As `get`, for iteration: it ends also when every process that put has ended well."""
@@ -748,7 +767,7 @@ cdef class _Queue(Object):
         if self.kept is not None and self.has_kept():
             return self.next_kept()
         self.begin(CL_FOREVER, &got, True)
-        return self.end(&got)
+        return self.end(&got) if self._signal is None else self.settled(self.end(&got))
 
     def _leased(self, sequence, obj):
         return obj
@@ -762,8 +781,8 @@ cdef class _Queue(Object):
         if self.kept is not None and self.has_kept():
             return self.next_kept()
         if self.begin(0, &got) == CL_TIMEOUT:
-            return NOTHING
-        return self.end(&got)
+            return NOTHING if self._signal is None else self.settled(NOTHING)
+        return self.end(&got) if self._signal is None else self.settled(self.end(&got))
 
     def get_many(self, max_items=None, block=True, timeout=None):
         """A list of what is there: at least one, at most `max_items`."""
@@ -779,7 +798,7 @@ cdef class _Queue(Object):
         if self.begin(self.deadline(block, timeout), &got) == CL_TIMEOUT:
             raise Empty
         if got.settled or got.body == NULL or got.ntokens:
-            return [self.end(&got)]
+            return [self.end(&got) if self._signal is None else self.settled(self.end(&got))]
         try:
             rc = CL_OK
             while rc == CL_OK:
@@ -791,7 +810,7 @@ cdef class _Queue(Object):
             self.forget(&got)
             raise
         cl_queue_commit(&self.q)
-        return self.load_all(bodies)
+        return self.load_all(bodies) if self._signal is None else self.settled(self.load_all(bodies))
 
     cdef list load_all(self, list bodies):
         cdef list items = []
@@ -820,6 +839,8 @@ cdef class _Queue(Object):
         # As the standard library's: OSError once closed, but for a Queue that was closed unused.
         if self.closed and (self.puts_of != 0 or not self._flags & (PLAIN_QUEUE | JOINABLE_QUEUE)):
             raise OSError(f"{self!r} is closed")
+        if self._signal is not None:
+            self._signal.settle()
         return cl_queue_size(<cl_queue_head *>self._need()) == 0
 
     def full(self):

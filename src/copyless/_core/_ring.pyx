@@ -16,7 +16,7 @@ from copyless._core.c_library cimport (
     CL_READER_POLICY, CL_RING_MAY_BLOCK, CL_RING_MEMBERS, CL_RING_MEMBERS_MAX, CL_RING_OPEN, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy,
     cl_frame, cl_owner_pid, cl_reader, cl_ring, cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_count,
     cl_ring_counts, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last, cl_ring_latest, cl_ring_members, cl_ring_next, cl_ring_publish,
-    cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen, cl_seen64, cl_self,
+    cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen, cl_seen64, cl_self, cl_watch,
 )
 
 from copyless.errors import ClosedError, WrongProcessError
@@ -138,6 +138,14 @@ cdef class _Ring(Object):
         rc = cl_ring_attach(&self.r, self.store, <cl_ring_head *>self.head, block.ref.capacity, block.number)
         check(rc)
         set_private(block)  # what is sent on of a frame goes by value: its slot is written again
+
+    cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
+        if reader >= CL_RING_READERS:
+            raise TypeError(f"wait() waits for a subscription of a ring: for sub = ring.subscribe(), not for {self!r}")
+        self.be_open()
+        out.store, out.head, out.closed = self.store, self._need(), <const int *>&self.closed
+        out.is_.kind, out.reader, out.self = CL_KIND_RING, reader, self.r.self
+        return 0
 
     @property
     def _spec(self):

@@ -9,14 +9,14 @@ from libc.string cimport memset
 from copyless._core._blocks cimport Block, Object, is_elsewhere
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
+    CL_AGAIN, cl_bells_tell, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
     CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
     CL_TIMEOUT, cl_au32, cl_barrier, cl_barrier_arrive, cl_barrier_break, cl_barrier_release, cl_barrier_wait, cl_barrier_waiting, cl_condition,
     cl_condition_begin, cl_condition_end, cl_condition_lock, cl_condition_notify, cl_condition_wait, cl_entry, cl_event, cl_event_clear, cl_event_set,
     cl_event_wait, cl_head, cl_mark, cl_monitor, cl_mutex, cl_mutex_lock, cl_object, cl_object_attach, cl_owner_pid, cl_put, cl_rlock,
     cl_rlock_is_mine, cl_rlock_restore, cl_rlock_save, cl_robust, cl_robust_acquire,
     cl_robust_release, cl_robust_value, cl_runlock, cl_rw_forget, cl_rw_read, cl_rw_release, cl_rw_write, cl_rwlock, cl_seen, cl_self,
-    cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_store, cl_swap, cl_unlock, cl_wake,
+    cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_store, cl_swap, cl_unlock, cl_wake, cl_watch,
 )
 
 from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
@@ -52,6 +52,17 @@ cdef class _Sync(Object):
             raise CorruptSegmentError(f"block {block.number} holds no {type(self).__name__} (kind {self.o.is_.kind}, expected {self.KIND})")
         self.take(block, self.o.head)
 
+    cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
+        out.store, out.head, out.is_ = self.store, self._need(), self.o.is_
+        if out.is_.kind not in (CL_KIND_LOCK, CL_KIND_RLOCK, CL_KIND_SEMAPHORE, CL_KIND_ROBUST_SEMAPHORE, CL_KIND_EVENT):
+            return Object.watch(self, out, reader)
+        out.thread = PyThread_get_thread_ident()
+        return 0
+
+    cdef void tell(self) noexcept:
+        """What was done may have made it ready: tell those who wait for it among other things."""
+        cl_bells_tell(self.store, self.head)
+
     @property
     def _flags(self):
         self._need()
@@ -81,6 +92,7 @@ cdef class _Lock(_Sync):
 
     cdef void let_go(self) noexcept:
         cl_unlock(&(<cl_mutex *>self.head).word)
+        self.tell()
 
     cdef bint get(self, int64_t deadline, bint keep) except -1:
         self.mutex()
@@ -121,6 +133,7 @@ cdef class _Lock(_Sync):
         cdef uint32_t held = cl_swap(word, 0)
         if held & CL_LOCK_SLEEP:
             cl_wake(word, 1)
+            self.tell()
         if held & ~CL_LOCK_SLEEP == 0:
             raise NotHeldError("semaphore or lock released too many times")
         return 0
@@ -188,6 +201,7 @@ cdef class _RLock(_Lock):
 
     cdef void let_go(self) noexcept:
         cl_runlock(<cl_mutex *>self.head)
+        self.tell()
 
     def __enter__(self):
         cdef int rc = cl_rlock(self.store, self.mutex(), PyThread_get_thread_ident(), 0, &self.spin)
@@ -203,6 +217,7 @@ cdef class _RLock(_Lock):
         if not cl_rlock_is_mine(self.store, self.mutex(), PyThread_get_thread_ident()):
             raise NotHeldError("attempt to release recursive lock not owned by thread")
         cl_runlock(<cl_mutex *>self.head)
+        self.tell()
         return 0
 
     def _is_mine(self):
@@ -211,7 +226,9 @@ cdef class _RLock(_Lock):
     def _release_save(self):
         if not self._is_mine():
             return 0
-        return cl_rlock_save(<cl_mutex *>self.head)
+        depth = cl_rlock_save(<cl_mutex *>self.head)
+        self.tell()
+        return depth
 
     def _acquire_restore(self, depth):
         try:
@@ -272,6 +289,7 @@ cdef class _Semaphore(_Sync):
             with nogil:
                 rc = cl_robust_release(self.store, &self.o, CL_FOREVER)
             rc = served(&wait, rc, CL_FOREVER)
+        self.tell()
         return rc
 
     def acquire(self, block=True, timeout=None):
@@ -291,6 +309,7 @@ cdef class _Semaphore(_Sync):
                     fail(rc)
         else:
             rc = cl_sem_release(&self.o, n)
+            self.tell()
         if rc == CL_FULL:
             raise NotHeldError("semaphore or lock released too many times")
         check(rc)
@@ -335,9 +354,12 @@ cdef class _Event(_Sync):
 
     def set(self):
         cl_event_set(<cl_event *>self._need())
+        self.tell()
 
     def clear(self):
         cl_event_clear(<cl_event *>self._need())
+        if self._signal is not None:
+            self._signal.settle()
 
     def wait(self, timeout=None):
         cdef int64_t deadline = deadline_of(timeout)

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from copyless._core._blocks cimport Block
-from copyless._core.c_library cimport CL_OK, cl_mutex, cl_rlock, cl_rlock_is_mine, cl_runlock, cl_spin, cl_store
+from copyless._core.c_library cimport CL_OK, cl_bells_tell, cl_mutex, cl_rlock, cl_rlock_is_mine, cl_runlock, cl_spin, cl_store
 
 from copyless.errors import CorruptSegmentError
 
@@ -58,6 +58,7 @@ cdef class _Value:
     cdef int leave(self, bint short_way) except -1:
         if short_way:
             cl_runlock(self.mutex)
+            cl_bells_tell(self.store_of_block, &self.mutex.head)
         else:
             self._lock.release()
         return 0

@@ -96,7 +96,7 @@ cdef extern from "layout.h" nogil:
     ctypedef struct cl_head:
         uint32_t magic, kind, number, room
         uint64_t flags
-        uint64_t spare[5]
+        uint64_t spare[4]
 
 cdef extern from "store.h" nogil:
     enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_STAY, CL_SCAN_FORCE
@@ -287,7 +287,7 @@ cdef extern from "queue.h" nogil:
     ctypedef struct cl_queue:
         cl_store *store
         cl_queue_head *head
-        uint32_t most
+        uint32_t most, leases
         uint64_t most_bytes, deliveries, flags
         cl_au32 self
     ctypedef struct cl_item:
@@ -373,6 +373,36 @@ cdef extern from "ring.h" nogil:
     void cl_ring_shut(cl_ring *r)
     int cl_ring_bury(cl_ring *r, unsigned flags)
     void cl_ring_count(const cl_ring *r, cl_ring_counts *out)
+
+cdef extern from "tell.h" nogil:
+    void cl_bells_tell(const cl_store *store, cl_head *head)
+
+cdef extern from "bells.h" nogil:
+    ctypedef struct cl_watch:
+        cl_store *store
+        cl_head *head
+        cl_head is_ "is"
+        uint64_t thread
+        uint32_t reader
+        uint32_t self
+        cl_queue *queue
+        const int *closed
+    int cl_watch_any(cl_watch *watches, uint32_t n, uint8_t *ready, uint32_t *slices, int64_t deadline_ns, cl_spin *spin)
+    uint32_t cl_watch_pass(cl_watch *watches, uint32_t n, uint8_t *ready, int ask, int look)
+    enum: CL_LOOK_SLICES
+
+cdef extern from "bell_thread.h" nogil:
+    ctypedef struct cl_signal:
+        cl_store *store
+        int fd
+        int listens
+        cl_watch watch
+    int cl_signal_add(cl_signal *s)
+    void cl_signal_remove(cl_signal *s)
+    int cl_signal_settle(cl_signal *s)
+    void cl_signal_shut(cl_signal *s)
+    void cl_signals_forget()
+    void cl_signals_stop()
 
 cdef extern from "list.h" nogil:
     ctypedef struct cl_list_slot:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from copyless import waiting
 from copyless._core import _pickles, _store
 from copyless._core._memory import Memory
 from copyless.arrays import attach, handle
@@ -222,6 +223,7 @@ class Engine:
             if message.context == _CONTEXT_OF_ACKS:
                 if message.number in self._acks:
                     self._acks[message.number] = True
+                    waiting.ring()
                 return
             line = self._posted.get(message.context)
             if line:
@@ -230,6 +232,7 @@ class Engine:
                         _drop(self._posted, message.context, i)
                         self._answer(message)
                         receive.message = message
+                        waiting.ring()  # another thread may wait for it among other things
                         return
             self._unexpected.setdefault(message.context, []).append(message)
 

@@ -15,12 +15,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from copyless import waiting
 from copyless._one_process import check_in_children, check_process
 from copyless.comm import _inbox, collectives
 from copyless.comm._inbox import Parcel, Port
 from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, TAG_MOST, UNDEFINED
 from copyless.comm.group import Engine, Group, Receive
-from copyless.errors import ClosedError
+from copyless.errors import ClosedError, OwnerDiedError
 
 __all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
 
@@ -142,6 +143,25 @@ class Request:
         self._comm._engine.progress()
         return self._done()
 
+    def _for_wait(self) -> waiting.Part:
+        comm = self._comm
+        if comm is None or self._done():
+            return waiting.READY
+        engine = comm._engine
+        sources = self._receive.sources if self._receive is not None else comm._everyone()
+
+        def is_ready(deaths: bool) -> bool:
+            if self._look():
+                return True
+            if deaths:
+                try:
+                    engine._look(sources, self._done)
+                except OwnerDiedError:
+                    return True  # which its wait() raises
+            return False
+
+        return waiting.Part(is_ready, ((engine.group.inboxes[engine.rank], waiting.WHOLE),))
+
     def _end(self) -> None:
         self._kind, self._receive, self._number, self._message, self._comm = "null", None, 0, None, None
 
@@ -231,6 +251,9 @@ class Message:
 
     def free(self) -> None:
         """Do nothing, as there."""
+
+    def _for_wait(self) -> waiting.Part:
+        return waiting.READY
 
     def _take(self) -> tuple[Comm, Parcel | None]:
         if self._kind == "null" or self._comm is None:

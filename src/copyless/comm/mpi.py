@@ -33,7 +33,7 @@ except ImportError as _error:
         "copyless run -n 4 prog.py, and copyless.comm.local"
     ) from None
 
-from copyless import _loaders, pickling
+from copyless import _loaders, pickling, waiting
 from copyless._core import _blocks, _pickles, _queue, _store
 from copyless._core._memory import Memory
 from copyless.comm import _small, collectives
@@ -505,6 +505,9 @@ class Request(tuple):  # type: ignore[type-arg]
             return posted.message is not None or posted.cancelled
         return self._got is not None or all(MPI.Request.Get_status(request) for request in self)
 
+    def _for_wait(self) -> waiting.Part:
+        return waiting.Part(lambda deaths: self._look(), (), True)
+
     def get_status(self, status: Any = None) -> bool:
         """Whether it has ended; it stays as it is."""
         if not self._look():
@@ -608,6 +611,9 @@ class Message(tuple):  # type: ignore[type-arg]
 
     def __bool__(self) -> bool:
         return any(message for message in self)
+
+    def _for_wait(self) -> waiting.Part:
+        return waiting.READY
 
     def free(self) -> None:
         """Do nothing, as there."""

@@ -1,0 +1,211 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False
+"""The binding of bells.h and bell_thread.h: waiting for many objects, and descriptors that are readable when an object is ready.
+
+What the functions mean to their users is in `copyless.waiting`.
+"""
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdlib cimport atexit, calloc, free
+from libc.string cimport memset
+from posix.unistd cimport close, getpid
+
+from copyless._core._blocks cimport Block, Object
+from copyless._core._check cimport check, deadline_of, new_wait, served, Wait
+from copyless._core.c_library cimport (
+    CL_AGAIN, CL_FOREVER, CL_LOOK_SLICES, CL_OK, CL_SLICE_NS, cl_signal, cl_signal_add, cl_signal_remove, cl_signal_settle, cl_signal_shut,
+    cl_signals_forget, cl_signals_stop, cl_spin, cl_store, cl_watch, cl_watch_any, cl_watch_pass,
+)
+
+import os
+
+cdef extern from "sys/eventfd.h" nogil:
+    int eventfd(unsigned int value, int flags)
+    enum: EFD_CLOEXEC, EFD_NONBLOCK
+
+cdef extern from "unistd.h" nogil:
+    int dup3(int old, int new, int flags)
+
+cdef extern from "fcntl.h" nogil:
+    enum: O_CLOEXEC
+
+SLICE = CL_SLICE_NS * 1e-9
+LOOK_SLICES = CL_LOOK_SLICES
+
+cdef cl_spin spin
+memset(&spin, 0, sizeof(spin))
+cdef bint STOPS_AT_EXIT = False
+
+
+def _forget():
+    cl_signals_forget()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+cdef int add(cl_signal *s) except -1:
+    global STOPS_AT_EXIT
+    cdef int rc
+    if not STOPS_AT_EXIT:  # the store is open: this runs before it is left
+        STOPS_AT_EXIT = True
+        atexit(cl_signals_stop)
+    with nogil:
+        rc = cl_signal_add(s)
+    check(rc)
+    return 0
+
+
+cdef int new_eventfd() except -1:
+    cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    if fd < 0:
+        os.eventfd(0)  # which raises what the matter is
+        raise OSError("no eventfd could be made")
+    return fd
+
+
+cdef class Signal:
+    """A descriptor of this process that is readable while an object is ready. Keeps the object's memory, not the object."""
+    cdef cl_signal s
+    cdef Block block
+    cdef int pid
+
+    def __cinit__(self, *args):
+        self.s.fd = -1
+
+    def __init__(self, Object source):
+        memset(&self.s, 0, sizeof(self.s))
+        self.s.fd = -1
+        source.watch(&self.s.watch, 0)
+        self.s.watch.closed, self.s.watch.queue = NULL, NULL  # they are the object's, which may go first
+        self.s.store = self.s.watch.store
+        self.block = source.block
+        self.s.fd = new_eventfd()
+        self.pid = getpid()
+        try:
+            add(&self.s)
+        except BaseException:
+            close(self.s.fd)
+            self.s.fd = -1
+            raise
+
+    cdef int be_here(self) except -1:
+        """In a forked child: a descriptor of its own, under the same number."""
+        cdef int fd
+        if self.pid == getpid():
+            return 0
+        fd = new_eventfd()
+        if dup3(fd, self.s.fd, O_CLOEXEC) < 0:
+            close(fd)
+            raise OSError("the descriptor could not be made anew after the fork")
+        close(fd)
+        self.pid = getpid()
+        add(&self.s)
+        return 0
+
+    def fileno(self):
+        self.be_here()
+        return self.s.fd
+
+    def settle(self):
+        """The object was looked at: readable only if it is ready. Whether it is."""
+        if self.pid != getpid():
+            return None  # nobody has asked for it in this child yet
+        return cl_signal_settle(&self.s) != 0
+
+    def shut(self):
+        """Readable from now on: the object was closed."""
+        if self.pid == getpid():
+            cl_signal_shut(&self.s)
+
+    def __dealloc__(self):
+        if self.s.fd >= 0:
+            if self.pid == getpid():
+                cl_signal_remove(&self.s)
+            close(self.s.fd)
+
+
+cdef class Listener:
+    """A descriptor that is readable after every ring of this process's bell in one store."""
+    cdef cl_signal s
+    cdef int pid
+
+    def __cinit__(self, Waiting waiting, uint32_t i, int fd):
+        memset(&self.s, 0, sizeof(self.s))
+        self.s.store, self.s.fd, self.s.listens = waiting.watches[i].store, fd, True
+        self.pid = 0
+        add(&self.s)
+        self.pid = getpid()
+
+    def __dealloc__(self):
+        if self.pid == getpid():
+            cl_signal_remove(&self.s)
+
+
+cdef class Waiting:
+    """What one wait is for: objects of one store, as [(object, reader)...], which it keeps."""
+    cdef cl_watch *watches
+    cdef uint8_t *ready
+    cdef uint32_t n
+    cdef list objects
+
+    def __cinit__(self, list objects):
+        cdef uint32_t i = 0
+        cdef Object each
+        self.n = len(objects)
+        self.objects = objects
+        self.watches = <cl_watch *>calloc(self.n + 1, sizeof(cl_watch))
+        self.ready = <uint8_t *>calloc(self.n + 1, 1)
+        if self.watches == NULL or self.ready == NULL:
+            raise MemoryError
+        for each, reader in objects:
+            each.watch(&self.watches[i], reader)
+            i += 1
+
+    def __dealloc__(self):
+        free(self.watches)
+        free(self.ready)
+
+    def listeners(self, int fd):
+        """For each store a listener that writes to an eventfd."""
+        cdef uint32_t i, j
+        made = []
+        for i in range(self.n):
+            for j in range(i):
+                if self.watches[j].store == self.watches[i].store:
+                    break
+            else:
+                made.append(Listener(self, i, fd))
+        return made
+
+    cdef list found(self):
+        cdef uint32_t i
+        return [i for i in range(self.n) if self.ready[i]]
+
+    def look(self, bint ask, bint deaths):
+        """The indices of those that are ready now. `ask`: hear the bell from now on."""
+        cdef uint32_t n
+        with nogil:
+            n = cl_watch_pass(self.watches, self.n, self.ready, ask, deaths)
+        return self.found() if n else []
+
+    @property
+    def is_of_one_store(self):
+        cdef uint32_t i
+        for i in range(1, self.n):
+            if self.watches[i].store != self.watches[0].store:
+                return False
+        return self.n != 0
+
+    def wait(self, timeout):
+        """Sleep on the bell until one of them is ready: the indices, none after `timeout` seconds. All are of one store."""
+        cdef Wait wait = new_wait()
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef uint32_t slices = 0
+        cdef int rc = CL_AGAIN
+        if deadline != CL_FOREVER:
+            for i in range(self.n):
+                self.watches[i].queue = NULL  # a get with a timeout does not ask who is left, either
+        while rc == CL_AGAIN:
+            with nogil:
+                rc = cl_watch_any(self.watches, self.n, self.ready, &slices, deadline, &spin)
+            rc = served(&wait, rc, deadline)
+        return self.found() if rc == CL_OK else []

@@ -1,0 +1,638 @@
+"""wait() for many things, and the descriptors of queues and events: what is ready, nothing missed, deaths, forks, stops."""
+
+import asyncio
+import concurrent.futures
+import io
+import multiprocessing
+import multiprocessing.pool
+import os
+import select
+import selectors
+import signal
+import socket
+import threading
+import time
+from multiprocessing import connection as stdlib
+
+import pytest
+
+import copyless
+import copyless.connection
+
+LONG = 30.0  # seconds within which everything here comes, on whatever machine
+GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, were they missed
+
+
+def _later(call, *args, seconds=0.05):
+    timer = threading.Timer(seconds, call, args)
+    timer.start()
+    return timer
+
+
+def _until(true):
+    deadline = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+# ---- what is ready
+
+
+def test_one_function():
+    assert copyless.wait is copyless.connection.wait
+    assert copyless.wait([], timeout=0) == []
+
+
+def test_the_ready_in_the_callers_order():
+    queues = [copyless.SimpleQueue() for _ in range(5)]
+    event, lock, seats = copyless.Event(), copyless.Lock(), copyless.Semaphore(0)
+    robust = copyless.Semaphore(1, robust=True)
+    own, there = copyless.Pipe()
+    everything = [own, *queues, event, lock, seats, robust, own.fileno()]
+    with lock, robust:
+        assert copyless.wait(everything[:-1], 0) == []
+        queues[3].put(1)
+        queues[1].put(1)
+        there.send("x")
+        event.set()
+        assert copyless.wait(everything, 0) == [own, queues[1], queues[3], event, own.fileno()]
+    seats.release()
+    assert copyless.wait([seats, lock, robust, queues[0]]) == [seats, lock, robust]
+    own.close()
+    there.close()
+
+
+def test_the_same_object_twice():
+    q = copyless.Queue()
+    q.put(1)
+    assert copyless.wait([q, q]) == [q, q]
+
+
+def _acquire(lock, pipe):
+    lock.acquire()
+    pipe.send(1)
+    pipe.recv()
+    lock.release()
+    pipe.recv()
+
+
+@pytest.mark.parametrize("kind", [copyless.Lock, copyless.RLock, lambda: copyless.Semaphore(1, robust=True)])
+def test_a_lock_is_ready_when_it_is_released_and_when_its_holder_dies(kind):
+    lock = kind()
+    for dies in (False, True):
+        own, there = multiprocessing.Pipe()
+        child = multiprocessing.get_context("fork").Process(target=_acquire, args=(lock, there))
+        child.start()
+        own.recv()
+        assert copyless.wait([lock], 0) == []
+        _later(child.kill) if dies else _later(own.send, 1)
+        assert copyless.wait([lock], LONG) == [lock]
+        child.kill()
+        child.join()
+        if dies:
+            with pytest.raises(copyless.OwnerDiedError):
+                lock.acquire()
+
+
+def test_an_rlock_of_this_thread_is_ready():
+    lock = copyless.RLock()
+    with lock:
+        assert copyless.wait([lock], 0) == [lock]
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            assert other.submit(copyless.wait, [lock], 0).result() == []
+
+
+def test_an_event_that_was_set_and_cleared_meanwhile_counts():
+    event, never = copyless.Event(), copyless.Queue()
+
+    def pulse():
+        event.set()
+        event.clear()
+
+    _later(pulse)
+    assert copyless.wait([never, event], LONG) == [event]
+
+
+def test_a_subscription():
+    import numpy as np
+
+    ring = copyless.RingBuffer(((4,), "u1"))
+    first, second = ring.subscribe(), ring.subscribe()
+    assert copyless.wait([first, second], 0) == []
+    _later(ring.put, np.zeros(4, "u1"))
+    assert copyless.wait([first, second], LONG) == [first, second]
+    first.get().release()
+    assert copyless.wait([first, second], 0) == [second]
+    second.get().release()
+    ring.shutdown()
+    assert copyless.wait([first, second], LONG) == [first, second]
+    first.close()
+    assert copyless.wait([first], LONG) == [first]
+    second.close()
+
+
+def test_a_ring_itself_is_refused_and_so_are_others():
+    for each in (
+        copyless.Condition(),
+        copyless.Barrier(2),
+        copyless.RWLock(),
+        copyless.RingBuffer(((4,), "u1")),
+        object(),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"wait\(\)"):
+            copyless.wait([each], 0)
+    with pytest.raises(ValueError):
+        copyless.wait([-1], 0)
+    with pytest.raises(ValueError):
+        copyless.wait([copyless.Queue()], float("nan"))
+
+
+def test_what_is_shut_down_or_closed_is_ready_so_that_get_raises():
+    q, other = copyless.Queue(), copyless.Queue()
+    _later(q.shutdown)
+    assert copyless.wait([other, q], LONG) == [q]
+    with pytest.raises(copyless.ShutDown):
+        q.get()
+    _later(other.close)
+    assert copyless.wait([other], LONG) == [other]
+    with pytest.raises(copyless.ClosedError):
+        other.get()
+
+
+def test_items_that_are_handed_out_again():
+    q = copyless.JoinableQueue(redeliver=True)
+    q.put("job")
+    taken = q.get()
+    assert copyless.wait([q], 0) == []
+    _later(q.nack, taken)
+    assert copyless.wait([q], LONG) == [q]
+    child = multiprocessing.get_context("fork").Process(target=lambda: (q.get(), os.kill(os.getpid(), signal.SIGKILL)))
+    child.start()
+    child.join()
+    assert copyless.wait([q], LONG) == [q]
+    q.task_done(q.get())
+
+
+def test_item_of_producers_that_all_died():
+    q = copyless.Queue()
+    child = multiprocessing.get_context("fork").Process(target=lambda: (q.put(1), os.kill(os.getpid(), signal.SIGKILL)))
+    child.start()
+    child.join()
+    assert q.get() == 1
+    assert copyless.wait([q], 0.2) == []  # with a limit of time nobody asks who is left, as in get
+    assert copyless.wait([q]) == [q]
+    with pytest.raises(copyless.EndOfQueueError):
+        q.get()
+
+
+# ---- others: futures, results, descriptors
+
+
+def test_futures_and_results_among_queues():
+    q, end = copyless.Queue(), threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as threads, multiprocessing.pool.ThreadPool(1) as pool:
+        future, result = threads.submit(end.wait, LONG), pool.apply_async(end.wait, (LONG,))
+        assert copyless.wait([future, q, result], 0.01) == []
+        assert copyless.wait([future, result], 0.01) == []
+        end.set()
+        assert copyless.wait([q, future], LONG) == [future]
+        assert copyless.wait([result, q], LONG) == [result]
+
+
+def test_a_future_that_is_waited_for_in_a_loop_keeps_one_callback():
+    future = concurrent.futures.Future()
+    for _ in range(100):
+        copyless.wait([future], 0)
+    assert len(future._done_callbacks) == 1
+
+
+def test_our_futures_and_results():
+    q = copyless.Queue()
+    with copyless.ProcessPoolExecutor(1) as executor:
+        future = executor.submit(pow, 2, 3)
+        assert copyless.wait([q, future], LONG) == [future]
+        assert future.result() == 8
+    with copyless.Pool(1) as pool:
+        result = pool.map_async(abs, [-1, -2])
+        assert copyless.wait([q, result], LONG) == [result]
+        assert result.get() == [1, 2]
+
+
+def _put_later(q, end=None):
+    time.sleep(0.05)
+    q.put("x")
+    if end is not None:
+        end.wait(LONG)
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+def test_a_queue_and_the_sentinel_of_its_producer(method):
+    q, end = copyless.Queue(), copyless.Event()
+    producer = multiprocessing.get_context(method).Process(target=_put_later, args=(q, end))
+    producer.start()
+    assert copyless.wait([q, producer.sentinel], LONG) == [q]
+    end.set()
+    assert q.get() == "x"
+    assert copyless.wait([q, producer.sentinel], LONG) == [producer.sentinel]
+    producer.join()
+
+
+def test_sockets_and_queues():
+    one, other = socket.socketpair()
+    with one, other:
+        q = copyless.Queue()
+        _later(other.send, b"x")
+        assert copyless.wait([q, one], LONG) == [one]
+        one.recv(1)
+        _later(q.put, 1)
+        assert copyless.wait([q, one], LONG) == [q]
+
+
+def test_requests_of_ranks():
+    from copyless import comm
+
+    assert sorted(comm.spawn(_rank, 2)) == [0, 1]
+
+
+def _rank(world):
+    rank, q = world.Get_rank(), copyless.Queue()
+    if rank == 0:
+        requests = [world.irecv(source=1, tag=tag) for tag in (1, 2)]
+        assert copyless.wait([q, *requests], 0) == []
+        world.send("go", 1)
+        assert copyless.wait([q, *requests], LONG) == [requests[1]]
+        assert requests[1].wait() == "two"
+        world.send("go", 1)
+        assert copyless.wait([requests[0], q], LONG) == [requests[0]]
+        assert requests[0].wait() == "one"
+        message = world.mprobe(1, 3)
+        assert copyless.wait([q, message]) == [message]
+        assert message.recv() == "three"
+    else:
+        for tag, text in ((2, "two"), (1, "one")):
+            world.recv(source=0)
+            world.send(text, 0, tag)
+        world.send("three", 0, 3)
+    return rank
+
+
+# ---- time
+
+
+def test_timeouts_are_never_early_and_not_late():
+    q, pipe = copyless.Queue(), multiprocessing.Pipe()
+    late = []
+    for objects in ([q], [q, pipe[0]]):
+        for timeout in (0.001, 0.03, 0.12):
+            begun = time.monotonic()
+            assert copyless.wait(objects, timeout) == []
+            took = time.monotonic() - begun
+            assert took >= timeout
+            late.append(took - timeout)
+    assert sorted(late)[len(late) // 2] < 0.5  # the median: seconds here are minutes of a lost deadline
+    begun = time.monotonic()
+    assert copyless.wait([q], 0) == copyless.wait([q, pipe[0]], -1) == []
+    assert time.monotonic() - begun < LONG
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_ctrl_c(mixed):
+    pipe = multiprocessing.Pipe()
+    objects = [copyless.Queue(), *([pipe[0]] if mixed else [])]
+    _later(os.kill, os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        copyless.wait(objects, LONG)
+
+
+def test_the_gil_is_free_meanwhile():
+    q, ran = copyless.Queue(), []
+
+    def run():
+        for i in range(1000):
+            ran.append(i)
+        q.put(1)
+
+    _later(run)
+    assert copyless.wait([q], LONG) == [q]
+    assert len(ran) == 1000
+
+
+# ---- many, often, and who dies
+
+
+def _put_at_random(queues, n, seed):
+    import random
+
+    rng = random.Random(seed)
+    for _ in range(n):
+        rng.choice(queues).put(seed)
+        if rng.random() < 0.02:
+            time.sleep(rng.random() * 0.0003)
+
+
+def test_a_thousand_queues():
+    queues = [copyless.SimpleQueue() for _ in range(1000)]
+    producer = multiprocessing.get_context("fork").Process(target=_put_at_random, args=(queues, 2000, 1))
+    producer.start()
+    got = 0
+    while got < 2000:
+        ready = copyless.wait(queues, LONG)
+        assert ready
+        for q in ready:
+            q.get()
+            got += 1
+    assert copyless.wait(queues, 0) == []
+    producer.join()
+
+
+def _take(queues, total, end, taken):
+    while not end.is_set():
+        for q in copyless.wait([*queues, end], LONG):
+            if q is not end:
+                try:
+                    q.get_nowait()
+                except copyless.queues.Empty:
+                    continue  # another was faster
+                with taken.get_lock():
+                    taken.value += 1
+                    if taken.value == total:
+                        end.set()
+
+
+def test_a_storm_of_puts_with_several_waiters_misses_none():
+    fork = multiprocessing.get_context("fork")
+    queues, end, taken = [copyless.Queue() for _ in range(10)], copyless.Event(), copyless.Value("i", 0)
+    total = 20000
+    waiters = [fork.Process(target=_take, args=(queues, total, end, taken)) for _ in range(3)]
+    producers = [fork.Process(target=_put_at_random, args=(queues, total // 2, seed)) for seed in (1, 2)]
+    for process in waiters + producers:
+        process.start()
+    for process in waiters + producers:
+        process.join(4 * LONG)
+        assert process.exitcode == 0
+    assert taken.value == total
+
+
+def _answer(jobs, answers):
+    for _ in range(GO_ON):
+        copyless.wait([jobs], LONG)
+        answers.put(jobs.get())
+
+
+def test_no_wake_up_waits_for_a_slice():
+    jobs, answers = copyless.Queue(), copyless.Queue()
+    other = multiprocessing.get_context("fork").Process(target=_answer, args=(jobs, answers))
+    other.start()
+    begun = time.monotonic()
+    for i in range(GO_ON):
+        jobs.put(i)
+        assert copyless.wait([answers], LONG) == [answers]
+        assert answers.get() == i
+    assert time.monotonic() - begun < GO_ON * 0.02  # were they found after a slice: 0.1 s each
+    other.join()
+
+
+def _wait_for_ever(queues, pipe):
+    pipe.send(1)
+    while True:
+        copyless.wait(queues)
+        time.sleep(0.001)
+
+
+def test_waiters_that_are_killed_or_stopped_hold_nobody_up():
+    fork = multiprocessing.get_context("fork")
+    queues = [copyless.Queue() for _ in range(20)]
+    own, there = multiprocessing.Pipe()
+    killed, stopped = [fork.Process(target=_wait_for_ever, args=(queues, there)) for _ in range(2)]
+    for process in (killed, stopped):
+        process.start()
+        own.recv()
+    time.sleep(0.01)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    killed.kill()
+    killed.join()
+    newcomer = fork.Process(target=_put_later, args=(queues[7],))
+    newcomer.start()
+    assert copyless.wait(queues, LONG) == [queues[7]]
+    for q in queues:
+        q.put(1)
+    assert copyless.wait(queues, LONG) == queues
+    stopped.kill()
+    for process in (stopped, newcomer):
+        process.join()
+
+
+def test_a_fork_beside_a_waiter_and_with_one():
+    q, other, pipe = copyless.Queue(), copyless.Queue(), multiprocessing.Pipe()
+    other.fileno()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(copyless.wait([q, other], LONG)))
+    thread.start()
+    mixed = threading.Thread(target=lambda: found.append(copyless.wait([q, pipe[0]], LONG)))
+    mixed.start()
+    time.sleep(0.02)
+
+    def child():
+        _later(other.put, "mine")
+        assert copyless.wait([q, other], LONG) == [other]
+        assert select.select([other], [], [], LONG)[0] == [other]
+        assert other.get() == "mine"
+        _later(other.put, "mine")
+        assert copyless.wait([pipe[0], other], LONG) == [other]
+        assert other.get() == "mine"
+        q.put("parent's")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    thread.join()
+    mixed.join()
+    assert len(found) == 2
+    assert all((ready and ready[0] is q) or other in ready for ready in found)
+
+
+# ---- descriptors
+
+
+def test_select_and_selectors():
+    q, event = copyless.Queue(), copyless.Event()
+    assert select.select([q, event, q._reader], [], [], 0)[0] == []
+    _later(q.put, 1)
+    assert select.select([q, event, q._reader], [], [], LONG)[0] == [q, q._reader]
+    assert q.get() == 1
+    assert select.select([q], [], [], 0)[0] == []
+    with selectors.DefaultSelector() as selector:
+        selector.register(event, selectors.EVENT_READ, "event")
+        selector.register(q, selectors.EVENT_READ, "queue")
+        assert selector.select(0) == []
+        _later(event.set)
+        assert [key.data for key, _ in selector.select(LONG)] == ["event"]
+        assert [key.data for key, _ in selector.select(LONG)] == ["event"]  # a level
+        event.clear()
+        assert selector.select(0) == []
+
+
+@pytest.mark.parametrize("kind", [copyless.Queue, copyless.SimpleQueue, copyless.JoinableQueue])
+def test_the_standard_librarys_own_wait_on_reader(kind):
+    q, end = kind(), copyless.Event()
+    producer = multiprocessing.get_context("fork").Process(target=_put_later, args=(q, end))
+    producer.start()
+    assert stdlib.wait([q._reader, producer.sentinel], LONG) == [q._reader]
+    assert q._reader.poll()
+    assert q._poll()
+    assert q.get() == "x"
+    assert not q._reader.poll(0.001)
+    assert not q._poll()
+    end.set()
+    producer.join()
+    assert copyless.wait([q._reader, producer.sentinel], LONG) == [producer.sentinel]
+
+
+def test_a_reader_says_what_it_is():
+    q = copyless.Queue()
+    reader, writer = q._reader, q._writer
+    assert reader == q._reader
+    assert hash(reader) == hash(q._reader)
+    assert reader != writer
+    for call in (reader.recv, reader.recv_bytes, writer.send):
+        with pytest.raises(io.UnsupportedOperation, match="of the queue"):
+            call()
+    assert not reader.closed
+    assert not writer.closed
+    writer.close()
+    assert q._writer.closed
+    assert not q._reader.closed
+    reader.close()
+    with pytest.raises(OSError, match="closed"):
+        q._reader.fileno()
+    q.put(1)
+    assert q.get() == 1
+
+
+def test_every_level_that_rises_is_seen():
+    q = copyless.Queue()
+    producer = multiprocessing.get_context("fork").Process(target=_put_at_random, args=([q], 5000, 3))
+    producer.start()
+    got = 0
+    while got < 5000:
+        assert select.select([q], [], [], LONG)[0] == [q]
+        try:
+            while True:
+                q.get_nowait()
+                got += 1
+        except copyless.queues.Empty:
+            pass
+    producer.join()
+
+
+def test_what_another_process_took_is_readable_no_more():
+    q = copyless.Queue()
+    q.put(1)
+    assert select.select([q], [], [], LONG)[0] == [q]
+    taker = multiprocessing.get_context("fork").Process(target=q.get)
+    taker.start()
+    taker.join()
+    _until(lambda: select.select([q], [], [], 0)[0] == [])
+    q.put(2)
+    assert select.select([q], [], [], LONG)[0] == [q]
+    assert q.get_many() == [2]
+    assert select.select([q], [], [], 0)[0] == []
+
+
+def test_a_closed_queue_is_readable():
+    q = copyless.Queue()
+    fd = q.fileno()
+    q.close()
+    assert select.select([fd], [], [], LONG)[0] == [fd]
+    other = copyless.Queue()
+    other.close()
+    assert select.select([other], [], [], LONG)[0] == [other]
+
+
+def test_a_descriptor_is_made_anew_after_a_fork():
+    q = copyless.Queue()
+    fd = q.fileno()
+
+    def child():
+        assert q.fileno() == fd  # the same number, another file
+        q.put(1)
+        assert select.select([q], [], [], LONG)[0] == [q]
+        assert q.get() == 1
+        assert select.select([q], [], [], 0)[0] == []
+        q.put("parent's")
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert select.select([fd], [], [], LONG)[0] == [fd]
+    assert q.get() == "parent's"
+
+
+def test_a_descriptor_is_closed_with_its_queue():
+    def fd_of_one():
+        return copyless.Queue().fileno()
+
+    fd = fd_of_one()
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_a_thread_that_starts_and_ends_with_the_process():
+    code = """
+import copyless, select
+q = copyless.Queue(); q.fileno(); q.put(1)
+assert select.select([q], [], [], 30)[0]
+e = copyless.Event(); e.fileno()
+print("end")
+"""
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+# ---- event loops
+
+
+def test_add_reader():
+    q = copyless.Queue()
+
+    async def main():
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(q._reader, came.set)
+        _later(q.put, 7)
+        await asyncio.wait_for(came.wait(), LONG)
+        loop.remove_reader(q._reader)
+        return q.get_nowait()
+
+    assert asyncio.run(main()) == 7
+
+
+def test_await():
+    q, event = copyless.Queue(), copyless.Event()
+    one, other = socket.socketpair()
+
+    async def main():
+        assert await copyless.await_([q, event, one], 0.01) == []
+        _later(q.put, 1)
+        assert await copyless.await_([q, event, one], LONG) == [q]
+        q.get()
+        _later(other.send, b"x")
+        assert await copyless.await_([q, event, one]) == [one]
+        task = asyncio.ensure_future(copyless.await_([q, event]))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        waits = [asyncio.ensure_future(copyless.await_([event])) for _ in range(20)]
+        _later(event.set)
+        assert await asyncio.gather(*waits) == [[event]] * 20
+        with open(__file__, "rb") as file:
+            assert await copyless.await_([q, file], LONG) == [file]
+
+    with one, other:
+        asyncio.run(main())
