@@ -137,6 +137,7 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/bystander.py
 	$(BIN)/python bench/lateness.py
 	$(BIN)/python bench/channels.py
+	$(BIN)/python bench/waiting.py
 	$(BIN)/python bench/parity.py
 	$(BIN)/python bench/comm.py
 

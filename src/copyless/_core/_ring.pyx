@@ -140,11 +140,12 @@ cdef class _Ring(Object):
         set_private(block)  # what is sent on of a frame goes by value: its slot is written again
 
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
-        if reader >= CL_RING_READERS:
+        if reader >= self.r.room:
             raise TypeError(f"wait() waits for a subscription of a ring: for sub = ring.subscribe(), not for {self!r}")
         self.be_open()
         out.store, out.head, out.closed = self.store, self._need(), <const int *>&self.closed
-        out.is_.kind, out.reader, out.self = CL_KIND_RING, reader, self.r.self
+        out.is_.kind, out.is_.number, out.is_.room = CL_KIND_RING, self.r.slots, self.r.room
+        out.reader, out.self = reader, cl_seen(&self.r.self)
         return 0
 
     @property

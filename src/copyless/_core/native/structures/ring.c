@@ -961,6 +961,7 @@ void cl_ring_shut(cl_ring *r)
     atomic_store(&r->head->state, CL_RING_SHUT);
     CL_KILL_POINT();
     cl_bell_ring(&r->head->published, INT_MAX);
+    cl_bells_tell(r->store, &r->head->head);
     cl_bell_ring(&r->head->changed, INT_MAX);
 }
 
