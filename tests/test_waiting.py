@@ -296,6 +296,29 @@ def test_timeouts_are_never_early_and_not_late():
     assert time.monotonic() - begun < LONG
 
 
+def test_a_stopped_reader_does_not_keep_a_producer_from_ending():
+    q = copyless.Queue()
+    own, there = multiprocessing.Pipe()
+
+    def read():
+        q.fileno()
+        there.send(1)
+        own.close()
+        there.recv()
+
+    fork = multiprocessing.get_context("fork")
+    reader = fork.Process(target=read)
+    reader.start()
+    own.recv()
+    os.kill(reader.pid, signal.SIGSTOP)
+    producer = fork.Process(target=q.put, args=(1,))
+    producer.start()
+    producer.join(LONG)
+    assert producer.exitcode == 0
+    reader.kill()
+    reader.join()
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_ctrl_c(mixed):
     pipe = multiprocessing.Pipe()
@@ -459,6 +482,9 @@ def test_a_fork_beside_a_waiter_and_with_one():
 def test_select_and_selectors():
     q, event = copyless.Queue(), copyless.Event()
     assert select.select([q, event, q._reader], [], [], 0)[0] == []
+    q.put(0)
+    assert select.select([q], [], [], 0)[0] == [q]  # at once, whenever the thread comes to it
+    q.get()
     _later(q.put, 1)
     assert select.select([q, event, q._reader], [], [], LONG)[0] == [q, q._reader]
     assert q.get() == 1
@@ -472,6 +498,17 @@ def test_select_and_selectors():
         assert [key.data for key, _ in selector.select(LONG)] == ["event"]  # a level
         event.clear()
         assert selector.select(0) == []
+
+
+def test_who_sees_the_end_of_a_process_sees_what_it_put():
+    for _ in range(20):
+        q = copyless.SimpleQueue()
+        producer = multiprocessing.get_context("fork").Process(target=q.put, args=(1,))
+        fd = q.fileno()
+        producer.start()
+        stdlib.wait([producer.sentinel], LONG)
+        assert select.select([fd], [], [], 0)[0] == [fd]  # the number: nobody looks at the queue itself
+        producer.join()
 
 
 @pytest.mark.parametrize("kind", [copyless.Queue, copyless.SimpleQueue, copyless.JoinableQueue])
@@ -636,3 +673,28 @@ def test_await():
 
     with one, other:
         asyncio.run(main())
+
+
+# ---- a `select` that is another's
+
+
+@pytest.mark.parametrize("has_poll", [True, False])
+def test_a_patched_select_is_what_waits(monkeypatch, has_poll):
+    q, calls, real, real_poll = copyless.Queue(), [], select.select, select.poll
+
+    def patched(*args):
+        calls.append("select")
+        return real(*args)
+
+    def patched_poll():
+        calls.append("poll")
+        return real_poll()
+
+    monkeypatch.setattr(select, "select", patched)
+    if has_poll:
+        monkeypatch.setattr(select, "poll", patched_poll)
+    else:
+        monkeypatch.delattr(select, "poll")
+    _later(q.put, 1)
+    assert copyless.wait([q], LONG) == [q]
+    assert calls[-1] == ("poll" if has_poll else "select")

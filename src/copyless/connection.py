@@ -6,8 +6,10 @@ from multiprocessing import connection as _stdlib
 from multiprocessing.connection import *  # noqa: F403
 from typing import Any
 
-from copyless.connections import Connection
-from copyless.waiting import await_
+from copyless.connections import Connection as Connection
+from copyless.connections import Pipe as Pipe
+from copyless.waiting import await_ as await_
+from copyless.waiting import wait as wait
 
 __all__ = [*_stdlib.__all__, "Connection", "await_"]
 

@@ -13,6 +13,7 @@ import select
 import sys
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -21,11 +22,11 @@ from typing import Any, NamedTuple
 from copyless._core import _bells
 from copyless._core._blocks import Object
 
-__all__ = ["Part", "Reader", "Selectable", "Writer", "await_", "ring", "wait"]
+__all__ = ["Part", "Reader", "Selectable", "Writer", "await_", "is_patched", "ring", "wait"]
 
 _MPI_SHORTEST, _MPI_LONGEST = 5e-5, 5e-4  # seconds between two looks at MPI
 WHOLE = 0xFFFFFFFF  # the object itself, no subscription of it
-_POLLED = select.POLLIN | select.POLLPRI
+_POLLED = 1 | 2  # POLLIN, POLLPRI
 
 
 class Part(NamedTuple):
@@ -103,10 +104,37 @@ def _is_result(each: object) -> bool:
 # ---- one wait
 
 
+def is_patched() -> bool:
+    """Whether `select` is another's, as under gevent and eventlet: then to sleep in C would stop all its tasks."""
+    return not isinstance(select.select, types.BuiltinFunctionType)
+
+
+class _Poll:
+    """`select.poll`, or where that was taken away (eventlet) `select.select`."""
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        self._fds = list(fds)
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            for fd in self._fds:
+                self._poll.register(fd, _POLLED)
+
+    def add(self, fd: int) -> None:
+        self._fds.append(fd)
+        if self._poll is not None:
+            self._poll.register(fd, _POLLED)
+
+    def __call__(self, seconds: float | None) -> list[int]:
+        """Those that can be read, or have ended."""
+        if self._poll is not None:
+            return [fd for fd, _ in self._poll.poll(None if seconds is None else seconds * 1000)]
+        return select.select(self._fds, [], [], seconds)[0]
+
+
 class _Parts:
     """The objects of one wait, each by what it is waited for."""
 
-    def __init__(self, objects: list[Any]) -> None:
+    def __init__(self, objects: list[Any], ends: bool) -> None:
         self.objects = objects
         self.polls = False
         self._sources: list[tuple[Object, int]] = []
@@ -125,9 +153,9 @@ class _Parts:
             else:
                 self.fds.setdefault(_descriptor(each), []).append(i)
         self.memory = _bells.Waiting(self._sources)
-        self._poll = select.poll()
-        for fd in self.fds:
-            self._poll.register(fd, _POLLED)
+        if ends:
+            self.memory.forget_who_is_left()
+        self.poll = _Poll(self.fds)
 
     def _add(self, i: int, part: Part) -> None:
         if part.is_ready is not None:
@@ -138,11 +166,13 @@ class _Parts:
 
     def look(self, ask: bool = False, deaths: bool = False) -> list[Any]:
         """Those that are ready now, in order. `ask`: be rung from now on."""
-        found = {self._index[i] for i in self.memory.look(ask, deaths)} if self._sources else set()
-        found.update(i for i, is_ready in self._asked if is_ready(deaths))
-        if self.fds:
-            for fd, _ in self._poll.poll(0):
+        found: set[int] = set()
+        if self.fds:  # first: who sees that a process has ended sees what it did before
+            for fd in self.poll(0):
                 found.update(self.fds.get(fd, ()))
+        if self._sources:
+            found.update(self._index[i] for i in self.memory.look(ask, deaths))
+        found.update(i for i, is_ready in self._asked if is_ready(deaths))
         found.discard(-1)
         return [self.objects[i] for i in sorted(found)]
 
@@ -172,7 +202,7 @@ class _Waker:
         try:
             self.fd = _free.pop()
         except IndexError:
-            self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.fd = _bells.make_eventfd()
         _wakers.add(self.fd)
         self._pid = os.getpid()
         self._listeners = parts.memory.listeners(self.fd)
@@ -268,25 +298,23 @@ def wait(object_list: Iterable[Any], timeout: float | None = None) -> list[Any]:
     objects = list(object_list)
     _check(timeout)
     sources = [(each, WHOLE) for each in objects if isinstance(each, Object)]
-    if objects and len(sources) == len(objects):
+    if objects and len(sources) == len(objects) and not is_patched():
         memory = _bells.Waiting(sources)
         if memory.is_of_one_store:
             return [objects[i] for i in memory.wait(timeout)]
-    parts = _Parts(objects)
+    parts = _Parts(objects, timeout is not None)
     found = parts.look(deaths=timeout is not None and timeout <= 0)
     if found or (timeout is not None and timeout <= 0):
         return found
     clock, waker = _Clock(parts, timeout), _Waker(parts)
-    poll = parts._poll
     try:
-        poll.register(waker.fd, select.POLLIN)
+        parts.poll.add(waker.fd)
         while True:
             waker.empty()
             found = parts.look(True, clock.deaths())
             if found or clock.over:
                 return found
-            pause = clock.pause()
-            poll.poll(None if pause is None else pause * 1000)
+            parts.poll(clock.pause())
     finally:
         waker.close()
 
@@ -306,7 +334,7 @@ async def await_(object_list: Iterable[Any], timeout: float | None = None) -> li
     """
     objects = list(object_list)
     _check(timeout)
-    parts = _Parts(objects)
+    parts = _Parts(objects, timeout is not None)
     found = parts.look(deaths=timeout is not None and timeout <= 0)
     if found or (timeout is not None and timeout <= 0):
         return found
@@ -368,7 +396,8 @@ class Selectable:
             with _making:
                 signal = self._signal
                 if signal is None:
-                    self._signal = signal = _bells.Signal(self)
+                    source: Any = self
+                    self._signal = signal = _bells.Signal(source)
                     if getattr(self, "closed", False):
                         signal.shut()
         return signal.fileno()  # type: ignore[no-any-return]
@@ -405,7 +434,7 @@ class _End:
         self.close()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._source is other._source  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._source is other._source
 
     def __hash__(self) -> int:
         return hash((type(self), id(self._source)))
@@ -430,7 +459,8 @@ class Reader(_End):
         return bool(wait([self._source], timeout))
 
     def _for_wait(self) -> Part:
-        self.fileno()
+        if self.closed:
+            raise OSError("handle is closed")
         return Part(None, ((self._source, WHOLE),))
 
     def recv(self, *args: object) -> Any:

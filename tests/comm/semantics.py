@@ -151,6 +151,29 @@ def requests():
     sent.wait()
 
 
+def the_first_of_many():
+    q = copyless.Queue()
+    expected = [world.irecv(source=left, tag=50 + i) for i in range(2)]
+    assert copyless.wait([q, *expected], 0) == []
+    world.barrier()
+    world.send("second", right, 51)
+    assert copyless.wait([q, *expected], 60) == expected[1:]
+    assert expected[1].wait() == "second"
+    q.put("here")
+    assert copyless.wait([q, expected[0]], 60) == [q]
+    q.get()
+    world.barrier()
+    world.send("first", right, 50)
+    assert copyless.wait([expected[0], q], 60) == [expected[0]]
+    assert expected[0].wait() == "first"
+    sent = world.isend("message", right, 52)
+    message = world.mprobe(left, 52)
+    assert copyless.wait([q, message], 60) == [message]
+    assert message.recv() == "message"
+    assert copyless.wait([sent], 60) == [sent]
+    sent.wait()
+
+
 def a_synchronous_send_waits_for_its_receive():
     if size == 1:
         return
@@ -304,7 +327,7 @@ def many_threads():
 
 CHECKS = [
     every_kind_of_object_by_every_send, values_are_snapshots_and_ones_own, messages_do_not_overtake, posted_receives_come_first,
-    wildcards_and_status, nobody, requests, a_synchronous_send_waits_for_its_receive, collectives, shared_arrays_in_collectives,
+    wildcards_and_status, nobody, requests, the_first_of_many, a_synchronous_send_waits_for_its_receive, collectives, shared_arrays_in_collectives,
     communicators, between_groups, many_threads,
 ]  # fmt: skip
 

@@ -307,6 +307,16 @@ static void descriptors(void)
         _exit(0);
     }
     CHECK(is_readable(s.fd, 20000) && is_readable(l.fd, 20000) && ended(producer));
+    CHECK(take(&queues[0], &value) == CL_OK && cl_signal_settle(&s) == 0);
+    producer = fork();
+    if (producer == 0) {
+        put(&queues[0], 5);
+        int rc;
+        while ((rc = cl_bells_heard(&store, after(20000))) == CL_AGAIN) {
+        }
+        _exit(rc == CL_OK ? 0 : 1);
+    }
+    CHECK(ended(producer) && is_readable(s.fd, 0)); /* who saw the end sees what came before it */
     CHECK(cl_signal_settle(&s) == 1 && is_readable(s.fd, 0)); /* the level stays */
     CHECK(take(&queues[0], &value) == CL_OK && cl_signal_settle(&s) == 0 && !is_readable(s.fd, 0));
     put(&queues[0], 6);

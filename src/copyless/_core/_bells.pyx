@@ -3,19 +3,23 @@
 
 What the functions mean to their users is in `copyless.waiting`.
 """
+from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport atexit, calloc, free
 from libc.string cimport memset
 from posix.unistd cimport close, getpid
 
-from copyless._core._blocks cimport Block, Object
+from copyless._core._blocks cimport Block, Object, is_elsewhere
 from copyless._core._check cimport check, deadline_of, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_FOREVER, CL_LOOK_SLICES, CL_OK, CL_SLICE_NS, cl_signal, cl_signal_add, cl_signal_remove, cl_signal_settle, cl_signal_shut,
+    CL_AGAIN, CL_FOREVER, CL_LOOK_SLICES, CL_OK, CL_SLICE_NS, CL_SYSTEM, cl_signal, cl_signal_add, cl_signal_remove, cl_signal_settle, cl_signal_shut,
     cl_signals_forget, cl_signals_stop, cl_spin, cl_store, cl_watch, cl_watch_any, cl_watch_pass,
 )
 
 import os
+
+from copyless._core.failures import native_error
+from copyless.errors import WrongProcessError
 
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
@@ -57,9 +61,13 @@ cdef int add(cl_signal *s) except -1:
 cdef int new_eventfd() except -1:
     cdef int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
     if fd < 0:
-        os.eventfd(0)  # which raises what the matter is
-        raise OSError("no eventfd could be made")
+        raise native_error(CL_SYSTEM, errno, "no eventfd could be made", 0)
     return fd
+
+
+def make_eventfd():
+    """A descriptor that does not block."""
+    return new_eventfd()
 
 
 cdef class Signal:
@@ -92,10 +100,12 @@ cdef class Signal:
         cdef int fd
         if self.pid == getpid():
             return 0
+        if is_elsewhere(self.s.store):
+            raise WrongProcessError("this descriptor is the parent's: this child was not forked by fork(), or could not be registered")
         fd = new_eventfd()
         if dup3(fd, self.s.fd, O_CLOEXEC) < 0:
             close(fd)
-            raise OSError("the descriptor could not be made anew after the fork")
+            raise native_error(CL_SYSTEM, errno, "the descriptor could not be made anew after the fork", 0)
         close(fd)
         self.pid = getpid()
         add(&self.s)
@@ -103,6 +113,7 @@ cdef class Signal:
 
     def fileno(self):
         self.be_here()
+        cl_signal_settle(&self.s)  # what is ready when a wait begins is readable then
         return self.s.fd
 
     def settle(self):
@@ -195,6 +206,12 @@ cdef class Waiting:
                 return False
         return self.n != 0
 
+    def forget_who_is_left(self):
+        """A wait with a timeout does not ask whether anybody is left who could put, as a get with one."""
+        cdef uint32_t i
+        for i in range(self.n):
+            self.watches[i].queue = NULL
+
     def wait(self, timeout):
         """Sleep on the bell until one of them is ready: the indices, none after `timeout` seconds. All are of one store."""
         cdef Wait wait = new_wait()
@@ -202,8 +219,7 @@ cdef class Waiting:
         cdef uint32_t slices = 0
         cdef int rc = CL_AGAIN
         if deadline != CL_FOREVER:
-            for i in range(self.n):
-                self.watches[i].queue = NULL  # a get with a timeout does not ask who is left, either
+            self.forget_who_is_left()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_watch_any(self.watches, self.n, self.ready, &slices, deadline, &spin)

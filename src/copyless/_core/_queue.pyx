@@ -23,7 +23,7 @@ from copyless._core._handles cimport token_of
 from copyless._core._pickles cimport loads_at
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
-    CL_AGAIN, cl_bells_tell, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
+    CL_AGAIN, cl_bells_heard, cl_bells_tell, CL_CLOSED, CL_CORRUPT, CL_FOREVER, CL_FULL, CL_INLINE_MAX, CL_KIND_QUEUE, CL_LEASES, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OK,
     CL_OWNER_DIED, CL_QUEUE_JOINABLE, CL_QUEUE_REDELIVER, CL_ROLE_CLOSED, CL_ROLE_GETS, CL_ROLE_PUTS, CL_STALE, CL_STAY, CL_TIMEOUT, cl_add_bits64,
     cl_block_ref, cl_copy, cl_end, cl_find_any, cl_got, cl_item, cl_lease, cl_queue_abort, cl_queue_attach, cl_queue_begin, cl_queue_bytes,
     cl_queue_commit, cl_queue_dead_letter, cl_queue_deserted, cl_queue_detach, cl_queue_discard, cl_queue_done, cl_queue_nack, cl_queue_head, cl_queue_is_late, cl_queue_join, cl_queue_needs_registry, cl_queue_next,
@@ -67,6 +67,7 @@ cdef enum:
     COPIED = 65536  # bytes
     ARRAYS_LARGEST = 16384  # bytes of a pickle with arrays
     SLEEPS = 2  # bit of a `commit`: somebody sleeps on it
+    HEARD_NS = 100000000  # at most; the other is stopped then, or has no processor
     DESERTED_SLICES = 20  # a second in which somebody may start another producer
 
 cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
@@ -439,9 +440,15 @@ cdef class _Queue(Object):
         self._say_goodbye()
 
     def _say_goodbye(self):
-        """Write down that this process puts no more."""
+        """Write down that this process puts no more. Who waits by descriptors sees what was put before it sees the end of the process."""
+        cdef int64_t deadline = cl_monotonic_ns() + HEARD_NS
+        cdef int rc
         if self.head != NULL and not is_elsewhere(self.store):
             cl_queue_role(&self.q, CL_ROLE_CLOSED, True)
+            with nogil:
+                rc = CL_AGAIN
+                while rc == CL_AGAIN and cl_monotonic_ns() < deadline:
+                    rc = cl_bells_heard(self.store, deadline)
 
     # ---- put
 

@@ -376,6 +376,7 @@ cdef extern from "ring.h" nogil:
 
 cdef extern from "tell.h" nogil:
     void cl_bells_tell(const cl_store *store, cl_head *head)
+    int cl_bells_heard(cl_store *store, int64_t deadline_ns)
 
 cdef extern from "bells.h" nogil:
     ctypedef struct cl_watch:

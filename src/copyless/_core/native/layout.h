@@ -25,7 +25,7 @@
  *
  * Every mutable field of the registry belongs to its lock and changes only by a transaction of journal.h, so a reader
  * who holds the lock never sees half a change, whoever was killed before. Exceptions, each a single word: the lock
- * itself, `names_seq` (a futex), an owner's `op` and `bell`, and what only its own owner writes before others may look. Who only
+ * itself, `names_seq` (a futex), an owner's `op`, `bell` and `heard`, and what only its own owner writes before others may look. Who only
  * looks needs no lock: a copy made while `entries` stood still and the lock was free is as good (snapshot.c). */
 #ifndef CL_LAYOUT_H
 #define CL_LAYOUT_H
@@ -202,7 +202,8 @@ typedef struct cl_owner {
     uint32_t sweep; /* the hold to look at next, index + 1 */
     uint32_t look; /* gone: the slot of a segment to look at next for what it left unfinished */
     cl_au32 bell; /* rung by others when something that this process waits for may be ready: bells.h. Never reset */
-    uint32_t spare[5];
+    cl_au32 heard; /* | the ring for which this process's descriptors are written | 1 |; 0: it has none */
+    uint32_t spare[4];
     uint32_t marks[CL_MARK_PAGES]; /* pages of marks, index + 1: inherited holds that it does not use any more */
 } cl_owner;
 _Static_assert(sizeof(cl_owner) == 288, "owner slot");

@@ -101,6 +101,7 @@ static void go_live(cl_store *store, uint32_t slot, const cl_identity *who, uint
     o->heir_of = heir_of;
     o->heir_epoch = heir_epoch;
     memset(o->marks, 0, sizeof o->marks);
+    atomic_store_explicit(&o->heard, 0, memory_order_relaxed); /* the bell goes on where it was */
     CL_KILL_POINT();
     cl_txn txn = cl_begin(store->base);
     cl_set32(&txn, &o->state, CL_OWNER_LIVE);

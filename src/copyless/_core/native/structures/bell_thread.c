@@ -2,6 +2,7 @@
 #include "bell_thread.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@ static pthread_mutex_t mutex =
 static pthread_cond_t some = PTHREAD_COND_INITIALIZER;
 static bell_thread *threads;
 static int stopping;
+static pid_t begun_by;
 
 static void write_to(const cl_signal *s)
 {
@@ -65,6 +67,15 @@ static int look(cl_signal *s, int at_deaths)
     return 0;
 }
 
+/* All descriptors are written for this ring; who is about to end waits for that. */
+static void heard(const bell_thread *t, uint32_t ring)
+{
+    cl_au32 *word = &t->store->owners[t->store->slot].heard;
+    if (atomic_exchange(word, ring | 1u) != (ring | 1u)) {
+        cl_wake(word, INT_MAX);
+    }
+}
+
 static void *run(void *argument)
 {
     bell_thread *t = argument;
@@ -73,6 +84,8 @@ static void *run(void *argument)
     pthread_mutex_lock(&mutex);
     while (!stopping) {
         if (t->signals == NULL) {
+            atomic_store(&t->store->owners[t->store->slot].heard, 0);
+            cl_wake(&t->store->owners[t->store->slot].heard, INT_MAX);
             pthread_cond_wait(&some, &mutex);
             continue;
         }
@@ -88,6 +101,7 @@ static void *run(void *argument)
                 look(s, slices % CL_LOOK_SLICES == 0);
             }
         }
+        heard(t, now);
         pthread_mutex_unlock(&mutex);
         cl_bell_wait(bell, now, CL_FOREVER, NULL);
         pthread_mutex_lock(&mutex);
@@ -121,6 +135,10 @@ static bell_thread *thread_of(cl_store *store)
 
 int cl_signal_add(cl_signal *s)
 {
+    if (begun_by != getpid()) { /* also after a fork of which nobody told */
+        cl_signals_forget();
+        begun_by = getpid();
+    }
     pthread_mutex_lock(&mutex);
     bell_thread *t = thread_of(s->store);
     int rc = stopping ? ECANCELED : 0;
@@ -142,6 +160,7 @@ int cl_signal_add(cl_signal *s)
     if (rc == 0) {
         s->next = t->signals;
         t->signals = s;
+        atomic_store(&s->store->owners[s->store->slot].heard, t->seen | 1u);
         s->raised = s->shut = 0;
         if (!s->listens) {
             look(s, 0);

@@ -28,11 +28,12 @@ typedef struct cl_signal {
     cl_watch watch;
 } cl_signal;
 
+/* Begins anew by itself in a forked child, where all earlier ones are the parent's. */
 int cl_signal_add(cl_signal *s); /* CL_SYSTEM: no thread could be started */
 void cl_signal_remove(cl_signal *s); /* nobody writes to its descriptor any more */
 int cl_signal_settle(cl_signal *s); /* lowered unless it is ready: whether it is */
 void cl_signal_shut(cl_signal *s);
-void cl_signals_forget(void); /* in a forked child: all are the parent's */
+void cl_signals_forget(void); /* in a forked child */
 void cl_signals_stop(void); /* before the registry is unmapped */
 
 #endif

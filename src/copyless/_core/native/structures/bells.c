@@ -8,6 +8,8 @@
 
 /* ---- ringing */
 
+static cl_au64 rung; /* bits, since we last waited until they were heard; a hint */
+
 void cl_bells_ring(const cl_store *store, cl_head *head)
 {
     uint32_t high = *(const volatile uint32_t *)&store->control->owners_high;
@@ -21,10 +23,33 @@ void cl_bells_ring(const cl_store *store, cl_head *head)
             continue; /* another rings them */
         }
         CL_KILL_POINT();
+        atomic_fetch_or_explicit(&rung, (uint64_t)1 << bit, RELAXED);
         for (uint32_t slot = bit; slot < high && !CL_MUTANT(bells_not_rung); slot += CL_BELL_BITS) {
             cl_bell_ring(&store->owners[slot].bell, INT_MAX);
         }
     }
+}
+
+int cl_bells_heard(cl_store *store, int64_t deadline_ns)
+{
+    uint32_t high = *(const volatile uint32_t *)&store->control->owners_high;
+    uint64_t left = atomic_load_explicit(&rung, RELAXED);
+    int rc = CL_OK;
+    high = high < CL_MAX_OWNERS ? high : CL_MAX_OWNERS;
+    for (uint32_t slot = 0; rc == CL_OK && left != 0 && slot < high; slot++) {
+        cl_owner *o = &store->owners[slot];
+        uint32_t heard = atomic_load(&o->heard), bell = atomic_load(&o->bell);
+        if (!(left >> slot % CL_BELL_BITS & 1) || heard == 0 || slot == store->slot ||
+            (int32_t)((bell | 1u) - heard) <= 0 || cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
+            continue;
+        }
+        rc = cl_wait(&o->heard, heard, deadline_ns, NULL);
+        slot--; /* the same one again */
+    }
+    if (rc != CL_AGAIN) { /* who has waited once does not wait for the same again */
+        atomic_store_explicit(&rung, 0, RELAXED);
+    }
+    return rc;
 }
 
 /* ---- asking */

@@ -13,6 +13,10 @@ static inline cl_au32 *cl_bell_of(const cl_store *store) /* this process's */
 
 void cl_bells_ring(const cl_store *store, cl_head *head);
 
+/* Wait until those that this copy of the library has rung have written their descriptors, until the deadline at the longest: for who is about
+ * to end, so that nobody sees its end by a descriptor before what it did. CL_OK, CL_AGAIN, CL_TIMEOUT. */
+int cl_bells_heard(cl_store *store, int64_t deadline_ns);
+
 /* After an object was made ready by a sequentially consistent write: tell those who asked. One load, as long as nobody did. */
 static inline void cl_bells_tell(const cl_store *store, cl_head *head)
 {
