@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "copyless.arrays": (
-        "SharedArray", "array", "asarray", "attach", "empty", "empty_like", "frombuffer", "full", "handle", "memmap",
-        "ones", "open", "unlink", "zeros", "zeros_like",
+        "SharedArray", "array", "asarray", "attach", "empty", "empty_like", "frombuffer", "full", "full_like",
+        "handle", "memmap", "ones", "ones_like", "open", "unlink", "zeros", "zeros_like",
     ),
     "copyless.sharing": ("is_shared", "share"),
     "copyless.explaining": ("Explanation", "explain"),
@@ -47,7 +47,7 @@ _HOMES = {
     "copyless.errors": (
         "BootUnknownError", "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError",
         "LimitExceededError", "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "RegistryBusyError", "ServerEndedError",
-        "StaleHandleError", "TaskUnreadableError", "UnsendableError", "WorkerDiedError", "WrongProcessError",
+        "StaleHandleError", "StaleNameError", "TaskUnreadableError", "UnsendableError", "WorkerDiedError", "WrongProcessError",
     ),
 }  # fmt: skip
 # What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
@@ -107,6 +107,7 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandleError",
+    "StaleNameError",
     "SyncManager",
     "TaskUnreadableError",
     "TimeoutError",
@@ -130,6 +131,7 @@ __all__ = [
     "freeze_support",
     "frombuffer",
     "full",
+    "full_like",
     "get_all_start_methods",
     "get_context",
     "get_logger",
@@ -139,6 +141,7 @@ __all__ = [
     "log_to_stderr",
     "memmap",
     "ones",
+    "ones_like",
     "open",
     "parent_process",
     "reap",
@@ -183,9 +186,11 @@ if TYPE_CHECKING:
         empty_like,
         frombuffer,
         full,
+        full_like,
         handle,
         memmap,
         ones,
+        ones_like,
         open,
         unlink,
         zeros,
@@ -214,6 +219,7 @@ if TYPE_CHECKING:
         RegistryBusyError,
         ServerEndedError,
         StaleHandleError,
+        StaleNameError,
         TaskUnreadableError,
         UnsendableError,
         WorkerDiedError,

@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -22,12 +22,12 @@ from copyless import _loaders, pickling
 from copyless._core import _array_type, _blocks, _copying, _handles, _names, _queue, _store
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
-from copyless.errors import CorruptSegmentError, StaleHandleError
-from copyless.storage import files, handles
+from copyless.errors import CorruptSegmentError
+from copyless.storage import files, handles, names
 from copyless.storage.blocks import allocate
 from copyless.storage.dtypes import NotDescribed, remembered_dtype
 from copyless.storage.handles import Handle
-from copyless.storage.objects import check_name
+from copyless.storage.objects import check_name, find_lasting, what_lies_in
 from copyless.storage.store import need
 
 __all__ = [
@@ -39,9 +39,11 @@ __all__ = [
     "empty_like",
     "frombuffer",
     "full",
+    "full_like",
     "handle",
     "memmap",
     "ones",
+    "ones_like",
     "open",
     "unlink",
     "zeros",
@@ -49,13 +51,14 @@ __all__ = [
 ]
 
 Shape = SupportsIndex | Sequence[SupportsIndex]
+Init = Callable[[Any], Any]
 _ndarray_new = np.ndarray.__new__
 _WIRE_SIZE = _handles.WIRE_SIZE
 
 
 @_array_type.lying_as_its_base
 class SharedArray(np.ndarray[Any, Any]):
-    """SharedArray(shape, dtype=float, order='C', *, name=None, persist=False)
+    """SharedArray(shape, dtype=float, order='C', *, name=None, persist=False, exist_ok=False, init=None)
 
     An `ndarray` whose elements lie in shared memory.
 
@@ -82,9 +85,17 @@ class SharedArray(np.ndarray[Any, Any]):
     """
 
     def __new__(
-        cls, shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+        cls,
+        shape: Shape,
+        dtype: DTypeLike = float,
+        order: str = "C",
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = False,
+        init: Init | None = None,
     ) -> SharedArray:
-        made = empty(shape, dtype, order, name=name, persist=persist)
+        made = empty(shape, dtype, order, name=name, persist=persist, exist_ok=exist_ok, init=init)
         return made if cls is SharedArray else made.view(cls)
 
     __slots__ = ()
@@ -252,24 +263,98 @@ def _layout(shape: Shape, dtype: DTypeLike, order: str) -> tuple[tuple[int, ...]
     return sizes, kind, nbytes
 
 
-def _make(shape: Shape, dtype: DTypeLike, order: str, name: str | None, persist: bool, clear: bool) -> Any:
+def _make(
+    shape: Shape,
+    dtype: DTypeLike,
+    order: str,
+    naming: tuple[str | None, bool, bool, Init | None],
+    clear: bool,
+    fill: Any = None,
+) -> Any:
+    """A new array, cleared or filled; or of a name that may exist, the array that has it. `naming`: name, persist, exist_ok, init."""
     sizes, kind, nbytes = _layout(shape, dtype, order)
+    name, persist, exist_ok, init = naming
     if name is None:
-        if persist:
-            raise ValueError("persist=True needs a name: nothing else could find the array again")
+        if persist or exist_ok:
+            what = "persist" if persist else "exist_ok"
+            raise ValueError(f"{what}=True needs a name: nothing else could find the array again")
+        if init is not None:
+            names.check_init(init)
         block = allocate(nbytes)
         if clear and block.recycled:
             block.clear()
-        return _over(block, sizes, kind, 0, None, order)
+        array = _over(block, sizes, kind, 0, None, order)
+        if fill is not None:
+            _fill(array, fill)
+        if init is not None:
+            _begin(init, array, None)
+        return array
     text = check_name(name)
-    strides = _strides(sizes, kind.itemsize, order)
-    spec = handles.describe(kind, sizes, strides, 0, handles.WRITEABLE | handles.SHARED_ARRAY)
-    at = (nbytes + 63) // 64 * 64
-    block = allocate(at + len(spec))
-    if clear and block.recycled:
-        block.clear()
-    memoryview(block)[at : at + len(spec)] = spec
-    return _Unpublished(block, sizes, kind, order, text, at, len(spec), persist, name)
+    names.check_init(init)
+    need()
+    spec = handles.describe(
+        kind, sizes, _strides(sizes, kind.itemsize, order), 0, handles.WRITEABLE | handles.SHARED_ARRAY
+    )
+
+    def make() -> Any:
+        at = (nbytes + 63) // 64 * 64
+        block = allocate(at + len(spec))
+        if clear and block.recycled:
+            block.clear()
+        memoryview(block)[at : at + len(spec)] = spec
+        array = _over(block, sizes, kind, 0, None, order)
+        if fill is not None:
+            _fill(array, fill)
+        if init is not None:
+            _begin(init, array, name)
+        return array if _names.publish(block, text, at, len(spec), persist) else None
+
+    def look(turn: bool) -> Any:
+        found = find_lasting(name, text, turn)
+        if found is None:
+            return None
+        if not exist_ok:
+            raise FileExistsError(
+                17,
+                f"an array of this name exists: open it with copyless.open({name!r}), or exist_ok=True, or unlink it"
+                if found[2]
+                else f"the name belongs to another thing ({what_lies_in(found[0], 0)}): choose another, or copyless.unlink it",
+                name,
+            )
+        return _checked(_open_found(*found, name), sizes, kind, name)
+
+    if exist_ok or init is not None:
+        return names.once(name, text, look, make)
+    array = make()
+    while array is None:  # the name is taken, or belongs to what was shut down
+        array = names.once(name, text, look, make)
+    return array
+
+
+def _checked(there: Any, shape: tuple[int, ...], dtype: Any, name: str) -> Any:
+    """What has the name already, if it is the array that the caller would have made."""
+    if not isinstance(there, np.ndarray):
+        raise FileExistsError(
+            17,
+            f"the name belongs to another thing ({type(there).__name__}): choose another, or copyless.unlink it",
+            name,
+        )
+    if there.shape != shape or there.dtype != dtype:
+        raise FileExistsError(
+            17,
+            f"the array of this name has shape {there.shape} and dtype {there.dtype}, not shape {shape} and dtype {dtype}: say the "
+            "same in every program, or choose another name, or copyless.unlink it",
+            name,
+        )
+    return there
+
+
+def _begin(init: Init, array: Any, name: str | None) -> None:
+    result = names.begin_with(init, array, name)
+    if isinstance(result, np.ndarray) and not np.may_share_memory(result, array):
+        raise TypeError(
+            "init returned another array than its argument, which nobody would see: write into it, a[...] = values"
+        )
 
 
 def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
@@ -278,35 +363,6 @@ def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ..
         strides.append(step)
         step *= max(n, 1)
     return tuple(strides if order == "F" else reversed(strides))
-
-
-class _Unpublished:
-    """A named array, filled before anybody can find it."""
-
-    def __init__(
-        self,
-        block: Any,
-        shape: Any,
-        dtype: Any,
-        order: str,
-        text: bytes,
-        at: int,
-        length: int,
-        persist: bool,
-        name: str,
-    ):
-        self.array = _over(block, shape, dtype, 0, None, order)
-        self._publish = (block, text, at, length, persist)
-        self._name = name
-
-    def publish(self) -> Any:
-        if not _names.publish(*self._publish):
-            raise FileExistsError(
-                17,
-                f"an array of this name exists: open it with copyless.open({self._name!r}), or unlink it",
-                self._name,
-            )
-        return self.array
 
 
 def copy_large(target: Any, value: Any) -> bool:
@@ -325,16 +381,20 @@ def copy_large(target: Any, value: Any) -> bool:
     return True
 
 
-def _finish(made: Any, fill: Any = None) -> Any:
-    """Fill, then publish: a name never shows what is not yet there."""
-    target = made.array if isinstance(made, _Unpublished) else made
-    if fill is not None and not copy_large(target, fill):
-        target[...] = fill
-    return made.publish() if isinstance(made, _Unpublished) else made
+def _fill(target: Any, value: Any) -> None:
+    if not copy_large(target, value):
+        target[...] = value
 
 
 def empty(
-    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+    shape: Shape,
+    dtype: DTypeLike = float,
+    order: str = "C",
+    *,
+    name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array, not initialised. Mirrors `numpy.empty`.
 
@@ -349,7 +409,12 @@ def empty(
     name : str, optional
         Lets unrelated programs of this user `open` it; to 255 bytes of UTF-8, no ``/``.
     persist : bool
-        A named array lives on when nobody holds it, until `unlink` (or the next boot).
+        A named array lives on when nobody holds it, until `unlink` (or the next boot). Without it, it goes with its last holder.
+    exist_ok : bool
+        If the name is taken, return that array, which must have this shape and dtype: the same line in every program.
+    init : function, optional
+        ``init(array)`` fills the new array before anybody can find it. Of programs that ask for one name at once, one runs it; the
+        others wait and get what it made. If it raises or its process is killed, the next runs it anew. Its result is ignored.
 
     Returns
     -------
@@ -359,11 +424,15 @@ def empty(
     Raises
     ------
     FileExistsError
-        When the name is taken.
+        When the name is taken; with `exist_ok`, when what has it is no array, or has another shape or dtype. It shows both.
     OutOfSharedMemory
         When there is no room.
     TypeError, ValueError
         For a dtype with Python objects, a bad shape or a bad name.
+    WrongProcessError
+        In a process that was forked inside `init` and comes out of it: its parent makes the array.
+    RuntimeError
+        When `init` asks for the name that it is making.
 
     Notes
     -----
@@ -376,12 +445,19 @@ def empty(
     >>> copyless.open("camera-doc").shape
     (1080, 720, 3)
     """
-    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=False))
+    array: SharedArray = _make(shape, dtype, order, (name, persist, exist_ok, init), clear=False)
     return array
 
 
 def zeros(
-    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+    shape: Shape,
+    dtype: DTypeLike = float,
+    order: str = "C",
+    *,
+    name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array of zeros. As `empty`; recycled memory is cleared, new memory is zero already.
 
@@ -390,13 +466,28 @@ def zeros(
     >>> import copyless
     >>> copyless.zeros(3, dtype="i4")
     SharedArray([0, 0, 0], dtype=int32)
+
+    The same line in every program; the first that runs it fills the array, and nobody sees it empty:
+
+    >>> def load(weights):
+    ...     weights[:] = [0.1, 0.2, 0.3]
+    >>> weights = copyless.zeros(3, name="weights-doc", exist_ok=True, init=load)
+    >>> copyless.zeros(3, name="weights-doc", exist_ok=True, init=load)
+    SharedArray([0.1, 0.2, 0.3])
     """
-    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=True))
+    array: SharedArray = _make(shape, dtype, order, (name, persist, exist_ok, init), clear=True)
     return array
 
 
 def ones(
-    shape: Shape, dtype: DTypeLike = float, order: str = "C", *, name: str | None = None, persist: bool = False
+    shape: Shape,
+    dtype: DTypeLike = float,
+    order: str = "C",
+    *,
+    name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array of ones. As `empty`.
 
@@ -406,7 +497,7 @@ def ones(
     >>> copyless.ones(2)
     SharedArray([1., 1.])
     """
-    array: SharedArray = _finish(_make(shape, dtype, order, name, persist, clear=False), 1)
+    array: SharedArray = _make(shape, dtype, order, (name, persist, exist_ok, init), False, 1)
     return array
 
 
@@ -418,6 +509,8 @@ def full(
     *,
     name: str | None = None,
     persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array filled with a value; its dtype is the value's unless given. As `empty`.
 
@@ -429,7 +522,7 @@ def full(
                  [5, 5]])
     """
     kind = np.asarray(fill_value).dtype if dtype is None else dtype
-    array: SharedArray = _finish(_make(shape, kind, order, name, persist, clear=False), fill_value)
+    array: SharedArray = _make(shape, kind, order, (name, persist, exist_ok, init), False, fill_value)
     return array
 
 
@@ -441,6 +534,8 @@ def array(
     ndmin: int = 0,
     name: str | None = None,
     persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """A shared copy of array-like data: one copy, straight into shared memory. As `numpy.array`, and `empty`.
 
@@ -458,7 +553,7 @@ def array(
         raise ValueError(f"order must be one of 'K', 'A', 'C', 'F', not {order!r}")
     if order in ("K", "A"):
         order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
-    made: SharedArray = _finish(_make(source.shape, kind, order, name, persist, clear=False), source)
+    made: SharedArray = _make(source.shape, kind, order, (name, persist, exist_ok, init), False, source)
     return made
 
 
@@ -491,6 +586,8 @@ def empty_like(
     *,
     name: str | None = None,
     persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array of the shape and dtype of another, not initialised. As `numpy.empty_like`, and `empty`.
 
@@ -500,7 +597,7 @@ def empty_like(
     >>> copyless.empty_like(np.ones((2, 3), "f4")).dtype
     dtype('float32')
     """
-    made: SharedArray = _like(prototype, dtype, order, shape, name, persist, clear=False)
+    made: SharedArray = _like(prototype, dtype, order, shape, (name, persist, exist_ok, init))
     return made
 
 
@@ -512,6 +609,8 @@ def zeros_like(
     *,
     name: str | None = None,
     persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
 ) -> SharedArray:
     """New shared array of zeros of the shape and dtype of another. As `numpy.zeros_like`, and `empty`.
 
@@ -521,15 +620,66 @@ def zeros_like(
     >>> copyless.zeros_like([[1, 2, 3]])
     SharedArray([[0, 0, 0]])
     """
-    made: SharedArray = _like(prototype, dtype, order, shape, name, persist, clear=True)
+    made: SharedArray = _like(prototype, dtype, order, shape, (name, persist, exist_ok, init), clear=True)
     return made
 
 
-def _like(prototype: Any, dtype: Any, order: str, shape: Any, name: Any, persist: bool, clear: bool) -> Any:
+def ones_like(
+    prototype: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: str = "K",
+    shape: Shape | None = None,
+    *,
+    name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
+) -> SharedArray:
+    """New shared array of ones of the shape and dtype of another. As `numpy.ones_like`, and `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.ones_like([[1.5, 2]])
+    SharedArray([[1., 1.]])
+    """
+    made: SharedArray = _like(prototype, dtype, order, shape, (name, persist, exist_ok, init), fill=1)
+    return made
+
+
+def full_like(
+    prototype: ArrayLike,
+    fill_value: Any,
+    dtype: DTypeLike | None = None,
+    order: str = "K",
+    shape: Shape | None = None,
+    *,
+    name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
+    init: Init | None = None,
+) -> SharedArray:
+    """New shared array of the shape and dtype of another, filled with a value. As `numpy.full_like`, and `empty`.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> copyless.full_like([1, 2, 3], 7)
+    SharedArray([7, 7, 7])
+    """
+    made: SharedArray = _like(prototype, dtype, order, shape, (name, persist, exist_ok, init), fill=fill_value)
+    return made
+
+
+def _like(
+    prototype: Any, dtype: Any, order: str, shape: Any, naming: Any, clear: bool = False, fill: Any = None
+) -> Any:
     like = np.asanyarray(prototype)
     if order in ("K", "A"):
         order = "F" if like.flags.f_contiguous and not like.flags.c_contiguous else "C"
-    return _finish(_make(like.shape if shape is None else shape, dtype or like.dtype, order, name, persist, clear))
+    return _make(
+        like.shape if shape is None else shape, like.dtype if dtype is None else dtype, order, naming, clear, fill
+    )
 
 
 # ---- names
@@ -550,11 +700,12 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
     Raises
     ------
     FileNotFoundError
-        When no array has the name (after `timeout`).
+        When nothing has the name (after `timeout`).
 
     Notes
     -----
-    The array lives while any process holds it: the creator may end. Attaching never destroys.
+    The array lives while any process holds it: the creator may end. What was made with ``persist=True`` lives until `unlink`. Attaching
+    never destroys.
 
     Examples
     --------
@@ -568,29 +719,27 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
     while True:
         need()  # and again: another store is waited in, once it is known that the directory was removed
         seen = _names.names_seq()
-        found = _names.lookup(text)
+        found = names.find(text)
         if found is not None:
-            try:
-                opened = _open_found(*found)
-                if readonly and isinstance(opened, np.ndarray):
-                    opened.flags.writeable = False
-                return opened
-            except StaleHandleError:
-                continue  # it went between our two calls
+            opened = _open_found(*found, name)
+            if readonly and isinstance(opened, np.ndarray):
+                opened.flags.writeable = False
+            return opened
         left = 0.2 if deadline is None else deadline - time.monotonic()
         if left <= 0:
             waited = f" after waiting {timeout:g} s" if timeout else ""
-            raise FileNotFoundError(2, f"no array of this name{waited}: 'copyless ls' lists those there are", name)
+            raise names.missing(name, waited)
         # Names also come free when their holders die, which rings no bell: look again now and then.
         _names.wait_for_name(seen, min(left, 0.2))
 
 
-def _open_found(wire: bytes, at: int, length: int) -> Any:
-    block = handles.resolve(wire)[1]
+def _open_found(block: Any, at: int, length: int, name: str) -> Any:
     if length == 0 and _blocks.object_kind(block):
         from copyless.storage import objects
 
-        return objects.stand(block)
+        thing = objects.stand(block)
+        thing.name = name
+        return thing
     view = memoryview(block)
     if at + length > len(view):
         raise CorruptSegmentError(f"the description of a named array ends at {at + length} of {len(view)} bytes")
@@ -605,12 +754,15 @@ def _open_found(wire: bytes, at: int, length: int) -> Any:
 
 
 def unlink(name: str) -> None:
-    """Take a name away. The memory stays while anybody holds it, and goes with the last.
+    """Take a name away, from an array, queue, ring or lock. The memory stays while anybody holds it, and goes with the last.
+
+    Those who hold it go on with it. Once something new has the name, whoever knows the old queue, ring or lock by its name gets
+    `StaleNameError`: at a put, and where it would wait.
 
     Raises
     ------
     FileNotFoundError
-        When no array has the name.
+        When nothing has the name.
 
     Examples
     --------
@@ -620,8 +772,19 @@ def unlink(name: str) -> None:
     """
     text = check_name(name)
     need()
-    if not _names.unpublish(text):
-        raise FileNotFoundError(2, "no array of this name: 'copyless ls' lists those there are", name)
+    while True:
+        try:
+            found = names.find(text)
+        except CorruptSegmentError:  # the name goes all the same
+            if _names.unpublish(text):
+                return
+            continue
+        if found is None:
+            raise names.missing(name)
+        if found[2] == 0 and _blocks.object_kind(found[0]):
+            _blocks.mark_renamed(found[0])  # first: a kill before the next line leaves a mark, which does no harm
+        if _names.unpublish_of(text, found[0]):
+            return
 
 
 # ---- handles

@@ -18,6 +18,7 @@ __all__ = [
     "RegistryBusyError",
     "ServerEndedError",
     "StaleHandleError",
+    "StaleNameError",
     "SystemLimitError",
     "TableFullError",
     "TaskUnreadableError",
@@ -71,6 +72,10 @@ class SystemLimitError(LimitExceededError, OutOfSharedMemory):
 
 class StaleHandleError(CopylessError, ValueError):
     """What the handle names is gone. It never shows another's bytes."""
+
+
+class StaleNameError(StaleHandleError):
+    """The name by which a queue, a ring or a lock is known here was unlinked, and another has it by now: open it anew."""
 
 
 class CorruptSegmentError(CopylessError, ValueError):

@@ -9,9 +9,13 @@ from typing import Any, ClassVar
 from copyless import pickling
 from copyless._core import _blocks
 from copyless.errors import ClosedError
+from copyless.storage.names import begin_with, check_init
 from copyless.storage.objects import obtain
 
 __all__ = ["Shared", "load", "pickled_by"]
+
+Init = Callable[[Any], Any]
+Naming = tuple[str | None, bool, bool, Init | None]  # name, persist, exist_ok, init
 
 SILENT = 1  # flag of a lock's head: recover="silent"
 
@@ -42,17 +46,28 @@ class Shared:
 
     def _obtain(
         self,
-        name: str | None,
-        persist: bool,
+        naming: Naming,
         make: Callable[[], _blocks.Block],
         kinds: tuple[int, ...],
-        recover: str | None,
+        recover: str | None = None,
     ) -> bool:
-        block, new = obtain(name, persist, make, kinds)
-        self._stand(block)  # type: ignore[attr-defined]
-        if name is not None or self.name is not None:
-            self.name = name
-        self._stood()
+        """Stand on a new block, or on the one that has the name; whether it is new. `make`: as for `storage.objects.obtain`."""
+        name, persist, exist_ok, init = naming
+        check_init(init)
+
+        def stand(block: _blocks.Block) -> None:
+            self._stand(block)  # type: ignore[attr-defined]
+            if name is not None or self.name is not None:
+                self.name = name
+            self._stood()
+
+        def begin(block: _blocks.Block) -> None:
+            stand(block)
+            begin_with(init, self, name)
+
+        block, new = obtain(name, persist, exist_ok, make, None if init is None else begin, kinds)
+        if not new or init is None:
+            stand(block)
         if recover is not None and not new:
             self.silent = recover == "silent"
         return new

@@ -32,7 +32,7 @@ from copyless import _loaders, aio, pickling, waiting
 from copyless._core import _blocks, _queue, _store, c_library
 from copyless._one_process import check_process
 from copyless.errors import ClosedError, OwnerDiedError
-from copyless.objects import Shared, pickled_by
+from copyless.objects import Init, Naming, Shared, pickled_by
 from copyless.storage.store import tell_of_removal
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
@@ -96,12 +96,13 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
 
     def _make(
-        self, maxsize: int, maxbytes: int, name: str | None, persist: bool, flags: int = 0, leases: int = 0, deliveries: int = 0
+        self, maxsize: int, maxbytes: int, naming: Naming, flags: int = 0, leases: int = 0, deliveries: int = 0
     ) -> None:
         if maxsize > 0x7FFFFFFF:
             raise ValueError(f"maxsize is at most {0x7FFFFFFF:,}, not {maxsize:,}")
         if maxbytes < 0:
             raise ValueError(f"maxbytes must be 0 (unlimited) or more bytes, not {maxbytes}")
+        name = naming[0]
         flags |= self._flags_of_class | (_queue.NAMED if name is not None else 0)
 
         def make() -> _blocks.Block:
@@ -113,7 +114,7 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
             begin._deliver_at_most(deliveries)
             return block
 
-        self._obtain(name, persist, make, (c_library.KIND_QUEUE,), None)
+        self._obtain(naming, make, (c_library.KIND_QUEUE,))
         if self._flags != flags:
             there = _class_of(self._flags).__name__ + "(redeliver=True)" * bool(self._flags & _queue.REDELIVER)
             raise FileExistsError(
@@ -249,7 +250,7 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
 
 @pickled_by(_loaders.simple_queue)
 class SimpleQueue(_Base[T]):
-    """SimpleQueue(*, name=None, persist=False, ctx=None)
+    """SimpleQueue(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A queue without limit: `put`, `get`, `empty`, `close`, and what all queues here have. Mirrors
     `multiprocessing.SimpleQueue`, whose `put` waits for ever when a pipe is full; this one never waits.
@@ -263,8 +264,16 @@ class SimpleQueue(_Base[T]):
     {'a': 1}
     """
 
-    def __init__(self, *, name: str | None = None, persist: bool = False, ctx: object = None) -> None:
-        self._make(0, 0, name, persist)
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        ctx: object = None,
+    ) -> None:
+        self._make(0, 0, (name, persist, exist_ok, init))
 
     def put(self, obj: T) -> None:  # type: ignore[override]
         """Put an object in; see the module."""
@@ -277,7 +286,7 @@ class SimpleQueue(_Base[T]):
 
 @pickled_by(_loaders.queue)
 class Queue(_Base[T]):
-    """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, ctx=None)
+    """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A queue of many producers and many consumers, first in first out. Mirrors `multiprocessing.Queue`.
 
@@ -288,8 +297,8 @@ class Queue(_Base[T]):
     maxbytes
         Most bytes of items' contents that lie in it; 0: no limit. An item larger than that goes when the queue is empty.
         What was received does not count any more.
-    name, persist, ctx
-        As for `copyless.Lock`. Who comes first decides the limits.
+    name, persist, exist_ok, init, ctx
+        As for `copyless.Lock`. Who comes first decides the limits. A queue that was shut down gives its name to the next that is made.
 
     Examples
     --------
@@ -310,9 +319,11 @@ class Queue(_Base[T]):
         maxbytes: int = 0,
         name: str | None = None,
         persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
         ctx: object = None,
     ) -> None:
-        self._make(maxsize, maxbytes, name, persist)
+        self._make(maxsize, maxbytes, (name, persist, exist_ok, init))
 
     def put_nowait(self, obj: T) -> None:
         """`put` without waiting: Full when there is no room."""
@@ -332,13 +343,13 @@ class Queue(_Base[T]):
 
 @pickled_by(_loaders.joinable_queue)
 class JoinableQueue(Queue[T]):
-    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, name=None, persist=False, ctx=None)
+    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A queue that knows what was taken and not yet acknowledged. Mirrors `multiprocessing.JoinableQueue`.
 
     Parameters
     ----------
-    maxsize, maxbytes, name, persist, ctx
+    maxsize, maxbytes, name, persist, exist_ok, init, ctx
         As for `Queue`.
     redeliver
         At least once instead of at most once: what a consumer that died had taken and not acknowledged is handed out
@@ -378,6 +389,8 @@ class JoinableQueue(Queue[T]):
         max_deliveries: int | None = None,
         name: str | None = None,
         persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
         ctx: object = None,
     ) -> None:
         flags = _queue.JOINABLE | (_queue.REDELIVER if redeliver else 0)
@@ -388,7 +401,14 @@ class JoinableQueue(Queue[T]):
                 raise TypeError(f"max_deliveries is a whole number, 1 or more, not {max_deliveries!r}")
             if not 1 <= max_deliveries <= 0x7FFFFFFF:
                 raise ValueError(f"max_deliveries is 1 or more, not {max_deliveries}")
-        self._make(maxsize, maxbytes, name, persist, flags, _queue.LEASES if redeliver else 0, max_deliveries or 0)
+        self._make(
+            maxsize,
+            maxbytes,
+            (name, persist, exist_ok, init),
+            flags,
+            _queue.LEASES if redeliver else 0,
+            max_deliveries or 0,
+        )
 
     def _stood(self) -> None:
         self._taken: dict[int, list[tuple[Any, int]]] = {}  # by id: objects taken here, with their numbers

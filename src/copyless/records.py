@@ -20,6 +20,8 @@ def to_recarray(
     index_dtypes: Any = None,
     *,
     name: str | None = None,
+    persist: bool = False,
+    exist_ok: bool = False,
 ) -> Any:
     """A table as a `numpy.recarray` in shared memory: a record a row. Mirrors `pandas.DataFrame.to_records`.
 
@@ -33,6 +35,8 @@ def to_recarray(
         What to store columns as: one dtype for all, or by name (or position).
     name : str, optional
         Lets unrelated programs `copyless.open` it (as a structured array; ``.view(numpy.recarray)`` gives fields as attributes).
+    persist, exist_ok : bool
+        As for `empty`.
 
     Returns
     -------
@@ -45,7 +49,7 @@ def to_recarray(
     TypeError
         For a column of other Python objects, or text with missing values; it names the column. Nothing stays behind.
     FileExistsError
-        When the name is taken.
+        When the name is taken; with `exist_ok`, when what has it has another length or other columns.
 
     Notes
     -----
@@ -71,10 +75,13 @@ def to_recarray(
     if twice:
         raise ValueError(f"two columns are named {sorted(twice)[0]!r}: fields of a record need names of their own")
     dtype = np.dtype([(label, values.dtype) for label, values in columns])
-    made = empty(lengths.pop() if lengths else 0, dtype, name=name)
-    for label, values in columns:
-        made[label] = values
-    return made.view(np.recarray)
+
+    def fill(made: Any) -> None:
+        for label, values in columns:
+            made[label] = values
+
+    rows = lengths.pop() if lengths else 0
+    return empty(rows, dtype, name=name, persist=persist, exist_ok=exist_ok, init=fill).view(np.recarray)
 
 
 def _columns(table: Any, index: bool, column_dtypes: Any, index_dtypes: Any) -> Any:

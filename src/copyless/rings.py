@@ -28,8 +28,9 @@ from copyless._core import _blocks, _ring, c_library
 from copyless._one_process import check_process
 from copyless._ring_values import assign
 from copyless.errors import ClosedError, CorruptSegmentError
-from copyless.objects import Shared, pickled_by
+from copyless.objects import Init, Shared, pickled_by
 from copyless.storage.dtypes import dtype_from_bytes, dtype_to_bytes
+from copyless.storage.names import missing
 
 __all__ = ["Frame", "RingBuffer", "Subscription"]
 
@@ -472,7 +473,7 @@ class RingStats(NamedTuple):
 
 @pickled_by(_loaders.ring_buffer)
 class RingBuffer(_ring._Ring, Shared):
-    """RingBuffer(spec, slots=8, *, name=None, persist=False, allow_block=True, block_timeout=None, members=256, ctx=None)
+    """RingBuffer(spec, slots=8, *, name=None, persist=False, exist_ok=True, init=None, allow_block=True, block_timeout=None, members=256, ctx=None)
 
     A ring of frames in shared memory, reserved for real when it is made: slots x bytes a frame.
 
@@ -483,9 +484,9 @@ class RingBuffer(_ring._Ring, Shared):
     slots
         How many frames it has room for, 2 to 65,536: at least two more than are on loan at a time, so that writers find
         one. Each frame on loan takes one.
-    name, persist, ctx
+    name, persist, exist_ok, init, ctx
         As for `copyless.Lock`. Who finds the name taken gets that ring, whose frames must be the same; unless `spec` is
-        None, which takes any.
+        None, which takes any. A ring that was shut down gives its name to the next that is made.
     allow_block
         Whether readers may make writers wait.
     block_timeout
@@ -530,6 +531,8 @@ class RingBuffer(_ring._Ring, Shared):
         *,
         name: str | None = None,
         persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
         allow_block: bool = True,
         block_timeout: float | None = None,
         members: int = _ring.MEMBERS,
@@ -549,7 +552,7 @@ class RingBuffer(_ring._Ring, Shared):
 
         def make() -> _blocks.Block:
             if fields is None:
-                raise FileNotFoundError(2, "no ring of this name, and no description to make one", name)
+                raise missing(str(name), ", and no spec to make a ring by")
             text, stride = _encode(fields), _stride(fields)
             flags = _ring.MAY_BLOCK if allow_block else 0
             block = _blocks.new_object(
@@ -565,7 +568,7 @@ class RingBuffer(_ring._Ring, Shared):
             _ring.begin(block, slots, members, stride, text, int((block_timeout or 0) * 1e9))
             return block
 
-        new = self._obtain(name, persist, make, (c_library.KIND_RING,), None)
+        new = self._obtain((name, persist, exist_ok, init), make, (c_library.KIND_RING,))
         if not new and fields is not None and _encode(fields) != _encode(self._fields):
             raise FileExistsError(17, f"the ring of that name has other frames ({self!r})", name)
 

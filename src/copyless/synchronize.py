@@ -34,7 +34,7 @@ from copyless._core.c_library import (
     KIND_RWLOCK,
     KIND_SEMAPHORE,
 )
-from copyless.objects import SILENT, Shared, pickled_by
+from copyless.objects import SILENT, Init, Shared, pickled_by
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
 
@@ -70,7 +70,7 @@ class _AsyncAcquire(Shared):
 
 @pickled_by(_loaders.lock)
 class Lock(_synchronize._Lock, _AsyncAcquire):
-    """Lock(*, name=None, persist=False, recover=None, ctx=None)
+    """Lock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     A non-recursive lock. Mirrors `multiprocessing.Lock`; any thread of any process may release it.
 
@@ -79,7 +79,11 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
     name
         Unrelated programs that give the same name share one lock; who comes first makes it.
     persist
-        Keep a named lock when nobody uses it, until `copyless.unlink`.
+        Keep a named lock when nobody uses it, until `copyless.unlink`. Without it the lock goes with its last user.
+    exist_ok
+        False: FileExistsError when the name is taken.
+    init
+        A function that is called with the new lock before anybody can find it, by the one process that makes it; see `copyless.zeros`.
     recover
         What its next acquirer gets when the process that holds it dies: ``"raise"`` (the default) `OwnerDiedError`, once,
         and the lock is free; ``"silent"`` the lock, and `recovered` is true until the next acquire.
@@ -98,11 +102,21 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
     """
 
     def __init__(
-        self, *, name: str | None = None, persist: bool = False, recover: str | None = None, ctx: object = None
+        self,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        recover: str | None = None,
+        ctx: object = None,
     ) -> None:
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_LOCK, 0, 0, flags), (KIND_LOCK,), recover
+            (name, persist, exist_ok, init),
+            lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_LOCK, 0, 0, flags),
+            (KIND_LOCK,),
+            recover,
         )
 
     def _state(self) -> str:
@@ -112,7 +126,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
 
 @pickled_by(_loaders.rlock)
 class RLock(_synchronize._RLock, Shared):
-    """RLock(*, name=None, persist=False, recover=None, ctx=None)
+    """RLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     A recursive lock: the thread that holds it may acquire it again, and only that thread may release it (NotHeldError, an AssertionError
     otherwise). Mirrors `multiprocessing.RLock`; the parameters are those of `Lock`. It has no asyncio form, since tasks
@@ -129,11 +143,21 @@ class RLock(_synchronize._RLock, Shared):
     """
 
     def __init__(
-        self, *, name: str | None = None, persist: bool = False, recover: str | None = None, ctx: object = None
+        self,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        recover: str | None = None,
+        ctx: object = None,
     ) -> None:
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_RLOCK, 0, 0, flags), (KIND_RLOCK,), recover
+            (name, persist, exist_ok, init),
+            lambda: _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_RLOCK, 0, 0, flags),
+            (KIND_RLOCK,),
+            recover,
         )
 
     _state = Lock._state
@@ -141,7 +165,7 @@ class RLock(_synchronize._RLock, Shared):
 
 @pickled_by(_loaders.semaphore)
 class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
-    """Semaphore(value=1, *, robust=False, name=None, persist=False, recover=None, ctx=None)
+    """Semaphore(value=1, *, robust=False, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     A counter of permits. Mirrors `multiprocessing.Semaphore`.
 
@@ -154,7 +178,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
         acquirer of one gets `OwnerDiedError` once, or with ``recover="silent"`` simply the permit), and a process can
         release only what it acquired. At most 65,536 permits. Without it a permit belongs to nobody, as in POSIX:
         anyone may release, and what a killed process had taken is gone.
-    name, persist, recover, ctx
+    name, persist, exist_ok, init, recover, ctx
         As for `Lock`.
 
     Examples
@@ -174,6 +198,8 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
         robust: bool = False,
         name: str | None = None,
         persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
         recover: str | None = None,
         ctx: object = None,
     ) -> None:
@@ -192,7 +218,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
             begin._begin(value)
             return block
 
-        self._obtain(name, persist, make, (KIND_SEMAPHORE, KIND_ROBUST_SEMAPHORE), recover)
+        self._obtain((name, persist, exist_ok, init), make, (KIND_SEMAPHORE, KIND_ROBUST_SEMAPHORE), recover)
 
     @classmethod
     def _from_block(cls, block: _blocks.Block) -> Any:
@@ -205,7 +231,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
 
 @pickled_by(_loaders.bounded_semaphore)
 class BoundedSemaphore(Semaphore):
-    """BoundedSemaphore(value=1, *, robust=False, name=None, persist=False, recover=None, ctx=None)
+    """BoundedSemaphore(value=1, *, robust=False, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     A semaphore that refuses (NotHeldError, a ValueError) to be released beyond its first value. Mirrors
     `multiprocessing.BoundedSemaphore`; the parameters are those of `Semaphore`.
@@ -225,7 +251,7 @@ class BoundedSemaphore(Semaphore):
 
 @pickled_by(_loaders.event)
 class Event(_synchronize._Event, waiting.Selectable, Shared):
-    """Event(*, name=None, persist=False, ctx=None)
+    """Event(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A flag that processes wait for. Mirrors `multiprocessing.Event`. It is one word and has no lock and no owner, so it may
     be set from a signal handler, also one that interrupts a `wait` on it.
@@ -238,9 +264,19 @@ class Event(_synchronize._Event, waiting.Selectable, Shared):
     (False, None, True)
     """
 
-    def __init__(self, *, name: str | None = None, persist: bool = False, ctx: object = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        ctx: object = None,
+    ) -> None:
         self._obtain(
-            name, persist, lambda: _blocks.new_object(_synchronize.EVENT_BYTES, KIND_EVENT, 0, 0, 0), (KIND_EVENT,), None
+            (name, persist, exist_ok, init),
+            lambda: _blocks.new_object(_synchronize.EVENT_BYTES, KIND_EVENT, 0, 0, 0),
+            (KIND_EVENT,),
         )
 
     async def await_(self, timeout: float | None = None) -> bool:
@@ -256,7 +292,7 @@ class Event(_synchronize._Event, waiting.Selectable, Shared):
 
 @pickled_by(_loaders.condition)
 class Condition(_synchronize._Condition, Shared):
-    """Condition(lock=None, *, name=None, persist=False, ctx=None)
+    """Condition(lock=None, *, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A condition variable. Mirrors `multiprocessing.Condition`.
 
@@ -264,7 +300,7 @@ class Condition(_synchronize._Condition, Shared):
     ----------
     lock
         A `Lock` or `RLock` of this package; without one it has an `RLock` of its own.
-    name, persist, ctx
+    name, persist, exist_ok, init, ctx
         As for `Lock`. Programs that share a named condition over a lock of theirs each give that lock.
 
     A waiter that was killed never absorbs a notice, and `notify` waits for nobody: it stores each notice in shared memory
@@ -281,7 +317,16 @@ class Condition(_synchronize._Condition, Shared):
 
     _lock: Any = None
 
-    def __init__(self, lock: Any = None, *, name: str | None = None, persist: bool = False, ctx: object = None) -> None:
+    def __init__(
+        self,
+        lock: Any = None,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        ctx: object = None,
+    ) -> None:
         own = lock is None
         if not own and not isinstance(lock, (Lock, RLock)):
             raise TypeError(
@@ -294,7 +339,9 @@ class Condition(_synchronize._Condition, Shared):
                 entries + (_synchronize.MUTEX_BYTES if own else 0), KIND_CONDITION, 0, _WAITERS, _OWN_LOCK if own else 0
             )
 
-        self._obtain(name, persist, make, (KIND_CONDITION,), None)
+        if not own:
+            self._lock = lock  # init may want it
+        self._obtain((name, persist, exist_ok, init), make, (KIND_CONDITION,))
         if not own:
             self._lock = lock
 
@@ -376,7 +423,7 @@ class _Inside(_synchronize._RLock, Shared):
 
 @pickled_by(_loaders.barrier)
 class Barrier(_synchronize._Barrier, Shared):
-    """Barrier(parties, action=None, timeout=None, *, name=None, persist=False, ctx=None)
+    """Barrier(parties, action=None, timeout=None, *, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A meeting point of `parties` threads or processes. Mirrors `multiprocessing.Barrier`.
 
@@ -388,7 +435,7 @@ class Barrier(_synchronize._Barrier, Shared):
         Called by the last to arrive, before anybody goes on.
     timeout
         Seconds after which a wait breaks the barrier, unless `wait` is told otherwise.
-    name, persist, ctx
+    name, persist, exist_ok, init, ctx
         As for `Lock`.
 
     A party that is killed after it arrived breaks the barrier (`threading.BrokenBarrierError` for all others); one that
@@ -414,13 +461,17 @@ class Barrier(_synchronize._Barrier, Shared):
         *,
         name: str | None = None,
         persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
         ctx: object = None,
     ) -> None:
         if not 1 <= parties <= 65536:
             raise ValueError(f"a barrier has 1 to 65,536 parties, not {parties}")
         nbytes = _synchronize.BARRIER_BYTES + parties * _synchronize.ENTRY_BYTES
         self._obtain(
-            name, persist, lambda: _blocks.new_object(nbytes, KIND_BARRIER, parties, parties, 0), (KIND_BARRIER,), None
+            (name, persist, exist_ok, init),
+            lambda: _blocks.new_object(nbytes, KIND_BARRIER, parties, parties, 0),
+            (KIND_BARRIER,),
         )
         if self.parties != parties:
             raise ValueError(f"the barrier {name!r} has {self.parties} parties, not {parties}")
@@ -480,7 +531,7 @@ os.register_at_fork(after_in_child=_holding.clear)
 
 @pickled_by(_loaders.rwlock)
 class RWLock(_synchronize._RWLock, Shared):
-    """RWLock(*, name=None, persist=False, recover=None, ctx=None)
+    """RWLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     Many readers or one writer. A waiting writer keeps new readers out, so readers cannot starve it. A reader that dies no
     longer counts; when a writer dies, the next acquirer gets `OwnerDiedError` once (see `Lock` for `recover`).
@@ -500,12 +551,22 @@ class RWLock(_synchronize._RWLock, Shared):
     """
 
     def __init__(
-        self, *, name: str | None = None, persist: bool = False, recover: str | None = None, ctx: object = None
+        self,
+        *,
+        name: str | None = None,
+        persist: bool = False,
+        exist_ok: bool = True,
+        init: Init | None = None,
+        recover: str | None = None,
+        ctx: object = None,
     ) -> None:
         nbytes = _synchronize.RWLOCK_BYTES + _WAITERS * _synchronize.ENTRY_BYTES
         flags = _flag_of(recover)
         self._obtain(
-            name, persist, lambda: _blocks.new_object(nbytes, KIND_RWLOCK, 0, _WAITERS, flags), (KIND_RWLOCK,), recover
+            (name, persist, exist_ok, init),
+            lambda: _blocks.new_object(nbytes, KIND_RWLOCK, 0, _WAITERS, flags),
+            (KIND_RWLOCK,),
+            recover,
         )
 
     def acquire_read(self, timeout: float | None = None) -> bool:

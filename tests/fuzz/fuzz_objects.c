@@ -615,7 +615,7 @@ static void fuzz_ring(fuzz_input *in)
     cl_ring_head *head = make(cl_ring_bytes(slots, room, 64, 5), CL_KIND_RING);
     head->head.flags = how & 4 ? CL_RING_MAY_BLOCK : 0;
     cl_ring_begin(head, slots, room, 64, 5);
-    head->head.spare[3] = how & 8 ? 1000 : 0;
+    head->head.spare[1] = how & 8 ? 1000 : 0;
     ring_slots = slots;
     ring_readers = room;
     attached[0] = attached[1] = 0;

@@ -22,7 +22,7 @@ static cl_ring_head *make(uint32_t slots, uint64_t flags, int64_t block_timeout_
     h->head.kind = CL_KIND_RING;
     h->head.flags = flags;
     cl_ring_begin(h, slots, MEMBERS, STRIDE, 5);
-    h->head.spare[3] = (uint64_t)block_timeout_ns;
+    h->head.spare[1] = (uint64_t)block_timeout_ns;
     return h;
 }
 

@@ -1,7 +1,7 @@
 # Blocks, for the other bindings.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from copyless._core.c_library cimport cl_block_ref, cl_head, cl_store, cl_watch
+from copyless._core.c_library cimport cl_block_ref, cl_head, cl_seen, cl_store, cl_watch
 
 
 cdef inline bint is_elsewhere(const cl_store *store) noexcept nogil:
@@ -21,10 +21,20 @@ cdef class Object:
     cdef cl_head *head
     cdef cl_store *store  # the block's
     cdef public object _signal  # its descriptor for select and its kin (_bells.Signal), once somebody has asked for one
+    cdef uint32_t names_seen  # `names_seq` when the name of this object was looked up, because it had been taken away
+    cdef bint name_seen
     cdef object __weakref__
     cdef void take(self, Block block, cl_head *head) noexcept
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1
     cdef cl_head *_need(self) except NULL
+    cdef int look_up_name(self) except -1
+
+
+cdef inline int look_at_name(Object thing) except -1:
+    """StaleNameError when the name of this object means another by now. One load, unless the name was taken away."""
+    if thing.head != NULL and cl_seen(&thing.head.renamed) != 0:
+        thing.look_up_name()
+    return 0
 
 
 cdef class Mapping:

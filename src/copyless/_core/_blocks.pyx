@@ -235,6 +235,31 @@ cdef class Object:
         return self.head
 
 
+    cdef int look_up_name(self) except -1:
+        cdef uint32_t seen = cl_seen(&the_store().control.names_seq)  # before the look: what is published later is looked at again
+        if self.name_seen and self.names_seen == seen:
+            return 0
+        self.name_seen = False
+        if LOOK is not None:
+            LOOK(self)
+        self.name_seen, self.names_seen = True, seen
+        return 0
+
+
+cdef object LOOK = None
+
+
+def know_look(look):
+    """What raises StaleNameError for an object whose name means another by now."""
+    global LOOK
+    LOOK = look
+
+
+def mark_renamed(Block block):
+    """Write down in the object that lies in a block that its name is about to be taken away, so that its users look."""
+    cl_put(&(<cl_head *>block.ref.data).renamed, 1)
+
+
 def object_kind(Block block):
     """Which kind of object a block holds; 0: none."""
     cdef cl_head *head = <cl_head *>block.ref.data

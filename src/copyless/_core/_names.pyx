@@ -11,7 +11,7 @@ from copyless._core._handles cimport wire_of_memory
 from copyless._core._store cimport the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_EXISTS, CL_FOREVER, CL_MAY_WAIT, CL_MISSING, CL_OK, cl_control, cl_lookup, cl_monotonic_ns, cl_named, cl_peek, cl_publish, cl_seen, cl_spin, cl_store,
-    cl_unpublish, cl_wait,
+    cl_unpublish, cl_unpublish_of, cl_wait,
 )
 
 
@@ -73,6 +73,40 @@ def unpublish(bytes name):
         return False
     check(rc)
     return True
+
+
+def unpublish_of(bytes name, Block block):
+    """The same, only if the name leads to this block; whether it did."""
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef Wait wait = new_wait()
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_unpublish_of(block.store, text, n, block.ref.segment, block.ref.index, CL_MAY_WAIT)
+        rc = served(&wait, rc, CL_FOREVER)
+    if rc == CL_MISSING:
+        return False
+    check(rc)
+    return True
+
+
+def leads_elsewhere(bytes name, Block block):
+    """Whether a name leads to another block than this one; not when it leads nowhere."""
+    cdef cl_store *store = the_store()
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef uint32_t n = len(name)
+    cdef cl_named found
+    cdef Wait wait = new_wait()
+    cdef int rc = CL_AGAIN
+    while rc == CL_AGAIN:
+        with nogil:
+            rc = cl_lookup(store, text, n, CL_MAY_WAIT, &found)
+        rc = served(&wait, rc, CL_FOREVER)
+    if rc != CL_OK:
+        return False
+    return (found.address.segment_id != block.ref.segment_id or found.address.segment != block.ref.segment
+            or found.address.index != block.ref.index)
 
 
 def names_seq():

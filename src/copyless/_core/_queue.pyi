@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from copyless._core._blocks import Object
+from copyless._core._blocks import Block, Object
 
 HEAD_BYTES: int
 LEASE_BYTES: int
@@ -21,6 +21,7 @@ def know(
     tell: Callable[[], None],
     tell_removed: Callable[[], None],
 ) -> None: ...
+def ended(block: Block) -> tuple[bool, int]: ...
 def plain_dumps(obj: Any) -> bytes | None: ...
 def know_arrays(array_type: type, are_plain: Callable[[], bool], beside: int) -> None: ...
 def arrays_dumps(obj: Any, by_value: bool = False) -> tuple[bytes, list[memoryview]] | None: ...

@@ -16,7 +16,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 
-from copyless._core._blocks cimport Block, Object, allocate, hurry, is_elsewhere, set_private, stand
+from copyless._core._blocks cimport Block, Object, allocate, hurry, is_elsewhere, look_at_name, set_private, stand
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core._copying cimport copy_into, room_of
 from copyless._core._handles cimport token_of
@@ -74,6 +74,14 @@ cdef object Full = _stdlib.Full, Empty = _stdlib.Empty
 cdef dict DIRECT = {}
 cdef object PACK = None, LOAD = None, SHUT_DOWN = None, TELL = None, TELL_REMOVED = None
 NOTHING = object()
+
+
+def ended(Block block):
+    """(whether the queue that lies in a block was shut down, how many items lie in it)."""
+    cdef cl_queue_head *head = <cl_queue_head *>block.ref.data
+    if block.ref.capacity < sizeof(cl_queue_head) or cl_seen(&head.state) == 0:
+        return False, 0
+    return True, cl_queue_size(head)
 
 
 def know(pack, dict direct, load_handle, shut_down, tell, tell_removed):
@@ -457,6 +465,7 @@ cdef class _Queue(Object):
         cdef Wait wait = new_wait()
         cdef int rc
         self.use(CL_ROLE_PUTS)
+        look_at_name(self)
         rc = cl_queue_put(&self.q, items, n, done, 0, 0)
         while rc == CL_AGAIN:
             with nogil:
@@ -464,6 +473,7 @@ cdef class _Queue(Object):
             rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
                 self.use(CL_ROLE_PUTS)
+                look_at_name(self)
         if cl_seen64(&self.q.head.spilled) != 0:
             tell(self.store.adrift != 0)
         return rc
@@ -626,7 +636,10 @@ cdef class _Queue(Object):
                     elif cl_queue_needs_registry(&self.q):
                         rc = cl_queue_settle(&self.q, got)
                         late = rc == CL_AGAIN
-            if rc == CL_OK or rc == CL_TIMEOUT:
+            if rc == CL_OK:
+                return rc
+            if rc == CL_TIMEOUT:
+                look_at_name(self)
                 return rc
             if rc != CL_AGAIN:
                 self.refuse(rc)
@@ -634,6 +647,8 @@ cdef class _Queue(Object):
                 return CL_TIMEOUT
             served(&wait, CL_AGAIN, CL_FOREVER)
             self.use(CL_ROLE_GETS)
+            if not late:
+                look_at_name(self)
             slices += 1
             if deadline == CL_FOREVER and slices % 4 == 0:
                 with nogil:

@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from copyless._core._blocks cimport Block, Object, is_elsewhere, set_private
+from copyless._core._blocks cimport Block, Object, is_elsewhere, look_at_name, set_private
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_FOREVER, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DEMOTED, CL_READER_DROPS,
@@ -33,8 +33,13 @@ def begin(Block block, uint32_t slots, uint32_t members, uint64_t stride, bytes 
     cdef cl_ring_head *head = <cl_ring_head *>block.ref.data
     cdef uint32_t room = cl_ring_members(members)
     cl_ring_begin(head, slots, room, stride, len(spec))
-    head.head.spare[3] = block_timeout_ns
+    head.head.spare[1] = block_timeout_ns
     memcpy(cl_ring_spec(head, slots, room), <const char *>spec, len(spec))
+
+
+def ended(Block block):
+    """Whether the ring that lies in a block was shut down."""
+    return block.ref.capacity >= sizeof(cl_ring_head) and cl_seen(&(<cl_ring_head *>block.ref.data).state) != CL_RING_OPEN
 
 
 cdef class Loan:
@@ -198,6 +203,7 @@ cdef class _Ring(Object):
         cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
+        look_at_name(self)
         rc = cl_ring_claim(&self.r, 0, 0, &since, &slot)
         while rc == CL_AGAIN:
             with nogil:
@@ -205,6 +211,7 @@ cdef class _Ring(Object):
             rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
                 self.be_open()
+                look_at_name(self)
         if rc == CL_TIMEOUT:
             return None
         if rc != CL_OK:
@@ -220,6 +227,8 @@ cdef class _Ring(Object):
         cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
+        if after == 0:  # the newest of all: that lies where the name leads now
+            look_at_name(self)
         rc = cl_ring_latest(&self.r, after, 0, 0, &frame)
         while rc == CL_AGAIN:
             with nogil:
@@ -227,7 +236,9 @@ cdef class _Ring(Object):
             rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
                 self.be_open()
+                look_at_name(self)
         if rc == CL_TIMEOUT:
+            look_at_name(self)
             return None
         if rc != CL_OK:
             self.refuse(rc)
@@ -286,7 +297,9 @@ cdef class _Ring(Object):
             rc = served(&wait, rc, CL_FOREVER)
             if rc == CL_AGAIN:
                 self.be_open()
+                look_at_name(self)
         if rc == CL_TIMEOUT:
+            look_at_name(self)
             return None
         if rc == CL_STALE:
             raise WrongProcessError("this subscription is the parent process's: subscribe anew in a forked child")

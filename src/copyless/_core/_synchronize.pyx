@@ -6,7 +6,7 @@ What the classes mean to their users, names and documents, is in `copyless.synch
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-from copyless._core._blocks cimport Block, Object, is_elsewhere
+from copyless._core._blocks cimport Block, Object, is_elsewhere, look_at_name
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
     CL_AGAIN, cl_bells_tell, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
@@ -106,10 +106,13 @@ cdef class _Lock(_Sync):
                 with nogil:
                     rc = self.once(deadline)
                 rc = served(&wait, rc, CL_FOREVER, True)
+                if rc == CL_AGAIN:
+                    look_at_name(self)
         if rc == CL_OK:
             self.recovered = False
             return True
         if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            look_at_name(self)
             return False
         if rc != CL_OWNER_DIED:
             fail(rc)
@@ -267,10 +270,13 @@ cdef class _Semaphore(_Sync):
             with nogil:
                 rc = self.once(deadline)
             rc = served(&wait, rc, CL_FOREVER)
+            if rc == CL_AGAIN:
+                look_at_name(self)
         if rc == CL_OK:
             self.recovered = False
             return True
         if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            look_at_name(self)
             return False
         if rc != CL_OWNER_DIED:
             fail(rc)
@@ -372,6 +378,10 @@ cdef class _Event(_Sync):
             with nogil:
                 rc = cl_event_wait(<cl_event *>self.head, &seen, deadline, &self.spin)
             rc = served(&wait, rc, CL_FOREVER)
+            if rc == CL_AGAIN:
+                look_at_name(self)
+        if rc != CL_OK:
+            look_at_name(self)
         return rc == CL_OK
 
     def _try(self, bint slept):
@@ -387,6 +397,7 @@ cdef class _Event(_Sync):
         return <uintptr_t>word, seen | 2
 
     def _sets(self):
+        look_at_name(self)  # an event loop asks while it waits
         return cl_seen(&(<cl_event *>self._need()).word) >> 2
 
 
@@ -409,6 +420,8 @@ cdef class _Condition(_Sync):
                 with nogil:
                     rc = cl_condition_wait(self.store, &self.o, entry, deadline, &self.spin)
                 rc = served(&wait, rc, CL_FOREVER)
+                if rc == CL_AGAIN:
+                    look_at_name(self)
         finally:
             notified = cl_condition_end(&self.o, entry)
             lock._acquire_restore(depth)
@@ -435,6 +448,8 @@ cdef class _RWLock(_Sync):
                 with nogil:
                     rc = self.once(write, deadline)
                 rc = served(&wait, rc, CL_FOREVER)
+                if rc == CL_AGAIN:
+                    look_at_name(self)
         except BaseException:
             if write:
                 self.forget_writing()
@@ -443,6 +458,7 @@ cdef class _RWLock(_Sync):
             self.recovered = False
             return True
         if rc == CL_AGAIN or rc == CL_TIMEOUT:
+            look_at_name(self)
             return False
         if rc != CL_OWNER_DIED:
             fail(rc)
@@ -520,6 +536,8 @@ cdef class _Barrier(_Sync):
                 with nogil:
                     rc = cl_barrier_wait(self.store, &self.o, entry, deadline)
                 rc = served(&wait, rc, CL_FOREVER)
+                if rc == CL_AGAIN:
+                    look_at_name(self)
         except BaseException:
             self._break(False)
             with nogil:

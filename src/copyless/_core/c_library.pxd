@@ -96,7 +96,8 @@ cdef extern from "layout.h" nogil:
     ctypedef struct cl_head:
         uint32_t magic, kind, number, room
         uint64_t flags
-        uint64_t spare[4]
+        uint64_t spare[3]
+        cl_au32 renamed
 
 cdef extern from "store.h" nogil:
     enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_STAY, CL_SCAN_FORCE
@@ -200,6 +201,7 @@ cdef extern from "store.h" nogil:
                    uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags)
     int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out)
     int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
+    int cl_unpublish_of(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index, unsigned flags)
     int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,
                         uint64_t nbytes, int family, unsigned flags, uint64_t *id, uint32_t *slot)
     int cl_posix_attach(cl_store *store, const char *name, uint32_t length, uint64_t device, uint64_t inode,

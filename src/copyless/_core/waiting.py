@@ -39,8 +39,11 @@ def state_of(pid: int) -> tuple[str, str]:
     return program, _STATES.get(letter, "in an unknown state")
 
 
-def tell(pid: int, seconds: float, users: bool = False) -> bool:
-    """Log who has held this process up for so long; whether all is said. Of a user's own lock (`users`) only who is stopped."""
+def tell(pid: int, seconds: float, users: bool = False, what: str = "") -> bool:
+    """Log who has held this process up for so long; whether all is said. Of a user's own lock (`users`) only who is stopped.
+
+    `what` is held, where that is not a lock.
+    """
     program, state = state_of(pid)
     if users and not state.startswith("stopped"):
         return False
@@ -49,7 +52,7 @@ def tell(pid: int, seconds: float, users: bool = False) -> bool:
         if len(_told) >= 1024:
             _told.clear()
         _told[pid] = now  # first: what handles the line may wait for the same process
-        what = "a lock" if users else "a lock inside copyless"
+        what = what or ("a lock" if users else "a lock inside copyless")
         log.warning(
             "waiting for process %d (%s), which is %s and has held %s for %.1f s", pid, program, state, what, seconds
         )

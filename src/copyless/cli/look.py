@@ -18,6 +18,7 @@ from rich.table import Table
 from copyless._core._observe import Observer
 from copyless.errors import CorruptSegmentError, ForeignHostError, StaleHandleError
 from copyless.storage import directory, handles, objects, registries
+from copyless.storage.names import guarded_by
 from copyless.storage.objects import check_name
 from copyless.storage.observing import look, observing
 
@@ -70,6 +71,9 @@ def _listing(found: dict[str, Any]) -> dict[str, Any]:
         holds = holds_of[block["number"]]
         held = [(h["owner"], owners.get(h["owner"])) for h in holds if h["kind"] == "owner"]
         block["name"] = names.get(block["number"])
+        block["making"] = guarded_by(block["name"] or "")
+        if block["making"] is not None:  # the lock of whoever makes what that name shall lead to: no user's
+            block["name"] = None
         block["pids"] = sorted({0 if owner is None else owner["pid"] for _, owner in held})
         block["messages"] = sum(h["kind"] in ("message", "family") for h in holds)
         block["persistent"] = any(h["kind"] == "persist" for h in holds)
@@ -102,19 +106,20 @@ def _listing(found: dict[str, Any]) -> dict[str, Any]:
 def show_listing(report: dict[str, Any], console: Console) -> None:
     blocks = Table(title="blocks", title_justify="left")
     for column, justify in (
-        ("block", "right"), ("name", "left"), ("bytes", "right"), ("age", "right"), ("state", "left"), ("held by", "left"),
+        ("block", "right"), ("name", "left"), ("bytes", "right"), ("age", "right"), ("state", "left"), ("persist", "left"), ("held by", "left"),
     ):  # fmt: skip
         blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
     for block in report["blocks"]:
-        holders = [str(pid) for pid in block["pids"]] + ["persist"] * block["persistent"]
+        holders = [str(pid) for pid in block["pids"]]
         holders += [f"queue in block {number}" for number in block["queues"]]
         if block["messages"]:
             left = block["message_seconds_left"]
             holders.append(f"{block['messages']} message(s)" + (f", {left:.0f} s left" if left is not None else ""))
-        kind = " (POSIX)" if block["external"] else ""
+        kind = " (POSIX)" if block["external"] else f"{block['making']} (being made)" if block["making"] else ""
+        persists = "yes" if block["persistent"] else "no" if block["name"] and not block["external"] else ""
         blocks.add_row(
             str(block["number"]), (block["name"] or "") + kind, size(block["bytes"]), age(block["created_ns"]),
-            block["state"], ", ".join(holders),
+            block["state"], persists, ", ".join(holders),
         )  # fmt: skip
     owners = Table(title="processes", title_justify="left")
     for column in ("pid", "command", "since", "blocks"):

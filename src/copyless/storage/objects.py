@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from copyless._core import _blocks, _names, c_library
-from copyless.errors import CorruptSegmentError, StaleHandleError
-from copyless.storage import handles
+from copyless.errors import CorruptSegmentError
+from copyless.storage import names
 from copyless.storage.store import need
 
-__all__ = ["check_name", "obtain", "stand"]
+__all__ = ["check_name", "find_lasting", "obtain", "stand", "what_lies_in"]
 
 # Which class stands on which kind of block.
 KINDS = {
@@ -52,36 +54,104 @@ def stand(block: _blocks.Block) -> Any:
     return getattr(importlib.import_module(module), name)._from_block(block)
 
 
+def what_lies_in(block: _blocks.Block, described: int) -> str:
+    """What a named block holds, in a word; `described`: bytes of its description, which only arrays have."""
+    kind = _blocks.object_kind(block)
+    return "array" if described else "queue" if kind == c_library.KIND_QUEUE else KINDS.get(kind, ("", "array"))[1]
+
+
+def find_lasting(name: str, text: bytes, take: bool) -> tuple[_blocks.Block, int, int] | None:
+    """What `names.find` finds, unless that was shut down: then its name is free, and `take` takes it away from it."""
+    while True:
+        found = names.find(text)
+        if found is None:
+            return None
+        ended, left = _ended(found[0]) if found[2] == 0 else (False, 0)
+        if not ended:
+            return found
+        if not take:
+            return None
+        if _names.unpublish_of(text, found[0]):
+            if left:
+                warnings.warn(
+                    f"copyless: the {what_lies_in(found[0], 0)} {name!r} was shut down with {left} items in it, and its name is given to "
+                    "a new one: whoever holds the old one may take them, else they are lost. To take them first, copyless.open the name",
+                    RuntimeWarning,
+                    stacklevel=_levels_inside() + 1,
+                )
+            return None
+
+
+def _levels_inside() -> int:
+    """How many of the calls above belong to this package, this one not counted."""
+    frame, levels = sys._getframe(1), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "copyless":
+        frame, levels = frame.f_back, levels + 1  # type: ignore[assignment]
+    return levels
+
+
+def _ended(block: _blocks.Block) -> tuple[bool, int]:
+    """Whether an object was shut down for good, and how many items lie in it."""
+    kind = _blocks.object_kind(block)
+    if kind == c_library.KIND_QUEUE:
+        from copyless._core import _queue
+
+        return _queue.ended(block)
+    if kind == c_library.KIND_RING:
+        from copyless._core import _ring
+
+        return _ring.ended(block), 0
+    return False, 0
+
+
 def obtain(
-    name: str | None, persist: bool, make: Callable[[], _blocks.Block], kinds: tuple[int, ...]
+    name: str | None,
+    persist: bool,
+    exist_ok: bool,
+    make: Callable[[], _blocks.Block],
+    begin: Callable[[_blocks.Block], None] | None,
+    kinds: tuple[int, ...],
 ) -> tuple[_blocks.Block, bool]:
     """A new block with an object, or the one that has the name already: (block, whether it is new).
 
-    `make` fills the block completely: once published, anybody may use it.
+    `make` fills the block completely, and `begin` does with it what the user wants done first: once published, anybody may use it.
     """
     need()
     if name is None:
         if persist:
             raise ValueError("only what has a name can persist: give name=")
-        return make(), True
-    text = check_name(name)
-    while True:
-        found = _names.lookup(text)
-        if found is not None:
-            try:
-                block = handles.resolve(found[0])[1]
-            except StaleHandleError:
-                continue  # it went between our two calls
-            if _blocks.object_kind(block) not in kinds:
-                _refuse(name, block)
-            return block, False
         block = make()
-        if _names.publish(block, text, 0, 0, persist):
-            return block, True
+        if begin is not None:
+            begin(block)
+        return block, True
+    text = check_name(name)
+
+    def look(turn: bool) -> tuple[_blocks.Block, bool] | None:
+        found = find_lasting(name, text, turn)
+        if found is None:
+            return None
+        block, _, described = found
+        if not exist_ok:
+            raise FileExistsError(
+                17,
+                f"a thing of this name exists ({what_lies_in(block, described)}): open it with copyless.open({name!r}), or "
+                "exist_ok=True, or unlink it",
+                name,
+            )
+        if described or _blocks.object_kind(block) not in kinds:
+            _refuse(name, what_lies_in(block, described))
+        return block, False
+
+    def make_it() -> tuple[_blocks.Block, bool] | None:
+        block = make()
+        if begin is not None:
+            begin(block)
+        return (block, True) if _names.publish(block, text, 0, 0, persist) else None
+
+    return names.once(name, text, look, make_it)
 
 
-def _refuse(name: str, block: _blocks.Block) -> NoReturn:
-    what = KINDS.get(_blocks.object_kind(block), ("", "array"))[1]
+def _refuse(name: str, what: str) -> NoReturn:
     raise FileExistsError(
         17, f"the name belongs to another thing ({what}): choose another, or copyless.unlink it", name
     )

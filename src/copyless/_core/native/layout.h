@@ -293,7 +293,7 @@ typedef struct cl_segment {
 _Static_assert(sizeof(cl_segment) == 64 + 56 * CL_BLOCKS, "segment");
 
 /* An object (a lock, a queue, a ring) lies in a block of its own and begins with this; constant after it is made, but for
- * its last word. */
+ * `renamed` and `bells`. */
 enum cl_kind {
     CL_KIND_LOCK = 1,
     CL_KIND_RLOCK,
@@ -314,8 +314,10 @@ typedef struct cl_head {
     uint32_t number; /* semaphore: highest value, or 0; barrier: parties; condition, barrier: */
     uint32_t room; /* how many entries follow */
     uint64_t flags; /* what the object's own class keeps */
-    uint64_t spare[4];
-    cl_au64 bells; /* the one word that is not constant: which processes are to be told when it is ready: bells.h */
+    uint64_t spare[3];
+    cl_au32 renamed; /* its name was taken away: whoever knows it by that name looks what it leads to now */
+    uint32_t pad;
+    cl_au64 bells; /* which processes are to be told when it is ready: bells.h */
 } cl_head;
 _Static_assert(sizeof(cl_head) == 64, "one cache line");
 

@@ -127,7 +127,8 @@ int cl_name_withdraw(cl_store *store, cl_name *n)
     return stands ? cl_hold_drop(store, index) : CL_OK;
 }
 
-int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
+/* `block`: its number + 1, or 0 for any. */
+static int unpublish(cl_store *store, const char *name, uint32_t length, uint32_t block, unsigned flags)
 {
     int rc = cl_name_check(name, length);
     if (rc == CL_OK) {
@@ -139,8 +140,19 @@ int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned fl
     cl_name *n;
     rc = cl_name_find(store, cl_array_key(name, length), &n, NULL);
     if (rc == CL_OK) {
-        rc = n == NULL ? CL_MISSING : cl_name_withdraw(store, n);
+        rc = n == NULL || (block != 0 && n->block != block) ? CL_MISSING : cl_name_withdraw(store, n);
     }
     cl_leave(store);
     return rc;
+}
+
+int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags)
+{
+    return unpublish(store, name, length, 0, flags);
+}
+
+int cl_unpublish_of(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+                    unsigned flags)
+{
+    return unpublish(store, name, length, segment * CL_BLOCKS + index + 1, flags);
 }

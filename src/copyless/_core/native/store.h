@@ -401,6 +401,9 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
                uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags); /* (wait) */
 int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags, cl_named *out); /* (wait) */
 int cl_unpublish(cl_store *store, const char *name, uint32_t length, unsigned flags); /* (wait) */
+/* The same, only if it leads to this block, which the caller holds; else CL_MISSING. */
+int cl_unpublish_of(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
+                    unsigned flags); /* (wait) */
 int cl_name_withdraw(cl_store *store, cl_name *entry); /* under the lock: the name, and the hold that goes with it */
 
 /* ---- owners.c: joining */

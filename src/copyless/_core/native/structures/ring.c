@@ -83,7 +83,7 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
     uint64_t stride = is.spare[0], spec = is.spare[2];
     if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX || room == 0 ||
         room > CL_RING_MEMBERS_MAX || room % 64 != 0 || spec > capacity || stride > capacity / slots ||
-        cl_ring_bytes(slots, room, stride, spec) > capacity || is.spare[3] > INT64_MAX) {
+        cl_ring_bytes(slots, room, stride, spec) > capacity || is.spare[1] > INT64_MAX) {
         return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes, %u members, in %llu)",
                        number, slots, (unsigned long long)stride, room, (unsigned long long)capacity);
     }
@@ -107,7 +107,7 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
     r->stride = stride;
     r->spec_bytes = spec;
     r->flags = is.flags;
-    r->block_timeout_ns = (int64_t)is.spare[3];
+    r->block_timeout_ns = (int64_t)is.spare[1];
     return CL_OK;
 }
 

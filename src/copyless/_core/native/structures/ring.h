@@ -59,8 +59,7 @@ _Static_assert(sizeof(cl_reader) == 32, "reader");
 
 enum { CL_RING_OPEN, CL_RING_SHUT };
 typedef struct cl_ring_head {
-    cl_head
-        head; /* number: slots; room: members; flags; spare: bytes a slot, -, bytes of the spec, block timeout in ns */
+    cl_head head; /* number: slots; room: members; flags; spare: bytes a slot, block timeout in ns, bytes of the spec */
     cl_au32 lock; /* of who buries, or looks for damage */
     cl_au32 state;
     cl_au32 published; /* a bell: rung for every frame */

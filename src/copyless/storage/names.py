@@ -1,0 +1,169 @@
+"""Who makes what a name shall lead to, and who is told that a name means something else by now.
+
+Promise: of any number of processes that want what a name leads to, one makes it, and nobody finds it before it is finished. A
+process that is killed at it leaves the turn to the next. docs/design/names.md has the states.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from copyless._core import _blocks, _names, _synchronize
+from copyless._core.c_library import KIND_LOCK
+from copyless._core.waiting import tell
+from copyless.errors import StaleHandleError, StaleNameError, WrongProcessError
+from copyless.storage import handles
+
+__all__ = ["GUARD", "begin_with", "check_init", "find", "guarded_by", "missing", "once"]
+
+T = TypeVar("T")
+GUARD = "\1"  # a guard's name begins with it, as no user's name may
+_CUT = "\2"  # the same, of a name that is too long to be the end of one
+_TELL_AFTER, _TELL_AGAIN, _LOOK = 1.0, 60.0, 0.25  # seconds
+
+
+def find(text: bytes) -> tuple[_blocks.Block, int, int] | None:
+    """(block, where its description begins, how long that is; 0: an object), held by this process from now on."""
+    while True:
+        found = _names.lookup(text)
+        if found is None:
+            return None
+        try:
+            return handles.resolve(found[0])[1], found[1], found[2]
+        except StaleHandleError:
+            continue  # it went between our two calls
+
+
+def missing(name: str, waited: str = "") -> FileNotFoundError:
+    """The error for a name that leads to nothing."""
+    return FileNotFoundError(
+        2,
+        f"nothing of this name{waited}: it is not made yet, was unlinked, or went with its last holder (persist=True keeps it); "
+        "'copyless ls' lists what there is",
+        name,
+    )
+
+
+# ---- the one that makes it
+
+
+def _guard_of(text: bytes) -> bytes:
+    if len(text) < 255:
+        return GUARD.encode() + text
+    return _CUT.encode() + text[:200] + hashlib.blake2b(text, digest_size=16).hexdigest().encode()
+
+
+def guarded_by(name: str) -> str | None:
+    """What is being made by whoever holds the lock of this name; None for a user's own name."""
+    return name[1:] if name[:1] == GUARD else name[1:-32] + "..." if name[:1] == _CUT else None
+
+
+_mine = threading.local()  # .names: what this thread is making
+
+
+class _Turn:
+    """``with``: this process alone makes what a name shall lead to."""
+
+    def __init__(self, name: str, text: bytes) -> None:
+        self._name, self._text, self._pid = name, text, os.getpid()
+        self._held = False
+
+    def _lock(self) -> _synchronize._Lock:
+        text = _guard_of(self._text)
+        lock = _synchronize._Lock()
+        while True:
+            found = find(text)
+            if found is None:
+                block = _blocks.new_object(_synchronize.MUTEX_BYTES, KIND_LOCK, 0, 0, 0)
+                if not _names.publish(block, text, 0, 0, False):
+                    continue  # somebody else published one
+            else:
+                block = found[0]
+            lock._stand(block)
+            lock.silent = True  # who died at it has published nothing
+            return lock
+
+    def __enter__(self) -> None:
+        names: set[tuple[int, bytes]] = getattr(_mine, "names", set())
+        if (self._pid, self._text) in names:
+            raise RuntimeError(
+                f"the init of {self._name!r} asks for {self._name!r}, which it is making: use its argument"
+            )
+        self._guard = self._lock()
+        begun = time.monotonic()
+        tell_at = begun + _TELL_AFTER
+        while not self._held:
+            self._held = self._guard.acquire(timeout=_LOOK)
+            now = time.monotonic()
+            if not self._held and now >= tell_at:
+                pid = self._guard._owner_pid
+                if pid:
+                    tell(pid, now - begun, what=f"the making of {self._name!r}")
+                    tell_at = now + _TELL_AGAIN
+        _mine.names = names | {(self._pid, self._text)}
+
+    def __exit__(self, *exc: object) -> None:
+        _mine.names = _mine.names - {(self._pid, self._text)}
+        if self._held and os.getpid() == self._pid:  # in a forked child it is its parent's
+            self._guard.release()
+        del self._guard  # an error's traceback may keep this object
+
+
+def once(name: str, text: bytes, look: Callable[[bool], T | None], make: Callable[[], T | None]) -> T:
+    """What the name leads to, made by this process if need be.
+
+    `look` finds it, or None; called with True while this process has its turn. `make` makes it and publishes it; None: the name was
+    taken all the same, by one who asks for no turn.
+    """
+    while True:
+        found = look(False)
+        if found is None:
+            with _Turn(name, text):
+                found = look(True)
+                if found is None:
+                    found = make()
+        if found is not None:
+            return found
+
+
+def check_init(init: Callable[[Any], Any] | None) -> None:
+    if init is not None and not callable(init):
+        raise TypeError(f"init is a function of one argument, what is made, not {init!r}")
+
+
+def begin_with(init: Callable[[Any], Any] | None, thing: Any, name: str | None) -> Any:
+    """Run the user's `init` on what nobody can find yet: its result."""
+    if init is None:
+        return None
+    pid = os.getpid()
+    result = init(thing)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("init is a coroutine function, which nobody would wait for: give an ordinary function")
+    if name is not None and os.getpid() != pid:
+        raise WrongProcessError(
+            f"this process was forked inside the init of {name!r}, which its parent makes: open it by its name once init has ended there"
+        )
+    return result
+
+
+# ---- those who know a thing by a name that means another
+
+
+def _look(thing: Any) -> None:
+    """Called for a thing whose name was taken away: raise if that name leads to another thing by now."""
+    name = getattr(thing, "name", None)
+    if isinstance(name, str) and _names.leads_elsewhere(os.fsencode(name), thing.block):
+        raise StaleNameError(
+            f"the name {name!r} was unlinked, and means another thing by now than this {type(thing).__name__}: open it anew "
+            "(or set its name to None, and keep this one)"
+        )
+
+
+_blocks.know_look(_look)
