@@ -213,6 +213,8 @@ def test_like_with_a_value():
     assert copyless.is_shared(a)
     assert copyless.ones_like(np.zeros((2, 3), order="F")).flags.f_contiguous
     assert copyless.full_like([1], 2.7).tolist() == [2]  # as numpy.full_like
+    assert np.isnan(copyless.full_like([1.0], None)).all()  # likewise
+    assert np.isnan(copyless.full(3, None, "f8", name="t-none")).all()
 
 
 # ---- one of them makes it
@@ -567,7 +569,8 @@ def test_a_queue_that_was_shut_down_gives_its_name_away(persist):
     assert told[0].filename == __file__
     new.put(3)
     assert [late.get(), old.get()] == [1, 2]
-    for each in (late, old):
+    by_handle = copyless.attach(copyless.handle(old))
+    for each in (late, old, by_handle):
         with pytest.raises(copyless.ShutDown):
             each.get()
         with pytest.raises(copyless.ShutDown):

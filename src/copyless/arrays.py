@@ -54,6 +54,7 @@ Shape = SupportsIndex | Sequence[SupportsIndex]
 Init = Callable[[Any], Any]
 _ndarray_new = np.ndarray.__new__
 _WIRE_SIZE = _handles.WIRE_SIZE
+_NOT_FILLED = object()
 
 
 @_array_type.lying_as_its_base
@@ -269,26 +270,41 @@ def _make(
     order: str,
     naming: tuple[str | None, bool, bool, Init | None],
     clear: bool,
-    fill: Any = None,
+    fill: Any = _NOT_FILLED,
 ) -> Any:
     """A new array, cleared or filled; or of a name that may exist, the array that has it. `naming`: name, persist, exist_ok, init."""
     sizes, kind, nbytes = _layout(shape, dtype, order)
     name, persist, exist_ok, init = naming
-    if name is None:
-        if persist or exist_ok:
-            what = "persist" if persist else "exist_ok"
-            raise ValueError(f"{what}=True needs a name: nothing else could find the array again")
-        if init is not None:
-            names.check_init(init)
-        block = allocate(nbytes)
-        if clear and block.recycled:
-            block.clear()
-        array = _over(block, sizes, kind, 0, None, order)
-        if fill is not None:
-            _fill(array, fill)
-        if init is not None:
-            _begin(init, array, None)
-        return array
+    if name is not None:
+        return _make_named(sizes, kind, nbytes, order, name, persist, exist_ok, init, clear, fill)
+    if persist or exist_ok:
+        what = "persist" if persist else "exist_ok"
+        raise ValueError(f"{what}=True needs a name: nothing else could find the array again")
+    if init is not None:
+        names.check_init(init)
+    block = allocate(nbytes)
+    if clear and block.recycled:
+        block.clear()
+    array = _over(block, sizes, kind, 0, None, order)
+    if fill is not _NOT_FILLED:
+        _fill(array, fill)
+    if init is not None:
+        _begin(init, array, None)
+    return array
+
+
+def _make_named(
+    sizes: tuple[int, ...],
+    kind: Any,
+    nbytes: int,
+    order: str,
+    name: str,
+    persist: bool,
+    exist_ok: bool,
+    init: Init | None,
+    clear: bool,
+    fill: Any,
+) -> Any:
     text = check_name(name)
     names.check_init(init)
     need()
@@ -303,7 +319,7 @@ def _make(
             block.clear()
         memoryview(block)[at : at + len(spec)] = spec
         array = _over(block, sizes, kind, 0, None, order)
-        if fill is not None:
+        if fill is not _NOT_FILLED:
             _fill(array, fill)
         if init is not None:
             _begin(init, array, name)
@@ -323,12 +339,9 @@ def _make(
             )
         return _checked(_open_found(*found, name), sizes, kind, name)
 
-    if exist_ok or init is not None:
-        return names.once(name, text, look, make)
-    array = make()
-    while array is None:  # the name is taken, or belongs to what was shut down
-        array = names.once(name, text, look, make)
-    return array
+    array = None if exist_ok or init is not None else make()
+    # None as well: the name is taken, or belongs to what was shut down.
+    return names.once(name, text, look, make) if array is None else array
 
 
 def _checked(there: Any, shape: tuple[int, ...], dtype: Any, name: str) -> Any:
@@ -672,7 +685,7 @@ def full_like(
 
 
 def _like(
-    prototype: Any, dtype: Any, order: str, shape: Any, naming: Any, clear: bool = False, fill: Any = None
+    prototype: Any, dtype: Any, order: str, shape: Any, naming: Any, clear: bool = False, fill: Any = _NOT_FILLED
 ) -> Any:
     like = np.asanyarray(prototype)
     if order in ("K", "A"):

@@ -5,7 +5,7 @@ Mirrors `multiprocessing.queues`: same names, signatures and error types. What i
 * `put` is synchronous. When it returns, the item is in shared memory and outlives its producer; it is a snapshot, what
   cannot be pickled raises there, and the next `get_nowait`, by whomever, finds it. There is no feeder thread.
 * Large buffers (arrays, frames) are copied once, into shared memory; the receiver's object stands on that memory,
-  writable and its own. Shared arrays, locks and queues cross by handle, whatever their size.
+  its own, and writable unless it was read-only when it was put. Shared arrays, locks and queues cross by handle, whatever their size.
 * A process killed anywhere costs the others nothing: no lock stays locked, no item is lost or comes twice.
 * When shared memory is full, items go by a file on disk (`COPYLESS_SPILL`), with one warning; `stats` counts them.
 * Added: ``name=`` and ``persist=``, ``maxbytes=``, `put_many` and `get_many`, `aput` and `aget` for event loops, `shutdown`
@@ -289,6 +289,9 @@ class Queue(_Base[T]):
     """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A queue of many producers and many consumers, first in first out. Mirrors `multiprocessing.Queue`.
+
+    Arrays arrive in memory of the receiver's own; one that is read-only when it is put arrives read-only, as with pickle's protocol 5
+    (the standard library's queues pickle with an older one up to Python 3.13, which makes it writable).
 
     Parameters
     ----------

@@ -95,6 +95,14 @@ int main(void)
     CHECK(cl_publish(&store, "kept", 4, a.segment, a.index, 0, 0, 1, CL_MAY_WAIT) == CL_OK);
     release(&store, &a);
     CHECK(cl_lookup(&other, "kept", 4, CL_MAY_WAIT, &named) == CL_OK);
+    CHECK(cl_unpublish_of(&other, "kept", 4, a.segment, a.index + 1, CL_MAY_WAIT) == CL_MISSING); /* another block */
+    CHECK(cl_lookup(&other, "kept", 4, CL_MAY_WAIT, &named) == CL_OK);
+    CHECK(cl_unpublish_of(&other, "kept", 4, a.segment, a.index, CL_MAY_WAIT) == CL_OK);
+    CHECK(cl_unpublish_of(&other, "kept", 4, a.segment, a.index, CL_MAY_WAIT) == CL_MISSING &&
+          store.control->persistent == 0);
+    CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK);
+    CHECK(cl_publish(&store, "kept", 4, a.segment, a.index, 0, 0, 1, CL_MAY_WAIT) == CL_OK);
+    release(&store, &a);
     CHECK(cl_unpublish(&other, "kept", 4, CL_MAY_WAIT) == CL_OK && store.control->persistent == 0);
     CHECK(cl_unpublish(&other, "kept", 4, CL_MAY_WAIT) == CL_MISSING);
     for (int i = 0; i < 100; i++) { /* more names than the first table holds */

@@ -273,7 +273,7 @@ AMONG_ARRAYS = 0
 ALONE = CL_ALONE
 
 
-def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint64_t flags, uint64_t clear=0,
+def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, uint32_t flags, uint64_t clear=0,
                unsigned where=CL_FOR_OBJECT, bint spill=True):
     """A block of zeros with the head of an object; with `clear`, only so many bytes are set to zero.
 

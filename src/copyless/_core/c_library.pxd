@@ -95,9 +95,9 @@ cdef extern from "layout.h" nogil:
         char name[256]
     ctypedef struct cl_head:
         uint32_t magic, kind, number, room
-        uint64_t flags
-        uint64_t spare[3]
+        uint32_t flags
         cl_au32 renamed
+        uint64_t spare[4]
 
 cdef extern from "store.h" nogil:
     enum: CL_MAY_WAIT, CL_MAY_SPILL, CL_FOR_OBJECT, CL_ALONE, CL_STAY, CL_SCAN_FORCE

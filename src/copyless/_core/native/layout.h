@@ -313,10 +313,10 @@ typedef struct cl_head {
     uint32_t kind;
     uint32_t number; /* semaphore: highest value, or 0; barrier: parties; condition, barrier: */
     uint32_t room; /* how many entries follow */
-    uint64_t flags; /* what the object's own class keeps */
-    uint64_t spare[3];
-    cl_au32 renamed; /* its name was taken away: whoever knows it by that name looks what it leads to now */
-    uint32_t pad;
+    uint32_t flags; /* what the object's own class keeps */
+    cl_au32
+        renamed; /* not constant: its name was taken away, so whoever knows it by that name looks what it leads to now */
+    uint64_t spare[4];
     cl_au64 bells; /* which processes are to be told when it is ready: bells.h */
 } cl_head;
 _Static_assert(sizeof(cl_head) == 64, "one cache line");
