@@ -246,6 +246,32 @@ def test_of_twenty_that_race_one_makes_it(tmp_path):
     assert log.read_text() == "made\n"
 
 
+def test_some_of_those_that_race_are_killed_at_it(tmp_path):
+    """The first five that make it die at it; the others have it all the same, from one who did not."""
+    log, sums, go, leave = tmp_path / "made", copyless.Queue(), copyless.Event(), copyless.Event()
+
+    def make(array: Any) -> None:
+        with open(log, "a") as file:
+            file.write("made\n")
+            file.flush()
+            if file.tell() <= 5 * 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        ramp(array)
+
+    def race() -> None:
+        go.wait()
+        mine = copyless.zeros(100, name="t-race", exist_ok=True, init=make)
+        sums.put(float(mine.sum()))
+        leave.wait()
+
+    racers = [started(race) for _ in range(12)]
+    go.set()
+    assert [sums.get(timeout=60) for _ in range(7)] == [5050.0] * 7
+    leave.set()
+    assert sorted(ended(each) for each in racers) == [-signal.SIGKILL] * 5 + [0] * 7
+    assert log.read_text() == "made\n" * 6
+
+
 def test_threads_of_one_process_take_turns():
     calls, found = [], []
 
