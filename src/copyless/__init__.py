@@ -28,7 +28,7 @@ _HOMES = {
     "copyless.synchronize": (
         "Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore",
     ),
-    "copyless.connections": ("Pipe",),
+    "copyless.connection": ("Pipe",),
     "copyless.waiting": ("await_", "wait"),
     "copyless.pool": ("Pool",),
     "copyless.futures": ("ProcessPoolExecutor",),
@@ -37,7 +37,7 @@ _HOMES = {
         "AuthenticationError", "BufferTooShort", "Manager", "ProcessError", "TimeoutError", "get_context",
     ),
     "multiprocessing": (  # processes and start methods are the standard library's own
-        "Process", "active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support",
+        "SUBDEBUG", "SUBWARNING", "Process", "active_children", "allow_connection_pickling", "cpu_count", "current_process", "freeze_support",
         "get_all_start_methods", "get_logger", "get_start_method", "log_to_stderr", "parent_process", "reducer",
         "set_executable", "set_forkserver_preload", "set_start_method",
     ),
@@ -50,12 +50,12 @@ _HOMES = {
         "StaleHandleError", "StaleNameError", "TaskUnreadableError", "UnsendableError", "WorkerDiedError", "WrongProcessError",
     ),
 }  # fmt: skip
-# What ``import multiprocessing`` programs name as attributes: ours, and what is the standard library's own.
+# What programs name as attributes after ``import copyless`` alone.
 _MODULES = frozenset((
-    "comm", "connection", "context", "errors", "futures", "managers", "memory", "pool", "queues", "rings", "shared_memory", "sharedctypes",
-    "synchronize",
+    "comm", "connection", "context", "dummy", "errors", "forkserver", "futures", "heap", "managers", "memory", "pool", "popen_fork",
+    "popen_forkserver", "popen_spawn_posix", "process", "queues", "reduction", "resource_sharer", "resource_tracker", "rings",
+    "shared_memory", "sharedctypes", "spawn", "synchronize", "util",
 ))  # fmt: skip
-_STDLIB_MODULES = frozenset(("dummy", "process", "reduction", "resource_tracker", "util"))
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -176,7 +176,34 @@ if TYPE_CHECKING:
         set_forkserver_preload,
         set_start_method,
     )
+    from multiprocessing.util import SUBDEBUG as SUBDEBUG
+    from multiprocessing.util import SUBWARNING as SUBWARNING
 
+    from copyless import comm as comm
+    from copyless import connection as connection
+    from copyless import context as context
+    from copyless import dummy as dummy
+    from copyless import errors as errors
+    from copyless import forkserver as forkserver
+    from copyless import futures as futures
+    from copyless import heap as heap
+    from copyless import managers as managers
+    from copyless import memory as memory
+    from copyless import pool as pool
+    from copyless import popen_fork as popen_fork
+    from copyless import popen_forkserver as popen_forkserver
+    from copyless import popen_spawn_posix as popen_spawn_posix
+    from copyless import process as process
+    from copyless import queues as queues
+    from copyless import reduction as reduction
+    from copyless import resource_sharer as resource_sharer
+    from copyless import resource_tracker as resource_tracker
+    from copyless import rings as rings
+    from copyless import shared_memory as shared_memory
+    from copyless import sharedctypes as sharedctypes
+    from copyless import spawn as spawn
+    from copyless import synchronize as synchronize
+    from copyless import util as util
     from copyless.arrays import (
         SharedArray,
         array,
@@ -196,7 +223,7 @@ if TYPE_CHECKING:
         zeros,
         zeros_like,
     )
-    from copyless.connections import Pipe
+    from copyless.connection import Pipe
     from copyless.context import (
         AuthenticationError,
         BufferTooShort,
@@ -247,8 +274,6 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if name in _MODULES:
         home = f"copyless.{name}"
-    elif name in _STDLIB_MODULES:
-        home = f"multiprocessing.{name}"
     elif home is None:
         raise AttributeError(f"module 'copyless' has no attribute {name!r}")
     with first_use:

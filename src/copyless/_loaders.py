@@ -230,7 +230,7 @@ def shareable_list(kind: type[Any], name: str) -> Any:
 
 def connection(descriptor: Any, readable: bool, writable: bool) -> Any:
     """One end of a pipe."""
-    from copyless.connections import Connection
+    from copyless.connection import Connection
 
     return Connection(descriptor.detach(), readable, writable)
 

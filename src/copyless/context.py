@@ -10,17 +10,22 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from multiprocessing import context as _stdlib
 from multiprocessing.context import AuthenticationError, BaseContext, BufferTooShort, ProcessError, TimeoutError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from copyless import connections, managers, pool, queues, sharedctypes, synchronize
+from copyless import connection, managers, pool, queues, sharedctypes, synchronize
+from copyless._standard_names import standard_names
 
 __all__ = [
     "AuthenticationError",
     "BaseContext",
     "BufferTooShort",
     "Context",
+    "DefaultContext",
+    "ForkContext",
+    "ForkServerContext",
     "Manager",
     "ProcessError",
+    "SpawnContext",
     "TimeoutError",
     "get_context",
 ]
@@ -50,8 +55,8 @@ class Context:
         """A started manager, whose server is started by this context's method."""
         return Manager(ctx=self)
 
-    def Pipe(self, duplex: bool = True) -> tuple[connections.Connection, connections.Connection]:
-        return connections.Pipe(duplex)
+    def Pipe(self, duplex: bool = True) -> tuple[connection.Connection, connection.Connection]:
+        return connection.Pipe(duplex)
 
     def Lock(self, **more: Any) -> synchronize.Lock:
         return synchronize.Lock(**more)
@@ -120,7 +125,30 @@ class Context:
         return get_context, (self._name,)  # type: ignore[attr-defined]
 
 
-_contexts: dict[str, Any] = {}
+class ForkContext(Context, _stdlib.ForkContext):  # type: ignore[misc]
+    """Processes are forked."""
+
+
+class SpawnContext(Context, _stdlib.SpawnContext):  # type: ignore[misc]
+    """Each process is a new interpreter."""
+
+
+class ForkServerContext(Context, _stdlib.ForkServerContext):  # type: ignore[misc]
+    """Processes are forked from a server that has no threads."""
+
+
+class DefaultContext(Context, _stdlib.DefaultContext):  # type: ignore[misc]
+    """Of two methods, the one given at first and the one set later."""
+
+    @property
+    def _name(self) -> str:
+        return str(self.get_start_method())
+
+    def get_context(self, method: str | None = None) -> Any:
+        return _contexts[super(Context, self).get_context(method).get_start_method()]
+
+
+_contexts: dict[str, Any] = {"fork": ForkContext(), "spawn": SpawnContext(), "forkserver": ForkServerContext()}
 
 
 def get_context(method: str | None = None) -> Any:
@@ -136,8 +164,16 @@ def get_context(method: str | None = None) -> Any:
     ('SpawnProcess', 'copyless.queues')
     """
     base = multiprocessing.get_context(method)
-    name = base.get_start_method()
-    if name not in _contexts:
-        kind: Any = type(_stdlib._concrete_contexts[name])  # type: ignore[attr-defined]
-        _contexts[name] = type(kind.__name__, (Context, kind), {"__doc__": kind.__doc__})()
-    return _contexts[name]
+    return _contexts[base.get_start_method()]
+
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess as ForkProcess
+    from multiprocessing.context import ForkServerProcess as ForkServerProcess
+    from multiprocessing.context import Process as Process
+    from multiprocessing.context import SpawnProcess as SpawnProcess
+    from multiprocessing.context import assert_spawning as assert_spawning
+    from multiprocessing.context import get_spawning_popen as get_spawning_popen
+    from multiprocessing.context import set_spawning_popen as set_spawning_popen
+else:
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.context", without=("_concrete_contexts", "_default_context"))

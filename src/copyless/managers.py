@@ -33,14 +33,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing import ProcessError, connection, get_context, process, util
+from multiprocessing import managers as _stdlib
 from multiprocessing.managers import Array, Namespace, RemoteError, Value  # type: ignore[attr-defined]
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from copyless import _loaders, arrays, pool, queues, rings, shared_memory, synchronize, wire, workers
 from copyless._core import _posix
 from copyless._one_process import check_process, know_child
+from copyless._standard_names import standard_names
 from copyless.errors import ClosedError, ForeignHostError, OutOfSharedMemory, StaleHandleError
 from copyless.objects import Shared
 from copyless.proxies import (
@@ -49,12 +51,15 @@ from copyless.proxies import (
     PROXY,
     RETURN,
     TRACEBACK,
+    UNKNOWN,
     UNSERIALIZABLE,
     AcquirerProxy,
     ArrayProxy,
     AuthenticationString,
     AutoProxy,
     BarrierProxy,
+    BaseListProxy,
+    BasePoolProxy,
     BaseProxy,
     ConditionProxy,
     DictProxy,
@@ -69,6 +74,7 @@ from copyless.proxies import (
     SetProxy,
     Token,
     ValueProxy,
+    error_of,
     make_proxy,
 )
 from copyless.queues import Empty, Full, JoinableQueue
@@ -80,7 +86,9 @@ __all__ = [
     "ArrayProxy",
     "AutoProxy",
     "BarrierProxy",
+    "BaseListProxy",
     "BaseManager",
+    "BasePoolProxy",
     "BaseProxy",
     "ConditionProxy",
     "DictProxy",
@@ -100,6 +108,7 @@ __all__ = [
     "SyncManager",
     "Token",
     "ValueProxy",
+    "dispatch",
 ]
 
 log = wire.log
@@ -111,6 +120,56 @@ _STEP = 0.5  # seconds
 def public_methods(obj: Any) -> list[str]:
     """The names of an object's methods that do not begin with '_'."""
     return [name for name in dir(obj) if name[0] != "_" and callable(getattr(obj, name, None))]
+
+
+def dispatch(c: Any, id: str | None, methodname: str, args: Any = (), kwds: Any = {}) -> Any:  # noqa: B006
+    """Ask the server at the other side of a connection, and return what it answers. Mirrors `multiprocessing.managers.dispatch`.
+
+    Parameters
+    ----------
+    c
+        A connection that `listener_client` made, or one of `multiprocessing.connection.Client` to a server of the standard library's.
+    id
+        Of the object whose method it is; None: the server itself.
+    methodname, args, kwds
+        The call.
+    """
+    if not isinstance(c, wire.Line):
+        return _stdlib.dispatch(c, id, methodname, args, kwds)  # type: ignore[attr-defined]
+    number = next(_calls)
+    c.send((number, id, methodname, args, kwds))
+    while True:
+        of, kind, result = c.recv()
+        if of in (number, UNKNOWN):
+            break
+    if kind == RETURN:
+        return result
+    if kind == PROXY:
+        raise TypeError(f"{methodname} gives an object that stays in the server: call it by its proxy")
+    raise error_of(kind, result)
+
+
+def convert_to_error(kind: Any, result: Any) -> BaseException:
+    """The exception that an answer says. Mirrors `multiprocessing.managers.convert_to_error`, whose kinds of answers it knows too."""
+    if isinstance(kind, int):
+        return error_of(kind, result)
+    return _stdlib.convert_to_error(kind, result)  # type: ignore[attr-defined,no-any-return]
+
+
+_calls = itertools.count(1)
+
+
+def _client(serializer: str) -> Callable[..., wire.Line]:
+    def Client(address: Any, family: str | None = None, authkey: bytes | None = None) -> wire.Line:
+        """A proven connection to the server of one of our managers."""
+        key = process.current_process().authkey if authkey is None else authkey
+        return wire.connect(address, bytes(key), session=os.urandom(16), serializer=serializer)
+
+    return Client
+
+
+# What listens for a manager, and what connects to it, by the form of its messages.
+listener_client = {serializer: (wire.Listener, _client(serializer)) for serializer in ("pickle", "xmlrpclib")}
 
 
 # ---- the server
@@ -1232,3 +1291,7 @@ def _without_family(kind: Any) -> Any:
 def _settle(link: Link) -> None:
     with contextlib.suppress(Exception):
         link.ask("settle")
+
+
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.managers", without=("_SharedMemoryTracker",))

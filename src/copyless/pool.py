@@ -25,18 +25,19 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from multiprocessing import TimeoutError
-from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback  # type: ignore[attr-defined]
+from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback, ThreadPool  # type: ignore[attr-defined]
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from copyless import waiting, workers
 from copyless._core import _answers
 from copyless._one_process import check_process
+from copyless._standard_names import standard_names
 from copyless.errors import TaskUnreadableError, WorkerDiedError
 from copyless.storage.settings import processors
 from copyless.workers import SINGLE, STARRED, Bundle, Crew
 
-__all__ = ["AsyncResult", "Pool"]
+__all__ = ["AsyncResult", "Pool", "ThreadPool"]
 
 os.register_at_fork(after_in_child=_answers._forked)
 
@@ -729,3 +730,9 @@ def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIter
     finally:
         crew.promise(-1)
     result._ends(given, failed)
+
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import INIT as INIT
+else:
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.pool")

@@ -26,11 +26,12 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
 from multiprocessing import util
 from queue import Empty, Full
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from copyless import _loaders, aio, pickling, waiting
 from copyless._core import _blocks, _queue, _store, c_library
 from copyless._one_process import check_process
+from copyless._standard_names import standard_names
 from copyless.errors import ClosedError, OwnerDiedError
 from copyless.objects import Init, Naming, Shared, pickled_by
 from copyless.storage.store import tell_of_removal
@@ -573,3 +574,7 @@ class Lease(Generic[T]):
 
 def _class_of(flags: int) -> type[Any]:
     return JoinableQueue if flags & _JOINABLE else Queue if flags & _PLAIN else SimpleQueue
+
+
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.queues")

@@ -17,17 +17,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import importlib
 import os
 import secrets
 import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from copyless import _loaders
 from copyless._core import _blocks, _list, _posix, _store
 from copyless._core.failures import out_of_shared_memory
+from copyless._standard_names import standard_names
 from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
 from copyless.storage.store import need
 
@@ -416,6 +418,27 @@ def _forget(identity: tuple[int, int]) -> _blocks.Mapping | None:
     return found
 
 
+class _posixshmem:
+    """What programs call of the standard library's module of C. A block of ours that is unlinked by it leaves our books, too."""
+
+    @staticmethod
+    def shm_open(path: str, flags: int, mode: int = 511) -> int:
+        return int(_posix_module().shm_open(path, flags, mode))
+
+    @staticmethod
+    def shm_unlink(path: str) -> None:
+        there = _posix.file_identity(PLACE_PREFIX + _file_name(path))
+        _posix_module().shm_unlink(path)
+        if there is not None:
+            _forget(there[:2])
+            need()
+            _posix.posix_forget(_file_name(path), *there[:2])
+
+
+def _posix_module() -> Any:
+    return importlib.import_module("_posixshmem")
+
+
 def exists(name: str, identity: tuple[int, int]) -> bool:
     """Whether a name is still that of the block with this device and inode."""
     there = _posix.file_identity(PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
@@ -539,3 +562,7 @@ class ShareableList(_list._Slots):
         return "".join(self._get_packing_format(at) for at in range(len(self)))
 
     __class_getitem__: Any = classmethod(types.GenericAlias)
+
+
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.shared_memory")

@@ -17,11 +17,13 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from multiprocessing import sharedctypes as _stdlib
+from typing import TYPE_CHECKING, Any
 
 from copyless import _loaders, pickling
 from copyless._core import _blocks, _handles, _value, c_library
 from copyless._core._memory import Memory
+from copyless._standard_names import standard_names
 from copyless.storage.blocks import allocate
 from copyless.storage.store import need
 from copyless.synchronize import RLock
@@ -129,9 +131,7 @@ def _reduce(obj: Any) -> Any:
     if handle is not None:
         return _loaders.ctypes_object, (*_describe(type(obj)), _Message(pickling.note(handle)))
     if hasattr(obj, "_wrapper") and not isinstance(obj._wrapper, _Wrapper):
-        from multiprocessing import sharedctypes
-
-        return sharedctypes.reduce_ctype(obj)  # type: ignore[attr-defined]
+        return _stdlib.reduce_ctype(obj)  # type: ignore[attr-defined]
     return obj.__reduce__()
 
 
@@ -143,6 +143,17 @@ class _Message:
 
     def __reduce__(self) -> Any:
         return _loaders.load, (self._handle,)
+
+
+reduce_ctype = _reduce  # as the standard library calls it
+
+
+def rebuild_ctype(type_: Any, wrapper: Any, length: int | None) -> Any:
+    """An object of ctypes over the memory of a wrapper. Mirrors `multiprocessing.sharedctypes.rebuild_ctype`."""
+    kind = type_ if length is None else type_ * length
+    if isinstance(wrapper, _Wrapper):
+        return _over(kind, wrapper._memory)
+    return _stdlib.rebuild_ctype(type_, wrapper, length)  # type: ignore[attr-defined]
 
 
 def _describe(kind: Any) -> tuple[Any, tuple[int, ...]]:
@@ -519,3 +530,7 @@ class SynchronizedString(SynchronizedArray):
 
     value = _guarded("value")
     raw = _guarded("raw")
+
+
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.sharedctypes")

@@ -19,8 +19,9 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import synchronize as _stdlib
 from threading import BrokenBarrierError
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from copyless import _loaders, aio, waiting
 from copyless._core import _blocks, _synchronize
@@ -34,6 +35,7 @@ from copyless._core.c_library import (
     KIND_RWLOCK,
     KIND_SEMAPHORE,
 )
+from copyless._standard_names import standard_names
 from copyless.objects import SILENT, Init, Shared, pickled_by
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "RWLock", "Semaphore"]
@@ -51,7 +53,18 @@ def _flag_of(recover: str | None) -> int:
     return SILENT if recover == "silent" else 0
 
 
-class _AsyncAcquire(Shared):
+class SemLock(Shared):
+    """What locks and semaphores are, and other objects are not. Mirrors `multiprocessing.synchronize.SemLock`, for `isinstance`."""
+
+    def __init__(self, *args: Any, **kwds: Any) -> None:
+        raise TypeError("a SemLock is not made: make a Lock, RLock, Semaphore or BoundedSemaphore")
+
+    @staticmethod
+    def _make_name() -> str:
+        return str(_stdlib.SemLock._make_name())  # type: ignore[attr-defined]
+
+
+class _AsyncAcquire(SemLock):
     """`async with` and `aacquire` for what has `_try` and `_watch`."""
 
     async def aacquire(self, timeout: float | None = None) -> bool:
@@ -125,7 +138,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
 
 
 @pickled_by(_loaders.rlock)
-class RLock(_synchronize._RLock, Shared):
+class RLock(_synchronize._RLock, SemLock):
     """RLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
     A recursive lock: the thread that holds it may acquire it again, and only that thread may release it (NotHeldError, an AssertionError
@@ -670,3 +683,7 @@ class _Side:
 
     async def __aexit__(self, *exc: object) -> None:
         self._lock._let(asyncio.current_task(), self._writes)
+
+
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+    __getattr__, __dir__ = standard_names(__name__, "multiprocessing.synchronize")

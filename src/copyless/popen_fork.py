@@ -1,0 +1,10 @@
+"""`multiprocessing.popen_fork`, the very same module: processes are the standard library's own."""
+
+import sys
+from multiprocessing import popen_fork
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.popen_fork import *  # noqa: F403
+
+sys.modules[__name__] = popen_fork

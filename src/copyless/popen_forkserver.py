@@ -1,0 +1,10 @@
+"""`multiprocessing.popen_forkserver`, the very same module: processes are the standard library's own."""
+
+import sys
+from multiprocessing import popen_forkserver
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.popen_forkserver import *  # noqa: F403
+
+sys.modules[__name__] = popen_forkserver

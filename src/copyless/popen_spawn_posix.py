@@ -1,0 +1,10 @@
+"""`multiprocessing.popen_spawn_posix`, the very same module: processes are the standard library's own."""
+
+import sys
+from multiprocessing import popen_spawn_posix
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.popen_spawn_posix import *  # noqa: F403
+
+sys.modules[__name__] = popen_spawn_posix

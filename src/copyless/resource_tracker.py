@@ -1,0 +1,13 @@
+"""`multiprocessing.resource_tracker`, the very same module: there is one tracker in a program, and ours needs none."""
+
+import sys
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.resource_tracker import *  # noqa: F403
+    from multiprocessing.resource_tracker import ResourceTracker as ResourceTracker
+    from multiprocessing.resource_tracker import getfd as getfd
+    from multiprocessing.resource_tracker import main as main
+
+sys.modules[__name__] = resource_tracker
