@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "array_as",
     "array_of_class",
+    "array_of_cluster",
     "array_of_dtype",
     "array_over",
     "arrow_buffer",
@@ -105,6 +106,13 @@ def array_of_dtype(handle: bytes, dtype: Any) -> Any:
 def array_as(raw: Any, dtype: Any) -> Any:
     """An array of a dtype over one of bytes without a meaning."""
     return raw.view(dtype)
+
+
+def array_of_cluster(package: str, handle: bytes, name: str, dtype: Any) -> Any:
+    """An array with a name, in a message of Dask or Ray on a cluster of one host."""
+    from copyless import _other_pools
+
+    return _other_pools.arrive(package, handle, name, dtype)
 
 
 def array_of_class(kind: type, array: Any, state: dict[str, Any] | None) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from copyless import _loaders, pickling
+from copyless import _loaders, _other_pools, pickling
 from copyless._core import _array_type, _blocks, _copying, _handles, _names, _queue, _store
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
@@ -136,7 +136,8 @@ class SharedArray(np.ndarray[Any, Any]):
         return self.view(np.ndarray).__reduce__()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.view(np.ndarray).__reduce_ex__(protocol)
+        other = _other_pools.reduce(self, protocol)
+        return self.view(np.ndarray).__reduce_ex__(protocol) if other is None else other
 
 
 def _twin_of(kind: type) -> type:
@@ -274,6 +275,7 @@ def _make(
 ) -> Any:
     """A new array, cleared or filled; or of a name that may exist, the array that has it. `naming`: name, persist, exist_ok, init."""
     sizes, kind, nbytes = _layout(shape, dtype, order)
+    _other_pools.look()
     name, persist, exist_ok, init = naming
     if name is not None:
         return _make_named(sizes, kind, nbytes, order, name, persist, exist_ok, init, clear, fill)
@@ -1088,6 +1090,7 @@ _array_type.know_types(SharedArray, np.ndarray, shared_memory_of)
 pickling.direct[np.ndarray] = pickling.direct[SharedArray] = _for_queue
 _handles.know_arrays(handles.specs, _ndarray_new, SharedArray, np.ndarray)
 _queue.know_arrays(np.ndarray, _are_plain, pickling.BESIDE)
+_other_pools.know(SharedArray, _reduce)
 pickling.register(np.ndarray, _reduce)
 pickling.register(SharedArray, _reduce)
 pickling.register(np.recarray, _reduce_records)

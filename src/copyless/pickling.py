@@ -58,18 +58,23 @@ _batch = _Batch()
 ours: dict[type, Callable[[Any], Any]] = {}
 
 
-def _dump(self: ForkingPickler, obj: Any) -> None:
-    """`Pickler.dump`, which takes the holds of its messages back when it fails half way."""
-    outer, made = _batch.message, []  # type: _Message | None, list[bytes]
-    _batch.message = _Message(made)
-    try:
-        pickle.Pickler.dump(self, obj)
-    except BaseException:
-        for handle in made:
-            _handles.unsend(handle)
-        raise
-    finally:
-        _batch.message = outer
+def noting(dump: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A pickler's `dump`, which takes the holds of its messages back when it fails half way."""
+
+    @functools.wraps(dump)
+    def noting_dump(self: Any, obj: Any) -> Any:
+        outer, made = _batch.message, []  # type: _Message | None, list[bytes]
+        _batch.message = _Message(made)
+        try:
+            return dump(self, obj)
+        except BaseException:
+            for handle in made:
+                _handles.unsend(handle)
+            raise
+        finally:
+            _batch.message = outer
+
+    return noting_dump
 
 
 def _beside(buffers: list[Any], least: int = BESIDE) -> Callable[[pickle.PickleBuffer], bool]:
@@ -431,5 +436,5 @@ def reduction_of(kind: type) -> Any:
     return ForkingPickler._extra_reducers.get(kind)  # type: ignore[attr-defined]
 
 
-ForkingPickler.dump = _dump  # type: ignore[assignment,method-assign]
+ForkingPickler.dump = noting(pickle.Pickler.dump)  # type: ignore[method-assign]
 register(Memory, _reduce_memory)

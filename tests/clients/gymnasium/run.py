@@ -1,0 +1,23 @@
+"""Gymnasium's vector environments, whose AsyncVectorEnv keeps processes behind pipes and observations in shared arrays."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+from clients import Archive, change, get, judge, outcomes
+
+COMMIT = "95a790e199c1ea7befa2fca03ac9fc42001c908d"  # "Update to v1.4.0"; its source archive has no tests/vector
+ARCHIVE = Archive(
+    file=f"Gymnasium-{COMMIT}.tar.gz",
+    parts=("gymnasium", "tests"),
+    digest="ab81e9bc242bbe662dd4ec610e6a896f3da7a284edfb275764cf9bd9deacf917",
+    github=f"Farama-Foundation/Gymnasium/{COMMIT}",
+)
+PASSES = 322
+KNOWN: dict[str, str] = {}
+
+if __name__ == "__main__":
+    root = get(ARCHIVE)
+    assert change(root) >= 3
+    found = outcomes(root, ["tests/vector", "--import-mode=importlib"])
+    sys.exit(judge("gymnasium", "1.4.0", found, PASSES, KNOWN))
