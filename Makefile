@@ -12,7 +12,7 @@ TESTS := wait bells copy lock journal registry snapshot heap holds reap fork boo
 FORKING := bells kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz clean
+.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz test-clients clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -64,6 +64,20 @@ $(VENV)/wheel.stamp: wheels/requirements.txt | $(BIN)/python
 
 wheel: $(VENV)/wheel.stamp  ## a wheel for any Linux with glibc 2.28 or newer, in dist/
 	$(VENV)/wheel/bin/python wheels/make.py --out dist
+
+# Other people's packages, in an environment of their own. A part: CLIENTS='tests/clients/mpire'.
+CLIENTS ?= $(patsubst %/run.py,%,$(wildcard tests/clients/*/run.py))
+$(VENV)/clients.stamp: $(SOURCES) | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/clients
+	$(VENV)/clients/bin/python -m pip --disable-pip-version-check -q install '.[clients]'
+	@$(VENV)/clients/bin/python -c 'import torch' 2>/dev/null || $(VENV)/clients/bin/python -m pip -q install '$(TORCH)' 2>/dev/null || \
+		$(VENV)/clients/bin/python -m pip -q install --timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	@touch $@
+
+test-clients: $(VENV)/clients.stamp  ## tests of other packages with only the import changed; shared arrays in other pools; gevent, eventlet
+	@failed=; for client in $(CLIENTS); do echo "== $$client"; \
+		$(VENV)/clients/bin/python $$client/run.py || failed="$$failed $$client"; done; \
+		[ -z "$$failed" ] || { echo "differ from what is known:$$failed" >&2; exit 1; }
 
 test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 	@for v in 3.10 3.11 3.12 3.13; do \

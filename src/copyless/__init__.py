@@ -47,7 +47,8 @@ _HOMES = {
     "copyless.errors": (
         "BootUnknownError", "ClosedError", "CopylessError", "CorruptSegmentError", "EndOfQueueError", "ForeignHostError",
         "LimitExceededError", "NotHeldError", "OutOfSharedMemory", "OwnerDiedError", "RegistryBusyError", "ServerEndedError",
-        "StaleHandleError", "StaleNameError", "TaskUnreadableError", "UnsendableError", "WorkerDiedError", "WrongProcessError",
+        "StaleHandleError", "StaleNameError", "TaskUnreadableError", "UnnamedError", "UnsendableError",
+        "WorkerDiedError", "WrongProcessError",
     ),
 }  # fmt: skip
 # What programs name as attributes after ``import copyless`` alone.
@@ -111,6 +112,7 @@ __all__ = [
     "SyncManager",
     "TaskUnreadableError",
     "TimeoutError",
+    "UnnamedError",
     "UnsendableError",
     "Value",
     "WorkerDiedError",
@@ -248,6 +250,7 @@ if TYPE_CHECKING:
         StaleHandleError,
         StaleNameError,
         TaskUnreadableError,
+        UnnamedError,
         UnsendableError,
         WorkerDiedError,
         WrongProcessError,

@@ -20,7 +20,7 @@ from typing import Any
 
 from copyless import _loaders, pickling
 from copyless._core import _handles, _names, _store
-from copyless.errors import StaleHandleError, UnsendableError
+from copyless.errors import StaleHandleError, UnnamedError
 
 __all__ = ["allow", "arrive", "look", "reduce"]
 
@@ -167,7 +167,7 @@ def _name_of(handle: bytes, package: str) -> str:
         if entry["block"] == number:
             _named[place] = str(entry["name"])
             return str(entry["name"])
-    raise UnsendableError(
+    raise UnnamedError(
         f"{_NAMES[package]} may load this shared array many times, and later than this process lives, so it needs a name that keeps it: make it "
         "with name=..., and with persist=True where nobody holds it meanwhile"
     )

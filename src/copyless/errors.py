@@ -22,6 +22,7 @@ __all__ = [
     "SystemLimitError",
     "TableFullError",
     "TaskUnreadableError",
+    "UnnamedError",
     "UnsendableError",
     "WorkerDiedError",
     "WrongProcessError",
@@ -110,6 +111,13 @@ class UnsendableError(CopylessError, TypeError, RuntimeError):
     """The object cannot go this way. Says why, and what to send instead.
 
     A TypeError as what cannot be pickled raises, and a RuntimeError as `torch.multiprocessing` raises.
+    """
+
+
+class UnnamedError(CopylessError, ValueError):
+    """What is sent this way may be loaded many times and later than this process lives, so it needs a name that keeps it.
+
+    No TypeError, which Ray takes for a reason to look into each attribute of the object.
     """
 
 

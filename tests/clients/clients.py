@@ -159,6 +159,12 @@ def outcomes(root: pathlib.Path, arguments: Sequence[str], seconds: int = 1800, 
     return found
 
 
+def outcomes_here(runner: str, seconds: int = 1800, environment: dict[str, str] | None = None) -> dict[str, str]:
+    """The same, of the cases that stand beside a runner."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    return outcomes(pathlib.Path(runner).parent, ["cases.py", "--noconftest"], seconds, environment)
+
+
 def _tail(text: str | bytes | None) -> str:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")

@@ -57,10 +57,11 @@ def register() -> None:
         raise RuntimeError("Ray is not initialised: call ray.init() before copyless.integrations.ray.register()")
     probe = arrays.zeros(1)
     handle = bytes(arrays.handle(probe))
-    ask: Any = ray.remote(_join).options(num_cpus=0)
+    ask: Any = ray.remote(_join)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     answers = [
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(handle) for node in nodes
+        ask.options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(handle)
+        for node in nodes
     ]
     for node, wrong in zip(nodes, ray.get(answers), strict=True):
         if wrong:

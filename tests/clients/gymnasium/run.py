@@ -13,11 +13,12 @@ ARCHIVE = Archive(
     digest="ab81e9bc242bbe662dd4ec610e6a896f3da7a284edfb275764cf9bd9deacf917",
     github=f"Farama-Foundation/Gymnasium/{COMMIT}",
 )
-PASSES = 322
+PASSES = 1516
+NEED_MORE = ["tests/vector/test_sync_vector_env.py::test_sync_vector_env_seed"]  # Box2D, which is built from source
 KNOWN: dict[str, str] = {}
 
 if __name__ == "__main__":
     root = get(ARCHIVE)
     assert change(root) >= 3
-    found = outcomes(root, ["tests/vector", "--import-mode=importlib"])
+    found = outcomes(root, ["tests/vector", "--import-mode=importlib", *(f"--deselect={test}" for test in NEED_MORE)])
     sys.exit(judge("gymnasium", "1.4.0", found, PASSES, KNOWN))
