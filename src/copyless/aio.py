@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from copyless import _cooperative
 from copyless._core import _blocks
 
 __all__ = ["until"]
 
 _WORDS = 120  # one system call takes at most 127
 _LOOK_AGAIN = 0.1  # seconds after which a waiter looks by itself: whoever should have woken it may be dead
+_IDLE = 3600.0  # seconds between two looks while nobody waits
 
 Watch = tuple[int, int] | None
 
@@ -52,16 +54,14 @@ class _Watcher:
     def __init__(self) -> None:
         self.bell = _blocks.Bell()
         self.watched: dict[_Waiter, tuple[int, int]] = {}
-        self.lock = threading.Lock()
-        self.busy = threading.Event()
-        threading.Thread(target=self._run, name="copyless-watcher", daemon=True).start()
+        self.lock = _cooperative.native_lock()
+        _cooperative.start_thread(self._run, "copyless-watcher")
 
     def add(self, waiter: _Waiter, word: tuple[int, int]) -> bool:
         with self.lock:
             if len(self.watched) >= _WORDS:
                 return False
             self.watched[waiter] = word
-            self.busy.set()
             self.bell.ring()
         return True
 
@@ -76,14 +76,10 @@ class _Watcher:
             with self.lock:
                 waiters = list(self.watched)
                 words = [(self.bell.address, self.bell.value), *self.watched.values()]
-                if not waiters:
-                    self.busy.clear()
-            if not waiters:
-                self.busy.wait()
-                looked = time.monotonic()
-                continue
-            index = _blocks.wait_many(words, _LOOK_AGAIN)
+            index = _blocks.wait_many(words, _LOOK_AGAIN if waiters else _IDLE)
             due = waiters[index - 1 : index] if index > 0 else []
+            if not waiters:
+                looked = time.monotonic()
             if time.monotonic() - looked >= _LOOK_AGAIN:
                 due, looked = waiters, time.monotonic()
             with self.lock:

@@ -6,7 +6,7 @@ import copyreg
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from copyless import pickling
+from copyless import _cooperative, pickling
 from copyless._core import _blocks
 from copyless.errors import ClosedError
 from copyless.storage.names import begin_with, check_init
@@ -34,6 +34,7 @@ class Shared:
 
     @classmethod
     def _from_block(cls, block: _blocks.Block) -> Any:
+        _cooperative.look()
         obj = cls.__new__(cls)
         obj._stand(block)  # type: ignore[attr-defined]
         obj._stood()
@@ -52,6 +53,7 @@ class Shared:
         recover: str | None = None,
     ) -> bool:
         """Stand on a new block, or on the one that has the name; whether it is new. `make`: as for `storage.objects.obtain`."""
+        _cooperative.look()
         name, persist, exist_ok, init = naming
         check_init(init)
 
@@ -102,6 +104,7 @@ class Shared:
         return pickling.noted_handle(self), self._attributes(), slots  # type: ignore[arg-type]
 
     def __setstate__(self, state: Any) -> None:
+        _cooperative.look()
         handle, attributes, slots = state
         self._stand(pickling.block_of(handle))  # type: ignore[attr-defined]
         self._stood()

@@ -13,12 +13,12 @@ import select
 import sys
 import threading
 import time
-import types
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from copyless._cooperative import is_patched
 from copyless._core import _bells
 from copyless._core._blocks import Object
 
@@ -102,11 +102,6 @@ def _is_result(each: object) -> bool:
 
 
 # ---- one wait
-
-
-def is_patched() -> bool:
-    """Whether `select` is another's, as under gevent and eventlet: then to sleep in C would stop all its tasks."""
-    return not isinstance(select.select, types.BuiltinFunctionType)
 
 
 class _Poll:

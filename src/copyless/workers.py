@@ -40,6 +40,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 from copyless import _loaders, _main_changes, pickling
+from copyless._cooperative import is_patched
 from copyless._core import _answers, _pickles, _queue
 from copyless._core._memory import Memory
 from copyless._core.failures import out_of_shared_memory
@@ -636,7 +637,8 @@ class Crew:
 
     def _keep(self) -> None:
         # A signal that comes while a thread forks is handled by that thread, and the main thread, asleep, would not hear of it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        if not is_patched():  # else this is no thread of its own, but a task of the main one
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         while True:
             with self._lock:
                 watched = {worker.sentinel: worker for worker in self.workers}

@@ -1,0 +1,223 @@
+"""Waiting under gevent and eventlet, whose tasks share one thread: who sleeps in C stops them all.
+
+Once a program has replaced `select` (``monkey.patch_all()``, as gunicorn and Celery do), the waits of queues, locks, semaphores and events
+try without waiting, and then wait by `copyless.wait`: on an eventfd, by the `select` that the program put there. Until then nothing here is called: the
+methods are put over those of C when an object is made or arrives and `select` is another's. Threads of ours, which the program has made tasks
+too, wait in the same way; one that must sleep in C is started as a thread of the system by `start_thread`.
+
+Not so: `Condition`, `Barrier`, `RWLock` and `join` of a queue ask again and again (`_PAUSES`) or sleep in C; docs/design/waiting.md lists them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import select
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from queue import Empty, Full
+from typing import Any
+
+from copyless.errors import ClosedError
+
+__all__ = ["is_patched", "look", "start_thread"]
+
+_PAUSES = 0.001, 0.02  # seconds between two looks at what rings nobody: from, to
+_SLICE = 0.2  # seconds after which what may end without a bell is looked at
+
+_installed = False
+
+
+def is_patched() -> bool:
+    """Whether `select` is another's."""
+    return not isinstance(select.select, types.BuiltinFunctionType)
+
+
+def look() -> None:
+    """An object is made or arrives: have it wait as the program's tasks do, if they share one thread."""
+    if not _installed and is_patched():
+        _install()
+
+
+def original(module: str, name: str) -> Any:
+    """What a module had under a name before it was patched."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_module_patched(module):
+        return gevent.get_original(module, name)
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None:
+        return getattr(eventlet.original(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def start_thread(run: Callable[[], Any], name: str) -> None:
+    """Start a thread of the system that sleeps in C; it may use no lock of `threading`, which may be one for tasks."""
+    if is_patched():
+        original("_thread", "start_new_thread")(run, ())
+    else:
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+
+def native_lock() -> Any:
+    """A lock between threads of the system, for so short that nobody else runs meanwhile."""
+    return original("_thread", "allocate_lock")()
+
+
+# ---- the waits
+
+
+class _Deadline:
+    def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and timeout != timeout:
+            raise ValueError("timeout is not a number")
+        self.at = None if timeout is None else time.monotonic() + timeout
+        self._pause = _PAUSES[0]
+
+    def left(self, most: float | None = None) -> float | None:
+        if self.at is None:
+            return most
+        left = max(0.0, self.at - time.monotonic())
+        return left if most is None else min(left, most)
+
+    @property
+    def over(self) -> bool:
+        return self.at is not None and time.monotonic() >= self.at
+
+    def pause(self) -> None:
+        """Let the others run for a moment."""
+        time.sleep(self._pause if self.at is None else max(0.0, min(self._pause, self.at - time.monotonic())))
+        self._pause = min(2 * self._pause, _PAUSES[1])
+
+
+def _queue_methods(base: Any) -> dict[str, Any]:
+    from copyless.waiting import wait
+
+    def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
+        if not block:
+            return base.get(self, False)
+        deadline = _Deadline(timeout)
+        while True:
+            try:
+                return base.get(self, False)
+            except Empty:
+                if deadline.over:
+                    raise
+            wait([self], deadline.left())
+
+    def get_many(self: Any, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[Any]:
+        if not block:
+            return list(base.get_many(self, max_items, False))
+        deadline = _Deadline(timeout)
+        while True:
+            try:
+                return list(base.get_many(self, max_items, False))
+            except Empty:
+                if deadline.over:
+                    raise
+            wait([self], deadline.left())
+
+    def put(self: Any, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        if not block:
+            base.put(self, obj, False)
+            return
+        deadline, packed = _Deadline(timeout), self._pack(obj)
+        while not self._try_put(packed):
+            if deadline.over:
+                raise Full
+            deadline.pause()
+
+    def put_many(self: Any, objects: Any, block: bool = True, timeout: float | None = None) -> int:
+        if not block:
+            return int(base.put_many(self, objects, False))
+        deadline, done = _Deadline(timeout), 0
+        for obj in objects:
+            try:
+                put(self, obj, True, deadline.left())
+            except (Full, ClosedError):
+                if not done:
+                    raise
+                break
+            done += 1
+        return done
+
+    def items(self: Any) -> Iterator[Any]:
+        while True:
+            while not wait([self], _SLICE) and not self._ended():
+                pass
+            try:
+                item = self._next()
+            except ClosedError:
+                return
+            yield item
+
+    def join(self: Any, timeout: float | None) -> int:
+        deadline = _Deadline(timeout)
+        while (left := int(base._join(self, 0))) < 0 and not deadline.over:
+            deadline.pause()
+        return left
+
+    return {"get": get, "get_many": get_many, "put": put, "put_many": put_many, "__iter__": items, "_join": join}
+
+
+def _lock_methods(base: Any, rings: bool) -> dict[str, Any]:
+    """`rings`: whether who waits for it can be rung; else it is asked again and again."""
+    from copyless.waiting import wait
+
+    def acquire(self: Any, block: bool = True, timeout: float | None = None) -> bool:
+        if not block:
+            return bool(base.acquire(self, False))
+        deadline = _Deadline(timeout)
+        while not base.acquire(self, False):
+            if deadline.over:
+                return False
+            if rings:
+                wait([self], deadline.left())
+            else:
+                deadline.pause()
+        return True
+
+    def enter(self: Any) -> bool:
+        return acquire(self)
+
+    return {"acquire": acquire, "__enter__": enter}
+
+
+def _event_methods(base: Any) -> dict[str, Any]:
+    from copyless.waiting import wait as wait_for
+
+    def wait(self: Any, timeout: float | None = None) -> bool:
+        before, deadline = self._sets(), _Deadline(timeout)
+        while not self.is_set() and self._sets() == before:  # set, and cleared since, was set
+            if deadline.over:
+                return False
+            wait_for([self], deadline.left(_SLICE))
+        return True
+
+    return {"wait": wait}
+
+
+def _install() -> None:
+    global _installed
+    _installed = True
+    from copyless import queues, synchronize
+    from copyless._core import _queue, _synchronize
+
+    # Over the methods of C, and below what our classes and those of programs define.
+    for kind, methods in (
+        (queues._Base, _queue_methods(_queue._Queue)),
+        (synchronize.Lock, _lock_methods(_synchronize._Lock, True)),
+        (synchronize.RLock, _lock_methods(_synchronize._RLock, True)),
+        (synchronize._Inside, _lock_methods(_synchronize._RLock, False)),
+        (synchronize.Semaphore, _lock_methods(_synchronize._Semaphore, True)),
+        (synchronize.Event, _event_methods(_synchronize._Event)),
+    ):
+        _cover(kind, methods)
+
+
+def _cover(kind: Any, methods: dict[str, Any]) -> None:
+    for name, method in methods.items():
+        there = getattr(kind, name)
+        method.__name__, method.__qualname__, method.__doc__ = name, f"{kind.__name__}.{name}", there.__doc__
+        setattr(kind, name, method)
