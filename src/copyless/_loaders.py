@@ -31,6 +31,9 @@ __all__ = [
     "ctypes_wrapper",
     "empty_array",
     "event",
+    "joblib_array",
+    "joblib_begin",
+    "joblib_call",
     "joblib_worker",
     "joinable_queue",
     "load",
@@ -355,12 +358,19 @@ def sealed(data: Any, names: list[bytes], *buffers: Any) -> Any:
 
 
 def work(
-    names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int, log: int | None = None
+    names: list[bytes],
+    mask: list[int],
+    initializer: Any,
+    initargs: Any,
+    most: int | None,
+    retries: int,
+    log: int | None = None,
+    idle: float | None = None,
 ) -> None:
     """What the worker process of a pool does."""
     from copyless.workers import work as run
 
-    run(names, mask, initializer, initargs, most, retries, log)
+    run(names, mask, initializer, initargs, most, retries, log, idle)
 
 
 def call_many(function: Any, argument_lists: list[tuple[Any, ...]]) -> list[Any]:
@@ -368,11 +378,37 @@ def call_many(function: Any, argument_lists: list[tuple[Any, ...]]) -> list[Any]
     return [function(*arguments) for arguments in argument_lists]
 
 
-def joblib_worker(environment: dict[str, str], initializer: Any, initargs: Any) -> None:
+def joblib_begin(environment: dict[str, str], initializer: Any, threads: int | None, depth: int) -> None:
     """What a worker of the backend for joblib does first."""
     from copyless.joblib import _begin
 
-    _begin(environment, initializer, initargs)
+    _begin(environment, initializer, threads, depth)
+
+
+def joblib_call(batch: Any) -> Any:
+    """The task that stands for some of joblib's."""
+    from copyless.joblib import _call
+
+    return _call(batch)
+
+
+_joblib_array: Any = None
+
+
+def joblib_array(array: Any, copies: bool) -> Any:
+    """An array that the backend for joblib moved into shared memory; a copy of it where each task has its own."""
+    global _joblib_array
+    if _joblib_array is None:
+        from copyless.joblib import _arrived as _joblib_array
+    return _joblib_array(array, copies)
+
+
+def joblib_worker(environment: dict[str, str], initializer: Any, initargs: Any) -> None:
+    """What `joblib_begin` was in earlier versions."""
+    from copyless.joblib import _begin
+    from copyless.workers import seal
+
+    _begin(environment, None if initializer is None else seal((initializer, initargs)), None, 0)
 
 
 def serve_manager(kind: Any, run: tuple[Any, ...], writer: Any, initializer: Any, initargs: Any) -> None:

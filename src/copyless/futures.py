@@ -127,6 +127,9 @@ class ProcessPoolExecutor(Executor):
     (1024, [1, 2])
     """
 
+    _room = 0  # what a subclass asks of its workers, as `Crew` has it
+    _idle: float | None = None
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -167,6 +170,8 @@ class ProcessPoolExecutor(Executor):
             daemon=False,
             eager=False,
             title="Process",
+            room=self._room,
+            idle=self._idle,
         )
         self._on_demand = getattr(mp_context, "get_start_method", lambda **_: "fork")(allow_none=False) != "fork"
         self._shut_down = False
@@ -189,6 +194,9 @@ class ProcessPoolExecutor(Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """A future of ``fn(*args, **kwargs)``. RuntimeError after `shutdown`; what cannot be pickled fails the future."""
+        return self._submit(lambda crew: crew.seal(fn, workers.FULL, [(args, kwargs)]))
+
+    def _submit(self, seal: Callable[[Any], Any]) -> Future[Any]:
         check_process(self._crew.pid, self, _INSTEAD)
         with self._shutdown_lock:
             crew = self._crew
@@ -196,14 +204,14 @@ class ProcessPoolExecutor(Executor):
                 raise WorkerDiedError(crew.broken)
             if self._shut_down:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            future: Future[T] = _Future()
+            future: Future[Any] = _Future()
             try:
                 crew.watch()
             except RuntimeError as error:
                 raise WorkerDiedError(crew.broken or str(error)) from error
             crew.populate(crew.unfinished() + 1 if self._on_demand else None)
             try:
-                sealed = crew.seal(fn, workers.FULL, [(args, kwargs)])
+                sealed = seal(crew)
             except BaseException as error:
                 if not isinstance(error, Exception):
                     raise
@@ -214,6 +222,8 @@ class ProcessPoolExecutor(Executor):
                 sealed, 1, lambda i, kind, value: _set(future, kind, value), 0, future.set_running_or_notify_cancel
             )
             crew.submit([bundle])
+            if crew.ends_idle:
+                crew.populate(crew.unfinished())  # the last may have ended just before, for want of a task
             return future
 
     def map(

@@ -199,9 +199,19 @@ def _forget_handlers() -> None:
 
 
 def work(
-    names: list[bytes], mask: list[int], initializer: Any, initargs: Any, most: int | None, retries: int, log: int | None = None
+    names: list[bytes],
+    mask: list[int],
+    initializer: Any,
+    initargs: Any,
+    most: int | None,
+    retries: int,
+    log: int | None = None,
+    idle: float | None = None,
 ) -> None:
-    """What a worker process does, until the queue is shut down or its parent is gone. Its log begins at `log` in the board's block."""
+    """What a worker process does, until the queue is shut down, its parent is gone, or it had nothing to do for `idle` seconds.
+
+    Its log begins at `log` in the board's block.
+    """
     current_process().name = current_process().name.removesuffix(_STARTING)
     _forget_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # blocked by whoever started us
@@ -211,13 +221,21 @@ def work(
         return  # the parent was quicker to end than we to begin
     try:
         answers = None if log is None else _answers.Log(board, log, _LOG_BYTES, _PATIENCE)
-        _work(tasks, results, memoryview(board).cast("Q"), answers, initializer, initargs, most, retries)
+        _work(tasks, results, memoryview(board).cast("Q"), answers, initializer, initargs, most, retries, idle)
     except KeyboardInterrupt:
         pass  # Ctrl-C reaches the parent too, which says what there is to say
 
 
 def _work(
-    tasks: Any, results: Any, rows: Any, log: Any, initializer: Any, initargs: Any, most: int | None, retries: int
+    tasks: Any,
+    results: Any,
+    rows: Any,
+    log: Any,
+    initializer: Any,
+    initargs: Any,
+    most: int | None,
+    retries: int,
+    idle: float | None,
 ) -> None:
     me = os.getpid()
     if initializer is not None:
@@ -236,10 +254,13 @@ def _work(
     done = 0
     while most is None or done < most:
         try:
-            item = tasks._next()  # ends also when the parent ended well and did not shut the queue: Ctrl-C at its exit
-        except (ClosedError, EOFError):
+            item = tasks._next(idle)  # ends also when the parent ended well and did not shut the queue: Ctrl-C at its exit
+        except (ClosedError, EOFError, Empty):
             return
         number, row, count, sealed = item
+        if count < 0:  # one worker less
+            tasks.task_done(item)
+            return
         at = row * _WIDTH
         if rows[at + _NUMBER] == number:
             done += _run(number, at, count, sealed, rows, results, retries, me, None if count == 1 else log)
@@ -524,7 +545,10 @@ class Crew:
         daemon: bool = True,
         eager: bool = True,
         title: str = "PoolWorker",
+        room: int = 0,
+        idle: float | None = None,
     ) -> None:
+        """`room`: how many processes `resize` may make of it. `idle`: seconds after which a worker without a task ends."""
         _refuse_to_begin_again()
         self.processes = processes
         self.context = context
@@ -537,15 +561,17 @@ class Crew:
         self.window = min(window, ROWS)
         self._mask = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
         self._how = initializer, initargs, max_tasks, retries
+        self._idle, self.ends_idle = idle, idle is not None
         self._daemon, self._title = daemon, title
         self.tasks: Any = JoinableQueue(redeliver=True)
         self.results: Any = SimpleQueue()
-        block = allocate(8 * ROWS * _WIDTH + processes * _LOG_BYTES, spill=True)
+        room = max(room, processes)
+        block = allocate(8 * ROWS * _WIDTH + room * _LOG_BYTES, spill=True)
         block.clear()
         board: Any = Memory(block)
         self._rows = memoryview(board).cast("Q")
-        self._logs = [_answers.Log(board, 8 * ROWS * _WIDTH + n * _LOG_BYTES, _LOG_BYTES, _PATIENCE) for n in range(processes)]
-        self._free_logs = list(range(processes))
+        self._logs = [_answers.Log(board, 8 * ROWS * _WIDTH + n * _LOG_BYTES, _LOG_BYTES, _PATIENCE) for n in range(room)]
+        self._free_logs = list(range(room))
         self._log_of: dict[Any, int] = {}  # a worker's
         self._left_behind: list[tuple[int, int, int, bool, bytes]] = []  # in the logs of workers that have ended
         self._board = board
@@ -613,10 +639,10 @@ class Crew:
         """Start what is missing."""
         snapshot: _main_changes.Snapshot | None = None  # older than the forks behind it, which harms nobody
         with self._lock:
-            while len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
+            while self._free_logs and len(self.workers) < (self.processes if wanted is None else min(wanted, self.processes)):
                 log = self._free_logs[-1]
                 at = 8 * ROWS * _WIDTH + log * _LOG_BYTES
-                worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how, at))
+                worker = self.context.Process(target=_loaders.work, args=(self._names, self._mask, *self._how, at, self._idle))
                 worker.name = worker.name.replace("Process", self._title)
                 worker.daemon = self._daemon
                 if not self._forks:
@@ -634,6 +660,20 @@ class Crew:
                 self.workers.append(worker)
                 self._log_of[worker] = self._free_logs.pop()
                 self.wake()
+
+    def resize(self, processes: int) -> bool:
+        """Have so many workers from now on; those that are too many end, once they have nothing to do. False: there is no room for them."""
+        with self._lock:
+            if processes > len(self._logs):
+                return False
+            surplus = len(self.workers) - processes
+            self.processes = processes
+            try:
+                for _ in range(surplus):
+                    self.tasks.put((0, 0, -1, None))
+            except (OutOfSharedMemory, ClosedError):
+                return False
+            return True
 
     def _keep(self) -> None:
         # A signal that comes while a thread forks is handled by that thread, and the main thread, asleep, would not hear of it.
@@ -660,7 +700,7 @@ class Crew:
                         self._main_of.pop(worker, None)
                 if ended and not self.terminating and self.broken is None and not (self.closing and self._is_done()):
                     try:
-                        self.populate()
+                        self.populate(None if self._idle is None else self.unfinished())
                     except Exception as error:
                         self._break(f"no worker could be started: {error!r}")
             for worker in ended:

@@ -650,7 +650,7 @@ cdef class _Queue(Object):
             if not late:
                 look_at_name(self)
             slices += 1
-            if deadline == CL_FOREVER and slices % 4 == 0:
+            if (ends or deadline == CL_FOREVER) and slices % 4 == 0:
                 with nogil:
                     rc = cl_queue_deserted(&self.q)
                 deserted = deserted + 4 if rc >= (1 if ends else 2) else 0
@@ -783,12 +783,14 @@ cdef class _Queue(Object):
         self._signal.settle()
         return obj
 
-    def _next(self):
+    def _next(self, timeout=None):
         """As `get`, for iteration: it ends also when every process that put has ended well."""
         cdef cl_got got
+        cdef int64_t deadline = self.deadline(True, timeout)
         if self.kept is not None and self.has_kept():
             return self.next_kept()
-        self.begin(CL_FOREVER, &got, True)
+        if self.begin(deadline, &got, True) == CL_TIMEOUT:
+            raise Empty
         return self.end(&got) if self._signal is None else self.settled(self.end(&got))
 
     def _leased(self, sequence, obj):
