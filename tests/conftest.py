@@ -60,6 +60,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     from copyless.cli.look import listing
 
     yield
+    if "copyless.joblib" in sys.modules:
+        sys.modules["copyless.joblib"].shutdown()  # workers that wait for a later call
     for child in multiprocessing.active_children():
         child.join(10)
         assert not child.is_alive(), f"{child} still runs"

@@ -168,6 +168,9 @@ PROGRAMS = {
         if have("joblib"):
             import joblib, copyless.joblib
             assert joblib.Parallel(n_jobs=2, backend="copyless")(joblib.delayed(pow)(2, n) for n in range(5))[4] == 16
+            big = __import__("numpy").zeros(200_000)
+            assert joblib.Parallel(n_jobs=2, backend="copyless")(joblib.delayed(len)([big]) for n in range(2)) == [1, 1]
+            copyless.joblib.shutdown()
     """,
     "managers": """
         for method in ("spawn", "fork"):
@@ -277,9 +280,9 @@ def test_the_programs_meet_every_loader():
         pytest.skip("only after the tests above")
     met = {name for found in FOUND.values() for module, name in found if module == "copyless._loaders"}
     needs = {name: "torch" for name in _loaders.__all__ if name.startswith("tensor") or name == "with_storages"}
-    needs |= {"joblib_worker": "joblib", "polars_table": "polars", "pandas_column": "pandas"}
+    needs |= {"joblib_array": "joblib", "joblib_begin": "joblib", "joblib_call": "joblib", "polars_table": "polars", "pandas_column": "pandas"}
     missing = {name for name, library in needs.items() if importlib.util.find_spec(library) is None}
-    earlier = {"tensor"}  # of earlier versions, which ours does not write any more
+    earlier = {"tensor", "joblib_worker"}  # of earlier versions, which ours does not write any more
     assert set(_loaders.__all__) - missing - earlier == met
 
 

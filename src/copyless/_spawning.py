@@ -12,16 +12,23 @@ import io
 import os
 import subprocess
 from collections.abc import Mapping
-from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn, util
+from multiprocessing import get_all_start_methods, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from multiprocessing import process as _process
-from multiprocessing.context import set_spawning_popen  # type: ignore[attr-defined]
+from multiprocessing.context import set_spawning_popen
 from typing import Any
 
 __all__ = ["Spawn"]
 
 
+def _close(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
 class Popen(popen_spawn_posix.Popen):
     """A program started for a process; what `Process.start` makes."""
+
+    _fds: list[int]
 
     def __init__(self, process: Any, environment: Mapping[str, str], imports_main: bool) -> None:
         self._environment, self._imports_main = environment, imports_main
@@ -29,8 +36,10 @@ class Popen(popen_spawn_posix.Popen):
 
     def _launch(self, process: Any) -> None:
         del process._Popen  # ours, which is not for the child
-        tracker = resource_tracker.getfd()
+        tracker: Any = resource_tracker.getfd()
         prepared = spawn.get_preparation_data(process._name)
+        if prepared.get("start_method") not in get_all_start_methods():
+            del prepared["start_method"]  # as in a worker of loky, whose method only loky's processes know
         if not self._imports_main:
             for key in [key for key in prepared if key.startswith("init_main_")]:
                 del prepared[key]
@@ -41,7 +50,7 @@ class Popen(popen_spawn_posix.Popen):
                 reduction.dump(part, message)
         finally:
             set_spawning_popen(None)
-        ends = []  # of the pipe that this process writes, and of that which ends with the child
+        ends: list[int] = []  # of the pipe that this process writes, and of that which ends with the child
         try:
             ends += os.pipe()
             ends += os.pipe()
@@ -59,7 +68,7 @@ class Popen(popen_spawn_posix.Popen):
             for end in ends:
                 os.close(end)
             raise
-        self.finalizer = util.Finalize(self, util.close_fds, (self.sentinel, we_write))
+        self.finalizer = util.Finalize(self, _close, (self.sentinel, we_write))
         os.close(child_reads)
         os.close(child_holds)
         with open(we_write, "wb", closefd=False) as stream:
@@ -80,11 +89,11 @@ class Spawn:
     """
 
     def __init__(self, base: Any, environment: Mapping[str, str], imports_main: bool) -> None:
-        self._base, self._environment, self._imports_main = base, environment, imports_main
+        self._base, self._environment, self.imports_main = base, environment, imports_main
 
     def Process(self, *args: Any, **kwargs: Any) -> _process.BaseProcess:
         made: Any = self._base.Process(*args, **kwargs)
-        made._Popen = functools.partial(Popen, environment=self._environment, imports_main=self._imports_main)
+        made._Popen = functools.partial(Popen, environment=self._environment, imports_main=self.imports_main)
         return made  # type: ignore[no-any-return]
 
     def get_start_method(self, allow_none: bool = False) -> str:

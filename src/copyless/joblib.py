@@ -23,6 +23,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import Any
@@ -44,7 +45,7 @@ from copyless._spawning import Spawn
 from copyless.errors import TaskUnreadableError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor
 
-__all__ = ["Backend", "TerminatedWorkerError", "UnreadableTaskError"]
+__all__ = ["Backend", "TerminatedWorkerError", "UnreadableTaskError", "shutdown"]
 
 _IDLE = 300.0  # seconds: joblib's own
 _ROOM = 16  # workers that an executor can be widened to, at least
@@ -101,7 +102,7 @@ class _Workers(ProcessPoolExecutor):
 
     def submit_batch(self, batch: Any, moved: _Moved) -> Any:
         """A future of the results of some of joblib's tasks, sealed."""
-        task = self._call, workers.FULL | workers._NAMED, [((batch,), {})]
+        task: Any = self._call, workers.FULL | workers._NAMED, [((batch,), {})]
         lasting = bool(self._crew._how[3])
         return self._submit(lambda crew: workers.seal(task, make=moved.pickler, lasting=lasting))
 
@@ -131,6 +132,8 @@ def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Wo
 def _give_back(executor: _Workers, user: Any) -> None:
     with _lock:
         executor.users = [(thread, who) for thread, who in executor.users if who() not in (None, user)]
+        if executor not in _executors and not executor.users:
+            executor.shutdown(wait=False)
         _drop_unused()
 
 
@@ -145,11 +148,37 @@ def _drop_unused() -> None:
         _drop(executor)
 
 
+def shutdown(wait: bool = True) -> None:
+    """End the workers that are kept for later calls; those of calls that run, when the calls end. Later calls start new ones.
+
+    Nobody needs it: workers end by themselves, `idle_worker_timeout` after their last task, and with the program.
+
+    Parameters
+    ----------
+    wait
+        Whether to wait until they have ended.
+
+    Examples
+    --------
+    >>> import copyless.joblib
+    >>> copyless.joblib.shutdown()
+    """
+    with _lock:
+        unused = [executor for executor in _executors if not executor.is_used()]
+        _executors.clear()
+    _end(unused, wait)
+
+
+def _end(executors: list[_Workers], wait: bool = True) -> None:
+    for executor in executors:  # all at once
+        executor.shutdown(wait=False)
+    for executor in executors if wait else ():
+        executor.shutdown(wait=True)
+
+
 def _end_workers() -> None:
     """This process ends: multiprocessing would wait for its workers, and they for tasks."""
-    for executor in list(_executors):
-        if executor._crew.is_mine():
-            executor.shutdown(wait=True)
+    _end(list(_executors))
     if "joblib.externals.loky.process_executor" in sys.modules and multiprocessing.parent_process() is not None:
         loky._python_exit()
 
@@ -380,7 +409,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
-    _executor: Any = None
+    _workers: Any = None
     _done: Any = None
 
     def __init__(self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **asked: Any) -> None:
@@ -433,7 +462,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._count = count
         self.parallel = parallel
         self._release()
-        self._executor = self._lease()
+        self._workers = self._lease()
         self._moved = _Moved(self._max_nbytes, self._mode)
         return count
 
@@ -472,7 +501,7 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         return _lease(key, self._count, lambda: _Workers(key, self._count, starts, options["retries"], idle, begin), self)
 
     def _release(self) -> None:
-        executor, self._executor = self._executor, None
+        executor, self._workers = self._workers, None
         if executor is not None:
             _give_back(executor, self)
 
@@ -482,9 +511,14 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def submit(self, func: Any, callback: Any = None) -> Any:
-        if self._executor is None:  # another call with this object ended meanwhile
-            self._executor = self._lease()
-        future = self._executor.submit_batch(func, self._moved)
+        if self._workers is None:  # another call with this object ended meanwhile
+            self._workers = self._lease()
+        future: Any
+        try:
+            future = self._workers.submit_batch(func, self._moved)
+        except Exception as error:  # in a thread of ours nobody would hear of it
+            future = Future()
+            future.set_exception(error)
         self._futures.add(future)
         if callback is not None:
             future.add_done_callback(functools.partial(self._tell, self._done, callback))
@@ -530,10 +564,11 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
         """End the workers with what they are at; where another thread's tasks are in them, only drop what has not begun."""
-        executor = self._executor
+        executor = self._workers
         if executor is not None:
             with _lock:
-                self._release()
+                self._workers = None
+                executor.users = [(thread, who) for thread, who in executor.users if who() not in (None, self)]
                 alone = not executor.users
                 if alone and executor in _executors:
                     _executors.remove(executor)
@@ -541,10 +576,10 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
                 executor.kill_workers()
                 executor.shutdown(wait=True)  # no callback of this call may run in the next
             else:
-                for future in list(self._futures):
-                    future.cancel()
+                for waiting in list(self._futures):
+                    waiting.cancel()
         if ensure_ready:
-            self._executor = self._lease()
+            self._workers = self._lease()
 
 
 def _is_over(parallel: Any) -> bool:

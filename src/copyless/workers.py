@@ -1054,6 +1054,8 @@ class Crew:
     def _missing_guard(self, code: int) -> str:
         """A word on it where that may be why: the start of a program that a worker imports anew raises there."""
         method = getattr(self.context, "get_start_method", lambda: "fork")()
+        if not getattr(self.context, "imports_main", True):
+            return ""
         if code != 1 or method == "fork" or getattr(sys.modules.get("__main__"), "__file__", None) is None:
             return ""
         return (
