@@ -406,9 +406,8 @@ def joblib_array(array: Any, copies: bool) -> Any:
 def joblib_worker(environment: dict[str, str], initializer: Any, initargs: Any) -> None:
     """What `joblib_begin` was in earlier versions."""
     from copyless.joblib import _begin
-    from copyless.workers import seal
 
-    _begin(environment, None if initializer is None else seal((initializer, initargs)), None, 0)
+    _begin(environment, None if initializer is None else (initializer, initargs), None, 0)
 
 
 def serve_manager(kind: Any, run: tuple[Any, ...], writer: Any, initializer: Any, initargs: Any) -> None:

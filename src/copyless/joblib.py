@@ -16,8 +16,10 @@ import contextlib
 import copyreg
 import functools
 import inspect
+import io
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 import warnings
@@ -42,10 +44,10 @@ except ImportError as error:
 
 from copyless import _loaders, arrays, pickling, workers
 from copyless._spawning import Spawn
-from copyless.errors import TaskUnreadableError, WorkerDiedError
+from copyless.errors import CopylessError, TaskUnreadableError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor
 
-__all__ = ["Backend", "TerminatedWorkerError", "UnreadableTaskError", "shutdown"]
+__all__ = ["Backend", "CopylessBackend", "TerminatedWorkerError", "UnreadableTaskError", "shutdown"]
 
 _IDLE = 300.0  # seconds: joblib's own
 _ROOM = 16  # workers that an executor can be widened to, at least
@@ -104,7 +106,17 @@ class _Workers(ProcessPoolExecutor):
         """A future of the results of some of joblib's tasks, sealed."""
         task: Any = self._call, workers.FULL | workers._NAMED, [((batch,), {})]
         lasting = bool(self._crew._how[3])
-        return self._submit(lambda crew: workers.seal(task, make=moved.pickler, lasting=lasting))
+
+        def seal(crew: Any) -> Any:
+            try:
+                return workers.seal(task, make=moved.pickler, lasting=lasting)
+            except CopylessError:
+                raise
+            except Exception as error:  # as joblib's own backend says it
+                why = f"Could not pickle the task to send it to the workers: {type(error).__name__}: {error}"
+                raise pickle.PicklingError(why) from error
+
+        return self._submit(seal)
 
 
 def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Workers:
@@ -315,7 +327,7 @@ def _begin(environment: dict[str, str], initializer: Any, threads: int | None, d
 
             _limits = threadpool_limits(threads)
     if initializer is not None:
-        function, arguments = workers.unseal(initializer)
+        function, arguments = initializer
         function(*arguments)
 
 
@@ -364,8 +376,8 @@ def _context_given() -> Any:
     return frame.f_locals.get("backend_kwargs", {}).get("context")
 
 
-class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Backend(nesting_level=None, inner_max_num_threads=None, *, max_nbytes="1M", mmap_mode="r", context=None, retries=0,
+class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    """CopylessBackend(nesting_level=None, inner_max_num_threads=None, *, max_nbytes="1M", mmap_mode="r", context=None, retries=0,
     idle_worker_timeout=300, initializer=None, initargs=())
 
     What ``backend="copyless"`` stands for; its parameters may be given to `joblib.parallel_config` and to `joblib.Parallel`, whose
@@ -486,17 +498,16 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
                 threads = int(environment["OMP_NUM_THREADS"])
         idle = options.get("idle_worker_timeout")
         idle = _IDLE if idle is None else idle
-        initializer, begins = options.get("initializer"), None
-        initargs = tuple(options.get("initargs", ()))
-        if initializer is not None:
-            begins = workers.seal((initializer, initargs), by_value=True, lasting=True)
-        same = begins if type(begins) is bytes or begins is None else _Same(initializer, *initargs)
+        initializer, initargs = options.get("initializer"), tuple(options.get("initargs", ()))
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, not {initializer!r}")
+        begins = None if initializer is None else _Begins((initializer, initargs))
         depth = loky._CURRENT_DEPTH + 1
         if 0 < loky.MAX_DEPTH < depth:
             raise loky.LokyRecursionError(
                 f"processes cannot be nested deeper than {loky.MAX_DEPTH}: the variable LOKY_MAX_DEPTH changes that"
             )
-        key = tuple(sorted(environment.items())), _Same(context), threads, options["retries"], idle, same
+        key = tuple(sorted(environment.items())), threads, options["retries"], idle, _Same(context, initializer, *initargs)
         begin = environment, begins, threads, depth
         return _lease(key, self._count, lambda: _Workers(key, self._count, starts, options["retries"], idle, begin), self)
 
@@ -582,6 +593,9 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
             self._workers = self._lease()
 
 
+Backend = CopylessBackend
+
+
 def _is_over(parallel: Any) -> bool:
     """Whether a call awaits nothing any more."""
     waits = getattr(parallel, "_wait_retrieval", None)
@@ -589,19 +603,29 @@ def _is_over(parallel: Any) -> bool:
 
 
 class _Same:
-    """Equal to one of the very same objects, which it keeps."""
+    """Equal to one of the same objects, which it keeps; numbers and texts may be other objects of the same value."""
 
     def __init__(self, *objects: Any) -> None:
         self._objects = objects
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Same)
-            and len(self._objects) == len(other._objects)
-            and all(mine is its for mine, its in zip(self._objects, other._objects))  # noqa: B905
-        )
+        if not isinstance(other, _Same) or len(self._objects) != len(other._objects):
+            return False
+        pairs = zip(self._objects, other._objects)  # noqa: B905
+        return all(a is b or (type(a) is type(b) and type(a) in workers._ATOMS and a == b) for a, b in pairs)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class _Begins(tuple[Any, ...]):
+    """(function, arguments) that each worker calls first: pickled by value, and as the process starts, as locks of multiprocessing want it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        stream = io.BytesIO()
+        pickling.cloud_pickler()(stream, 5).dump(tuple(self))
+        return pickle.loads, (stream.getvalue(),)
 
 
 def _has_threadpoolctl() -> bool:
@@ -620,7 +644,7 @@ def _check_known(options: dict[str, Any]) -> None:
 
 def register() -> None:
     """Make ``backend="copyless"`` known to joblib; importing this module does."""
-    register_parallel_backend("copyless", Backend)
+    register_parallel_backend("copyless", CopylessBackend)
 
 
 register()
