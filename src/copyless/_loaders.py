@@ -385,11 +385,11 @@ def joblib_begin(environment: dict[str, str], initializer: Any, threads: int | N
     _begin(environment, initializer, threads, depth)
 
 
-def joblib_call(batch: Any) -> Any:
+def joblib_call(nested: bytes, calls: list[Any]) -> Any:
     """The task that stands for some of joblib's."""
     from copyless.joblib import _call
 
-    return _call(batch)
+    return _call(nested, calls)
 
 
 _joblib_array: Any = None

@@ -39,10 +39,12 @@ try:
     from joblib._parallel_backends import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
     from joblib.disk import memstr_to_bytes
     from joblib.externals.loky import process_executor as loky
+    from joblib.parallel import BatchedCalls
 except ImportError as error:
     raise ImportError(f"the backend for joblib needs joblib: pip install 'copyless[joblib]' ({error})") from None
 
 from copyless import _loaders, arrays, pickling, workers
+from copyless._core import _queue
 from copyless._spawning import Spawn
 from copyless.errors import CopylessError, TaskUnreadableError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor
@@ -104,12 +106,14 @@ class _Workers(ProcessPoolExecutor):
 
     def submit_batch(self, batch: Any, moved: _Moved) -> Any:
         """A future of the results of some of joblib's tasks, sealed."""
-        task: Any = self._call, workers.FULL | workers._NAMED, [((batch,), {})]
         lasting = bool(self._crew._how[3])
 
         def seal(crew: Any) -> Any:
             try:
-                return workers.seal(task, make=moved.pickler, lasting=lasting)
+                calls = [(moved.name_of(function), args, kwargs) for function, args, kwargs in batch.items]
+                task: Any = self._call, workers.FULL | workers._NAMED, [((moved.nested(batch), calls), {})]
+                plain = _queue.plain_dumps(task)
+                return workers.seal(task, make=moved.pickler, lasting=lasting) if plain is None else plain
             except CopylessError:
                 raise
             except Exception as error:  # as joblib's own backend says it
@@ -211,14 +215,22 @@ Finalize(None, _end_workers, exitpriority=100)
 @functools.cache
 def _pickler_class() -> Any:
     cloud: Any = pickling.cloud_pickler()
+    of_cloudpickle = dict(cloud.dispatch_table.maps[2])
 
     class Pickler(cloud):  # type: ignore[misc]
         def __init__(self, stream: Any, beside: Any, own: dict[Any, Any]) -> None:
             known = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-            self.dispatch_table = {**copyreg.dispatch_table, **cloud.dispatch_table.maps[2], **known, **pickling.ours, **own}
+            self.dispatch_table = {**of_cloudpickle, **copyreg.dispatch_table, **known, **pickling.ours, **own}
             super().__init__(stream, 5, buffer_callback=beside)
 
     return Pickler
+
+
+def _has_name(function: Any) -> bool:
+    """Whether a worker finds a function by its name, and nobody wants it by value."""
+    from cloudpickle.cloudpickle import _should_pickle_by_reference
+
+    return bool(function.__module__ != "__main__" and _should_pickle_by_reference(function))
 
 
 def _plainly(array: Any) -> Any:
@@ -244,6 +256,24 @@ class _Moved:
         self._others: dict[Any, tuple[Any, Any]] = {}
         self._own: dict[Any, Any] = {np.ndarray: self._array, np.memmap: self._array}
         self._knows: set[str] = set()
+        self._names: dict[int, tuple[Any, Any]] = {}
+        self._nested: bytes | None = None
+
+    def name_of(self, function: Any) -> Any:
+        """A function as the pickle of its name; itself where it goes by value, since it may be another for the next batch."""
+        if type(function) not in workers._WITH_NAMES:
+            return function
+        known = self._names.get(id(function))
+        if known is None:
+            name = workers._name_of(function) if _has_name(function) else None
+            known = self._names[id(function)] = function, function if name is None else name
+        return known[1]
+
+    def nested(self, batch: Any) -> bytes:
+        """The backend that calls inside of tasks have, and how many jobs: as joblib says it, the same for all batches."""
+        if self._nested is None:
+            self._nested = pickle.dumps((batch._backend, batch._n_jobs), 5)
+        return self._nested
 
     def pickler(self, stream: Any, beside: Any) -> Any:
         if self._least is not None:
@@ -355,9 +385,17 @@ def _result_pickler(stream: Any, beside: Any) -> Any:
     return _pickler_class()(stream, beside, {np.ndarray: _result_array, np.memmap: _result_array})
 
 
-def _call(batch: Any) -> Any:
+@functools.lru_cache(8)
+def _nested(data: bytes) -> Any:
+    return pickle.loads(data)
+
+
+def _call(nested: bytes, calls: list[Any]) -> Any:
     """The results of a batch: a list of plain ones, or the list sealed."""
-    results = batch()
+    items = [(workers._function_of(f) if type(f) is bytes else f, args, kwargs) for f, args, kwargs in calls]
+    del calls
+    results = BatchedCalls(items, _nested(nested))()
+    del items
     if all(type(value) in workers._ATOMS for value in results):
         return results
     return workers.seal(results, make=_result_pickler)
