@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class TerminatedWorkerError(WorkerDiedError, loky.TerminatedWorkerError):  # typ
     """A worker process was killed or ended while it ran a task; also the error of that name of joblib's own backend."""
 
 
-class UnreadableTaskError(TaskUnreadableError, loky.BrokenProcessPool):  # type: ignore[misc]
-    """A task, or its result, could not be unpickled where it arrived; also what joblib's own backend raises then."""
+class UnreadableTaskError(TaskUnreadableError, loky.BrokenProcessPool, pickle.PicklingError):  # type: ignore[misc]
+    """A task, its result or its exception could not be unpickled, or pickled; also what joblib's own backend raises then."""
 
 
 # ---- the workers, which calls share
@@ -230,7 +231,9 @@ def _has_name(function: Any) -> bool:
     """Whether a worker finds a function by its name, and nobody wants it by value."""
     from cloudpickle.cloudpickle import _should_pickle_by_reference
 
-    return bool(function.__module__ != "__main__" and _should_pickle_by_reference(function))
+    if function.__module__ == "__main__":
+        return False
+    return not isinstance(function, FunctionType) or bool(_should_pickle_by_reference(function))
 
 
 def _plainly(array: Any) -> Any:
