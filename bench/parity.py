@@ -2,12 +2,13 @@
 
     python bench/parity.py [--rounds N] [--only WORD] [--rows N] [--json FILE]
 
-Lists, values, managers, pools and a DataFrame of ten million rows.
+Lists, values, managers, pools, joblib with scikit-learn, and a DataFrame of ten million rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import multiprocessing as mp
@@ -195,7 +196,7 @@ def length(array: Any) -> int:
 def pools(rounds: int) -> dict[str, float]:
     array = np.ones(16 * MIB, "u1")
     with copyless.Pool(2, context=CONTEXT) as ours, CONTEXT.Pool(2) as theirs:
-        figures = medians(
+        return medians(
             rounds,
             **{
                 "1000 no-ops, copyless": timed(lambda: ours.map(nothing, range(1000))),
@@ -205,23 +206,97 @@ def pools(rounds: int) -> dict[str, float]:
                 "16 MiB argument, stdlib": timed(lambda: theirs.apply(length, (array,)), 3),
             },
         )
-    with joblib.Parallel(2) as loky, joblib.Parallel(2, backend="copyless") as backend:
+
+
+def by_joblib(rounds: int) -> dict[str, float]:
+    """The same by joblib, whose own dispatch is the floor: what its threads take."""
+    array = np.ones(16 * MIB, "u1")
+    backends = {"loky": "loky", "copyless": "copyless", "threads": "threading"}
+    with contextlib.ExitStack() as stack:
+        parallels = {
+            (name, batch): stack.enter_context(joblib.Parallel(2, backend=backend, batch_size=batch))
+            for name, backend in backends.items()
+            for batch in (1, "auto")
+        }
         calls = [joblib.delayed(nothing)(i) for i in range(1000)]
         big = [joblib.delayed(length)(array)]
 
         def run(parallel: Any, what: Any) -> Callable[[], float]:
+            parallel(what)
             return timed(lambda: parallel(what))
 
-        figures |= medians(
-            max(3, rounds // 3),
-            **{
-                "1000 no-ops, joblib's loky": run(loky, calls),
-                "1000 no-ops, joblib on copyless": run(backend, calls),
-                "16 MiB argument, joblib's loky": run(loky, big),
-                "16 MiB argument, joblib on copyless": run(backend, big),
-            },
+        return medians(
+            rounds,
+            **{f"1000 no-ops, one by one, {name}": run(parallels[name, 1], calls) for name in backends},
+            **{f"1000 no-ops, {name}": run(parallels[name, "auto"], calls) for name in backends},
+            **{f"16 MiB argument, {name}": run(parallels[name, "auto"], big) for name in backends},
         )
-    return figures
+
+
+# ---- scikit-learn
+
+
+def learning_jobs() -> dict[str, Callable[[], Any]]:
+    """Jobs of scikit-learn; each gives what two runs must have in common."""
+    from sklearn.cluster import KMeans
+    from sklearn.datasets import make_classification
+    from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier
+    from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+    from sklearn.inspection import permutation_importance
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
+    from sklearn.metrics import pairwise_distances
+    from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, learning_curve
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    wide = make_classification(60_000, 60, n_informative=20, n_classes=4, random_state=0)
+    X, y = (part[:12_000] for part in wide)
+    tree = DecisionTreeClassifier(max_depth=8, random_state=0)
+    forest = RandomForestClassifier(30, max_depth=10, n_jobs=2, random_state=0)
+    fitted = RandomForestClassifier(10, max_depth=6, random_state=0).fit(X, y)
+    plain = LogisticRegression(tol=0.01)
+    line = SGDClassifier(random_state=0)
+    return {
+        "cross_val_score, 60,000 x 60": lambda: cross_val_score(LogisticRegression(tol=0.03), *wide, cv=4, n_jobs=2),
+        "GridSearchCV": lambda: GridSearchCV(tree, {"max_depth": [4, 6, 8, 10]}, cv=3, n_jobs=2).fit(X, y).cv_results_["mean_test_score"],
+        "RandomForest": lambda: [one.tree_.threshold.sum() for one in forest.fit(X, y).estimators_],
+        "BaggingClassifier": lambda: BaggingClassifier(tree, 16, n_jobs=2, random_state=0).fit(X, y).predict_proba(X[:100]),
+        "permutation_importance": lambda: permutation_importance(
+            fitted, X, y, n_repeats=2, n_jobs=2, random_state=0
+        ).importances_mean,
+        "learning_curve": lambda: learning_curve(tree, X, y, train_sizes=[0.3, 0.6, 1.0], cv=4, n_jobs=2)[2],
+        "KMeans in cross validation": lambda: cross_val_score(KMeans(8, n_init=2, random_state=0), X, cv=4, n_jobs=2),
+        "pairwise_distances": lambda: pairwise_distances(X[:2500], metric="manhattan", n_jobs=2).sum(axis=1),
+        "OneVsRest": lambda: OneVsRestClassifier(plain, n_jobs=2).fit(X, y).decision_function(X[:100]),
+        "StackingClassifier": lambda: StackingClassifier(
+            [("tree", tree), ("line", line), ("forest", RandomForestClassifier(8, max_depth=6, random_state=0))], plain, cv=3, n_jobs=2
+        ).fit(X, y).predict_proba(X[:100]),
+        "HalvingGridSearchCV": lambda: HalvingGridSearchCV(
+            tree, {"max_depth": [3, 5, 7, 9], "min_samples_leaf": [1, 5]}, cv=3, n_jobs=2, random_state=0
+        ).fit(X, y).cv_results_["mean_test_score"],
+    }  # fmt: skip
+
+
+def learning(rounds: int) -> dict[str, float]:
+    """Each with workers that start anew, in the time; what they find has to be the same."""
+    from joblib.externals.loky import get_reusable_executor
+
+    figures: dict[str, list[float]] = {}
+    for job, run in learning_jobs().items():
+        found: list[Any] = []
+        for i in range(rounds):
+            for backend in ("loky", "copyless")[:: 1 if i % 2 else -1]:
+                get_reusable_executor().shutdown(wait=True)
+                copyless.joblib.shutdown()
+                with joblib.parallel_config(backend):
+                    began = time.perf_counter()
+                    found.append(run())
+                    figures.setdefault(f"{job}, {backend}", []).append(time.perf_counter() - began)
+        if not all(np.array_equal(found[0], one) for one in found):
+            raise AssertionError(f"{job} does not find the same by both")
+    get_reusable_executor().shutdown(wait=True)
+    copyless.joblib.shutdown()
+    return {name: statistics.median(times) for name, times in figures.items()}
 
 
 def tiny_tasks(rounds: int) -> dict[str, float]:
@@ -341,6 +416,8 @@ def main() -> None:
         "DataFrame to 4 workers, every page read": lambda rounds: frames(rounds, args.rows),
         "a manager's call under load": manager_load,
         "Pool(2), 200,000 no-ops": tiny_tasks,
+        "joblib, two jobs": by_joblib,
+        "scikit-learn, two jobs, start included": learning,
     }
     results: dict[str, dict[str, float]] = {}
     for title, job in jobs.items():
@@ -355,6 +432,13 @@ def main() -> None:
     def ratio(job: int, above: str, below: str) -> float:
         return flat.get(f"{names[job]}: {above}", float("nan")) / flat.get(f"{names[job]}: {below}", float("nan"))
 
+    def above_floor(what: str) -> float:
+        """Of ours to loky's, both above what joblib's own dispatch takes."""
+        floor, ours, theirs = (flat.get(f"{names[9]}: {what}, {who}", float("nan")) for who in ("threads", "copyless", "loky"))
+        return max(ours - floor, 0.0) / max(theirs - floor, 1e-9)
+
+    jobs_learned = {name.rpartition(", ")[0] for name in results.get(names[10], {})}
+    learned = sorted((ratio(10, f"{job}, copyless", f"{job}, loky") for job in jobs_learned), reverse=True)
     judged = [
         ("ShareableList get / stdlib", ratio(0, "get, copyless", "get, stdlib"), 1 / 10),
         ("ShareableList set / stdlib", ratio(0, "set, copyless", "set, stdlib"), 1 / 10),
@@ -381,6 +465,10 @@ def main() -> None:
             for n in (2, 4, 8)
             for how in ("", " that pause")
         ),
+        ("joblib, 16 MiB argument / loky", ratio(9, "16 MiB argument, copyless", "16 MiB argument, loky"), 1 / 3),
+        ("joblib, 1000 no-ops one by one, above the floor / loky", above_floor("1000 no-ops, one by one"), 1 / 2),
+        ("joblib, 1000 no-ops / loky", ratio(9, "1000 no-ops, copyless", "1000 no-ops, loky"), 1.0),
+        *((f"scikit-learn, the slowest job but {i} / loky", value, limit) for i, (value, limit) in enumerate(zip(learned, (1.25, 1.1)))),  # noqa: B905
         ("DataFrame, PSS of 4 workers / frame", flat.get(f"{names[6]}: PSS of 4 workers above idle / frame", float("nan")), 1.05),
     ]  # fmt: skip
     console = Console()

@@ -223,6 +223,28 @@ def test_a_killed_worker_gives_joblibs_error_and_the_next_call_works():
     assert parallel()([delayed(os.getpid)()] * 2) != [os.getpid()] * 2
 
 
+@pytest.mark.parametrize("inner", ["loky", "copyless"])
+def test_a_call_that_fails_leaves_no_process_of_what_was_nested(inner, tmp_path):
+    def nested(i):
+
+        def sleep(number):
+            (tmp_path / f"{i}-{number}").write_text(str(os.getpid()))
+            time.sleep(300)
+
+        if i < 2:
+            return Parallel(2, backend=inner)(delayed(sleep)(number) for number in range(2))
+        until_there = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until_there:
+            time.sleep(0.01)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        parallel(batch_size=1)(delayed(nested)(i) for i in (0, 2))
+    pids = [int(path.read_text()) for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    until(lambda: not any(os.path.exists(f"/proc/{pid}/fd/0") for pid in pids), seconds=30)
+
+
 def test_a_failing_initializer_is_an_error_and_no_hang():
     with pytest.raises(BrokenProcessPool, match="ZeroDivisionError"):
         parallel(initializer=divmod, initargs=(1, 0))(delayed(abs)(-i) for i in range(50))

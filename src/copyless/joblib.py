@@ -20,6 +20,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import warnings
@@ -409,10 +410,11 @@ def _call(nested: bytes, calls: list[Any]) -> Any:
 
 def _context_given() -> Any:
     """The ``context=`` of the `Parallel` that makes a backend now: it keeps its own, and passes another."""
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__") == __name__:
+    frame, constructor = inspect.currentframe(), joblib.Parallel.__init__.__code__
+    frame = None if frame is None else frame.f_back
+    while frame is not None and frame.f_code is not constructor and frame.f_code.co_name == "__init__":
         frame = frame.f_back
-    if frame is None or frame.f_code is not joblib.Parallel.__init__.__code__:
+    if frame is None or frame.f_code is not constructor:
         return None
     return frame.f_locals.get("backend_kwargs", {}).get("context")
 
@@ -625,7 +627,11 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 if alone and executor in _executors:
                     _executors.remove(executor)
             if alone:
+                nested = [pid for worker in executor._crew.workers for pid in _descendants(worker.pid)]
                 executor.kill_workers()
+                for pid in nested:  # what the tasks started would look for its parent long after
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
                 executor.shutdown(wait=True)  # no callback of this call may run in the next
             else:
                 for waiting in list(self._futures):
@@ -635,6 +641,21 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
 
 Backend = CopylessBackend
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes that a worker and its children started, but for the trackers, which clean up behind them and end."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as stream:
+                children = [int(child) for child in stream.read().split()]
+            for child in children:
+                with open(f"/proc/{child}/cmdline", "rb") as stream:
+                    if b"resource_tracker" in stream.read():
+                        continue
+                found += [child, *_descendants(child)]
+    return found
 
 
 def _is_over(parallel: Any) -> bool:
