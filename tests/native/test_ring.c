@@ -692,6 +692,177 @@ static void stop_everywhere(int kind)
     CHECK(n > 15);
 }
 
+enum { LENDS_ALL, CLAIMS_ALL, WRITES_MANY, READS_ALL, SCENES };
+
+/* Somebody writes a frame, or subscribes, and is stopped at each step; meanwhile we do something that is in its way, and keep it
+ * until it has gone on and ended. */
+static void meet_everywhere(int scene, int subscribes, int one_free)
+{
+    long n = 1;
+    for (int well = 0; !well; n++) {
+        enum { MEET = 4 };
+        int status;
+        cl_ring r;
+        cl_frame f, some[MEET];
+        uint32_t slots[MEET], have = 0, claimed = 0, reader = 0, given_up;
+        uint64_t values[MEET];
+        cl_ring_head *h = make(MEET, CL_RING_MAY_BLOCK, 0);
+        attach(&r, &store, h);
+        for (uint64_t i = 1; i <= 6; i++) {
+            CHECK(write_one(&r, i, 0) == CL_OK);
+        }
+        if (one_free) { /* a slot that is free, beside those that have frames */
+            CHECK(claim(&r, 0, &given_up) == CL_OK && write_one(&r, 7, 0) == CL_OK); /* the index tells of it no more */
+            CHECK(cl_ring_give_up(&r, given_up) == CL_OK);
+        }
+        note_the_ring();
+        pid_t child = fork();
+        if (child == 0) {
+            static cl_store own;
+            cl_ring theirs;
+            in_child(&own, &theirs);
+            CHECK(latest(&theirs, 0, 0, &f) == CL_OK && cl_ring_return(&theirs, f.slot) == CL_OK);
+            cl_kill_signal = SIGSTOP;
+            cl_kill_at = cl_kill_passed + n;
+            if (subscribes) {
+                CHECK(cl_ring_subscribe(&theirs, CL_READER_BLOCKS, UINT64_MAX, 0, &reader) == CL_OK);
+                while (next(&theirs, reader, 0, &f) == CL_OK) {
+                    CHECK(f.missed == 0 && cl_ring_return(&theirs, f.slot) == CL_OK);
+                }
+                CHECK(cl_ring_unsubscribe(&theirs, reader) == CL_OK);
+            } else {
+                int rc = write_one(&theirs, 100, 0);
+                CHECK(rc == CL_OK || rc == CL_TIMEOUT);
+            }
+            cl_kill_at = 0;
+            _exit(0);
+        }
+        CHECK(waitpid(child, &status, WUNTRACED) == child);
+        well = !WIFSTOPPED(status);
+        CHECK(!well || (WIFEXITED(status) && WEXITSTATUS(status) == 0));
+        uint32_t there = 0, writing = 0;
+        switch (scene) {
+        case READS_ALL:
+        case LENDS_ALL: /* every frame that is not being written over is there, also one that is claimed */
+            CHECK(cl_ring_last(&r, MEET, 0, some, &have) == CL_OK);
+            for (uint32_t i = 0; i < MEET; i++) {
+                uint64_t w = word_of(&r, i);
+                there += (CL_SLOT_STATE(w) == CL_SLOT_PUBLISHED || CL_SLOT_STATE(w) == CL_SLOT_CLAIMED) &&
+                         CL_SLOT_SEQ(w) + MEET > atomic_load(&h->last);
+            }
+            CHECK(have == there && have >= 2);
+            for (uint32_t i = 0; i < have; i++) {
+                values[i] = check_whole(&r, some[i].slot);
+                CHECK(scene == LENDS_ALL || cl_ring_return(&r, some[i].slot) == CL_OK);
+            }
+            break;
+        case CLAIMS_ALL: /* every slot that it is not writing is to be had */
+            while (claimed < MEET && claim(&r, 0, &slots[claimed]) == CL_OK) {
+                fill(&r, slots[claimed], 50 + claimed);
+                claimed++;
+            }
+            for (uint32_t i = 0; i < MEET; i++) {
+                writing += CL_SLOT_STATE(word_of(&r, i)) == CL_SLOT_WRITING;
+            }
+            CHECK(writing == MEET && claimed >= MEET - 1);
+            break;
+        default: /* as many as it lets us, if it blocks */
+            for (uint64_t i = 0; i < 2 * MEET; i++) {
+                int rc = write_one(&r, 200 + i, 0);
+                CHECK(rc == CL_OK || (subscribes && rc == CL_TIMEOUT));
+            }
+        }
+        if (!well) {
+            CHECK(kill(child, SIGCONT) == 0 && ended(child));
+        }
+        for (uint32_t i = 0; i < have && scene == LENDS_ALL; i++) {
+            CHECK(check_whole(&r, some[i].slot) == values[i] && cl_ring_return(&r, some[i].slot) == CL_OK);
+        }
+        for (uint32_t i = 0; i < claimed; i++) {
+            CHECK(check_whole(&r, slots[i]) == 50 + i && cl_ring_publish(&r, slots[i], &f) == CL_OK);
+        }
+        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        consistent(&r);
+        quiet(&r);
+        for (uint64_t i = 0; i < MEET; i++) {
+            CHECK(write_one(&r, 300 + i, 0) == CL_OK);
+        }
+        cl_ring_detach(&r);
+        release(&store, &place);
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    }
+    CHECK(n > 5);
+}
+
+/* Two of them, each stopped at each step; the first goes on first, so that it has the other's step in between. */
+static pid_t stopped_at(long n, int writes, uint64_t value, int *status)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        static cl_store own;
+        cl_ring theirs;
+        cl_frame f;
+        in_child(&own, &theirs);
+        CHECK(latest(&theirs, 0, 0, &f) == CL_OK && cl_ring_return(&theirs, f.slot) == CL_OK);
+        cl_kill_signal = SIGSTOP;
+        cl_kill_at = cl_kill_passed + n;
+        if (writes) {
+            CHECK(write_one(&theirs, value, 0) == CL_OK);
+        } else {
+            CHECK(latest(&theirs, 0, 0, &f) == CL_OK);
+            check_whole(&theirs, f.slot);
+            CHECK(cl_ring_return(&theirs, f.slot) == CL_OK);
+        }
+        cl_kill_at = 0;
+        _exit(0);
+    }
+    CHECK(waitpid(child, status, WUNTRACED) == child);
+    return child;
+}
+
+static void two_meet(int first_writes, int helped)
+{
+    for (long n = 1, end = 0; !end; n++) {
+        for (long k = 1, over = 0; !over; k++) {
+            int status, other;
+            cl_ring r;
+            cl_frame f, some[5];
+            uint32_t have;
+            cl_ring_head *h = make(5, 0, 0);
+            attach(&r, &store, h);
+            for (uint64_t i = 1; i <= 6; i++) {
+                CHECK(write_one(&r, i, 0) == CL_OK);
+            }
+            note_the_ring();
+            pid_t a = stopped_at(n, first_writes, 100, &status), b = stopped_at(k, 1, 101, &other);
+            end = !WIFSTOPPED(status);
+            over = !WIFSTOPPED(other);
+            if (helped) {
+                CHECK(write_one(&r, 102, 0) == CL_OK && latest(&r, 0, 0, &f) == CL_OK);
+                CHECK(cl_ring_return(&r, f.slot) == CL_OK);
+            }
+            CHECK(end || (kill(a, SIGCONT) == 0 && ended(a)));
+            CHECK(over || (kill(b, SIGCONT) == 0 && ended(b)));
+            CHECK(cl_ring_last(&r, 5, 0, some, &have) == CL_OK && have >= 2);
+            uint32_t found = 0;
+            for (uint32_t i = 0; i < have; i++) {
+                uint64_t value = check_whole(&r, some[i].slot);
+                CHECK(i == 0 || some[i].seq > some[i - 1].seq);
+                found |= value >= 100 ? 1u << (value - 100) : 0;
+                CHECK(cl_ring_return(&r, some[i].slot) == CL_OK);
+            }
+            CHECK(found == (uint32_t)(first_writes + 2 + 4 * helped));
+            CHECK(atomic_load(&h->last) == (uint64_t)(7 + first_writes + helped));
+            CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            consistent(&r);
+            quiet(&r);
+            cl_ring_detach(&r);
+            release(&store, &place);
+        }
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    }
+}
+
 /* Who buries another is stopped while he does: nobody else buries, and nobody waits. */
 static void burier_stopped(void)
 {
@@ -798,6 +969,16 @@ int main(void)
     for (int kind = 0; kind < 3; kind++) {
         kill_everywhere(kind);
         stop_everywhere(kind);
+    }
+    for (int scene = 0; scene < SCENES; scene++) {
+        for (int one_free = 0; one_free < 2; one_free++) {
+            meet_everywhere(scene, 0, one_free);
+            meet_everywhere(scene, 1, one_free);
+        }
+    }
+    for (int helped = 0; helped < 2; helped++) {
+        two_meet(0, helped);
+        two_meet(1, helped);
     }
     burier_stopped();
     burier_dies();

@@ -78,7 +78,7 @@ void cl_kill_point(void)
     long at = atomic_load_explicit(&cl_kill_at, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&cl_kill_passed, 1, memory_order_relaxed) + 1 == at) {
         int signal = atomic_load_explicit(&cl_kill_signal, memory_order_relaxed);
-        kill(getpid(), signal);
+        raise(signal); /* to this thread, if a handler waits for it */
         while (signal == SIGKILL) {
             pause();
         }

@@ -587,7 +587,7 @@ static uint32_t look_for_slot(cl_ring *r, uint64_t last, uint32_t call)
     uint64_t needed = needed_after(r);
     for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) { /* the oldest that nobody needs */
         uint32_t i = slot_of(r, s);
-        if (i < n && try_slot(r, i, s, last, call)) {
+        if (i != UINT32_MAX && try_slot(r, i, s, last, call)) {
             return i;
         }
     }
@@ -721,9 +721,11 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
             break;
         }
         cl_au64 *at = &r->index[(last + 1) % r->slots];
+        CL_KILL_POINT();
         uint64_t before = atomic_load(at), entry = CL_INDEX_ENTRY(last + 1, slot);
-        if (CL_INDEX_SEQ(before) > last && atomic_load(&h->last) != last) {
-            continue; /* others went on; if they did not, that entry is damage */
+        if ((CL_INDEX_SEQ(before) == last + 1 && !CL_MUTANT(ring_number_taken_again)) ||
+            (CL_INDEX_SEQ(before) > last && atomic_load(&h->last) != last)) {
+            continue; /* another has that number; one beyond it, while `last` stays, is damage */
         }
         int64_t now = cl_monotonic_ns();
         atomic_store_explicit(&s->time_ns, now, memory_order_relaxed);
@@ -778,7 +780,7 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
             }
             for (uint64_t s = last; s > after && s + n > last && s != 0; s--) {
                 uint32_t i = slot_of(r, s);
-                if (i < n && take(r, i, s, out)) {
+                if (i != UINT32_MAX && take(r, i, s, out)) {
                     return CL_OK;
                 }
             }
@@ -807,7 +809,7 @@ int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint3
         }
         for (uint64_t s = last; s + r->slots > last && s != 0 && *n < most; s--) { /* newest first */
             uint32_t i = slot_of(r, s);
-            if (i < r->slots && take(r, i, s, &out[*n])) {
+            if (i != UINT32_MAX && take(r, i, s, &out[*n])) {
                 ++*n;
             }
         }
@@ -912,7 +914,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
             }
             for (; !again && s <= last; s++) {
                 uint32_t i = slot_of(r, s);
-                if (i >= n || !take(r, i, s, out)) {
+                if (i == UINT32_MAX || !take(r, i, s, out)) {
                     continue;
                 }
                 CL_KILL_POINT();
