@@ -578,3 +578,51 @@ def test_the_ring_of_a_killed_family_is_taken_back():
         check=False,
     )
     copyless.reap()
+
+
+# ---- members
+
+
+def test_members_are_set_at_creation():
+    assert copyless.RingBuffer(((3,), "u1")).members == 256
+    assert copyless.RingBuffer(((3,), "u1"), members=1).members == 64
+    assert copyless.RingBuffer(((3,), "u1"), members=4096).members == 4096
+    for wrong in 0, -1, 4097:
+        with pytest.raises(ValueError, match="1 to 4,096 members"):
+            copyless.RingBuffer(((3,), "u1"), members=wrong)
+
+
+def test_one_member_or_subscription_too_many_is_told_and_a_place_comes_free():
+    name = f"t-members-{os.getpid()}"
+    ring = copyless.RingBuffer(((3,), "u1"), name=name, members=64)
+    ring.put(np.zeros(3, "u1"))
+    others = [copyless.RingBuffer(name=name) for _ in range(64)]
+    for other in others[:63]:
+        other.latest(timeout=0).release()
+    for use in (
+        others[63].subscribe,
+        lambda: others[63].write(timeout=0).__enter__(),
+        lambda: others[63].latest(timeout=0),
+    ):
+        with pytest.raises(copyless.LimitExceededError, match="64 processes use this ring already") as error:
+            use()
+        assert error.value.limit == 64
+        assert "members=" in error.value.remedy
+    del other, others[0]
+    others[62].latest(timeout=0).release()
+    readers = [ring.subscribe() for _ in range(64)]
+    with pytest.raises(copyless.LimitExceededError, match="64 readers are subscribed already"):
+        ring.subscribe()
+    readers.pop().close()
+    with ring.subscribe(since=0) as reader:
+        assert reader.get(timeout=0).seq == 1
+
+
+def test_a_ring_of_the_most_members_works():
+    ring = copyless.RingBuffer(((3,), "u1"), slots=3, members=4096)
+    with ring.subscribe("block") as frames:
+        for i in range(10):
+            ring.put(np.full(3, i, "u1"), timeout=0)
+            with frames.get(timeout=0) as frame:
+                assert frame.copy().tolist() == [i] * 3
+    assert ring.stats().published == 10
