@@ -97,7 +97,7 @@ WRAPPED := $(addprefix -Wl$(COMMA)--wrap=,calloc fcntl fchmod fdopendir fstat ft
 
 check-native:  ## the C floor's own tests, plain and under ASan+UBSan and TSan; the protocols' models, exhaustively
 	@mkdir -p build/native
-	@for m in queue ring; do $(CC) -O2 -std=gnu11 -Wall -Wextra -Wshadow -Werror tests/native/model_$$m.c -o build/native/model_$$m || exit 1; \
+	@for m in queue ring bells; do $(CC) -O2 -std=gnu11 -Wall -Wextra -Wshadow -Werror tests/native/model_$$m.c -o build/native/model_$$m || exit 1; \
 		echo "-- model of the $$m"; timeout 300 build/native/model_$$m || exit 1; done
 	@for kind in plain address,undefined thread; do \
 		flags=; [ $$kind = plain ] || flags="-fsanitize=$$kind -fno-sanitize-recover=all"; \

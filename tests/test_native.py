@@ -59,7 +59,7 @@ def test_each_mutant_has_its_tests():
     assert native <= set(TESTS)
 
 
-@pytest.mark.parametrize("name", ["queue", "ring"])
+@pytest.mark.parametrize("name", ["queue", "ring", "bells"])
 def test_model(name, tmp_path):
     """Every interleaving of two on each side, and one death: see the file."""
     program = str(tmp_path / name)

@@ -11,6 +11,7 @@ import ctypes
 import multiprocessing
 import pickle
 import queue
+import select
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -114,6 +115,18 @@ def pipe() -> None:
     with near, far:
         near.send(copyless.ones(300))
         assert far.recv().sum() == 300
+
+
+@operation(OPERATIONS)
+def first_of_many() -> None:
+    q, event = copyless.Queue(), copyless.Event()
+    near, far = multiprocessing.Pipe()
+    with near, far:
+        assert copyless.wait([q, event, near], 0.001) == []
+        q.put(1)
+        assert copyless.wait([q, event]) == copyless.wait([near, q]) == [q]
+        assert select.select([q, event], [], [], 60)[0] == [q]
+        assert q.get() == 1
 
 
 @operation(OPERATIONS)

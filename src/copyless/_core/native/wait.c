@@ -186,7 +186,7 @@ int cl_wait_many(cl_au32 *const *words, const uint32_t *expected, int n, int64_t
     if (rc >= 0) {
         return (int)rc;
     }
-    if (errno == ENOSYS) {
+    if (errno != EAGAIN && errno != EINTR && errno != ETIMEDOUT) { /* an old kernel, or a filter, which may say EPERM */
         struct timespec nap = {.tv_nsec = 2000000};
         nanosleep(&nap, NULL);
     }

@@ -212,6 +212,9 @@ void cl_signals_forget(void)
 
 void cl_signals_stop(void)
 {
+    if (begun_by != getpid()) {
+        return; /* they are the parent's */
+    }
     pthread_mutex_lock(&mutex);
     stopping = 1;
     pthread_cond_broadcast(&some);
