@@ -19,7 +19,6 @@ DEVIATIONS = {
     "test_unpickleable_result": "pins that a lambda cannot be returned; ours crosses by value",
     "test_queue_feeder_donot_stop_onexc": "pins that put() of something unpicklable does not raise",
     "test_queue_feeder_on_queue_feeder_error": "pins the feeder's private hook",
-    "test_closed": "asks the pipe's ends, SimpleQueue._reader and _writer, whether they are closed: there is no pipe",
     # It asks for the text that the standard library's tracker prints. We have no tracker and print nothing; that the
     # block vanishes is asserted in test_shared_memory.py::test_a_killed_creators_block_vanishes_and_nothing_is_printed.
     "test_shared_memory_cleaned_after_process_termination": "pins the tracker's message",
@@ -58,7 +57,7 @@ REQUIRED = {
     "sharedctypes": {"test_value", "test_rawvalue", "test_getobj_getlock", "test_array", "test_rawarray", "test_array_from_size",
                      "test_getobj_getlock_obj", "test_sharedctypes", "test_synchronize", "test_copy"},
     "queue": {"test_put", "test_get", "test_fork", "test_qsize", "test_task_done", "test_no_import_lock_contention",
-              "test_timeout", "test_empty", "test_closed_queue_put_get_exceptions"},
+              "test_timeout", "test_empty", "test_closed", "test_closed_queue_put_get_exceptions"},
     "sync": {"test_lock", "test_rlock", "test_lock_context", "test_semaphore", "test_bounded_semaphore", "test_timeout",
              "test_notify", "test_notify_all", "test_notify_n", "test_waitfor", "test_waitfor_timeout", "test_wait_result",
              "test_event", "test_barrier", "test_barrier_10", "test_wait_return", "test_action", "test_abort", "test_reset",

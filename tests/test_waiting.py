@@ -10,6 +10,8 @@ import select
 import selectors
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing import connection as stdlib
@@ -546,6 +548,11 @@ def test_a_reader_says_what_it_is():
         q._reader.fileno()
     q.put(1)
     assert q.get() == 1
+    other = copyless.SimpleQueue()
+    reader = other._reader
+    other.close()
+    assert reader.closed
+    assert other._writer.closed
 
 
 def test_every_level_that_rises_is_seen():
@@ -625,9 +632,6 @@ assert select.select([q], [], [], 30)[0]
 e = copyless.Event(); e.fileno()
 print("end")
 """
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
@@ -698,3 +702,19 @@ def test_a_patched_select_is_what_waits(monkeypatch, has_poll):
     _later(q.put, 1)
     assert copyless.wait([q], LONG) == [q]
     assert calls[-1] == ("poll" if has_poll else "select")
+
+
+@pytest.mark.parametrize("name", ["test_wait", "test_wait_socket"])
+def test_cpythons_own_tests_of_wait(name):
+    """In a process of its own: they replace nothing but the function."""
+    pytest.importorskip("test._test_multiprocessing")
+    code = f"""
+import multiprocessing.connection, unittest, copyless
+multiprocessing.connection.wait = copyless.wait
+import test._test_multiprocessing as suite
+if __name__ == "__main__":
+    done = unittest.TextTestRunner().run(suite.TestWait("{name}"))
+    raise SystemExit(not (done.wasSuccessful() and done.testsRun == 1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr

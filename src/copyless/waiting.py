@@ -411,7 +411,7 @@ class _End:
 
     @property
     def closed(self) -> bool:
-        return self._source in self._closed
+        return self._source in self._closed or bool(self._source.closed)
 
     def close(self) -> None:
         """Nothing is freed: the queue goes on, and its descriptor goes with it."""
