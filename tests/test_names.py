@@ -185,6 +185,24 @@ def test_without_persist_it_is_made_again_when_its_last_holder_has_ended():
     assert copyless.zeros(3, name="t-again", exist_ok=True, init=ramp).tolist() == [1, 2, 3]
 
 
+def test_who_asks_for_persistence_and_finds_none_is_warned():
+    first = copyless.zeros(3, name="t-goes"), copyless.Queue(name="t-goes-too")
+    for make in (
+        lambda: copyless.zeros(3, name="t-goes", exist_ok=True, persist=True),
+        lambda: copyless.Queue(name="t-goes-too", persist=True),
+    ):
+        with pytest.warns(RuntimeWarning, match="without persist=True") as told:
+            make()
+        assert told[0].filename == __file__
+    kept = copyless.zeros(3, name="t-stays", persist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copyless.zeros(3, name="t-goes", exist_ok=True)
+        copyless.zeros(3, name="t-stays", exist_ok=True, persist=True)
+    copyless.unlink("t-stays")
+    del first, kept
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="needs a name"):
         copyless.zeros(3, exist_ok=True)

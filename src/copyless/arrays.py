@@ -335,11 +335,13 @@ def _make_named(
             raise FileExistsError(
                 17,
                 f"an array of this name exists: open it with copyless.open({name!r}), or exist_ok=True, or unlink it"
-                if found[2]
-                else f"the name belongs to another thing ({what_lies_in(found[0], 0)}): choose another, or copyless.unlink it",
+                if found.described
+                else f"the name belongs to another thing ({what_lies_in(found.block, 0)}): choose another, or copyless.unlink it",
                 name,
             )
-        return _checked(_open_found(*found, name), sizes, kind, name)
+        there = _checked(_open_found(found, name), sizes, kind, name)
+        names.tell_if_it_goes(name, found, persist)
+        return there
 
     array = None if exist_ok or init is not None else make()
     # None as well: the name is taken, or belongs to what was shut down.
@@ -736,7 +738,7 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
         seen = _names.names_seq()
         found = names.find(text)
         if found is not None:
-            opened = _open_found(*found, name)
+            opened = _open_found(found, name)
             if readonly and isinstance(opened, np.ndarray):
                 opened.flags.writeable = False
             return opened
@@ -748,7 +750,8 @@ def open(name: str, *, timeout: float | None = 0, readonly: bool = False) -> Any
         _names.wait_for_name(seen, min(left, 0.2))
 
 
-def _open_found(block: Any, at: int, length: int, name: str) -> Any:
+def _open_found(found: names.Found, name: str) -> Any:
+    block, at, length, _ = found
     if length == 0 and _blocks.object_kind(block):
         from copyless.storage import objects
 
@@ -796,9 +799,9 @@ def unlink(name: str) -> None:
             continue
         if found is None:
             raise names.missing(name)
-        if found[2] == 0 and _blocks.object_kind(found[0]):
-            _blocks.mark_renamed(found[0])  # first: a kill before the next line leaves a mark, which does no harm
-        if _names.unpublish_of(text, found[0]):
+        if not found.described and _blocks.object_kind(found.block):
+            _blocks.mark_renamed(found.block)  # first: a kill before the next line leaves a mark, which does no harm
+        if _names.unpublish_of(text, found.block):
             return
 
 

@@ -32,7 +32,7 @@ def publish(Block block, bytes name, uint64_t spec_offset, uint64_t spec_length,
 
 
 def lookup(bytes name):
-    """(handle, offset and length of the description) or None. In the store in use first, then in those used before."""
+    """(handle, offset and length of the description, whether the name persists) or None. In the store in use first, then in those used before."""
     cdef cl_store *store = the_store()
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef uint32_t n = len(name)
@@ -51,7 +51,7 @@ def lookup(bytes name):
     if rc == CL_MISSING:
         return None
     check(rc)
-    return wire_of_memory(store, &found.address, found.nbytes), found.spec_offset, found.spec_length
+    return wire_of_memory(store, &found.address, found.nbytes), found.spec_offset, found.spec_length, found.persists != 0
 
 
 def unpublish(bytes name):

@@ -143,6 +143,7 @@ cdef extern from "store.h" nogil:
     ctypedef struct cl_named:
         cl_address address
         uint64_t spec_offset, spec_length, nbytes, device, inode
+        int persists
     ctypedef struct cl_reaped:
         uint32_t owners, blocks, segments, messages
     int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)

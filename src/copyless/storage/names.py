@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from copyless._core import _blocks, _names, _synchronize
 from copyless._core.c_library import KIND_LOCK
@@ -20,7 +22,7 @@ from copyless._core.waiting import tell
 from copyless.errors import StaleHandleError, StaleNameError, WrongProcessError
 from copyless.storage import handles
 
-__all__ = ["GUARD", "begin_with", "check_init", "find", "guarded_by", "missing", "once"]
+__all__ = ["GUARD", "Found", "begin_with", "check_init", "find", "guarded_by", "missing", "once", "tell_if_it_goes", "warn"]
 
 T = TypeVar("T")
 GUARD = "\1"  # a guard's name begins with it, as no user's name may
@@ -28,14 +30,25 @@ _CUT = "\2"  # the same, of a name that is too long to be the end of one
 _TELL_AFTER, _TELL_AGAIN, _LOOK = 1.0, 60.0, 0.25  # seconds
 
 
-def find(text: bytes) -> tuple[_blocks.Block, int, int] | None:
-    """(block, where its description begins, how long that is; 0: an object), held by this process from now on."""
+class Found(NamedTuple):
+    """What a name leads to, held by this process from now on."""
+
+    block: _blocks.Block
+    at: int
+    """Where its description begins,"""
+    described: int
+    """and how many bytes that has: an array. 0: an object."""
+    persists: bool
+
+
+def find(text: bytes) -> Found | None:
+    """What a name leads to."""
     while True:
         found = _names.lookup(text)
         if found is None:
             return None
         try:
-            return handles.resolve(found[0])[1], found[1], found[2]
+            return Found(handles.resolve(found[0])[1], *found[1:])
         except StaleHandleError:
             continue  # it went between our two calls
 
@@ -48,6 +61,23 @@ def missing(name: str, waited: str = "") -> FileNotFoundError:
         "'copyless ls' lists what there is",
         name,
     )
+
+
+def warn(text: str) -> None:
+    """Warn, at the line of the program that called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "copyless":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"copyless: {text}", RuntimeWarning, stacklevel=level)
+
+
+def tell_if_it_goes(name: str, found: Found, persist: bool) -> None:
+    """Warn who asks for a name to persist, and finds one that does not."""
+    if persist and not found.persists:
+        warn(
+            f"{name!r} was made without persist=True, by a program that still runs, and goes with its last holder: say the same in every "
+            "program, and end those that hold it once"
+        )
 
 
 # ---- the one that makes it
@@ -84,7 +114,7 @@ class _Turn:
                 if not _names.publish(block, text, 0, 0, False):
                     continue  # somebody else published one
             else:
-                block = found[0]
+                block = found.block
             lock._stand(block)
             lock.silent = True  # who died at it has published nothing
             return lock

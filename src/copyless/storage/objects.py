@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -60,34 +58,24 @@ def what_lies_in(block: _blocks.Block, described: int) -> str:
     return "array" if described else "queue" if kind == c_library.KIND_QUEUE else KINDS.get(kind, ("", "array"))[1]
 
 
-def find_lasting(name: str, text: bytes, take: bool) -> tuple[_blocks.Block, int, int] | None:
+def find_lasting(name: str, text: bytes, take: bool) -> names.Found | None:
     """What `names.find` finds, unless that was shut down: then its name is free, and `take` takes it away from it."""
     while True:
         found = names.find(text)
         if found is None:
             return None
-        ended, left = _ended(found[0]) if found[2] == 0 else (False, 0)
+        ended, left = (False, 0) if found.described else _ended(found.block)
         if not ended:
             return found
         if not take:
             return None
-        if _names.unpublish_of(text, found[0]):
+        if _names.unpublish_of(text, found.block):
             if left:
-                warnings.warn(
-                    f"copyless: the {what_lies_in(found[0], 0)} {name!r} was shut down with {left} items in it, and its name is given to "
-                    "a new one: whoever holds the old one may take them, else they are lost. To take them first, copyless.open the name",
-                    RuntimeWarning,
-                    stacklevel=_levels_inside() + 1,
+                names.warn(
+                    f"the {what_lies_in(found.block, 0)} {name!r} was shut down with {left} items in it, and its name is given to "
+                    "a new one: whoever holds the old one may take them, else they are lost. To take them first, copyless.open the name"
                 )
             return None
-
-
-def _levels_inside() -> int:
-    """How many of the calls above belong to this package, this one not counted."""
-    frame, levels = sys._getframe(1), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "copyless":
-        frame, levels = frame.f_back, levels + 1  # type: ignore[assignment]
-    return levels
 
 
 def _ended(block: _blocks.Block) -> tuple[bool, int]:
@@ -130,7 +118,7 @@ def obtain(
         found = find_lasting(name, text, turn)
         if found is None:
             return None
-        block, _, described = found
+        block, described = found.block, found.described
         if not exist_ok:
             raise FileExistsError(
                 17,
@@ -140,6 +128,7 @@ def obtain(
             )
         if described or _blocks.object_kind(block) not in kinds:
             _refuse(name, what_lies_in(block, described))
+        names.tell_if_it_goes(name, found, persist)
         return block, False
 
     def make_it() -> tuple[_blocks.Block, bool] | None:

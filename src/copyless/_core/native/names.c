@@ -99,7 +99,8 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
                                           .index = (n->block - 1) % CL_BLOCKS},
                               .spec_offset = n->spec_offset,
                               .spec_length = n->spec_length,
-                              .nbytes = block->nbytes};
+                              .nbytes = block->nbytes,
+                              .persists = n->hold != 0};
         }
     }
     cl_leave(store);

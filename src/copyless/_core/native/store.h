@@ -396,6 +396,7 @@ int cl_load(cl_store *store, const cl_address *address, unsigned flags, cl_block
 typedef struct cl_named {
     cl_address address;
     uint64_t spec_offset, spec_length, nbytes, device, inode;
+    int persists;
 } cl_named;
 int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segment, uint32_t index,
                uint64_t spec_offset, uint64_t spec_length, int persist, unsigned flags); /* (wait) */
