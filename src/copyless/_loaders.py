@@ -25,6 +25,7 @@ __all__ = [
     "bounded_semaphore",
     "bytes_in_memory",
     "call_many",
+    "comm_sealed",
     "condition",
     "connection",
     "ctypes_object",
@@ -41,6 +42,7 @@ __all__ = [
     "mpi_block",
     "mpi_detached",
     "mpi_inline",
+    "mpi_whole_block",
     "packet_apart",
     "packet_in_block",
     "packet_together",
@@ -474,6 +476,24 @@ def mpi_block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     from copyless.comm.mpi import _block
 
     return _block(data, sizes, handle)
+
+
+def mpi_whole_block(sizes: list[int], handle: bytes) -> Any:
+    """An object whose pickle and buffers lie in a block of this node."""
+    from copyless.comm.mpi import _whole_block
+
+    return _whole_block(sizes, handle)
+
+
+def comm_sealed(transport: str, data: bytes, *parts: Any) -> Any:
+    """An object that was made bytes by the functions of a transport's `pickle`, and is made again by them."""
+    if transport == "mpi":
+        from copyless.comm import mpi
+
+        return mpi.pickle.loads_oob(data, parts)
+    from copyless.comm import local
+
+    return local.pickle.loads_oob(data, parts)
 
 
 def mpi_detached(base: int, sizes: list[int]) -> Any:

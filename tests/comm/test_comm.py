@@ -229,6 +229,115 @@ def test_without_mpi4py_the_local_one_works_and_the_other_says_what_to_install()
     assert "copyless[mpi]" in done.stdout
 
 
+# ---- never stuck where mpi4py is not
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_pending_requests_beside_every_blocking_call(n, mpi):
+    done = start(n, os.path.join(HERE, "pairs.py"), mpi=mpi)
+    assert f"pairs hold on {n}" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_what_is_matched_is_received_from_then_on(mpi, nodes, program):
+    path = program("""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        c = mpi.Intracomm(MPI.COMM_WORLD)
+        other = 1 - c.rank
+        for n in (10, 30_000, 3_000_000):
+            sent = c.isend(b"x" * n, other, 7)
+            message = c.mprobe(other)
+            request = message.irecv()
+            assert not message and message == MPI.MESSAGE_NULL
+            assert request and request != MPI.REQUEST_NULL and request == mpi.Request(request)
+            statuses = [MPI.Status(), MPI.Status()]
+            assert mpi.Request.waitall([sent, request], statuses)[1] == b"x" * n
+            assert not request and request == MPI.REQUEST_NULL
+            assert (statuses[1].source, statuses[1].tag) == (other, 7) and statuses[1].Get_count() > 0
+        print("held")
+    """)
+    done = start(2, path, mpi=mpi, COPYLESS_NODES=nodes)
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_who_moves_bytes_does_not_sleep(mpi, program):
+    """By value MPI moves bytes only when it is called: while a message of 32 MiB goes, nobody sleeps."""
+    path = program("""
+        import time
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        slept = []
+        real = time.sleep
+        big = np.ones(32 << 20, "u1")
+        w.barrier()
+        if w.rank == 0:
+            request = w.isend(big, 1)
+            time.sleep = lambda seconds: (slept.append(seconds), real(seconds))
+            request.wait()
+        else:
+            real(0.2)  # longer than a waiter looks on without sleeping
+            assert w.recv(None, 0).sum() == 32 << 20
+        time.sleep = real
+        print("slept", len(slept))
+    """)
+    done = start(2, path, mpi=mpi, COPYLESS_NODES="2")
+    assert done.stdout.count("slept 0") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, and unshare, for a /dev/shm of its own")
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_a_block_that_does_not_fit_goes_by_value_and_that_is_told_once(mpi, program):
+    path = program("""
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        a = np.ones(20 << 20, "u1")
+        for _ in range(2):
+            assert w.bcast(a if w.rank == 0 else None).sum() == a.size
+            assert w.recv(None, 0).sum() == a.size if w.rank else w.send(a, 1) is None
+        print("held")
+    """)
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=24m tmpfs /dev/shm && mkdir -pm 700 "$COPYLESS_DIR" && exec "$@"', "sh"]
+    done = start(2, path, mpi=mpi, before=small)
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+    assert done.stderr.count("has no room for a message") == 1, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, and unshare, for a /dev/shm of its own")
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_ranks_with_shared_memory_of_their_own_are_different_nodes(mpi, program):
+    path = program("""
+        import subprocess, sys, ctypes, os
+        # A /dev/shm of its own, before anything lies there.
+        assert ctypes.CDLL(None).unshare(0x00020000) == 0
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+        os.makedirs(os.environ["COPYLESS_DIR"], 0o700, exist_ok=True)
+        import numpy as np
+        import copyless
+        from copyless import comm
+        w = comm.world()
+        for make in (lambda n, v: copyless.full(n, float(v)), lambda n, v: np.full(n, float(v))):
+            assert w.bcast(make(300_000, 1) if w.rank == 0 else None).sum() == 300_000
+            assert w.bcast(make(300_000, 1) if w.rank == 0 else None, readonly=True).sum() == 300_000
+            got = w.gather(make(200_000, w.rank))
+            assert got is None or [x[0] for x in got] == list(range(w.size))
+            assert (w.scatter([make(200_000, i) for i in range(w.size)] if w.rank == 0 else None) == w.rank).all()
+            assert [x[-1] for x in w.allgather(make(200_000, w.rank))] == list(range(w.size))
+            assert [x[-1] for x in w.alltoall([make(100_000, w.rank)] * w.size)] == list(range(w.size))
+            assert (w.allreduce(make(200_000, 1)) == w.size).all()
+            assert (w.sendrecv(make(200_000, w.rank), (w.rank + 1) % w.size) == (w.rank - 1) % w.size).all()
+        print("held")
+    """)
+    done = start(3, path, mpi=mpi, MPIR_CVAR_NOLOCAL="1", OMPI_MCA_btl="tcp,self")
+    assert done.stdout.count("held") == 3, done.stdout + done.stderr
+
+
 # ---- spawn
 
 
@@ -511,6 +620,101 @@ def test_a_rank_that_ended_well_is_not_waited_for_for_ever(program):
     done = start(2, path)
     assert "has ended without sending" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "w.recv()", "w.recv(None, 1)", "w.ssend(1, 1)", "w.issend(1, 1).wait()", "w.probe()", "w.mprobe(1)", "w.irecv().wait()",
+        "w.barrier()", "w.gather(1)", "comm.Request.waitall([w.irecv(None, 1), w.issend(1, 1)])",
+    ],
+)  # fmt: skip
+def test_waits_end_when_all_who_could_answer_have_ended(wait, program):
+    path = program(f"""
+        import sys, time
+        import copyless
+        from copyless import comm
+        w = comm.world()
+        if w.rank:
+            sys.exit()
+        began = time.monotonic()
+        try:
+            {wait}
+        except copyless.OwnerDiedError as error:
+            print("told", time.monotonic() - began < 1.0 + 1.0, error)
+    """)
+    done = start(3, path)
+    assert "told True" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0
+
+
+def test_a_synchronous_send_watches_its_destination_only(program):
+    path = program("""
+        import sys, time
+        from copyless import comm
+        w = comm.world()
+        if w.rank == 2:
+            sys.exit()
+        if w.rank == 0:
+            w.ssend("late", 1)
+            print("went")
+        else:
+            while w._engine.group.state(2) < 2:
+                time.sleep(0.01)
+            time.sleep(0.5)  # two looks of who waits
+            assert w.recv(None, 0) == "late"
+    """)
+    done = start(3, path)
+    assert "went" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_thread_of_ones_own_may_answer_when_the_others_have_ended(program):
+    path = program("""
+        import sys, threading, time
+        from copyless import comm
+        w = comm.world()
+        if w.rank:
+            sys.exit()
+        server = threading.Thread(target=lambda: print("heard", w.recv()))
+        server.start()
+        while w._engine.group.state(1) < 2:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        w.send("stop", 0)
+        server.join()
+    """)
+    done = start(2, path)
+    assert "heard stop" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, and unshare, for a pid namespace")
+def test_a_living_rank_in_another_pid_namespace_is_alive(program):
+    path = program("""
+        import os, time
+        import copyless
+        from copyless import comm
+        w = comm.world()
+        if w.rank == 0:
+            time.sleep(0.6)  # longer than between two looks
+            w.send("late", 1)
+            assert w.recv(None, 1) == "back"
+            print("held")
+            w.recv(None, 1)
+            os._exit(3)  # says nothing, as one that was killed
+        assert w.recv(None, 0) == "late"
+        w.send("back", 0)
+        w.send("die", 0)
+        try:
+            w.recv(None, 0)
+        except copyless.OwnerDiedError as error:
+            print("told", error)
+    """)
+    done = subprocess.run(
+        [os.path.join(BIN, "copyless"), "run", "-n", "2", "unshare", "-p", "-f", "--mount-proc", sys.executable, path],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "held" in done.stdout, done.stdout + done.stderr
+    assert "told rank 0" in done.stdout, done.stdout + done.stderr
 
 
 def test_ctrl_c_ends_all_ranks(program):

@@ -102,6 +102,12 @@ def is_open():
     return current.open != 0
 
 
+def identity():
+    """(this boot, the registry that was opened last): what is the same for processes that share memory, and for no others."""
+    cdef cl_store *store = the_store()
+    return store.identity.host, store.identity.boot, store.registry_id
+
+
 def serves():
     """Whether the open store takes what is new: not when its directory was removed, as far as this process knows."""
     return current.open != 0 and current.adrift == 0
@@ -157,6 +163,17 @@ def process_start(uint32_t pid):
 def process_lives(uint32_t pid, uint64_t start):
     """Whether the process that had this number and this start still runs; a zombie does not."""
     return cl_process_lives(pid, start) != 0
+
+
+def owner():
+    """(slot, incarnation) of this process in the open store."""
+    return the_store().slot, the_store().incarnation
+
+
+def owner_lives(uint32_t slot, uint32_t incarnation):
+    """Whether the process lives that had this slot, whatever namespace its number is in. It does not once it has left."""
+    cdef cl_store *store = the_store()
+    return cl_owner_life(store, slot, incarnation) == CL_ALIVE
 
 
 def is_orphan():

@@ -115,7 +115,7 @@ cdef extern from "store.h" nogil:
         int adrift
         int orphan
         int weak_liveness
-        uint32_t slot
+        uint32_t slot, incarnation
         uint64_t registry_id
         uint8_t *base
         cl_store *older

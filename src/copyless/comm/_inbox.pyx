@@ -64,6 +64,16 @@ cdef struct letter:
 cdef int64_t SOON_NS = 100000, LATER_NS = 500000
 cdef int64_t CROWDED_NS = 3000  # instead of the first, and nothing of the second, where ranks are more than processors
 
+# Whether objects are pickled by a caller's functions: then all go the long way.
+cdef bint own_pickle = False
+
+
+def use_own_pickle(bint own):
+    """Say whether what is sent is pickled by a caller's own functions."""
+    global own_pickle
+    own_pickle = own
+
+
 # Forked children are no ranks: what was made before a fork is not theirs.
 cdef int generation = 0
 
@@ -310,7 +320,7 @@ cdef class Port:
         cdef uint32_t done = 0
         cdef size_t n
         cdef _Queue queue
-        if not 0 <= to < self.n or marked < 0 or self.inbox.made != generation:
+        if not 0 <= to < self.n or marked < 0 or self.inbox.made != generation or own_pickle:
             return False
         n = dump_plain(obj, out.pickle, PLAIN_MOST)
         if n == 0:
@@ -400,6 +410,15 @@ def send(self, obj, dest, tag=0, *, progress=False):
     cdef Port port = self._port
     if port is None or not port.send(obj, dest, tag):
         self._send(obj, dest, tag, progress)
+
+
+NONE_YET = NOTHING
+
+
+def at_once(self, source, tag):
+    """The object of the very next message, if it is this one and comes soon; else `NONE_YET`."""
+    cdef Port port = self._port
+    return NOTHING if port is None else port.receive(source, tag, self, None)
 
 
 def recv(self, buf=None, source=constants.ANY_SOURCE, tag=constants.ANY_TAG, status=None, *, progress=False):

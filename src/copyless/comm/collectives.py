@@ -12,8 +12,9 @@ crosses few times. What every rank calls in the same order keeps the messages ap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from copyless.comm.constants import SUM
 from copyless.comm.packets import Packet, copy_of
@@ -21,27 +22,68 @@ from copyless.comm.progress import shown
 
 __all__ = ["Inter", "Intra"]
 
-_TAG = 0
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# Each message says of which operation it is, and of which root, by its tag: so mistaken calls are told, not mistaken for each other.
+_KINDS = ("", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce", "scan", "exscan", "barrier",
+          "neighbor_alltoall")  # fmt: skip
+_ROOTS = 2000  # MPI promises tags up to 32767
+
+
+def tag_of(kind: str, root: int = 0) -> int:
+    return _KINDS.index(kind) + 16 * (max(root, 0) % _ROOTS)
+
+
+def said_by(tag: int) -> str:
+    """The operation that a tag tells of."""
+    kind = _KINDS[tag % 16] if tag % 16 < len(_KINDS) else ""
+    return f"{kind}(root={tag // 16})" if kind in ("bcast", "gather", "scatter", "reduce") else kind or f"something with tag {tag}"
+
+
+def _named(root_at: int | None = None) -> Callable[[_F], _F]:
+    """An operation that ranks call together; the root's place among its arguments. What it calls itself is part of it."""
+
+    def name(method: _F) -> _F:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.tag:
+                return method(self, *args, **kwargs)
+            kind = "exscan" if kwargs.get("exclusive") else method.__name__
+            self.tag = tag_of(kind, 0 if root_at is None or not self.has_roots else args[root_at])
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.tag = 0
+
+        return call  # type: ignore[return-value]
+
+    return name
 
 
 class _Lines:
     """Packets to and from ranks, on a communicator that nobody else uses."""
 
     draft = True  # they travel by our queues
+    has_roots = True  # the same at each rank
+    tag = 0  # of the operation that this rank is in
 
     def __init__(self, comm: Any, rank: int, size: int, nodes: Sequence[Any] | None = None) -> None:
         self.comm, self.rank, self.size = comm, rank, size
         self.nodes = list(nodes) if nodes is not None else [0] * size
         self.one_node = len(set(self.nodes)) <= 1
 
+    def seal(self, obj: Any) -> Any:
+        """The object, or the bytes of it where the caller has functions of his own for that."""
+        return self.comm._sealed(obj)
+
     def pack(self, obj: Any) -> Packet:
-        return Packet.of(obj, not self.one_node, self.draft)
+        return Packet.of(self.seal(obj), not self.one_node, self.draft)
 
     def put(self, rank: int, packet: Any) -> Any:
-        return self.comm.isend(packet, rank, _TAG)
+        return self.comm._put(packet, rank, self.tag)
 
     def take(self, rank: int) -> Any:
-        return self.comm.recv(None, rank, _TAG)
+        return self.comm._take(rank, self.tag)
 
     def finish(self, requests: list[Any], tell: Callable[[], Any] | None = None) -> None:
         for request in requests:
@@ -66,6 +108,14 @@ class _Lines:
             requests = [self.put(rank, packet) for rank in ranks]
             self.finish(requests[: len(ranks) - here], None if tell is None else lambda: tell(once))
             self.finish(requests[len(ranks) - here :])
+
+
+def mistaken(rank: int, theirs: int, mine: int) -> str:
+    """What to say where another rank is in another operation."""
+    return (
+        f"rank {rank} called {said_by(theirs)} where this rank called {said_by(mine)}: the ranks of a communicator must call its "
+        "collective operations in the same order, with the same root"
+    )
 
 
 def _tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
@@ -98,6 +148,7 @@ class Intra(_Lines):
         """The other ranks of a speaker's node."""
         return [rank for rank, node in enumerate(self.nodes) if node == self.nodes[speaker] and rank != speaker]
 
+    @_named(1)
     def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
         if self.size == 1:
             return obj
@@ -120,8 +171,9 @@ class Intra(_Lines):
             packet = self.take(speaker)
         return obj if self.rank == root else packet.open(readonly)  # type: ignore[union-attr]
 
+    @_named(1)
     def gather(self, obj: Any, root: int) -> list[Any] | None:
-        own = copy_of(obj) if self.rank == root else None  # while the others pack
+        own = copy_of(self.seal(obj)) if self.rank == root else None  # while the others pack
         packets = self._gather(self.pack(obj) if self.rank != root else None, root)
         if packets is None:
             return None
@@ -143,6 +195,7 @@ class Intra(_Lines):
             have.update(self.take(speaker))
         return have
 
+    @_named(1)
     def scatter(self, objs: Any, root: int) -> Any:
         if self.rank == root:
             objs = _listed(objs, self.size)
@@ -154,7 +207,7 @@ class Intra(_Lines):
                 requests.append(self.put(speaker, {rank: self.pack(objs[rank]) for rank in ranks}))
             requests += [self.put(rank, self.pack(objs[rank])) for rank in self._mine(root)]
             self.finish(requests)
-            return copy_of(objs[root])
+            return copy_of(self.seal(objs[root]))
         if self.rank in speakers:
             packets = self.take(root)
             mine = packets.pop(self.rank)
@@ -163,10 +216,11 @@ class Intra(_Lines):
         speaker = next(rank for rank in speakers if self.nodes[rank] == self.nodes[self.rank])
         return self.take(speaker).open()
 
+    @_named()
     def allgather(self, obj: Any) -> list[Any]:
         """Each rank's packet goes to rank 0's node once and from there to every node once."""
         if self.size == 1:
-            return [copy_of(obj)]
+            return [copy_of(self.seal(obj))]
         packet = self.pack(obj)
         if packet.handles:  # each handle is good for one receiver
             packet.drop()
@@ -175,7 +229,7 @@ class Intra(_Lines):
         if have is not None:
             have[0] = packet.gather()
         have = self._spread(have)
-        return [copy_of(obj) if rank == self.rank else have[rank].open() for rank in range(self.size)]
+        return [copy_of(self.seal(obj)) if rank == self.rank else have[rank].open() for rank in range(self.size)]
 
     def _spread(self, packets: dict[int, Packet] | None) -> dict[int, Packet]:
         """A collection of packets from rank 0 to all."""
@@ -194,15 +248,17 @@ class Intra(_Lines):
         speaker = next(rank for rank in speakers if self.nodes[rank] == self.nodes[self.rank])
         return self.take(speaker)  # type: ignore[no-any-return]
 
+    @_named()
     def alltoall(self, objs: Any) -> list[Any]:
         objs = _listed(objs, self.size)
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
-        requests = [self.put(rank, objs[rank]) for rank in others]  # no packets: each goes to one
-        got = {self.rank: copy_of(objs[self.rank])}  # while the others send
+        requests = [self.put(rank, self.seal(objs[rank])) for rank in others]  # no packets: each goes to one
+        got = {self.rank: copy_of(self.seal(objs[self.rank]))}  # while the others send
         got |= {rank: self.take(rank) for rank in reversed(others)}
         self.finish(requests)
         return [got[rank] for rank in range(self.size)]
 
+    @_named(2)
     def reduce(self, obj: Any, op: Any, root: int) -> Any:
         result = self._reduce(obj, _operation(op))
         if root == 0 or self.size == 1:
@@ -224,9 +280,11 @@ class Intra(_Lines):
             mask <<= 1
         return copy_of(result) if result is obj else result
 
+    @_named()
     def allreduce(self, obj: Any, op: Any) -> Any:
         return self.bcast(self.reduce(obj, op, 0), 0)
 
+    @_named()
     def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
         """The reduction over the ranks up to this one; by doubling, so each rank sends and receives log2(n) times."""
         op = _operation(op)
@@ -247,6 +305,7 @@ class Intra(_Lines):
             return before
         return copy_of(obj) if whole is obj else whole
 
+    @_named()
     def barrier(self) -> None:
         distance = 1
         while distance < self.size:
@@ -265,8 +324,10 @@ class Inter(_Lines):
         self.one_node = local.one_node
         self._root, self._null = roots
 
+    has_roots = False
+
     def pack(self, obj: Any) -> Packet:
-        return Packet.of(obj, by_value=True)  # the other group may be on other nodes
+        return Packet.of(self.seal(obj), by_value=True)  # the other group may be on other nodes
 
     def _role(self, root: int) -> str:
         if root == self._root:
@@ -280,6 +341,7 @@ class Inter(_Lines):
             f"0 to {self.size - 1}"
         )
 
+    @_named(1)
     def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
         role = self._role(root)
         if role == "root":
@@ -289,12 +351,14 @@ class Inter(_Lines):
         got = self.take(root).open() if self.rank == 0 else None
         return self.local.bcast(got, 0, readonly)
 
+    @_named(1)
     def gather(self, obj: Any, root: int) -> list[Any] | None:
         role = self._role(root)
         if role == "across":
             self.finish([self.put(root, self.pack(obj))])
         return [self.take(rank).open() for rank in range(self.size)] if role == "root" else None
 
+    @_named(1)
     def scatter(self, objs: Any, root: int) -> Any:
         role = self._role(root)
         if role == "root":
@@ -302,15 +366,18 @@ class Inter(_Lines):
             self.finish([self.put(rank, self.pack(obj)) for rank, obj in enumerate(objs)])
         return self.take(root).open() if role == "across" else None
 
+    @_named()
     def allgather(self, obj: Any) -> list[Any]:
         return self.alltoall([obj] * self.size)
 
+    @_named()
     def alltoall(self, objs: Any) -> list[Any]:
         requests = [self.put(rank, self.pack(obj)) for rank, obj in enumerate(_listed(objs, self.size))]
         got = [self.take(rank).open() for rank in range(self.size)]
         self.finish(requests)
         return got
 
+    @_named(2)
     def reduce(self, obj: Any, op: Any, root: int) -> Any:
         role = self._role(root)
         if role == "root":
@@ -321,6 +388,7 @@ class Inter(_Lines):
                 self.finish([self.put(root, self.pack(result))])
         return None
 
+    @_named()
     def allreduce(self, obj: Any, op: Any) -> Any:
         """Each group gets the other's reduction."""
         result = self.local.reduce(obj, op, 0)
@@ -331,9 +399,11 @@ class Inter(_Lines):
             request.wait()
         return self.local.bcast(got, 0)
 
+    @_named()
     def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
         raise ValueError("scan has no meaning on an intercommunicator: merge it first")
 
+    @_named()
     def barrier(self) -> None:
         self.allreduce(0, SUM)
 

@@ -29,6 +29,7 @@ PROC_NULL = -1  # nobody: sending there does nothing, receiving from there gives
 ROOT = -3  # of an intercommunicator: I am the root
 UNDEFINED = -32766  # a colour of Split: I shall be in none
 TAG_MOST = 2**31 - 1
+SUCCESS, ERR_TAG, ERR_RANK, ERR_ROOT, ERR_OTHER = 0, 4, 6, 7, 15  # classes of errors
 
 
 def _ufunc(name: str, otherwise: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -8,7 +8,8 @@ are MPI's: messages of one source, communicator and tag never overtake each othe
 Whoever waits reads the inbox; of several threads one does, for all. Every fifth of a second it looks whether those it waits for
 live. A rank that was killed, or ended, is told from its row of the table that all share:
 
-    row       [process number, its start time, state]            state: 0 awaited, 1 runs, 2 ended well, 3 ended badly
+    row       [process number, its start time, its owner's slot and incarnation, state]
+    state     0 awaited, 1 runs, 2 ended well, 3 ended badly
     written   by the rank as it begins and as it ends, and by who started it when the process has ended
 """
 
@@ -40,7 +41,7 @@ from copyless.storage.store import need
 __all__ = ["Engine", "Group", "Receive"]
 
 AWAITED, RUNS, ENDED, DIED = range(4)
-_PID, _START, _STATE, _WIDTH = range(4)
+_PID, _START, _SLOT, _INCARNATION, _STATE, _WIDTH = range(6)
 _LOOK = 0.2  # seconds between looks at who lives
 _CONTEXT_OF_ACKS = -1
 
@@ -52,6 +53,7 @@ class Group:
         if size < 1:
             raise ValueError(f"a group has 1 rank or more, not {size}")
         need()
+        self._store = _store.identity()
         self.size = size
         self.inboxes: list[Any] = [Queue() for _ in range(size)]
         block = allocate(8 * (size + 1) * _WIDTH, spill=True)
@@ -74,6 +76,8 @@ class Group:
     def of_card(cls, card: bytes) -> Group:
         group = cls.__new__(cls)
         names = _pickles.loads(card)
+        need()
+        group._store = _store.identity()
         group._cell = attach(names[0])
         group.table = group._cell.view(np.ndarray)
         group._lock = attach(names[1])
@@ -84,6 +88,7 @@ class Group:
     def begin(self, rank: int) -> None:
         row = self.table[rank]
         row[_PID], row[_START] = os.getpid(), _store.process_start(os.getpid())
+        row[_SLOT], row[_INCARNATION] = _store.owner()
         row[_STATE] = RUNS
 
     def end(self, rank: int, state: int = ENDED) -> None:
@@ -92,8 +97,12 @@ class Group:
 
     def state(self, rank: int) -> int:
         """What became of a rank: a process that is gone and did not say that it ended has died."""
-        pid, start, state = self.table[rank].tolist()
-        if state == RUNS and not _store.process_lives(pid, start):
+        pid, start, slot, incarnation, state = self.table[rank].tolist()
+        if state == RUNS:
+            # The owner's slot is the truth: a rank may be in another pid namespace. (Unless the store was replaced meanwhile.)
+            known = _store.identity() == self._store
+            lives = _store.owner_lives(slot, incarnation) if known else _store.process_lives(pid, start)
+        if state == RUNS and not lives:
             self.end(rank, DIED)
             state = int(self.table[rank, _STATE])
         return int(state)
@@ -125,6 +134,12 @@ def _drop(lines: dict[int, list[Any]], context: int, i: int) -> None:
     del lines[context][i]
     if not lines[context]:
         del lines[context]
+
+
+def _others_here() -> bool:
+    """Whether other threads of this process could send to it; those that work behind a program's back could not."""
+    me, main = threading.current_thread(), threading.main_thread()
+    return any(thread is not me and (thread is main or not thread.daemon) for thread in threading.enumerate())
 
 
 class Engine:
@@ -203,6 +218,15 @@ class Engine:
                 self._posted.setdefault(receive.context, []).append(receive)
         return receive
 
+    def holds(self, context: int) -> bool:
+        """Whether messages of a communicator lie here that nobody has received."""
+        return context in self._unexpected
+
+    def waits(self, context: int, source: int) -> Parcel | None:
+        """The first message of a rank that lies here."""
+        with self._lock:
+            return next((message for message in self._unexpected.get(context, ()) if message.source == source), None)
+
     def cancel(self, receive: Receive) -> bool:
         """Take a receive out of the line; False when it has its message."""
         with self._lock:
@@ -246,8 +270,13 @@ class Engine:
             finally:
                 self.inbox.leave()
 
-    def wait(self, done: Callable[[], Any], sources: Any, deadline: float | None = None) -> bool:
-        """Wait until something is true; OwnerDiedError when a rank that it waits for has died. False at the deadline."""
+    def wait(
+        self, done: Callable[[], Any], sources: Any, deadline: float | None = None, awaits_receipt: bool = False
+    ) -> bool:
+        """Wait until something is true. False at the deadline.
+
+        OwnerDiedError when one of `sources` has died, or all have ended. (`awaits_receipt`: that they receive is waited for.)
+        """
         looked = time.monotonic()
         while not done():
             if deadline is not None and time.monotonic() >= deadline:
@@ -270,22 +299,24 @@ class Engine:
                     self.inbox.waiting -= 1
             if time.monotonic() - looked >= _LOOK and not done():
                 looked = time.monotonic()
-                self._look(sources, done)
+                self._look(sources, done, awaits_receipt)
         return True
 
-    def _look(self, sources: Any, done: Callable[[], Any]) -> None:
+    def _look(self, sources: Any, done: Callable[[], Any], awaits_receipt: bool = False) -> None:
         """Raise when what is waited for cannot come any more."""
-        gone = [(rank, state) for rank in sources if rank != self.rank and (state := self.group.state(rank)) >= ENDED]
+        others = [rank for rank in sources if rank != self.rank]
+        gone = [(rank, state) for rank in others if (state := self.group.state(rank)) >= ENDED]
         died = [rank for rank, state in gone if state == DIED]
-        if not gone or (not died and len(gone) < len(sources)):
+        if not gone or (not died and (len(gone) < len(others) or (len(others) < len(sources) and _others_here()))):
             return
         self.progress()  # what they sent before
         if done():
             return
         rank = died[0] if died else gone[0][0]
         pid = int(self.group.table[rank, _PID])
-        what = "has died" if died else "has ended without sending what this rank waits for"
-        raise OwnerDiedError(f"rank {rank} of the group (process {pid}) {what}")
+        what = "has died" if died else f"has ended without {'receiving' if awaits_receipt else 'sending'} what this rank waits for"
+        all_of = "" if died or len(others) == 1 else f", as have all {len(others)} that it could come from"
+        raise OwnerDiedError(f"rank {rank} of the group (process {pid}) {what}{all_of}")
 
     def close(self) -> None:
         if not self.inbox.inherited:

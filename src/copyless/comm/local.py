@@ -12,18 +12,99 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from copyless import waiting
 from copyless._one_process import check_in_children, check_process
-from copyless.comm import _inbox, collectives
+from copyless.comm import _inbox, collectives, pickles
 from copyless.comm._inbox import Parcel, Port
-from copyless.comm.constants import ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, SUM, TAG_MOST, UNDEFINED
+from copyless.comm.constants import (
+    ANY_SOURCE,
+    ANY_TAG,
+    ERR_OTHER,
+    ERR_RANK,
+    ERR_ROOT,
+    ERR_TAG,
+    PROC_NULL,
+    ROOT,
+    SUM,
+    TAG_MOST,
+    UNDEFINED,
+)
 from copyless.comm.group import Engine, Group, Receive
-from copyless.errors import ClosedError, OwnerDiedError
+from copyless.errors import ClosedError, CopylessError, OwnerDiedError
 
 __all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
+
+
+# ---- errors
+
+
+class Exception(CopylessError, RuntimeError):
+    """Base of this module's errors. Mirrors `mpi4py.MPI.Exception`."""
+
+    def __init__(self, code: int = 0, text: str = "") -> None:
+        super().__init__(code, text)
+
+    def Get_error_class(self) -> int:
+        """ERR_RANK, ERR_ROOT, ERR_TAG or ERR_OTHER."""
+        return int(self.args[0])
+
+    Get_error_code = Get_error_class
+
+    def Get_error_string(self) -> str:
+        return str(self.args[1])
+
+    __str__ = Get_error_string
+
+
+class CommError(Exception, ValueError):
+    """A rank, a root or a tag that there is not, or a collective operation that other ranks did not call."""
+
+
+# ---- how objects are pickled
+
+
+class Pickle(pickles.Pickle):
+    __doc__ = pickles.Pickle.__doc__
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _tell_of_pickle()
+
+
+_own_pickle = False
+
+
+def _tell_of_pickle() -> None:
+    """Note whether `pickle` is the caller's own: the short way of sending must know."""
+    global _own_pickle
+    current = globals().get("pickle")
+    _own_pickle = current is not None and getattr(current, "is_own", True)
+    _inbox.use_own_pickle(_own_pickle)
+
+
+pickle = Pickle()
+
+
+def _sealed(obj: Any) -> Any:
+    """The object, or what it is made by a caller's own functions."""
+    return pickles.Sealed("local", *pickle.dumps_oob(obj)) if _own_pickle else obj
+
+
+class _Module(types.ModuleType):
+    """This module: who gives it another `pickle` tells the short way of sending."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "pickle":
+            _tell_of_pickle()
+
+
+sys.modules[__name__].__class__ = _Module
 
 
 class Status:
@@ -80,9 +161,11 @@ class Request:
 
     _number: int
     _kind: str
+    _dest: int | None = None  # who must receive it, of a synchronous send
 
     def __init__(self, request: Request | None = None) -> None:
         other = request
+        self._dest = other._dest if other is not None else None
         self._comm: Comm | None = other._comm if other is not None else None
         self._receive: Receive | None = other._receive if other is not None else None
         self._message: Parcel | None = other._message if other is not None else None
@@ -191,9 +274,14 @@ class Request:
         if not self._look():
             comm = self._comm
             assert comm is not None
-            sources = self._receive.sources if self._receive is not None else comm._everyone()
-            comm._engine.wait(self._done, sources)
+            comm._engine.wait(self._done, self._sources(), awaits_receipt=self._receive is None)
         return self._take(status)
+
+    def _sources(self) -> list[int]:
+        """The ranks, as the group knows them, that could end it."""
+        if self._receive is not None:
+            return self._receive.sources  # type: ignore[no-any-return]
+        return [] if self._dest is None else [self._dest]
 
     @classmethod
     def get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
@@ -386,9 +474,9 @@ class Comm:
         if self._port is None:
             raise ClosedError("this communicator was freed")
         if not least <= tag <= TAG_MOST:
-            raise ValueError(f"a tag is 0 to {TAG_MOST}, not {tag}")
+            raise CommError(ERR_TAG, f"a tag is 0 to {TAG_MOST}, not {tag}")
         if not 0 <= rank < len(self._remote):
-            raise ValueError(f"rank {rank}: there are ranks 0 to {len(self._remote) - 1} here")
+            raise CommError(ERR_RANK, f"rank {rank}: there are ranks 0 to {len(self._remote) - 1} here")
         return self._remote[rank]
 
     # ---- sending
@@ -400,7 +488,7 @@ class Comm:
         """What does not go the short way."""
         if dest != PROC_NULL:
             title = f"rank {self._me} to {dest}" if progress else None
-            self._engine.send(obj, self._peer(dest, tag), self._context, self._me, tag, False, title)
+            self._engine.send(_sealed(obj), self._peer(dest, tag), self._context, self._me, tag, False, title)
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """As `send`, and wait until its receive has begun."""
@@ -418,9 +506,10 @@ class Comm:
         if dest == PROC_NULL:
             return Request._of(self, "send")
         to = self._peer(dest, tag)
-        return Request._of(
-            self, "send", None, self._engine.send(obj, to, self._context, self._me, tag, synchronous=True)
-        )
+        number = self._engine.send(_sealed(obj), to, self._context, self._me, tag, synchronous=True)
+        request = Request._of(self, "send", None, number)
+        request._dest = to
+        return request
 
     # ---- receiving
 
@@ -431,7 +520,7 @@ class Comm:
             if self._port is None:
                 raise ClosedError("this communicator was freed")
             if tag < 0 and tag != ANY_TAG:
-                raise ValueError(f"a tag is 0 to {TAG_MOST}, or ANY_TAG, not {tag}")
+                raise CommError(ERR_TAG, f"a tag is 0 to {TAG_MOST}, or ANY_TAG, not {tag}")
             return Receive(self._context, -1, tag, self._everyone())
         return Receive(self._context, source, tag, [self._peer(source, tag, ANY_TAG)])
 
@@ -539,9 +628,46 @@ class Comm:
     def _make_twin(self) -> Any:
         raise NotImplementedError
 
+    # What collective operations send and receive by: on a communicator of their own, their objects packed.
+
+    def _sealed(self, obj: Any) -> Any:
+        return _sealed(obj)
+
+    def _put(self, packet: Any, dest: int, tag: int) -> Request:
+        if _own_pickle:
+            self._engine.send(packet, self._peer(dest, tag), self._context, self._me, tag)
+        else:
+            self.send(packet, dest, tag)
+        return Request._of(self, "send")
+
+    def _take(self, source: int, tag: int) -> Any:
+        """What another rank has put. Messages of one come in order, so one with another tag is of a mistaken call."""
+        if not self._engine.holds(self._context):
+            found = _inbox.at_once(self, source, tag)
+            if found is not _inbox.NONE_YET:
+                return found
+        engine, receive = self._engine, self._receive(source, tag)
+        assert receive is not None
+        engine.post(receive)
+        if receive.message is None:
+            try:
+                engine.wait(lambda: receive.message is not None or engine.waits(self._context, source), receive.sources)
+            except BaseException:
+                engine.cancel(receive)
+                raise
+        if receive.message is None:
+            engine.cancel(receive)
+            other = engine.waits(self._context, source)
+            if receive.message is None and other is not None:
+                raise CommError(ERR_OTHER, collectives.mistaken(source, other.tag, tag))
+        message: Any = receive.message
+        return message.open()
+
     def _root(self, root: int) -> int:
-        if isinstance(self, Intracomm) and not 0 <= root < len(self._group):
-            raise ValueError(f"root {root}: there are ranks 0 to {len(self._group) - 1} here")
+        size, inter = len(self._remote), isinstance(self, Intercomm)
+        if not 0 <= root < size and not (inter and root in (ROOT, PROC_NULL)):
+            across = "; on an intercommunicator it is ROOT at the root and PROC_NULL beside it" if inter else ""
+            raise CommError(ERR_ROOT, f"root {root}: there are ranks 0 to {size - 1} here{across}")
         return root
 
     def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
+import pickle as _pickle
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 try:
     from mpi4py import MPI
@@ -36,20 +38,23 @@ except ImportError as _error:
 from copyless import _loaders, pickling, waiting
 from copyless._core import _blocks, _pickles, _queue, _store
 from copyless._core._memory import Memory
-from copyless.comm import _small, collectives
+from copyless.comm import _small, collectives, mpi_waiting, pickles
 from copyless.comm.constants import SUM
-from copyless.comm.packets import Packet, _by_value, cut, in_memory
+from copyless.comm.mpi_waiting import beside, serves, under_way
+from copyless.comm.mpi_waiting import wait as _wait
+from copyless.comm.packets import Packet, _by_value, cut, in_memory, tell_of_no_room
 from copyless.comm.progress import shown
 from copyless.errors import OutOfSharedMemory
 from copyless.storage import handles, store
 
-__all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request",
-           "Status", "world"]  # fmt: skip
+__all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Cartcomm", "Comm", "CommError", "Distgraphcomm", "Graphcomm",
+           "Intercomm", "Intracomm", "Message", "Pickle", "Request", "Status", "Topocomm", "pickle", "world"]  # fmt: skip
 
 ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.PROC_NULL, MPI.ROOT, MPI.UNDEFINED
 Status = MPI.Status
 
 INLINE = 1 << 16  # bytes of buffers up to which they go in the pickle
+HEADER = 3 << 10  # ... and of a message within a node: no MPI waits for the receive of so few
 BIG = 1 << 20  # bytes of a message from which it may be a pickle and buffers behind it
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
@@ -113,6 +118,7 @@ _table = _enter_table()
 _near: Any = memoryview(_table) if _table is not None else None
 _world_group = MPI.COMM_WORLD.Get_group()
 _all_entered = _near is None
+_far: set[int] = set()  # ranks of the world that share no memory with this one, as collective operations have found out
 _PATIENCE = 2.0  # seconds that ranks of this node have to enter the table, once
 
 
@@ -123,7 +129,7 @@ def _is_near(world: int) -> bool:
     reference to all ranks of a node, and not to those who were quick.
     """
     global _all_entered
-    if _near is None:
+    if _near is None or world in _far:
         return False
     if _near[world] == 1 or _all_entered:
         return bool(_near[world])
@@ -163,18 +169,30 @@ def _block(data: bytes, sizes: list[int], handle: bytes) -> Any:
     return _pickles.loads(data, buffers=cut(block, sizes))
 
 
+def _whole_block(sizes: list[int], handle: bytes) -> Any:
+    block = handles.resolve(handle)[1]
+    _blocks.mark_private(block)
+    data, *parts = cut(block, sizes)
+    return _pickles.loads(data, buffers=parts)
+
+
 def _through_block(
-    arrives: Callable[..., Any], data: bytes, parts: list[Any], title: str | None = None
+    arrives: Callable[..., Any], data: bytes | None, parts: list[Any], title: str | None = None
 ) -> bytes | None:
-    """The message of a pickle whose buffers cross in a block; None when there is no room: then as to another node."""
+    """The message of a pickle whose buffers cross in a block; None when there is no room: then as to another node.
+
+    Without `data` the pickle is the first of the parts.
+    """
     try:
         with shown(title, sum(part.nbytes for part in parts)) as tell:
             memory = in_memory(parts, tell)
-    except OutOfSharedMemory:
+    except OutOfSharedMemory as error:
+        tell_of_no_room(error)
         return None
     handle = pickling.memory_handle(memory, 1)  # with a hold of its own, until it is loaded
     assert handle is not None
-    return pickle.dumps(_AsPickle(arrives, data, [part.nbytes for part in parts], handle), 5)
+    first = () if data is None else (data,)
+    return _pickle.dumps(_AsPickle(arrives, *first, [part.nbytes for part in parts], handle), 5)
 
 
 def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]:
@@ -190,21 +208,25 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
         data, parts, _ = pickling.pack(obj, draft=False)
     else:
         data, parts = _by_value(obj)
-    if not parts:
-        return data
     total = sum(part.nbytes for part in parts)
-    if total <= INLINE:
-        return pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
-    if near:
-        message = _through_block(_loaders.mpi_block, data, parts, title)
+    if near and total + len(data) > HEADER:
+        # Whatever MPI does with its own messages: who sends within a node does not wait for who receives.
+        if len(data) <= HEADER // 2:
+            message = _through_block(_loaders.mpi_block, data, parts, title)
+        else:
+            message = _through_block(_loaders.mpi_whole_block, None, [memoryview(data), *parts], title)
         if message is not None:
             return message
+    if not parts:
+        return data
+    if total <= INLINE:
+        return _pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
     if total + len(data) < BIG:
-        return pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
+        return _pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
     whole = [memoryview(data), *parts]
     sizes = [part.nbytes for part in whole]
-    base = (len(pickle.dumps(_Detached(1 << 20, sizes), 5)) + 63) // 64 * 64
-    head = pickle.dumps(_Detached(base, sizes), 5)
+    base = (len(_pickle.dumps(_Detached(1 << 20, sizes), 5)) + 63) // 64 * 64
+    head = _pickle.dumps(_Detached(base, sizes), 5)
     pieces: list[Any] = [head.ljust(base, b"\0")]
     for part in whole:
         pieces.append(part)
@@ -253,16 +275,44 @@ def _room(nbytes: int) -> Any:
     return memory
 
 
-def _receive(message: Any, nbytes: int) -> Any:
-    """The bytes of a matched message."""
+def _buffer_for(nbytes: int) -> tuple[Any, Any, Any]:
+    """(memory to receive into, what MPI receives it by, the datatype to free after it began)."""
     whole = bytearray(nbytes) if nbytes < BIG else _room(nbytes)
     if nbytes <= _PIECE:
-        MPI.Message.Recv(message, (whole, nbytes, MPI.BYTE))
-    else:
-        datatype = _type_of([(0, nbytes)])
-        MPI.Message.Recv(message, (whole, 1, datatype))
+        return whole, (whole, nbytes, MPI.BYTE), None
+    datatype = _type_of([(0, nbytes)])
+    return whole, (whole, 1, datatype), datatype
+
+
+def _receive(message: Any, nbytes: int) -> Any:
+    """The bytes of a matched message."""
+    whole, buffer, datatype = _buffer_for(nbytes)
+    MPI.Message.Recv(message, buffer)
+    if datatype is not None:
         datatype.Free()
     return whole
+
+
+class _Coming:
+    """A matched message whose bytes MPI receives."""
+
+    __slots__ = ("nbytes", "request", "whole")
+
+    def __init__(self, message: Any, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.whole, buffer, datatype = _buffer_for(nbytes)
+        self.request = MPI.Message.Irecv(message, buffer)
+        if datatype is not None:
+            datatype.Free()
+        if nbytes >= mpi_waiting.LARGE:
+            under_way((self.request,))
+
+    def ended(self) -> bool:
+        return MPI.Request.Get_status(self.request)
+
+    def open(self) -> Any:
+        MPI.Request.Wait(self.request)
+        return _decode(self.whole) if self.nbytes else None
 
 
 def _titled(comm: Any, status: Any, progress: bool) -> str | None:
@@ -270,11 +320,13 @@ def _titled(comm: Any, status: Any, progress: bool) -> str | None:
 
 
 def _fetch(message: Any, nbytes: int, title: str | None = None) -> Any:
-    """The object of a matched message, or of the bytes of one."""
-    if not isinstance(message, MPI.Message):
-        return _decode(message)
+    """The object of a matched message, or of one that comes already."""
+    if isinstance(message, _Coming):
+        if not message.ended():
+            _wait(message.ended)
+        return message.open()
     if nbytes < BIG:
-        return _small.fetch(message, nbytes)
+        return _small.fetch(message, nbytes) if nbytes else MPI.Message.recv(message)
     with shown(title, nbytes, steps=False):
         whole = _receive(message, nbytes)
     return _decode(whole)
@@ -282,38 +334,6 @@ def _fetch(message: Any, nbytes: int, title: str | None = None) -> Any:
 
 def _bytes_of(status: Any) -> int:
     return status.Get_elements(MPI.BYTE)  # type: ignore[no-any-return]
-
-
-# ---- waiting
-
-
-def _wait(ended: Callable[[], Any]) -> Any:
-    """Ask until the answer is true: at once for ten microseconds, then giving way, then with sleeps up to half a millisecond.
-
-    Meanwhile receives in line get what arrives, whatever this waits for: the other side may wait for them.
-    """
-
-    def done() -> Any:
-        if _in_line:
-            for state, comm in list(_in_line.values()):
-                state.progress(comm)
-        return ended()
-
-    if answer := done():
-        return answer
-    began = time.perf_counter()
-    while time.perf_counter() - began < 1e-5:
-        if answer := done():
-            return answer
-    while time.perf_counter() - began < 4e-3:
-        os.sched_yield()
-        if answer := done():
-            return answer
-    pause = 5e-5
-    while not (answer := done()):
-        time.sleep(pause)
-        pause = min(pause * 1.5, 5e-4)
-    return answer
 
 
 # ---- receives that wait in line
@@ -334,6 +354,56 @@ class _Posted:
 
     def fits(self, source: int, tag: int) -> bool:
         return self.source in (ANY_SOURCE, source) and self.tag in (ANY_TAG, tag)
+
+
+class CommError(MPI.Exception, ValueError):
+    """A rank, a root or a tag that there is not, or a collective operation that other ranks did not call.
+
+    An `MPI.Exception`, whose `Get_error_class` is MPI's, and a ValueError.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    __hash__ = MPI.Exception.__hash__
+
+    def __reduce__(self) -> Any:
+        return type(self), (int(self), self._text)
+
+
+# ---- how objects are pickled
+
+
+class Pickle(pickles.Pickle):
+    __doc__ = pickles.Pickle.__doc__
+    _buffer = MPI.buffer.frombuffer
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _tell_of_pickle()
+
+
+_own_pickle = False
+
+
+def _tell_of_pickle() -> None:
+    """Note whether `pickle` is the caller's own: the short way of sending must know."""
+    global _own_pickle
+    current = globals().get("pickle")
+    _own_pickle = current is not None and getattr(current, "is_own", True)
+    _small.use_own_pickle(_own_pickle)
+
+
+pickle = Pickle()
+
+
+def _sealed(obj: Any) -> Any:
+    """The object, or what it is made by a caller's own functions."""
+    return pickles.Sealed("mpi", *pickle.dumps_oob(obj)) if _own_pickle else obj
 
 
 class _State:
@@ -388,7 +458,7 @@ class _State:
                     if message is not None:
                         first.nbytes = _bytes_of(first.status)
                         # Received at once: a send that waits for it may be this rank's own.
-                        first.message = message if first.probes else _receive(message, first.nbytes)
+                        first.message = message if first.probes else _Coming(message, first.nbytes)
                         self.leave(first)
                         again = True
                         break
@@ -426,14 +496,14 @@ def _sweep() -> None:
 class Request(tuple):  # type: ignore[type-arg]
     """Request(request=None)
 
-    A send or receive under way. Mirrors `mpi4py.util.pkl5.Request`: the MPI requests that it consists of.
+    A send or receive under way. Mirrors `mpi4py.util.pkl5.Request`: the MPI requests that it consists of. Of an `irecv` whose
+    message has not come there is none yet: wait for it by this class's methods, which serve it, not by `MPI.Request`'s.
     """
 
     _comm: Any = None
     _posted: _Posted | None = None
     _keep: Any = None  # what MPI still reads
-    _got: tuple[Any, int] | None = None  # a matched message
-    _fetched: Any = None
+    _coming: _Coming | None = None  # a matched message, which MPI receives
 
     def __new__(cls, request: Any = None) -> Request:
         if request is None:
@@ -459,7 +529,7 @@ class Request(tuple):  # type: ignore[type-arg]
     __hash__ = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        return self._posted is not None or self._got is not None or any(request for request in self)
+        return self._posted is not None or any(request for request in self)
 
     def _end(self) -> None:
         self.__dict__.clear()
@@ -472,16 +542,17 @@ class Request(tuple):  # type: ignore[type-arg]
     def Free(self) -> None:
         """Forget it; a receive that has no message yet is taken back."""
         self._withdraw()
+        if self._coming is not None:
+            _wait(self._coming.ended)  # MPI writes into its memory
         for request in self:
-            request.Free()
+            if request or self._posted is None:
+                request.Free()
         self._end()
 
     def free(self) -> None:
         """As `Free`; nothing for a null request."""
-        self._withdraw()
-        for request in self:
-            request.free()
-        self._end()
+        if self:
+            self.Free()
 
     def _withdraw(self) -> bool:
         if self._posted is not None:
@@ -497,84 +568,234 @@ class Request(tuple):  # type: ignore[type-arg]
         for request in self:
             request.Cancel()
 
+    Cancel = cancel
+
     def _look(self) -> bool:
         posted = self._posted
         if posted is not None:
             if posted.message is None and not posted.cancelled:
                 self._comm._state().progress(self._comm)
-            return posted.message is not None or posted.cancelled
-        return self._got is not None or all(MPI.Request.Get_status(request) for request in self)
+            return posted.cancelled or (posted.message is not None and posted.message.ended())
+        return all(map(MPI.Request.Get_status, self))
 
     def _for_wait(self) -> waiting.Part:
         return waiting.Part(lambda deaths: self._look(), (), True)
 
     def get_status(self, status: Any = None) -> bool:
         """Whether it has ended; it stays as it is."""
+        mpi_waiting.serve()
         if not self._look():
             return False
         if self._posted is not None:
-            _copy_status(status, self._posted.status)
-        elif status is not None and self._got is None:
+            self._tell(status)
+        elif status is not None:
             MPI.Request.Get_status(self[0], status)
         return True
 
-    def _take(self, status: Any) -> Any:
-        posted, got = self._posted, self._got
-        if posted is not None:
-            if posted.cancelled:
-                if status is not None:
-                    status.Set_cancelled(True)
-                self._end()
-                return None
+    def _tell(self, status: Any) -> None:
+        """The status of a receive that stood in line."""
+        posted = self._posted
+        if status is None or posted is None:
+            return
+        if posted.cancelled:
+            status.Set_cancelled(True)
+        else:
             _copy_status(status, posted.status)
-            got = posted.message, posted.nbytes
-        elif got is None:
+
+    def _finish(self, status: Any) -> _Coming | None:
+        """Null it, as it has ended: what it brought, unopened."""
+        posted, coming = self._posted, self._coming
+        if posted is not None:
+            self._tell(status)
+            coming = None if posted.cancelled else posted.message
+        else:
             MPI.Request.Waitall(self, None if status is None else [status] * len(self))
         self._end()
-        return None if got is None else _fetch(*got)
+        return coming
+
+    def _take(self, status: Any) -> Any:
+        coming = self._finish(status)
+        return None if coming is None else coming.open()
 
     def test(self, status: Any = None) -> tuple[bool, Any]:
         """(whether it has ended, what it brought)."""
+        mpi_waiting.serve()
         return (True, self._take(status)) if self._look() else (False, None)
 
     def wait(self, status: Any = None) -> Any:
         """What it brought, once it has ended."""
-        if self._posted is None and self._got is None and status is None and MPI.Request.Testall(self):
+        if self._posted is None and self._coming is None and status is None and MPI.Request.Testall(self):
             self._end()  # most sends have ended by now
             return None
         _wait(self._look)
         return self._take(status)
 
-    @classmethod
-    def get_status_all(cls, requests: Sequence[Request], statuses: list[Any] | None = None) -> bool:
-        """Whether all have ended; they stay as they are."""
-        return all(request.get_status(status) for request, status in _with(requests, statuses))
+    def Test(self, status: Any = None) -> bool:
+        """Whether it has ended; what it brought is dropped."""
+        mpi_waiting.serve()
+        if not self._look():
+            return False
+        self._finish(status)
+        return True
+
+    def Wait(self, status: Any = None) -> bool:
+        """Wait until it has ended; what it brought is dropped."""
+        _wait(self._look)
+        self._finish(status)
+        return True
+
+    # ---- of several
 
     @classmethod
-    def testall(cls, requests: Sequence[Request], statuses: list[Any] | None = None) -> tuple[bool, Any]:
+    def get_status_all(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """Whether all have ended; they stay as they are."""
+        return all(request.get_status(status) for request, status in _with(list(map(_ours, requests)), statuses))
+
+    @classmethod
+    def testall(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[bool, Any]:
         """(whether all have ended, the list of what they brought)."""
         pairs = _with(requests, statuses)
-        if not all(request._look() for request in requests):
+        if not _all_ended(requests):
             return False, None
-        return True, [request._take(status) for request, status in pairs]
+        return True, [_ours(request)._take(status) for request, status in pairs]
 
     @classmethod
-    def waitall(cls, requests: Sequence[Request], statuses: list[Any] | None = None) -> list[Any]:
+    def waitall(cls, requests: Sequence[Request], statuses: Any = None) -> list[Any]:
         """The list of what they brought, once all have ended."""
-        return [request.wait(status) for request, status in _with(requests, statuses)]
+        pairs = _with(requests, statuses)
+        _wait(lambda: _all_ended(requests))
+        return [_ours(request)._take(status) for request, status in pairs]
+
+    @classmethod
+    def testany(cls, requests: Sequence[Request], status: Any = None) -> tuple[int, bool, Any]:
+        """(which has ended, whether one has, what it brought); (UNDEFINED, True, None) when all are null."""
+        mpi_waiting.serve()
+        found = _any_ended(requests)
+        if found is None:
+            return UNDEFINED, False, None
+        return found, True, None if found == UNDEFINED else _ours(requests[found])._take(status)
+
+    @classmethod
+    def waitany(cls, requests: Sequence[Request], status: Any = None) -> tuple[int, Any]:
+        """(which has ended, what it brought); (UNDEFINED, None) when all are null."""
+        found = _wait_any(requests)
+        return found, None if found == UNDEFINED else _ours(requests[found])._take(status)
+
+    @classmethod
+    def testsome(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+        """(which have ended, what they brought); (None, None) when all are null."""
+        mpi_waiting.serve()
+        found = _some_ended(requests)
+        if found is None:
+            return None, None
+        pairs = _with(found, statuses)
+        return found, [_ours(requests[i])._take(status) for i, status in pairs]
+
+    @classmethod
+    def waitsome(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+        """As `testsome`, once one has ended."""
+        _wait_any(requests)
+        return cls.testsome(requests, statuses)
+
+    @classmethod
+    def Testall(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """As `testall`; what they brought is dropped."""
+        mpi_waiting.serve()
+        if not _all_ended(requests):
+            return False
+        for request, status in _with(requests, statuses):
+            _ours(request)._finish(status)
+        return True
+
+    @classmethod
+    def Waitall(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """As `waitall`; what they brought is dropped."""
+        _wait(lambda: _all_ended(requests))
+        return cls.Testall(requests, statuses)
+
+    @classmethod
+    def Testany(cls, requests: Sequence[Request], status: Any = None) -> tuple[int, bool]:
+        """As `testany`; what it brought is dropped."""
+        mpi_waiting.serve()
+        found = _any_ended(requests)
+        if found is None:
+            return UNDEFINED, False
+        if found != UNDEFINED:
+            _ours(requests[found])._finish(status)
+        return found, True
+
+    @classmethod
+    def Waitany(cls, requests: Sequence[Request], status: Any = None) -> int:
+        """As `waitany`; what it brought is dropped."""
+        found = _wait_any(requests)
+        if found != UNDEFINED:
+            _ours(requests[found])._finish(status)
+        return found
+
+    @classmethod
+    def Testsome(cls, requests: Sequence[Request], statuses: Any = None) -> list[int] | None:
+        """As `testsome`; what they brought is dropped."""
+        mpi_waiting.serve()
+        found = _some_ended(requests)
+        if found is not None:
+            for i, status in _with(found, statuses):
+                _ours(requests[i])._finish(status)
+        return found
+
+    @classmethod
+    def Waitsome(cls, requests: Sequence[Request], statuses: Any = None) -> list[int] | None:
+        """As `waitsome`; what they brought is dropped."""
+        _wait_any(requests)
+        return cls.Testsome(requests, statuses)
 
 
-def _with(requests: Sequence[Request], statuses: list[Any] | None) -> list[tuple[Request, Any]]:
+def _ours(request: Any) -> Request:
+    """A request of MPI's own among ours: its handle is nulled as theirs are."""
+    return request if isinstance(request, Request) else Request(request)
+
+
+def _all_ended(requests: Sequence[Request]) -> bool:
+    return all(_ours(request)._look() for request in requests)
+
+
+def _any_ended(requests: Sequence[Request]) -> int | None:
+    """The first that has ended; UNDEFINED when all are null."""
+    active = False
+    for i, request in enumerate(requests):
+        if request:
+            active = True
+            if _ours(request)._look():
+                return i
+    return None if active else UNDEFINED
+
+
+def _wait_any(requests: Sequence[Request]) -> int:
+    found: list[int] = []
+
+    def ended() -> bool:
+        first = _any_ended(requests)
+        if first is not None:
+            found.append(first)
+        return first is not None
+
+    _wait(ended)
+    return found[0]
+
+
+def _some_ended(requests: Sequence[Request]) -> list[int] | None:
+    """Those that have ended; None when all are null."""
+    if not any(requests):
+        return None
+    return [i for i, request in enumerate(requests) if request and _ours(request)._look()]
+
+
+def _with(requests: Sequence[Any], statuses: Any) -> list[tuple[Any, Any]]:
+    """Each with its status. A list grows by what it lacks; what a tuple lacks is not told."""
     if statuses is None:
         return [(request, None) for request in requests]
-    statuses.extend(MPI.Status() for _ in range(len(requests) - len(statuses)))
-    return list(zip(requests, statuses, strict=False))
-
-
-def _request_of(comm: Any, *, posted: Any = None, got: Any = None) -> Request:
-    request = Request()
-    request._comm, request._posted, request._got = comm, posted, got
-    return request
+    if isinstance(statuses, list):
+        statuses.extend(MPI.Status() for _ in range(len(requests) - len(statuses)))
+    return list(zip(requests, [*statuses, *[None] * len(requests)], strict=False))
 
 
 class Message(tuple):  # type: ignore[type-arg]
@@ -584,7 +805,7 @@ class Message(tuple):  # type: ignore[type-arg]
     """
 
     _nbytes = 0
-    _comm: Any = None
+    _status: Any = None  # of the probe that matched it
 
     def __new__(cls, message: Any = None) -> Message:
         if message is None:
@@ -593,7 +814,7 @@ class Message(tuple):  # type: ignore[type-arg]
             message = (message,)
         made = super().__new__(cls, message)
         if isinstance(message, Message):
-            made._nbytes = message._nbytes
+            made._nbytes, made._status = message._nbytes, message._status
         return made
 
     def __eq__(self, other: object) -> bool:
@@ -626,25 +847,22 @@ class Message(tuple):  # type: ignore[type-arg]
         if message == MPI.MESSAGE_NO_PROC:
             MPI.Message.Recv(message, (None, 0, MPI.BYTE), status)
             return None
-        if message == MPI.MESSAGE_NULL or self._nbytes == 0:  # not of our probes
+        if message == MPI.MESSAGE_NULL or self._status is None:  # not of our probes
             return MPI.Message.recv(message, status)
         obj = _fetch(message, self._nbytes)
-        if status is not None:
-            status.Set_elements(MPI.BYTE, self._nbytes)
+        _copy_status(status, self._status)
         return obj
 
     def irecv(self) -> Request:
-        """A request of the object."""
+        """A request of the object, which MPI receives from now on."""
         message = self[0]
         if message == MPI.MESSAGE_NO_PROC:
-            MPI.Message.Recv(message, (None, 0, MPI.BYTE))
-            return Request()
-        if message == MPI.MESSAGE_NULL:
+            return Request(MPI.Message.Irecv(message, (None, 0, MPI.BYTE)))
+        if message == MPI.MESSAGE_NULL or self._status is None:
             return Request(MPI.Message.irecv(message))
-        # The MPI message is the request's from now on: this one is null.
-        mine = MPI.Message(message)
-        request = _request_of(None, got=(message, self._nbytes))
-        del mine
+        coming = _Coming(message, self._nbytes)  # the MPI message is null now
+        request = Request(coming.request)
+        request._coming = coming
         return request
 
     @classmethod
@@ -667,6 +885,8 @@ def _mprobe(comm: Any, source: int, tag: int, status: Any, wait: bool) -> Messag
         return None
     made = Message(message)
     made._nbytes = nbytes
+    made._status = MPI.Status()
+    _copy_status(made._status, status)
     return made
 
 
@@ -750,7 +970,24 @@ class Comm(MPI.Comm):
         request._keep = message
         if datatype is not None:
             datatype.Free()  # MPI keeps it until the send has ended
+        if datatype is not None or len(message) >= mpi_waiting.LARGE:
+            under_way(tuple(request))
         return request
+
+    def _put(self, packet: Any, dest: int, tag: int) -> Request:
+        """A send of a collective operation, whose objects are packed."""
+        return self._begin(MPI.Comm.Isend, packet, dest, tag)
+
+    def _take(self, source: int, tag: int) -> Any:
+        """What another rank has put. Messages of one come in order, so one with another tag is of a mistaken call."""
+        status = MPI.Status()
+        got = self.recv(None, source, ANY_TAG, status)
+        if status.Get_tag() != tag:
+            raise CommError(MPI.ERR_OTHER, collectives.mistaken(source, status.Get_tag(), tag))
+        return got
+
+    def _sealed(self, obj: Any) -> Any:
+        return _sealed(obj)
 
     send = _small.send
 
@@ -758,7 +995,7 @@ class Comm(MPI.Comm):
         """What does not go the short way."""
         if dest != PROC_NULL:
             title = f"rank {_rank(self)} to {dest}" if progress else None
-            message: Any = _encode(obj, _state_of(self).near(dest), title)
+            message: Any = _encode(_sealed(obj), _state_of(self).near(dest), title)
             if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self._me:
                 MPI.Comm.Send(self, (message, MPI.BYTE), dest, tag)
                 return
@@ -766,6 +1003,8 @@ class Comm(MPI.Comm):
             request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
             if datatype is not None:
                 datatype.Free()
+            if datatype is not None or len(message) >= mpi_waiting.LARGE:
+                under_way(tuple(request))
             apart = 0 if type(message) is bytes else sum(memoryview(piece).nbytes for piece in message)
             with shown(title, apart, steps=False):
                 request.wait()
@@ -774,23 +1013,23 @@ class Comm(MPI.Comm):
 
     def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """As `send`, in buffered mode: `MPI.Attach_buffer` first."""
-        self._begin(MPI.Comm.Ibsend, obj, dest, tag).wait()
+        self._begin(MPI.Comm.Ibsend, _sealed(obj), dest, tag).wait()
 
     def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
         """As `send`, and wait until its receive has begun."""
-        self._begin(MPI.Comm.Issend, obj, dest, tag).wait()
+        self._begin(MPI.Comm.Issend, _sealed(obj), dest, tag).wait()
 
     def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """As `send`, without waiting: a snapshot within a node; on its way elsewhere the arrays must stay as they are."""
-        return self._begin(MPI.Comm.Isend, obj, dest, tag)
+        return self._begin(MPI.Comm.Isend, _sealed(obj), dest, tag)
 
     def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """As `bsend`, without waiting."""
-        return self._begin(MPI.Comm.Ibsend, obj, dest, tag)
+        return self._begin(MPI.Comm.Ibsend, _sealed(obj), dest, tag)
 
     def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """As `ssend`, without waiting: the request ends when its receive has begun."""
-        return self._begin(MPI.Comm.Issend, obj, dest, tag)
+        return self._begin(MPI.Comm.Issend, _sealed(obj), dest, tag)
 
     # ---- receiving
 
@@ -815,7 +1054,9 @@ class Comm(MPI.Comm):
         posted = _Posted(source, tag)
         state.enter(self, posted)
         state.progress(self)
-        return _request_of(self, posted=posted)
+        request = Request()
+        request._comm, request._posted = self, posted
+        return request
 
     def sendrecv(
         self,
@@ -841,6 +1082,89 @@ class Comm(MPI.Comm):
         """As `mprobe`, without waiting: None when there is nothing."""
         return _mprobe(self, source, tag, status, False)
 
+    def probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Literal[True]:
+        """Wait until there is a message to receive."""
+        if source == PROC_NULL:
+            return MPI.Comm.probe(self, source, tag, status)
+        _wait(lambda: MPI.Comm.Iprobe(self, source, tag, status))
+        return True
+
+    def iprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> bool:
+        """Whether there is a message to receive."""
+        mpi_waiting.serve()
+        return MPI.Comm.Iprobe(self, source, tag, status)
+
+    def Probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Literal[True]:
+        """Wait until there is a message to receive."""
+        return self.probe(source, tag, status)
+
+    Iprobe = iprobe
+
+    def Mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> MPI.Message:
+        """Wait for a message and match it."""
+        if not mpi_waiting.in_line or source == PROC_NULL:
+            return MPI.Comm.Mprobe(self, source, tag, status)
+        return _match(self, source, tag, MPI.Status() if status is None else status, True, True)[0]  # type: ignore[no-any-return]
+
+    def Improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> MPI.Message | None:
+        """Match a message, if there is one."""
+        if not mpi_waiting.in_line or source == PROC_NULL:
+            return MPI.Comm.Improbe(self, source, tag, status)
+        return _match(self, source, tag, MPI.Status() if status is None else status, False, True)[0]  # type: ignore[no-any-return]
+
+    # ---- of buffers: MPI's own, and while receives are in line they are served
+
+    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer."""
+        if mpi_waiting.in_line:
+            _wait(MPI.Comm.Isend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Send(self, buf, dest, tag)
+
+    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer, and wait until its receive has begun."""
+        if mpi_waiting.in_line:
+            _wait(MPI.Comm.Issend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Ssend(self, buf, dest, tag)
+
+    def Rsend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer whose receive has begun."""
+        if mpi_waiting.in_line:
+            _wait(MPI.Comm.Irsend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Rsend(self, buf, dest, tag)
+
+    def Recv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> None:
+        """Receive into a buffer: after the receives in line that stand before it."""
+        if mpi_waiting.in_line and source != PROC_NULL:
+            request = MPI.Message.Irecv(self.Mprobe(source, tag), buf)
+            _wait(lambda: MPI.Request.Test(request, status))
+        else:
+            MPI.Comm.Recv(self, buf, source, tag, status)
+
+    def Sendrecv(
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+        status: Any = None,
+    ) -> None:
+        """Send one buffer and receive into another."""
+        if mpi_waiting.in_line:
+            request = MPI.Comm.Isend(self, sendbuf, dest, sendtag)
+            self.Recv(recvbuf, source, recvtag, status)
+            _wait(request.Test)
+        else:
+            MPI.Comm.Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag, status)
+
+    def Sendrecv_replace(self, *args: Any, **kwargs: Any) -> None:
+        """Send a buffer and receive into it."""
+        beside(MPI.Comm.Sendrecv_replace, self, *args, **kwargs)
+
     # ---- together
 
     def _together(self) -> Any:
@@ -853,9 +1177,11 @@ class Comm(MPI.Comm):
         raise NotImplementedError
 
     def _checked(self, root: int) -> int:
-        if self.Is_intra() and not 0 <= root < self.Get_size():
+        size = self.Get_size() if self.Is_intra() else self.Get_remote_size()  # type: ignore[attr-defined]
+        if not 0 <= root < size and (self.Is_intra() or root not in (ROOT, PROC_NULL)):
             self.Call_errhandler(MPI.ERR_ROOT)
-            raise MPI.Exception(MPI.ERR_ROOT)
+            across = "" if self.Is_intra() else "; on an intercommunicator it is ROOT at the root and PROC_NULL beside it"
+            raise CommError(MPI.ERR_ROOT, f"root {root}: there are ranks 0 to {size - 1} here{across}")
         return root
 
     def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:
@@ -895,12 +1221,14 @@ class Comm(MPI.Comm):
         """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
         _wait(MPI.Comm.Ibarrier(self).Test)
 
+    Barrier = barrier
+
     def Free(self) -> None:
         """Give the communicator up, for all its ranks together."""
         known, self._known = self._known, None
         if known is not None and known.twin is not None:
             known.twin.free()
-        MPI.Comm.Free(self)
+        beside(MPI.Comm.Free, self)
 
 
 def _operation(op: Any) -> Any:
@@ -931,8 +1259,10 @@ class _Inter(collectives.Inter):
 def _lines_of(private: Any) -> _Intra:
     """Collective operations on a communicator that is theirs alone; finds out who shares which node."""
     size = private.Get_size()
-    where = (_store.process_start(1), os.uname().nodename, _node(), _near is None and private.Get_rank())
-    nodes = MPI.Comm.allgather(private, where)
+    alone = None if _near is not None else (MPI.COMM_WORLD.Get_rank(), os.getpid(), _store.process_start(os.getpid()))
+    nodes = beside(MPI.Comm.allgather, private, (_store.identity(), _node(), alone))
+    world = _state_of(private).world
+    _far.update(world[rank] for rank, node in enumerate(nodes) if node != nodes[private.Get_rank()])
     return _Intra(Intracomm(private), private.Get_rank(), size, nodes)
 
 
@@ -943,7 +1273,7 @@ class Intracomm(Comm, MPI.Intracomm):
     """
 
     def _make_twin(self) -> Any:
-        return _lines_of(MPI.Intracomm.Dup(self))
+        return _lines_of(beside(MPI.Intracomm.Dup, self))
 
     def scan(self, sendobj: Any, op: Any = SUM) -> Any:
         """The objects of the ranks up to this one taken together, in their order."""
@@ -961,17 +1291,88 @@ class Intercomm(Comm, MPI.Intercomm):
     """
 
     def _make_twin(self) -> Any:
-        private = MPI.Intercomm.Dup(self)
-        merged = MPI.Intercomm.Merge(private)
+        private = beside(MPI.Intercomm.Dup, self)
+        merged = beside(MPI.Intercomm.Merge, private)
         mine, whole = private.Get_group(), merged.Get_group()
         first = MPI.Group.Translate_ranks(mine, [0], whole)[0]
-        local = merged.Split(first, private.Get_rank())
+        local = beside(MPI.Comm.Split, merged, first, private.Get_rank())
         mine.Free()
         whole.Free()
         merged.Free()
         return _Inter(
             Intercomm(private), private.Get_rank(), private.Get_remote_size(), _lines_of(local), (ROOT, PROC_NULL)
         )
+
+
+class Topocomm(Intracomm, MPI.Topocomm):
+    """Topocomm(comm=None)
+
+    A communicator whose ranks have neighbours, and an `MPI.Topocomm`.
+    """
+
+    def neighbor_allgather(self, sendobj: Any) -> list[Any]:
+        """The objects of the neighbours that send to this rank, in the order of `inedges`; None for nobody."""
+        return self.neighbor_alltoall([sendobj] * len(self.outedges))
+
+    def neighbor_alltoall(self, sendobj: Sequence[Any] | None) -> list[Any]:
+        """To each neighbour in `outedges` its item; the list of what came from those in `inedges`."""
+        sources, dests = self.inedges, self.outedges
+        objs = [None] * len(dests) if sendobj is None else list(sendobj)
+        if len(objs) != len(dests):
+            raise ValueError(f"expecting {len(dests)} items, got {len(objs)}")
+        # On a grid what goes up arrives from below, also where both are the same rank.
+        across = MPI.Comm.Get_topology(self) == MPI.CART
+        twin = self._together().comm
+        first = collectives.tag_of("neighbor_alltoall")
+        requests = [
+            twin._put(_sealed(obj), dest, first + 16 * (i if across else 0))
+            for i, (obj, dest) in enumerate(zip(objs, dests, strict=True))
+        ]
+        got = [twin.recv(None, source, first + 16 * (i ^ 1 if across else 0)) for i, source in enumerate(sources)]
+        Request.waitall(requests)
+        return got
+
+
+class Cartcomm(Topocomm, MPI.Cartcomm):
+    """Cartcomm(comm=None)
+
+    A communicator whose ranks form a grid, and an `MPI.Cartcomm`.
+    """
+
+
+class Graphcomm(Topocomm, MPI.Graphcomm):
+    """Graphcomm(comm=None)
+
+    A communicator whose ranks form a graph, and an `MPI.Graphcomm`.
+    """
+
+
+class Distgraphcomm(Topocomm, MPI.Distgraphcomm):
+    """Distgraphcomm(comm=None)
+
+    A communicator whose ranks each know their neighbours in a graph, and an `MPI.Distgraphcomm`.
+    """
+
+
+_CLASSES = (
+    (MPI.Cartcomm, Cartcomm),
+    (MPI.Graphcomm, Graphcomm),
+    (MPI.Distgraphcomm, Distgraphcomm),
+    (MPI.Intracomm, Intracomm),
+    (MPI.Intercomm, Intercomm),
+    (MPI.Comm, Comm),
+)
+
+
+def _as_ours(comm: Any) -> Any:
+    """A communicator that MPI made, as one of these classes."""
+    if isinstance(comm, Comm) or not isinstance(comm, MPI.Comm):
+        return comm
+    return next(ours for theirs, ours in _CLASSES if isinstance(comm, theirs))(comm)
+
+
+for _class in (Comm, Intracomm, Intercomm, Topocomm, Cartcomm, Graphcomm, Distgraphcomm):
+    serves(_as_ours)(_class)
 
 
 _the_world: Any = None
@@ -985,4 +1386,31 @@ def world() -> Intracomm:
     return _the_world  # type: ignore[no-any-return]
 
 
+_the_self: Any = None
+
+
+def __getattr__(name: str) -> Any:
+    """What this module does not name is MPI's; COMM_WORLD and COMM_SELF are of our classes."""
+    global _the_self
+    if name == "COMM_WORLD":
+        return world()
+    if name == "COMM_SELF":
+        if _the_self is None:
+            _the_self = Intracomm(MPI.COMM_SELF)
+        return _the_self
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(MPI, name)
+
+
+class _Module(types.ModuleType):
+    """This module: who gives it another `pickle` tells the short way of sending."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "pickle":
+            _tell_of_pickle()
+
+
+sys.modules[__name__].__class__ = _Module
 _ = Packet  # what travels in collective operations is unpickled here too

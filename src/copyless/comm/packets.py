@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,21 @@ def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -
     memory = Memory.allocate(_copying.room_of(parts, _ALIGN))
     _copying.copy_parts(memory, parts, _ALIGN, tell)
     return memory
+
+
+_told = False
+
+
+def tell_of_no_room(error: OutOfSharedMemory) -> None:
+    """Warn, once in a process, that a message's buffers do not go through shared memory."""
+    global _told
+    if not _told:
+        _told = True
+        warnings.warn(
+            f"copyless: shared memory has no room for a message of {error.asked} bytes, so it goes by value, more slowly: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
@@ -73,9 +89,11 @@ class Packet:
     def gather(self, tell: Callable[[int], None] | None = None) -> Packet:
         """Put the buffers together into one block, so that many can have it by its handle."""
         if self.parts and self.memory is None and self.block is None:
-            with contextlib.suppress(OutOfSharedMemory):  # then each gets its own copy, by whatever way there is
+            try:
                 self.memory = in_memory(self.parts, tell)
                 self.parts = []
+            except OutOfSharedMemory as error:  # then each gets its own copy, by whatever way there is
+                tell_of_no_room(error)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
