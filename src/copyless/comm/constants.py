@@ -13,6 +13,10 @@ __all__ = [
     "BOR",
     "BXOR",
     "LAND",
+    "MAXLOC",
+    "MINLOC",
+    "NO_OP",
+    "REPLACE",
     "LOR",
     "MAX",
     "MIN",
@@ -55,3 +59,23 @@ LOR = _ufunc("logical_or", lambda a, b: bool(a) or bool(b))
 BAND = operator.and_
 BOR = operator.or_
 BXOR = operator.xor
+
+
+def MAXLOC(a: Any, b: Any) -> Any:
+    """Of two pairs (value, place) the one with the larger value; of equal ones the smaller place."""
+    return (a[0], min(a[1], b[1])) if a[0] == b[0] else a if a[0] > b[0] else b
+
+
+def MINLOC(a: Any, b: Any) -> Any:
+    """Of two pairs (value, place) the one with the smaller value; of equal ones the smaller place."""
+    return (a[0], min(a[1], b[1])) if a[0] == b[0] else a if a[0] < b[0] else b
+
+
+def REPLACE(a: Any, b: Any) -> Any:
+    """The second of two."""
+    return b
+
+
+def NO_OP(a: Any, b: Any) -> Any:
+    """The first of two."""
+    return a

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import pickle
 import threading
@@ -155,6 +156,7 @@ class Engine:
         self.inbox = Inbox(group.inboxes, rank, self._arrive, self._posted, self._unexpected, self._changed, crowded)
         self._acks: dict[int, bool] = {}
         self._number = 0
+        self._derived: dict[int, int] = {}
         group.begin(rank)
 
     def _check(self) -> None:
@@ -217,6 +219,13 @@ class Engine:
             if not keep:
                 self._posted.setdefault(receive.context, []).append(receive)
         return receive
+
+    def derived(self, context: int) -> int:
+        """The number of a communicator made of another, which each of its ranks finds alone: of the n-th the same."""
+        with self._lock:
+            self._derived[context] = n = self._derived.get(context, 0) + 1
+        digest = hashlib.blake2b(f"{context} {n}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 2 << 1 | 1 << 62  # even, as the next number is its collective operations'
 
     def holds(self, context: int) -> bool:
         """Whether messages of a communicator lie here that nobody has received."""

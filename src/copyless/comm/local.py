@@ -15,7 +15,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from copyless import waiting
 from copyless._one_process import check_in_children, check_process
@@ -24,12 +24,25 @@ from copyless.comm._inbox import Parcel, Port
 from copyless.comm.constants import (
     ANY_SOURCE,
     ANY_TAG,
+    BAND,
+    BOR,
+    BXOR,
     ERR_OTHER,
     ERR_RANK,
     ERR_ROOT,
     ERR_TAG,
+    LAND,
+    LOR,
+    MAX,
+    MAXLOC,
+    MIN,
+    MINLOC,
+    NO_OP,
     PROC_NULL,
+    PROD,
+    REPLACE,
     ROOT,
+    SUCCESS,
     SUM,
     TAG_MOST,
     UNDEFINED,
@@ -37,7 +50,15 @@ from copyless.comm.constants import (
 from copyless.comm.group import Engine, Group, Receive
 from copyless.errors import ClosedError, CopylessError, OwnerDiedError
 
-__all__ = ["ANY_SOURCE", "ANY_TAG", "PROC_NULL", "ROOT", "UNDEFINED", "Comm", "Intercomm", "Intracomm", "Message", "Request", "Status", "spawn", "world"]
+if TYPE_CHECKING:
+    from copyless.comm.topologies import Cartcomm
+
+__all__ = ["ANY_SOURCE", "ANY_TAG", "BAND", "BOR", "BSEND_OVERHEAD", "BXOR", "BYTE", "COMM_NULL", "COMM_TYPE_SHARED", "ERR_OTHER",
+           "ERR_RANK", "ERR_ROOT", "ERR_TAG", "LAND", "LOR", "MAX", "MAXLOC", "MESSAGE_NO_PROC", "MESSAGE_NULL", "MIN", "MINLOC",
+           "NO_OP", "OP_NULL", "PROC_NULL", "PROD", "REPLACE", "REQUEST_NULL", "ROOT", "SUCCESS", "SUM", "THREAD_FUNNELED",
+           "THREAD_MULTIPLE", "THREAD_SERIALIZED", "THREAD_SINGLE", "UNDEFINED", "Alloc_mem", "Attach_buffer", "Comm", "CommError",
+           "Detach_buffer", "Exception", "Free_mem", "Intercomm", "Intracomm", "Message", "Pickle", "Query_thread", "RankGroup",
+           "Request", "Status", "buffer", "pickle", "spawn", "world"]  # fmt: skip
 
 
 # ---- errors
@@ -174,7 +195,7 @@ class Request:
         self._cancelled = False
 
     @classmethod
-    def _of(cls, comm: Comm, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None) -> Request:
+    def _of(cls, comm: Comm | None, kind: str, receive: Receive | None = None, number: int = 0, message: Any = None) -> Request:
         made = cls()
         made._comm, made._kind, made._receive, made._number, made._message = comm, kind, receive, number, message
         return made
@@ -248,14 +269,14 @@ class Request:
     def _end(self) -> None:
         self._kind, self._receive, self._number, self._message, self._comm = "null", None, 0, None, None
 
-    def _take(self, status: Status | None) -> Any:
-        """What it brought; the request is null then."""
+    def _take(self, status: Status | None, open: bool = True) -> Any:
+        """What it brought, unless it is not to be opened; the request is null then."""
         message = self._message if self._receive is None else self._receive.message
         if status is not None:
             status._tell(self._comm, message)
             status.cancelled = self._cancelled
         self._end()
-        return None if message is None else message.open()
+        return message.open() if message is not None and open else None
 
     def get_status(self, status: Status | None = None) -> bool:
         """Whether it has ended; it stays as it is."""
@@ -271,11 +292,14 @@ class Request:
 
     def wait(self, status: Status | None = None) -> Any:
         """What it brought, once it has ended."""
+        self._await()
+        return self._take(status)
+
+    def _await(self) -> None:
         if not self._look():
             comm = self._comm
             assert comm is not None
             comm._engine.wait(self._done, self._sources(), awaits_receipt=self._receive is None)
-        return self._take(status)
 
     def _sources(self) -> list[int]:
         """The ranks, as the group knows them, that could end it."""
@@ -283,29 +307,146 @@ class Request:
             return self._receive.sources  # type: ignore[no-any-return]
         return [] if self._dest is None else [self._dest]
 
-    @classmethod
-    def get_status_all(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> bool:
-        """Whether all have ended; they stay as they are."""
-        return all(request.get_status(status) for request, status in _with(requests, statuses))
+    def Test(self, status: Status | None = None) -> bool:
+        """Whether it has ended; what it brought is dropped."""
+        if not self._look():
+            return False
+        self._take(status, False)
+        return True
+
+    def Wait(self, status: Status | None = None) -> bool:
+        """Wait until it has ended; what it brought is dropped."""
+        self._await()
+        self._take(status, False)
+        return True
+
+    # ---- of several
 
     @classmethod
-    def testall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> tuple[bool, Any]:
+    def get_status_all(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """Whether all have ended; they stay as they are."""
+        return all([request.get_status(status) for request, status in _with(requests, statuses)])  # noqa: C419
+
+    @classmethod
+    def testall(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[bool, Any]:
         """(whether all have ended, the list of what they brought)."""
+        pairs = _with(requests, statuses)
         if not all(request._look() for request in requests):
             return False, None
-        return True, [request._take(status) for request, status in _with(requests, statuses)]
+        return True, [request._take(status) for request, status in pairs]
 
     @classmethod
-    def waitall(cls, requests: Sequence[Request], statuses: list[Status] | None = None) -> list[Any]:
+    def waitall(cls, requests: Sequence[Request], statuses: Any = None) -> list[Any]:
         """The list of what they brought, once all have ended."""
         return [request.wait(status) for request, status in _with(requests, statuses)]
 
+    @classmethod
+    def testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool, Any]:
+        """(which has ended, whether one has, what it brought); (UNDEFINED, True, None) when all are null."""
+        found = _any_ended(requests)
+        if found is None:
+            return UNDEFINED, False, None
+        return found, True, None if found == UNDEFINED else requests[found]._take(status)
 
-def _with(requests: Sequence[Request], statuses: list[Status] | None) -> Iterable[tuple[Request, Status | None]]:
+    @classmethod
+    def waitany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, Any]:
+        """(which has ended, what it brought); (UNDEFINED, None) when all are null."""
+        found = _wait_any(requests)
+        return found, None if found == UNDEFINED else requests[found]._take(status)
+
+    @classmethod
+    def testsome(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+        """(which have ended, what they brought); (None, None) when all are null."""
+        found = _some_ended(requests)
+        if found is None:
+            return None, None
+        return found, [requests[i]._take(status) for i, status in _with(found, statuses)]
+
+    @classmethod
+    def waitsome(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+        """As `testsome`, once one has ended."""
+        _wait_any(requests)
+        return cls.testsome(requests, statuses)
+
+    @classmethod
+    def Testall(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """As `testall`; what they brought is dropped."""
+        return all(request._look() for request in requests) and cls.Waitall(requests, statuses)
+
+    @classmethod
+    def Waitall(cls, requests: Sequence[Request], statuses: Any = None) -> bool:
+        """As `waitall`; what they brought is dropped."""
+        return all([request.Wait(status) for request, status in _with(requests, statuses)])  # noqa: C419
+
+    @classmethod
+    def Testany(cls, requests: Sequence[Request], status: Status | None = None) -> tuple[int, bool]:
+        """As `testany`; what it brought is dropped."""
+        found = _any_ended(requests)
+        if found is None:
+            return UNDEFINED, False
+        if found != UNDEFINED:
+            requests[found]._take(status, False)
+        return found, True
+
+    @classmethod
+    def Waitany(cls, requests: Sequence[Request], status: Status | None = None) -> int:
+        """As `waitany`; what it brought is dropped."""
+        found = _wait_any(requests)
+        if found != UNDEFINED:
+            requests[found]._take(status, False)
+        return found
+
+    @classmethod
+    def Testsome(cls, requests: Sequence[Request], statuses: Any = None) -> list[int] | None:
+        """As `testsome`; what they brought is dropped."""
+        found = _some_ended(requests)
+        for i, status in _with(found or [], statuses):
+            requests[i]._take(status, False)
+        return found
+
+    @classmethod
+    def Waitsome(cls, requests: Sequence[Request], statuses: Any = None) -> list[int] | None:
+        """As `waitsome`; what they brought is dropped."""
+        _wait_any(requests)
+        return cls.Testsome(requests, statuses)
+
+
+def _with(requests: Sequence[Any], statuses: Any) -> list[tuple[Any, Status | None]]:
+    """Each with its status. A list grows by what it lacks; what a tuple lacks is not told."""
     if statuses is None:
         return [(request, None) for request in requests]
-    statuses.extend(Status() for _ in range(len(requests) - len(statuses)))
-    return list(zip(requests, statuses, strict=False))
+    if isinstance(statuses, list):
+        statuses.extend(Status() for _ in range(len(requests) - len(statuses)))
+    return list(zip(requests, [*statuses, *[None] * len(requests)], strict=False))
+
+
+def _any_ended(requests: Sequence[Request]) -> int | None:
+    """The first that has ended; UNDEFINED when all are null."""
+    active = False
+    for i, request in enumerate(requests):
+        if request:
+            active = True
+            if request._look():
+                return i
+    return None if active else UNDEFINED
+
+
+def _some_ended(requests: Sequence[Request]) -> list[int] | None:
+    """Those that have ended; None when all are null."""
+    return [i for i, request in enumerate(requests) if request and request._look()] if any(requests) else None
+
+
+def _wait_any(requests: Sequence[Request]) -> int:
+    first = _any_ended(requests)
+    if first is None:
+        active = [request for request in requests if request]
+        comm = active[0]._comm
+        assert comm is not None
+        sources = sorted({rank for request in active for rank in request._sources()})
+        comm._engine.wait(lambda: any(request._done() for request in active), sources)
+        first = _any_ended(requests)
+        assert first is not None
+    return first
 
 
 class Message:
@@ -319,7 +460,7 @@ class Message:
         self._kind = message._kind if message is not None else "null"
 
     @classmethod
-    def _of(cls, comm: Comm, message: Parcel | None) -> Message:
+    def _of(cls, comm: Comm | None, message: Parcel | None) -> Message:
         made = cls()
         made._comm, made._message, made._kind = comm, message, "nobody" if message is None else "message"
         return made
@@ -343,11 +484,12 @@ class Message:
     def _for_wait(self) -> waiting.Part:
         return waiting.READY
 
-    def _take(self) -> tuple[Comm, Parcel | None]:
-        if self._kind == "null" or self._comm is None:
+    def _take(self) -> tuple[Comm | None, Parcel | None]:
+        if self._kind == "null":
             raise ValueError("the message has been received already, or there was none")
         comm, message = self._comm, self._message
-        self._comm, self._message, self._kind = None, None, "null"
+        if self is not MESSAGE_NO_PROC:
+            self._comm, self._message, self._kind = None, None, "null"
         return comm, message
 
     def recv(self, status: Status | None = None) -> Any:
@@ -373,6 +515,10 @@ class Message:
     ) -> Message | None:
         """Match a message, if there is one."""
         return comm.improbe(source, tag, status)
+
+
+REQUEST_NULL, MESSAGE_NULL = Request(), Message()
+MESSAGE_NO_PROC = Message._of(None, None)
 
 
 class Comm:
@@ -439,6 +585,35 @@ class Comm:
     @property
     def is_inter(self) -> bool:
         return self.Is_inter()
+
+    def Dup(self, info: Any = None) -> Any:
+        """Another communicator of the same ranks: their messages do not meet. Needs no other rank."""
+        if self._port is None:
+            raise ClosedError("this communicator was freed")
+        made = type(self)(self)
+        made._context = self._engine.derived(self._context)
+        made._port = Port(self._engine.inbox, made._context, self._remote, self._me)
+        made._twin = None
+        return made
+
+    Clone = Dup
+
+    def Dup_with_info(self, info: Any) -> Any:
+        """As `Dup`."""
+        return self.Dup()
+
+    def Idup(self, info: Any = None) -> tuple[Any, Request]:
+        """(as `Dup`, a request that has ended)."""
+        return self.Dup(), Request._of(self, "send")
+
+    def Get_group(self) -> RankGroup:
+        """The ranks of the own group."""
+        return RankGroup(list(self._group), self._me)
+
+    @property
+    def group(self) -> RankGroup:
+        """The ranks of the own group."""
+        return self.Get_group()
 
     def Get_name(self) -> str:
         return self.name
@@ -763,14 +938,34 @@ class Intracomm(Comm):
         group = [self._group[rank] for rank in ranks]
         return type(self)._of(self._engine, context, group, group, ranks.index(self._me))  # type: ignore[no-any-return]
 
-    def Dup(self, info: Any = None) -> Intracomm:
-        """Another communicator of the same ranks: their messages do not meet."""
-        made = self.Split(0, self.rank)
-        assert made is not None
-        made.name = self.name
-        return made
+    def Split_type(self, split_type: int, key: int = 0, info: Any = None) -> Intracomm | None:
+        """A communicator of the ranks that share memory, which are all; None for UNDEFINED."""
+        return self.Split(UNDEFINED if split_type == UNDEFINED else 0, key)
 
-    Clone = Dup
+    def Create(self, group: RankGroup) -> Intracomm | None:
+        """A communicator of a group's ranks, in its order; None for the others. All ranks of this one call it."""
+        place = group.ranks.index(self._group[self._me]) if self._group[self._me] in group.ranks else UNDEFINED
+        return self.Split(UNDEFINED if place == UNDEFINED else 0, place)
+
+    def Create_group(self, group: RankGroup, tag: int = 0) -> Intracomm | None:
+        """As `Create`, called by the group's ranks only."""
+        if self._group[self._me] not in group.ranks:
+            return None
+        twin, mark = self._together().comm, collectives.tag_of("Create_group", tag)
+        ranks = [self._group.index(rank) for rank in group.ranks]
+        if ranks[0] == self._me:
+            context = self._engine.group.next_contexts(1)
+            for rank in ranks[1:]:
+                twin._put(context, rank, mark)
+        else:
+            context = twin._take(ranks[0], mark)
+        return Intracomm._of(self._engine, context, group.ranks, group.ranks, ranks.index(self._me))  # type: ignore[no-any-return]
+
+    def Create_cart(self, dims: Sequence[int], periods: Any = None, reorder: bool = False) -> Cartcomm | None:
+        """A communicator whose ranks form a grid; None for the ranks that it has no place for."""
+        from copyless.comm.topologies import Cartcomm
+
+        return Cartcomm._on(self, dims, periods)
 
     def Create_intercomm(self, local_leader: int, peer_comm: Intracomm, remote_leader: int, tag: int = 0) -> Intercomm:
         """A communicator between this group and another, whose leaders know each other on `peer_comm`."""
@@ -791,6 +986,52 @@ class Intracomm(Comm):
         made: Intercomm = Intercomm._of(self._engine, context, self._group, group, self._me)
         made._local = local
         return made
+
+
+class RankGroup:
+    """RankGroup(ranks, me)
+
+    Ranks in an order, without a communicator: what `Create` makes one of. Mirrors `mpi4py.MPI.Group`.
+    """
+
+    def __init__(self, ranks: list[int], me: int = UNDEFINED) -> None:
+        self.ranks, self._me = ranks, ranks[me] if 0 <= me < len(ranks) else me
+
+    def Get_size(self) -> int:
+        return len(self.ranks)
+
+    def Get_rank(self) -> int:
+        """This process's place; UNDEFINED when it has none."""
+        return self.ranks.index(self._me) if self._me in self.ranks else UNDEFINED
+
+    size = property(Get_size)
+    rank = property(Get_rank)
+
+    def _other(self, ranks: Iterable[int]) -> RankGroup:
+        made = RankGroup(list(ranks))
+        made._me = self._me
+        return made
+
+    def Incl(self, ranks: Sequence[int]) -> RankGroup:
+        """Those at these places, in this order."""
+        return self._other(self.ranks[rank] for rank in ranks)
+
+    def Excl(self, ranks: Sequence[int]) -> RankGroup:
+        """All but those at these places."""
+        return self._other(rank for place, rank in enumerate(self.ranks) if place not in ranks)
+
+    @classmethod
+    def Union(cls, one: RankGroup, other: RankGroup) -> RankGroup:
+        """Those of one, then those of the other that one has not."""
+        return one._other([*one.ranks, *(rank for rank in other.ranks if rank not in one.ranks)])
+
+    @classmethod
+    def Translate_ranks(cls, one: RankGroup, ranks: Sequence[int], other: RankGroup) -> list[int]:
+        """The places in another group of those at these places."""
+        return [other.ranks.index(r) if (r := one.ranks[place]) in other.ranks else UNDEFINED for place in ranks]
+
+    def Free(self) -> None:
+        """Do nothing: there is nothing to give back."""
 
 
 class Intercomm(Comm):
@@ -815,6 +1056,18 @@ class Intercomm(Comm):
         private = Intercomm._of(self._engine, self._context + 1, self._group, self._remote, self._me)
         return collectives.Inter(private, self._me, len(self._remote), self._local._together(), (ROOT, PROC_NULL))
 
+    def Dup(self, info: Any = None) -> Any:
+        """Another communicator between the same groups. Needs no other rank."""
+        made = super().Dup()
+        made._local = self._local.Dup()
+        return made
+
+    Clone = Dup
+
+    def Get_remote_group(self) -> RankGroup:
+        """The ranks of the other group."""
+        return RankGroup(list(self._remote))
+
     def Merge(self, high: bool = False) -> Intracomm:
         """One communicator of both groups; the ranks of that which says `high` come last."""
         twin = self._together()
@@ -831,6 +1084,65 @@ class Intercomm(Comm):
                 context = twin.take(0)
         context = self._local.bcast(context)
         return Intracomm._of(self._engine, context, group, group, group.index(self._engine.rank))  # type: ignore[no-any-return]
+
+
+# ---- names that programs written for MPI use, and what they mean here
+
+THREAD_SINGLE, THREAD_FUNNELED, THREAD_SERIALIZED, THREAD_MULTIPLE = range(4)
+COMM_TYPE_SHARED = 1
+OP_NULL = None
+BSEND_OVERHEAD = 0
+BYTE = "BYTE"
+buffer = memoryview
+
+
+def Query_thread() -> int:
+    """THREAD_MULTIPLE: any number of threads may communicate."""
+    return THREAD_MULTIPLE
+
+
+def Alloc_mem(size: int) -> memoryview:
+    """Memory of so many bytes; there is no better one for communication here than any other."""
+    return memoryview(bytearray(size))
+
+
+def Free_mem(mem: memoryview) -> None:
+    """Give up what `Alloc_mem` gave."""
+    mem.release()
+
+
+def Attach_buffer(buf: Any) -> None:
+    """Do nothing: every send is buffered, in shared memory."""
+
+
+def Detach_buffer() -> None:
+    """Do nothing."""
+
+
+def _null() -> Intracomm:
+    made = object.__new__(Intracomm)
+    made._context, made._group, made._remote, made._me, made._port, made._twin, made.name = -9, [], [], PROC_NULL, None, None, ""
+    made._engine = None  # type: ignore[assignment]
+    return made
+
+
+COMM_NULL = _null()
+_the_self: Intracomm | None = None
+_CONTEXT_OF_SELF = -4
+
+
+def __getattr__(name: str) -> Any:
+    """COMM_WORLD and COMM_SELF, once they are asked for."""
+    global _the_self
+    if name == "COMM_WORLD":
+        return world()
+    if name == "COMM_SELF":
+        engine = world()._engine
+        if _the_self is None or _the_self._engine is not engine:
+            _the_self = Intracomm._of(engine, _CONTEXT_OF_SELF, [engine.rank], [engine.rank], 0)
+            _the_self.name = "self"
+        return _the_self
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # ---- where ranks come from

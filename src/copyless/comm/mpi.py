@@ -654,6 +654,7 @@ class Request(tuple):  # type: ignore[type-arg]
     @classmethod
     def testall(cls, requests: Sequence[Request], statuses: Any = None) -> tuple[bool, Any]:
         """(whether all have ended, the list of what they brought)."""
+        mpi_waiting.serve()
         pairs = _with(requests, statuses)
         if not _all_ended(requests):
             return False, None
@@ -811,7 +812,8 @@ class Message(tuple):  # type: ignore[type-arg]
         if message is None:
             message = (MPI.MESSAGE_NULL,)
         elif isinstance(message, MPI.Message):
-            message = (message,)
+            # The constant is copied: what is received from it is null then.
+            message = (MPI.Message(message) if message == MPI.MESSAGE_NO_PROC else message,)
         made = super().__new__(cls, message)
         if isinstance(message, Message):
             made._nbytes, made._status = message._nbytes, message._status
