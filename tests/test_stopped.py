@@ -586,6 +586,18 @@ def test_who_looks_waits_for_nobody_and_names_the_holder(command):
     assert seen.sum() == 30
 
 
+def test_who_has_to_wait_to_join_says_for_whom():
+    """`copyless reap` needs the lock: within seconds it says which process has it, and works once that goes on."""
+    with stopped_in(None) as holder:
+        reaping = subprocess.Popen([sys.executable, "-m", "copyless", "reap"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        said = reaping.stderr.readline()
+        assert f"waiting for process {holder.pid} (" in said
+        assert "which is stopped" in said
+        assert holder.is_stopped()
+        reaping.kill()
+        reaping.communicate()
+
+
 def test_a_member_looks_without_the_lock_too():
     """`doctor` in a program, a snapshot, the totals: none waits, also in a process that has joined."""
     kept = copyless.ones(1000)

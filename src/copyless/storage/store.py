@@ -11,6 +11,7 @@ import time
 import warnings
 
 from copyless._core import _blocks, _store
+from copyless._core.waiting import tell
 from copyless._first_use import first_use
 from copyless.errors import BootUnknownError, CopylessError, RegistryBusyError
 from copyless.storage import directory, registries
@@ -157,7 +158,8 @@ def _open() -> None:
             with contextlib.suppress(OSError):  # the directory around it may have gone too; what is there is checked as ever
                 os.makedirs(settings().dir, 0o700, exist_ok=True)
         booted = boot()
-        until = time.monotonic() + _OPEN_SECONDS
+        since = time.monotonic()
+        until, told = since + _OPEN_SECONDS, False
         while True:
             path = _enter(booted, until) if directory.settled() else ""
             if not path:
@@ -165,12 +167,25 @@ def _open() -> None:
                     path = _enter(booted, until) if needed else ""
             if path:
                 break
+            if not told and time.monotonic() - since > 1:
+                told = _tell_who_is_inside()
         directory.entered(path)
     if removed:
         tell_of_removal()
     _tell_of_older(path)
     if _store.statistics()["weak_liveness"]:
         warnings.warn(f"copyless: {WEAK_LIVENESS}", RuntimeWarning, stacklevel=3)
+
+
+def _tell_who_is_inside() -> bool:
+    """Log which process has the registry's lock, which we wait for; whether one could be named."""
+    from copyless.storage import observing
+
+    with contextlib.suppress(CopylessError, OSError), observing.observing() as observer:
+        holder = observing.look(observer)["holder"] if observer is not None else None
+        if holder is not None and holder["pid"]:
+            return tell(holder["pid"], holder["seconds"])
+    return False
 
 
 def _enter(booted: int, until: float) -> str:
