@@ -202,6 +202,24 @@ def test_a_generator_half_read_keeps_its_workers_from_other_calls():
     assert list(half) == [i * i for i in range(1, 200)]
 
 
+def test_a_call_inside_of_a_with_has_the_same_workers_and_may_end_them():
+    with parallel() as held:
+        executor = held._backend._workers
+        assert held([delayed(abs)(-1)]) == [1]
+        with parallel(3) as other:
+            assert other._backend._workers is executor
+            assert held([delayed(abs)(-1)]) == other([delayed(abs)(-1)]) == [1]
+        with pytest.raises(ZeroDivisionError):
+            parallel()([delayed(divmod)(1, 0)])
+        assert held([delayed(abs)(-1)]) == [1]
+        half = parallel(return_as="generator")(delayed(pow)(i, 2) for i in range(50))
+        assert held([delayed(abs)(-1)]) == [1]
+        with pytest.raises(ZeroDivisionError):
+            held([delayed(divmod)(1, 0)])
+        assert list(half) == [i * i for i in range(50)]
+        assert held([delayed(abs)(-1)]) == [1]
+
+
 def test_a_call_whose_tasks_come_from_another_call_ends():
     squares = parallel(return_as="generator")(delayed(pow)(i, 2) for i in range(50))
     assert parallel()(delayed(pow)(square, 1) for square in squares) == [i * i for i in range(50)]

@@ -92,13 +92,20 @@ class _Workers(ProcessPoolExecutor):
     def is_usable(self) -> bool:
         return not self._shut_down and self._crew.broken is None and self._crew.is_mine()
 
-    def is_used(self, thread: int | None = None) -> bool:
-        """Whether a call uses it, one of this thread."""
+    def is_held(self) -> bool:
+        """Whether a backend has it, in a call or (``with Parallel(...)``) between two."""
         self.users = [(who, user) for who, user in self.users if user() is not None]
-        return any(thread in (None, who) for who, _ in self.users) or (not self.users and self._crew.unfinished() > 0)
+        return bool(self.users) or self._crew.unfinished() > 0
+
+    def is_busy(self, thread: int | None = None, but: Any = None) -> bool:
+        """Whether a call of this thread runs in it; None: of any."""
+        found = [(who, user()) for who, user in self.users]
+        if any(thread in (None, who) and user is not but and user is not None and user._running for who, user in found):
+            return True
+        return thread is None and self._crew.unfinished() > 0
 
     def resize(self, count: int) -> bool:
-        if count < self._max_workers and self.is_used():
+        if count < self._max_workers and self.is_busy():
             return True  # others have their tasks in it
         if count != self._max_workers and not self._crew.resize(count):
             return False
@@ -132,10 +139,10 @@ def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Wo
         for executor in reversed(list(_executors)):
             if not executor.is_usable():
                 _executors.remove(executor)
-            elif found is None and executor.key == key and not executor.is_used(thread):
+            elif found is None and executor.key == key and not executor.is_busy(thread):
                 if executor.resize(count):
                     found = executor
-                elif not executor.is_used():  # too small
+                elif not executor.is_held():  # too small
                     _drop(executor)
         if found is None:
             found = make()
@@ -162,7 +169,7 @@ def _drop(executor: _Workers) -> None:
 
 
 def _drop_unused() -> None:
-    for executor in [executor for executor in _executors if not executor.is_used()][:-_UNUSED]:
+    for executor in [executor for executor in _executors if not executor.is_held()][:-_UNUSED]:
         _drop(executor)
 
 
@@ -182,7 +189,7 @@ def shutdown(wait: bool = True) -> None:
     >>> copyless.joblib.shutdown()
     """
     with _lock:
-        unused = [executor for executor in _executors if not executor.is_used()]
+        unused = [executor for executor in _executors if not executor.is_held()]
         _executors.clear()
     _end(unused, wait)
 
@@ -466,6 +473,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     _workers: Any = None
     _done: Any = None
+    _running = False  # a call
 
     def __init__(self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **asked: Any) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
@@ -518,7 +526,6 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self.parallel = parallel
         self._release()
         self._workers = self._lease()
-        self._moved = _Moved(self._max_nbytes, self._mode)
         return count
 
     def _lease(self) -> _Workers:
@@ -560,6 +567,13 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             _give_back(executor, self)
 
     def start_call(self) -> None:
+        with _lock:
+            mine, thread = self._workers, threading.get_ident()
+            # Between two calls of one `with` others use the workers: they may have ended, or be at work with a half read generator.
+            if mine is None or not mine.is_usable() or mine.is_busy(thread, but=self) or not mine.resize(self._count):
+                self._release()
+                self._workers = self._lease()
+            self._running = True
         self._moved = _Moved(self._max_nbytes, self._mode)
         self._done = threading.Event()
         self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -609,10 +623,12 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return results if type(results) is list else workers.unseal(results)
 
     def stop_call(self) -> None:
+        self._running = False
         self._moved = _Moved(self._max_nbytes, self._mode)
 
     def terminate(self) -> None:
         """The call ends; the workers stay for the next."""
+        self._running = False
         self._release()
         self.reset_batch_stats()
 
@@ -623,7 +639,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             with _lock:
                 self._workers = None
                 executor.users = [(thread, who) for thread, who in executor.users if who() not in (None, self)]
-                alone = not executor.users
+                alone = not any(user is not None and user._running for user in (user() for _, user in executor.users))
                 if alone and executor in _executors:
                     _executors.remove(executor)
             if alone:
