@@ -79,7 +79,7 @@ def test_reap_force_leaves_a_directory_in_use_alone(tmp_path):
         "import copyless; a = copyless.zeros(10); print('up'); input(); print(a.sum())", COPYLESS_DIR=place
     )
     user.stdout.readline()
-    with open(f"{place}/copyless-{os.geteuid()}/registry.3", "r+b") as f:
+    with open(f"{place}/copyless-{os.geteuid()}/registry.4", "r+b") as f:
         f.seek(4096)
         f.write(os.urandom(64))
     done = run("reap", "--force", check=False, COPYLESS_DIR=place)

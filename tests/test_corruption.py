@@ -24,7 +24,7 @@ name = copyless.zeros(5, name='n')
 place = directory.current()
 by_size = sorted(glob.glob(place + '/seg.*'), key=os.path.getsize)
 seg_b, seg_a = by_size[-1], by_size[-2]
-registry = place + '/registry.3'
+registry = place + '/registry.4'
 def refuses(*calls):
     for call in calls:
         try:
@@ -105,7 +105,7 @@ def test_a_damaged_registry_is_refused_by_others(damage, place):
 
 def test_a_foreign_file_in_the_registrys_place_is_refused(place):
     os.mkdir(f"{place}/copyless-{os.geteuid()}", 0o700)
-    with open(f"{place}/copyless-{os.geteuid()}/registry.3", "wb") as f:
+    with open(f"{place}/copyless-{os.geteuid()}/registry.4", "wb") as f:
         f.write(b"something else entirely")
     code = "import copyless\ntry: copyless.zeros(3)\nexcept copyless.CorruptSegmentError as e: print('refused', 'reap --force' in str(e))"
     done = subprocess.run(

@@ -151,7 +151,7 @@ def test_on_a_disk_what_an_earlier_boot_left_goes_when_nobody_uses_it(disk, tmp_
     assert len(left) == 3
     again = "import os, copyless; a = copyless.ones(5); print(sorted(os.listdir(os.path.join(os.environ['COPYLESS_DIR'], f'copyless-{os.geteuid()}'))))"
     now = mounted(other_boot(tmp_path), again, COPYLESS_DIR=disk).stdout
-    assert {name for name in left if name in now} == {"registry.3"}
+    assert {name for name in left if name in now} == {"registry.4"}
     assert os.listdir(disk) == []
 
 
@@ -233,7 +233,7 @@ def test_versions_live_side_by_side(base, layout, persistent):
 def test_force_removes_this_version_alone(base):
     os.mkdir(ours(base), 0o700)
     names = other_layout(ours(base), 2)
-    Path(f"{ours(base)}/registry.3").write_bytes(b"noise")
+    Path(f"{ours(base)}/registry.4").write_bytes(b"noise")
     subprocess.run([sys.executable, "-m", "copyless", "reap", "--force"], check=True, capture_output=True,
                    env={**os.environ, "COPYLESS_DIR": base})  # fmt: skip
     assert sorted(os.listdir(ours(base))) == sorted(names)
@@ -265,7 +265,7 @@ def lock(path: str, start: int = 5, length: int = 1) -> int:
 
 def test_reap_sweeps_what_no_registry_can_name(base):
     with keeper(base):
-        strays = ["seg.3.00000000000000cc", "live.3.00000000000000dd", "new.3.00000000000000dd"]
+        strays = ["seg.4.00000000000000cc", "live.4.00000000000000dd", "new.4.00000000000000dd"]
         for name in strays:
             Path(f"{ours(base)}/{name}").write_bytes(b"x")
         python("import copyless; copyless.reap()", COPYLESS_DIR=base)
@@ -276,7 +276,7 @@ def test_reap_sweeps_what_no_registry_can_name(base):
 def test_nothing_is_swept_while_another_liveness_file_is_locked(base, length):
     """One byte: an owner of a registry whose name was taken away. All: a registry in the making."""
     with keeper(base):
-        strays = ["seg.3.00000000000000cc", "live.3.00000000000000dd", "new.3.00000000000000dd"]
+        strays = ["seg.4.00000000000000cc", "live.4.00000000000000dd", "new.4.00000000000000dd"]
         for name in strays:
             Path(f"{ours(base)}/{name}").write_bytes(b"x")
         fd = lock(f"{ours(base)}/{strays[1]}", 0, length)
@@ -294,7 +294,7 @@ def test_the_last_owner_leaves_the_registry_to_one_that_is_joining(base):
     live = next(name for name in os.listdir(ours(base)) if name.startswith("live."))
     fd = lock(f"{ours(base)}/{live}")
     user.communicate("\n")
-    assert {"registry.3", live} <= set(os.listdir(ours(base)))
+    assert {"registry.4", live} <= set(os.listdir(ours(base)))
     os.close(fd)
     python("import copyless; copyless.zeros(3)", COPYLESS_DIR=base)
     assert os.listdir(base) == []
@@ -640,7 +640,7 @@ def test_spilled_files_of_an_earlier_boot_go_when_a_registry_is_made(base, spill
     (left,) = spill.iterdir()
     assert len(list(left.iterdir())) > 1
     if old:
-        os.utime(left / "home.3", (0, 0))
+        os.utime(left / "home.4", (0, 0))
     mounted(script, USE, COPYLESS_DIR=base, COPYLESS_SPILL=str(spill))
     assert left.exists() == (not old)
 
@@ -653,7 +653,7 @@ mount -t tmpfs -o size=4m none {base}
 mkfifo {tmp_path}/go; sleep 60 > {tmp_path}/go & keep=$!
 "$0" -c "$SPILLER" < {tmp_path}/go > {tmp_path}/out & producer=$!
 n=0; until grep -q put {tmp_path}/out; do n=$((n+1)); test $n -lt 1000; sleep 0.02; done
-touch -d 1970-01-02 {spill}/*/home.3
+touch -d 1970-01-02 {spill}/*/home.4
 {other_boot(tmp_path)}
 mount -t tmpfs none {base}
 "$0" -c "$CODE"

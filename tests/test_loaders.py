@@ -307,7 +307,7 @@ def test_a_registry_of_another_format_is_told_at_joining(tmp_path):
         import os, struct, subprocess, sys
         import copyless
         kept = copyless.zeros(3)
-        path = os.path.join(copyless.storage.directory.current(), "registry.3")
+        path = os.path.join(copyless.storage.directory.current(), "registry.4")
         join = [sys.executable, "-c", "import copyless; print(copyless.zeros(3).sum())"]
         assert subprocess.run(join).returncode == 0
         with open(path, "r+b") as file:

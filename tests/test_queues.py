@@ -749,7 +749,7 @@ if __name__ == "__main__":
     del q
     import gc; gc.collect()
     copyless.trim()
-    print([[f for f in os.listdir(os.path.join(os.environ["COPYLESS_SPILL"], d)) if f != "home.3"] for d in os.listdir(os.environ["COPYLESS_SPILL"])])
+    print([[f for f in os.listdir(os.path.join(os.environ["COPYLESS_SPILL"], d)) if f != "home.4"] for d in os.listdir(os.environ["COPYLESS_SPILL"])])
 """
 
 

@@ -47,7 +47,7 @@ def test_each_space_has_a_lock_of_its_own():
     """A process that is stopped with the registry's lock in one space holds up nobody in another."""
     place = os.environ.get("COPYLESS_DIR", "/dev/shm")
     with holder("one", 1), holder("two", 2):
-        found = [os.stat(f"{place}/copyless-{os.geteuid()}-{space}/registry.3").st_ino for space in ("one", "two")]
+        found = [os.stat(f"{place}/copyless-{os.geteuid()}-{space}/registry.4").st_ino for space in ("one", "two")]
     assert found[0] != found[1]
 
 

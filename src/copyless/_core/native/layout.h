@@ -2,20 +2,20 @@
  *
  * A user's directory holds one registry and any number of data segments:
  *
- *   registry.3     (sparse; pages are reserved before they are first used)
+ *   registry.4     (sparse; pages are reserved before they are first used)
  *   +--------+---------+--------+----------+---------+-------+-----------------------------+
  *   | header | control | owners | buckets  | names   | holds | segments, each with the     |
  *   | 4 KiB  | 8 KiB   |        | of names |         |       | records of its up to 64     |
  *   |        |         |        |          |         |       | blocks                      |
  *   +--------+---------+--------+----------+---------+-------+-----------------------------+
  *
- *   seg.3.<id>     (fully reserved when created)
+ *   seg.4.<id>     (fully reserved when created)
  *   +--------+---------+---------+-- ... --+
  *   | header | block 0 | block 1 |         |   blocks of one size; a large block is alone in its segment
  *   | 4 KiB  |         |         |         |
  *   +--------+---------+---------+-- ... --+
  *
- *   live.3.<id>    empty: byte n is locked (OFD) by owner n while it lives; all bytes, to the end of all files, by the
+ *   live.4.<id>    empty: byte n is locked (OFD) by owner n while it lives; all bytes, to the end of all files, by the
  *                  one process that makes or removes the registry
  *
  * Data segments hold no bookkeeping beyond their constant header: whatever user code writes past the end of its array,
@@ -34,7 +34,7 @@
 
 /* The layout's number is part of every file's name: versions of copyless with different layouts use one directory side
  * by side, and none can name, map or remove a file of another. */
-#define CL_LAYOUT 3
+#define CL_LAYOUT 4
 #define CL_TEXT_OF(x) #x
 #define CL_TEXT(x) CL_TEXT_OF(x)
 #define CL_LAYOUT_VERSION ((uint32_t)CL_LAYOUT)
@@ -101,7 +101,7 @@ typedef struct cl_spill {
 } cl_spill;
 #define CL_OFF_SPILL 1024u
 
-/* The file `home.3` in a spill directory: whose it is. Read locked by every process that uses the directory. */
+/* The file `home.4` in a spill directory: whose it is. Read locked by every process that uses the directory. */
 typedef struct cl_spill_mark {
     uint64_t magic;
     uint32_t layout;
