@@ -498,15 +498,16 @@ def test_unrelated_programs_meet_by_name():
         time.sleep(0.01)
     assert program.stdout.readline() == "1 5\n"
     assert program.stdout.readline() == "2 6\n"
+    with pytest.raises(FileExistsError, match="other frames"):
+        copyless.RingBuffer(((3,), "u1"), name="t-ring")
+    others = [copyless.RingBuffer(SPEC, name="t-ring"), copyless.open("t-ring"), pickle.loads(pickle.dumps(ring)),
+              copyless.attach(copyless.handle(ring))]  # fmt: skip
     ring.shutdown()
     assert program.stdout.readline() == "3 7\n"
     program.communicate(timeout=30)
-    for other in (copyless.RingBuffer(SPEC, name="t-ring"), copyless.open("t-ring"), pickle.loads(pickle.dumps(ring)),
-                  copyless.attach(copyless.handle(ring))):  # fmt: skip
+    for other in (*others, copyless.open("t-ring")):
         assert other.latest().seq == 3
         assert other.spec == ring.spec
-    with pytest.raises(FileExistsError, match="other frames"):
-        copyless.RingBuffer(((3,), "u1"), name="t-ring")
     with pytest.raises(FileNotFoundError):
         copyless.RingBuffer(name="t-no-such-ring")
 
