@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, Full
 from typing import Any
 
-from copyless.errors import ClosedError
+from copyless.errors import ClosedError, OutOfSharedMemory
 
 __all__ = ["is_patched", "look", "start_thread"]
 
@@ -91,6 +91,13 @@ class _Deadline:
         self._pause = min(2 * self._pause, _PAUSES[1])
 
 
+def _put_packed(queue: Any, packed: Any, deadline: _Deadline) -> None:
+    while not queue._try_put(packed):
+        if deadline.over:
+            raise Full
+        deadline.pause()
+
+
 def _queue_methods(base: Any) -> dict[str, Any]:
     from copyless.waiting import wait
 
@@ -122,20 +129,16 @@ def _queue_methods(base: Any) -> dict[str, Any]:
         if not block:
             base.put(self, obj, False)
             return
-        deadline, packed = _Deadline(timeout), self._pack(obj)
-        while not self._try_put(packed):
-            if deadline.over:
-                raise Full
-            deadline.pause()
+        _put_packed(self, self._pack(obj), _Deadline(timeout))
 
     def put_many(self: Any, objects: Any, block: bool = True, timeout: float | None = None) -> int:
         if not block:
             return int(base.put_many(self, objects, False))
         deadline, done = _Deadline(timeout), 0
-        for obj in objects:
+        for packed in [self._pack(obj) for obj in objects]:  # all, before the first goes
             try:
-                put(self, obj, True, deadline.left())
-            except (Full, ClosedError):
+                _put_packed(self, packed, deadline)
+            except (Full, OutOfSharedMemory, ClosedError):
                 if not done:
                     raise
                 break

@@ -520,13 +520,19 @@ def _unheard(context: Any) -> Iterator[None]:
 
 def _await_ends(workers: list[Any], seconds: float) -> None:
     """Wait until they have ended, so long at most. They are not reaped: that is the keeper's business."""
-    waiting = {worker.sentinel for worker in workers}
+    # Of its own descriptors: eventlet lets but one task wait for a number, and the keeper waits for these.
+    waiting: set[int] = set()
     deadline = time.monotonic() + seconds
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        try:
-            waiting.difference_update(connection.wait(list(waiting), left))
-        except (OSError, ValueError):  # the keeper has closed one of them: it has ended
-            return
+    try:
+        with contextlib.suppress(OSError, ValueError):  # the keeper has closed one of them: it has ended
+            waiting.update(os.dup(worker.sentinel) for worker in workers)
+            while waiting and (left := deadline - time.monotonic()) > 0:
+                for ended in connection.wait(list(waiting), left):
+                    waiting.discard(ended)
+                    os.close(ended)  # type: ignore[arg-type]
+    finally:
+        for fd in waiting:
+            os.close(fd)
 
 
 class Crew:
