@@ -159,3 +159,44 @@ def test_the_page_on_limits_tells_what_the_headers_say():
         value = re.search(rf"#define {name} (\d+)u", headers)
         assert value, name
         assert f"| {row} | {int(value.group(1)):,} |" in page, name
+
+
+def test_waiters_and_readers_are_set_at_creation():
+    import threading
+
+    import copyless
+
+    for wrong in (0, -1, 65537):
+        with pytest.raises(ValueError, match="1 to 65,536"):
+            copyless.Condition(waiters=wrong)
+        with pytest.raises(ValueError, match="1 to 65,536"):
+            copyless.RWLock(readers=wrong)
+    changed = copyless.Condition(waiters=1)
+    inside = threading.Event()
+    waits = threading.Thread(target=lambda: [changed.acquire(), inside.set(), changed.wait(), changed.release()])
+    waits.start()
+    assert inside.wait(60)
+    with changed:  # so it waits
+        with pytest.raises(LimitExceededError, match="more waiters=") as told:
+            changed.wait(timeout=30)
+        assert told.value.limit == 1
+        changed.notify()
+    waits.join()
+    with changed:
+        assert not changed.wait(timeout=0.01)  # the place is free again
+    shared = copyless.RWLock(readers=1)
+    with shared.read():
+        child = copyless.get_context("fork").Process(target=_reads, args=(shared,))
+        child.start()
+        child.join()
+        assert child.exitcode == 7
+    with shared.read():
+        pass
+
+
+def _reads(lock) -> None:
+    try:
+        lock.acquire_read(timeout=30)
+    except LimitExceededError as error:
+        os._exit(7 if error.limit == 1 and "more readers=" in str(error) else 8)
+    os._exit(9)

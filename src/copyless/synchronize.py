@@ -15,6 +15,7 @@ without the GIL and serving signals (Ctrl-C) at least every 50 ms; who waits for
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import threading
 import time
@@ -42,9 +43,16 @@ __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock",
 
 SEM_VALUE_MAX = 0x7FFFFFFF
 _BOUNDED, _OWN_LOCK = 2, 4  # flags of an object's head, beside SILENT
-_WAITERS = 512  # threads and processes that may wait on one condition, or read under one RWLock
+_WAITERS, _WAITERS_MOST = 512, 65536  # threads and processes that may wait on one condition, or read under one RWLock
 
 T = TypeVar("T")
+
+
+def _room(what: str, n: int) -> int:
+    n = operator.index(n)
+    if not 1 <= n <= _WAITERS_MOST:
+        raise ValueError(f"{what} is 1 to {_WAITERS_MOST:,}, not {n}")
+    return n
 
 
 def _flag_of(recover: str | None) -> int:
@@ -305,7 +313,7 @@ class Event(_synchronize._Event, waiting.Selectable, Shared):
 
 @pickled_by(_loaders.condition)
 class Condition(_synchronize._Condition, Shared):
-    """Condition(lock=None, *, name=None, persist=False, exist_ok=True, init=None, ctx=None)
+    """Condition(lock=None, *, name=None, persist=False, exist_ok=True, init=None, waiters=512, ctx=None)
 
     A condition variable. Mirrors `multiprocessing.Condition`.
 
@@ -315,9 +323,12 @@ class Condition(_synchronize._Condition, Shared):
         A `Lock` or `RLock` of this package; without one it has an `RLock` of its own.
     name, persist, exist_ok, init, ctx
         As for `Lock`. Programs that share a named condition over a lock of theirs each give that lock.
+    waiters
+        How many threads and processes may wait at once, 1 to 65,536: 8 bytes each. One more gets `LimitExceededError`. Who finds
+        the name taken gets that condition, however many may wait on it.
 
     A waiter that was killed never absorbs a notice, and `notify` waits for nobody: it stores each notice in shared memory
-    and wakes who sleeps. At most 512 threads and processes wait at once. There is no asyncio form.
+    and wakes who sleeps. There is no asyncio form.
 
     Examples
     --------
@@ -338,18 +349,19 @@ class Condition(_synchronize._Condition, Shared):
         persist: bool = False,
         exist_ok: bool = True,
         init: Init | None = None,
+        waiters: int = _WAITERS,
         ctx: object = None,
     ) -> None:
-        own = lock is None
+        own, room = lock is None, _room("waiters", waiters)
         if not own and not isinstance(lock, (Lock, RLock)):
             raise TypeError(
                 f"the lock of a Condition is a Lock or RLock of copyless, which processes share, not {lock!r}"
             )
 
         def make() -> _blocks.Block:
-            entries = _synchronize.CONDITION_BYTES + _WAITERS * _synchronize.ENTRY_BYTES
+            entries = _synchronize.CONDITION_BYTES + room * _synchronize.ENTRY_BYTES
             return _blocks.new_object(
-                entries + (_synchronize.MUTEX_BYTES if own else 0), KIND_CONDITION, 0, _WAITERS, _OWN_LOCK if own else 0
+                entries + (_synchronize.MUTEX_BYTES if own else 0), KIND_CONDITION, 0, room, _OWN_LOCK if own else 0
             )
 
         if not own:
@@ -544,10 +556,12 @@ os.register_at_fork(after_in_child=_holding.clear)
 
 @pickled_by(_loaders.rwlock)
 class RWLock(_synchronize._RWLock, Shared):
-    """RWLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
+    """RWLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, readers=512, ctx=None)
 
     Many readers or one writer. A waiting writer keeps new readers out, so readers cannot starve it. A reader that dies no
     longer counts; when a writer dies, the next acquirer gets `OwnerDiedError` once (see `Lock` for `recover`).
+
+    At most `readers` processes, 1 to 65,536, read at once: 8 bytes each. One more gets `LimitExceededError`.
 
     A thread that reads may read again, but not write: that would wait for itself, so RuntimeError says so at once.
 
@@ -571,13 +585,15 @@ class RWLock(_synchronize._RWLock, Shared):
         exist_ok: bool = True,
         init: Init | None = None,
         recover: str | None = None,
+        readers: int = _WAITERS,
         ctx: object = None,
     ) -> None:
-        nbytes = _synchronize.RWLOCK_BYTES + _WAITERS * _synchronize.ENTRY_BYTES
+        room = _room("readers", readers)
+        nbytes = _synchronize.RWLOCK_BYTES + room * _synchronize.ENTRY_BYTES
         flags = _flag_of(recover)
         self._obtain(
             (name, persist, exist_ok, init),
-            lambda: _blocks.new_object(nbytes, KIND_RWLOCK, 0, _WAITERS, flags),
+            lambda: _blocks.new_object(nbytes, KIND_RWLOCK, 0, room, flags),
             (KIND_RWLOCK,),
             recover,
         )

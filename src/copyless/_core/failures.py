@@ -37,8 +37,8 @@ _REMEDIES = (
     ("processes use this ring already", "close the ring in some of them, or make it with more members="),
     ("readers are subscribed already", "close some subscriptions, or make the ring with more members="),
     ("frames were published in this ring", "make a new ring: its frames are numbered with 44 bits"),
-    ("processes read already", "let some of them release the lock first"),
-    ("wait already", "let fewer wait at once"),
+    ("processes read already", "let some of them release the lock first, or make it with more readers="),
+    ("wait already", "let fewer wait at once, or make the condition with more waiters="),
 )
 
 
