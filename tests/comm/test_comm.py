@@ -773,3 +773,272 @@ def test_a_rank_killed_under_mpiexec_leaves_nothing(program):
     for segment in set(glob.glob("/dev/shm/mpich_shm_*")) - before:
         os.unlink(segment)  # MPICH's own, which it leaves when a rank is killed
     # The fixture looks that nothing is left once the dead have been reaped.
+
+
+# ---- what ends a whole job, and how programs are started
+
+FAILING = """
+    import os, sys
+    from copyless import comm
+    w = comm.world(abort_on_error="watch" in sys.argv)
+    how = sys.argv[1]
+    if w.rank == 1:
+        if how == "raise":
+            raise LookupError("of rank 1")
+        if how == "exit":
+            sys.exit(3)
+        if how == "text":
+            sys.exit("words")
+        if how == "die":
+            os._exit(4)
+    if how == "caught":
+        try:
+            sys.exit(3)
+        except SystemExit:
+            pass
+    if how in ("caught", "well"):
+        w.barrier()
+        print("fine", flush=True)
+        sys.exit(0)
+    w.recv(None, 1)
+"""
+
+
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+@pytest.mark.parametrize("way", ["watch", "-m"])
+def test_a_rank_that_fails_under_mpiexec_ends_the_job(way, mpi, program):
+    path = program(FAILING)
+    before = ["-m", "copyless.comm", path] if way == "-m" else [path]
+    for how, code, says in (("raise", None, "LookupError: of rank 1"), ("exit", 3, ""), ("text", None, "words"), ("die", None, "")):
+        if mpi == "openmpi" and how in ("text", "die"):
+            continue  # a second and a half each
+        done = start(2, *before, how, way, mpi=mpi)
+        assert done.returncode == code if code else done.returncode, (how, done.stdout + done.stderr)
+        assert says in done.stdout + done.stderr
+    for how in ("caught",) if way == "watch" else ("well",):
+        done = start(2, *before, how, way, mpi=mpi)
+        assert (done.returncode, done.stdout.count("fine")) == (0, 2), done.stdout + done.stderr
+
+
+def copyless_run(*args, **more):
+    return subprocess.run(
+        [os.path.join(BIN, "copyless"), "run", *args], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **more
+    )
+
+
+def test_run_understands_or_refuses_what_launchers_of_mpi_take(program):
+    path = program("""
+        import os
+        from copyless import comm
+        w = comm.world()
+        print(w.size, len(os.sched_getaffinity(0)))
+    """)
+    for options in (["-n", "2"], ["-np", "2"], ["--ranks", "2", "--oversubscribe"], ["-n", "2", "--bind-to", "none"]):
+        assert copyless_run(*options, path).stdout.count("] 2 ") == 2
+    assert copyless_run("-n", "2", "--bind-to", "core", path).stdout.count("] 2 1\n") == 2
+    for options in (["--bind-to", "socket"], ["--hostfile", "h"], ["-x", "A=1"], ["--mca", "a", "b"]):
+        done = copyless_run(*options, "-n", "2", path)
+        assert done.returncode == 2
+        assert "--mpi" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_run_says_in_one_line_what_is_no_program(tmp_path):
+    (tmp_path / "text.txt").write_text("text")
+    for command, code in (
+        (["/nowhere/x.py"], 127), (["no-such-program"], 127), ([str(tmp_path)], 126), ([str(tmp_path / "text.txt")], 126),
+        (["-m", "no_such_module_at_all"], 127),
+    ):  # fmt: skip
+        done = copyless_run("-n", "2", *command)
+        assert (done.returncode, len(done.stderr.splitlines()), done.stdout) == (code, 1, ""), done.stderr
+
+
+def test_help_of_run_shows_the_program_and_brackets():
+    done = copyless_run("--help", env={**os.environ, "COLUMNS": "200", "TERM": "dumb"})
+    assert "PROGRAM" in done.stdout
+    assert "[ARGUMENTS]" in done.stdout
+    assert "Write [rank] before" in done.stdout
+
+
+def test_run_starts_the_installed_mpi_and_tells_a_plain_program_of_it(program):
+    ours = program("from copyless import comm; w = comm.world(); print(type(w).__module__, w.size)")
+    done = copyless_run("--mpi", "-n", "2", ours)
+    assert done.stdout.count("copyless.comm.mpi 2") == 2, done.stdout + done.stderr
+    plain = program("from mpi4py import MPI; print('size', MPI.COMM_WORLD.size)")
+    done = copyless_run("-n", "2", plain)
+    assert "2 worlds of one rank" in done.stderr
+    assert "copyless run --mpi -n 2" in done.stderr
+    done = copyless_run("-n", "2", "--mpi", plain)
+    assert (done.stdout.count("size 2"), done.stderr) == (2, "")
+
+
+def test_sigterm_gives_143(program):
+    path = program("from copyless import comm; w = comm.world(); print('here', flush=True); w.recv(None, (w.rank + 1) % w.size)")
+    process = subprocess.Popen([os.path.join(BIN, "copyless"), "run", "-n", "2", path], stdout=subprocess.PIPE, text=True)
+    for _ in range(2):
+        assert "here" in process.stdout.readline()
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+def test_output_goes_to_a_terminal_as_it_comes_and_to_a_pipe_by_lines(program):
+    path = program("""
+        import sys, time
+        from copyless import comm
+        w = comm.world()
+        if w.rank == 0:
+            for part in ("10%", "\\r20%", "\\r30%"):
+                sys.stdout.write(part)
+                sys.stdout.flush()
+                w.sendrecv(0, 1, 0, None, 1)  # the other looks on a terminal for it
+            print()
+        else:
+            for _ in range(3):
+                w.recv(None, 0)
+                if "wait" in sys.argv:
+                    input_came = open(sys.argv[2]).read()  # a FIFO: the test has seen the part
+                w.send(0, 0)
+    """)
+    done = copyless_run("-n", "2", path)
+    assert done.stdout == "[0] 10%\n20%\n30%\n"  # one write; subprocess makes line ends of each \\r
+    fifo = path + ".fifo"
+    os.mkfifo(fifo)
+    master, slave = os.openpty()
+    process = subprocess.Popen([os.path.join(BIN, "copyless"), "run", "-n", "2", path, "wait", fifo], stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    for part in (b"10%", b"20%", b"30%"):
+        while part not in seen:
+            seen += os.read(master, 4096)
+        with open(fifo, "w") as file:
+            file.write("seen")
+    assert process.wait(30) == 0
+    os.close(master)
+    assert seen.count(b"[0]") == 3  # each rewritten line has its rank
+
+
+# ---- classes, pickles and mistakes, on both transports
+
+
+@pytest.mark.parametrize("transport", ["local", "mpi", "openmpi"])
+def test_constructors_give_our_classes(transport, program):
+    path = program("""
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        here = type(w).__module__
+        group = w.Get_group().Incl([0, 1])
+        half = w.Split(w.rank % 2, w.rank)
+        made = [w.Dup(), w.Clone(), half, w.Create(group), w.Split_type(comm.COMM_TYPE_SHARED), w.Create_cart([3, 1], [True, False])]
+        if w.rank < 2:
+            made.append(w.Create_group(group))
+        idup, request = w.Idup()
+        request.Wait()
+        made.append(idup)
+        if w.rank < 3:
+            grid = made[5]
+            assert grid.dims == [3, 1] and grid.coords == [w.rank, 0], (grid.dims, grid.coords)
+            assert grid.neighbor_allgather(w.rank)[:2] == [(w.rank - 1) % 3, (w.rank + 1) % 3]
+            assert grid.neighbor_alltoall([("to", i) for i in range(4)])[:2] == [("to", 1), ("to", 0)]
+            row = grid.Sub([True, False])
+            assert row.size == 3
+            made.append(row)
+        inter = half.Create_intercomm(0, w, 1 - w.rank % 2, 9)
+        made += [inter, inter.Dup(), inter.Merge(w.rank % 2)]
+        for each in made:
+            if each:
+                assert type(each).__module__ in (here, "copyless.comm.topologies"), type(each)
+                assert isinstance(each, comm.Comm)
+        a = np.full(100_000, half.rank)
+        got = half.bcast(a, 0, readonly=True)
+        assert half.rank == 0 or not got.flags.writeable
+        query = half.irecv(source=(half.rank - 1) % half.size)
+        sent = half.isend(a, (half.rank + 1) % half.size)
+        assert query.wait()[0] == (half.rank - 1) % half.size
+        sent.wait()
+        assert made[0].allgather(w.rank) == [0, 1, 2, 3]
+        if w.rank < 2:
+            assert made[3].allgather(w.rank) == [0, 1] and made[6].allgather(w.rank) == [0, 1]
+        assert sorted(made[-1].allgather(w.rank)) == [0, 1, 2, 3]
+        print("held")
+    """)
+    done = start(4, path, mpi={"local": False, "mpi": True}.get(transport, transport))
+    assert done.stdout.count("held") == 4, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("transport", ["local", "mpi"])
+def test_objects_are_pickled_as_the_caller_says(transport, program):
+    path = program("""
+        import json, sys
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        transport = sys.modules[type(w).__module__]
+        other = 1 - w.rank
+        calls = []
+
+        def dumps(obj, protocol=None, buffer_callback=None):
+            import pickle
+            calls.append("dumps")
+            return b"own" + pickle.dumps(obj, 5, buffer_callback=buffer_callback)
+
+        def loads(data, buffers=()):
+            import pickle
+            calls.append("loads")
+            assert bytes(data[:3]) == b"own"
+            return pickle.loads(data[3:], buffers=buffers)
+
+        transport.pickle = transport.Pickle(dumps, loads)
+        for obj in (7, "x", {"a": [1]}, np.arange(100_000)):
+            calls.clear()
+            sent = w.isend(obj, other, 1)
+            assert np.array_equal(w.recv(None, other, 1), obj)
+            sent.wait()
+            assert calls == ["dumps", "loads"], calls
+            request = w.irecv(None, other, 2)
+            w.send(obj, other, 2)
+            assert np.array_equal(request.wait(), obj)
+            assert np.array_equal(w.bcast(obj if w.rank == 0 else None), obj)
+            assert all(np.array_equal(got, obj) for got in w.allgather(obj) + w.alltoall([obj] * 2))
+            assert "dumps" in calls and "loads" in calls
+        transport.pickle.__init__(lambda obj: json.dumps(obj).encode(), lambda data: json.loads(bytes(data)))
+        assert w.sendrecv({"a": (1, 2)}, other, 3, None, other, 3) == {"a": [1, 2]}  # as JSON has it
+        transport.pickle = transport.Pickle()
+        assert w.sendrecv({"a": (1, 2)}, other, 4, None, other, 4) == {"a": (1, 2)}
+        assert transport.pickle.loads(transport.pickle.dumps([1])) == [1]
+        print("held")
+    """)
+    done = start(2, path, mpi=transport == "mpi")
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("transport", ["local", "mpi"])
+def test_mistaken_collective_operations_ranks_roots_and_tags_are_told(transport, program):
+    path = program("""
+        import sys
+        from copyless import comm
+        w = comm.world()
+        transport = sys.modules[type(w).__module__]
+        for call in (lambda: w.gather(1, root=7), lambda: w.bcast(1, root=-9), lambda: w.send(1, 9), lambda: w.send(1, 0, -3),
+                     lambda: w.reduce(1, root=3)):
+            try:
+                call()
+                print("wrong")
+            except transport.Exception as error:
+                assert error.Get_error_class() > 0
+        w.barrier()
+        d = w.Dup()
+        try:
+            if w.rank == 0:
+                d.allgather(1)
+            else:
+                d.allreduce(1)
+                d.barrier()
+        except transport.CommError as error:
+            print(f"told {w.rank} {error}", flush=True)
+    """)
+    done = start(3, path, mpi=transport == "mpi")
+    assert done.stdout.count("told") >= 3, done.stdout + done.stderr
+    assert "told 0 rank 1 called allreduce where this rank called allgather" in done.stdout.replace("[0] ", ""), done.stdout + done.stderr
+    assert "wrong" not in done.stdout

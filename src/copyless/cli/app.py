@@ -66,22 +66,38 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
         _stop(str(error))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run(
-    program: typer.Context,
-    ranks: Annotated[int, typer.Option("-n", "--ranks", min=1, max=256, help="How many ranks.")] = 0,
-    prefix: Annotated[bool, typer.Option(help="Write [rank] before each line of their output.")] = True,
+    program: Annotated[str, typer.Argument(metavar="PROGRAM", help="A file *.py, -m and a module, or any other program.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGUMENTS", help="What it is given.", show_default=False)] = None,
+    ranks: Annotated[
+        int | None, typer.Option("-n", "-np", "--ranks", min=1, max=256, help="How many ranks: one a processor, unless said.")
+    ] = None,
+    prefix: Annotated[bool, typer.Option(help=r"Write \[rank] before each line of their output.")] = True,
+    mpi: Annotated[bool, typer.Option("--mpi", help="Start them by the launcher of the installed MPI.")] = False,
+    oversubscribe: Annotated[
+        bool, typer.Option("--oversubscribe", help="More ranks than processors: always allowed here, so this changes nothing.")
+    ] = False,
+    bind_to: Annotated[str, typer.Option("--bind-to", metavar="none|core", help="Keep each rank on one processor.")] = "none",
 ) -> None:
-    """Run a program as ranks of one group on this host, as mpiexec does, without MPI: copyless run -n 4 prog.py [arguments].
+    r"""Run a program as ranks of one group on this host, as mpiexec does, without MPI: copyless run -n 4 prog.py \[arguments].
 
     In it, copyless.comm.world() is their communicator. When a rank ends badly, the others are ended, and its exit code (128 + signal)
-    is this command's.
+    is this command's. With --mpi the installed MPI starts them: comm.world() is MPI's then, as under mpiexec.
     """
     from copyless.comm import launcher
 
-    if not program.args:
-        _stop("say what to run: copyless run -n 4 prog.py")
-    raise typer.Exit(launcher.run(program.args, ranks or os.cpu_count() or 1, prefix=prefix))
+    command, n = [program, *(arguments or [])], ranks or os.cpu_count() or 1
+    try:
+        if mpi:
+            options = ["--bind-to", bind_to] if bind_to != "none" else []
+            raise typer.Exit(launcher.run_mpi(command, n, options, oversubscribe))
+        if bind_to not in ("none", "core"):
+            raise launcher.Refused(f"--bind-to {bind_to}: it is none or core here; --mpi gives others to MPI's launcher", 2)
+        raise typer.Exit(launcher.run(command, n, prefix=prefix, bind=bind_to == "core"))
+    except launcher.Refused as refused:
+        typer.echo(f"copyless run: {refused}", err=True)
+        raise typer.Exit(refused.code) from None
 
 
 @app.command()

@@ -11,6 +11,7 @@ transport that `world` takes: under mpiexec `comm.ANY_SOURCE` is MPI's.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,14 @@ def _transport() -> Any:
     return local
 
 
-def world() -> Intracomm:
+def world(*, abort_on_error: bool = False) -> Intracomm:
     """The communicator of all ranks: MPI's world under mpiexec, the group's under ``copyless run``, else a group of one.
+
+    Parameters
+    ----------
+    abort_on_error
+        Under mpiexec, end all ranks when this one ends by an uncaught exception, or by `sys.exit` with anything but success; they
+        might wait for it for ever. ``python -m copyless.comm prog.py`` does so too. Under ``copyless run`` that is always so.
 
     Examples
     --------
@@ -86,6 +93,10 @@ def world() -> Intracomm:
     >>> comm.world()
     <copyless.comm.local.Intracomm 'world' rank 0 of 1>
     """
+    if abort_on_error:
+        from copyless.comm import aborting
+
+        aborting.watch()
     return _transport().world()  # type: ignore[no-any-return]
 
 
@@ -102,4 +113,8 @@ def __getattr__(name: str) -> Any:
         return getattr(constants, name)
     if name in __all__:
         return getattr(_transport(), name)
+    # What programs for MPI name beside that (COMM_WORLD, Cartcomm, Wtime, ...), the transport has.
+    if not name.startswith("_"):
+        with contextlib.suppress(AttributeError):
+            return getattr(_transport(), name)
     raise AttributeError(f"module 'copyless.comm' has no attribute {name!r}")

@@ -26,7 +26,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Each message says of which operation it is, and of which root, by its tag: so mistaken calls are told, not mistaken for each other.
 _KINDS = ("", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce", "scan", "exscan", "barrier",
-          "neighbor_alltoall", "Create_group")  # fmt: skip
+          "neighbor_alltoall", "Create_group", "mistaken")  # fmt: skip
 _ROOTS = 2000  # MPI promises tags up to 32767
 
 

@@ -834,7 +834,12 @@ class Comm:
             engine.cancel(receive)
             other = engine.waits(self._context, source)
             if receive.message is None and other is not None:
-                raise CommError(ERR_OTHER, collectives.mistaken(source, other.tag, tag))
+                known = other.tag == collectives.tag_of("mistaken")  # another rank has found it
+                text = other.open() if known else collectives.mistaken(source, other.tag, tag)
+                for rank in range(0 if known else len(self._remote)):  # the others may wait for this one
+                    if rank != self._me or isinstance(self, Intercomm):
+                        self._put(f"rank {self._me} was told: {text}", rank, collectives.tag_of("mistaken"))
+                raise CommError(ERR_OTHER, text)
         message: Any = receive.message
         return message.open()
 

@@ -984,9 +984,21 @@ class Comm(MPI.Comm):
         """What another rank has put. Messages of one come in order, so one with another tag is of a mistaken call."""
         status = MPI.Status()
         got = self.recv(None, source, ANY_TAG, status)
-        if status.Get_tag() != tag:
-            raise CommError(MPI.ERR_OTHER, collectives.mistaken(source, status.Get_tag(), tag))
+        theirs = status.Get_tag()
+        if theirs != tag:
+            known = theirs == collectives.tag_of("mistaken")  # another rank has found it
+            text = got if known else collectives.mistaken(source, theirs, tag)
+            if not known:
+                self._tell_all(text)
+            raise CommError(MPI.ERR_OTHER, text)
         return got
+
+    def _tell_all(self, text: str) -> None:
+        """Tell the other ranks, which may wait for this one."""
+        inter = self.Is_inter()
+        for rank in range(self.Get_remote_size() if inter else self.Get_size()):  # type: ignore[attr-defined]
+            if inter or rank != self.Get_rank():
+                self._put(f"rank {self.Get_rank()} was told: {text}", rank, collectives.tag_of("mistaken"))
 
     def _sealed(self, obj: Any) -> Any:
         return _sealed(obj)

@@ -1,0 +1,115 @@
+"""Ending a whole MPI job when one of its ranks fails, as `python -m mpi4py` does.
+
+The others may wait for the one that failed; MPI lets them, for ever. Two ways ask for it: `on_error` around a program (what
+``python -m copyless.comm prog.py`` does), and `watch` from within one (`comm.world(abort_on_error=True)`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, NoReturn
+
+__all__ = ["on_error", "watch"]
+
+_HERE = os.path.dirname(__file__)
+_watching = False
+_status = 0  # what the interpreter is ending with, by our `sys.exit`
+
+
+def _code_of(code: Any) -> int:
+    """The exit code of what `sys.exit` was given."""
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+def _abort(code: int) -> None:
+    """End all ranks, if MPI runs and there are others. (Under copyless run that one ends them.)"""
+    MPI = sys.modules.get("mpi4py.MPI")
+    if MPI is not None and MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        print(f"copyless: rank {MPI.COMM_WORLD.Get_rank()} failed, so all ranks are ended", file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Abort(code & 255 or 1)
+
+
+@contextlib.contextmanager
+def on_error() -> Iterator[None]:
+    """End all ranks when what is done meanwhile raises, or exits with anything but success."""
+    try:
+        yield
+    except SystemExit as ending:
+        if ending.code is not None and not isinstance(ending.code, int):
+            print(ending.code, file=sys.stderr, flush=True)
+            ending.code = 1
+        if _code_of(ending.code):
+            _abort(_code_of(ending.code))
+        raise
+    except BaseException as error:
+        _show(error)
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        _abort(code)
+        sys.exit(code)
+
+
+def _show(error: BaseException) -> None:
+    """Its traceback, without what stands before the program."""
+    trace = error.__traceback__
+    while trace is not None and ("runpy" in (name := trace.tb_frame.f_code.co_filename) or os.path.dirname(name) == _HERE):
+        trace = trace.tb_next
+    traceback.print_exception(type(error), error, trace)
+
+
+class _Ending(SystemExit):
+    """What our `sys.exit` raises. The interpreter, and no frame of Python, reads its code when nothing has caught it."""
+
+    _given: Any = None
+
+    @property
+    def code(self) -> Any:
+        global _status
+        try:
+            sys._getframe(1)
+        except ValueError:
+            if threading.current_thread() is threading.main_thread():
+                _status = _code_of(self._given)
+        return self._given
+
+    @code.setter
+    def code(self, given: Any) -> None:
+        self._given = given
+
+
+def _exit(status: Any = None, /) -> NoReturn:
+    """Exit the interpreter by raising SystemExit(status)."""
+    ending = _Ending(status)
+    ending.code = status
+    raise ending
+
+
+def watch() -> None:
+    """End all ranks when this program ends by an uncaught exception, or by `sys.exit` with anything but success."""
+    global _watching
+    if _watching:
+        return
+    _watching = True
+    shown = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        shown(kind, error, trace)
+        _abort(130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    def end() -> None:
+        if _status:
+            _abort(_status)
+
+    sys.excepthook = hook
+    sys.exit = _exit
+    atexit.register(end)
