@@ -264,6 +264,29 @@ def test_what_is_matched_is_received_from_then_on(mpi, nodes, program):
 
 
 @pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_who_sends_within_a_node_never_waits(mpi, program):
+    path = program("""
+        import numpy as np
+        from copyless import comm
+        w = comm.world()
+        sizes = [10, 2000, 4000, 7900, 8100, 20_000, 70_000, 3_000_000]
+        things = [kind for n in sizes for kind in (b"x" * n, np.ones(n, "u1"), {"pickle": "y" * n, "array": np.ones(n, "u1")})]
+        if w.rank == 0:
+            for thing in things:
+                w.send(thing, 1)  # nobody receives it yet
+            w.send("go", 1, 9)
+        else:
+            assert w.recv(None, 0, 9) == "go"
+            for thing in things:
+                got = w.recv(None, 0)
+                assert str(got) == str(thing)
+            print("held")
+    """)
+    done = start(2, path, mpi=mpi)
+    assert "held" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
 def test_who_moves_bytes_does_not_sleep(mpi, program):
     """By value MPI moves bytes only when it is called: while a message of 32 MiB goes, nobody sleeps."""
     path = program("""

@@ -44,12 +44,16 @@ def _named(root_at: int | None = None) -> Callable[[_F], _F]:
     """An operation that ranks call together; the root's place among its arguments. What it calls itself is part of it."""
 
     def name(method: _F) -> _F:
+        kind, exclusive = tag_of(method.__name__), tag_of("exscan")
+
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             if self.tag:
                 return method(self, *args, **kwargs)
-            kind = "exscan" if kwargs.get("exclusive") else method.__name__
-            self.tag = tag_of(kind, 0 if root_at is None or not self.has_roots else args[root_at])
+            if root_at is None:
+                self.tag = exclusive if kwargs else kind  # the only one by keyword is scan's `exclusive`
+            else:
+                self.tag = kind + 16 * (args[root_at] % _ROOTS) if self.has_roots else kind
             try:
                 return method(self, *args, **kwargs)
             finally:

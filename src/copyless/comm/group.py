@@ -227,10 +227,6 @@ class Engine:
         digest = hashlib.blake2b(f"{context} {n}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 2 << 1 | 1 << 62  # even, as the next number is its collective operations'
 
-    def holds(self, context: int) -> bool:
-        """Whether messages of a communicator lie here that nobody has received."""
-        return context in self._unexpected
-
     def waits(self, context: int, source: int) -> Parcel | None:
         """The first message of a rank that lies here."""
         with self._lock:

@@ -54,7 +54,8 @@ ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT, UNDEFINED = MPI.ANY_SOURCE, MPI.ANY_TAG, M
 Status = MPI.Status
 
 INLINE = 1 << 16  # bytes of buffers up to which they go in the pickle
-HEADER = 3 << 10  # ... and of a message within a node: no MPI waits for the receive of so few
+# Bytes of a message within a node that MPI carries: of so few it keeps a copy, and their sender never waits for the receiver.
+HEADER = 8000 if MPI.get_vendor()[0] == "MPICH" else 3000
 BIG = 1 << 20  # bytes of a message from which it may be a pickle and buffers behind it
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
@@ -211,7 +212,7 @@ def _encode(obj: Any, near: bool, title: str | None = None) -> bytes | list[Any]
     total = sum(part.nbytes for part in parts)
     if near and total + len(data) > HEADER:
         # Whatever MPI does with its own messages: who sends within a node does not wait for who receives.
-        if len(data) <= HEADER // 2:
+        if len(data) <= 1000:
             message = _through_block(_loaders.mpi_block, data, parts, title)
         else:
             message = _through_block(_loaders.mpi_whole_block, None, [memoryview(data), *parts], title)
