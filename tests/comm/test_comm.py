@@ -402,7 +402,8 @@ def test_docstrings():
     done = python("""
         import doctest
         from copyless import comm
-        for module in (comm, comm.local):
+        from copyless.comm import pickles, topologies
+        for module in (comm, comm.local, pickles, topologies):
             failed, tried = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
             assert tried and not failed
     """)

@@ -12,7 +12,12 @@ own communicator, so probes see them, and making a wrapper is local: it needs no
 out from a table in the node's shared memory that they enter as they import this module; a rank that is not in it is sent to by value.
 
 `irecv` works: receives that wait stand in one line for each communicator, whatever wrapper posted them, and what arrives goes to
-the first that it fits. Waiting spins a little, then yields, then sleeps, and answers Ctrl-C.
+the first that it fits. Waiting spins a little, then yields, then sleeps, and answers Ctrl-C. Every blocking method here, upper-case ones
+too, gives what arrives to the receives in line meanwhile; what is called on a raw communicator, or on `MPI.Request`'s class, does not:
+wait for a pending `irecv` before that (docs/design/communicator.md).
+
+A name that is not here is MPI's: ``from copyless.comm import mpi as MPI`` does for programs of objects, with COMM_WORLD and COMM_SELF
+of our classes.
 """
 
 from __future__ import annotations
@@ -487,6 +492,7 @@ def _nobody(status: Any) -> None:
 
 # ---- Request, Message
 
+_freed: list[Any] = []  # what sends read whose requests were freed before they ended: kept for good
 _let_go: list[tuple[Any, Any]] = []  # sends under way whose requests nobody has, and what they send
 
 
@@ -545,6 +551,8 @@ class Request(tuple):  # type: ignore[type-arg]
         self._withdraw()
         if self._coming is not None:
             _wait(self._coming.ended)  # MPI writes into its memory
+        if self._keep is not None and not all(map(MPI.Request.Get_status, self)):
+            _freed.append(self._keep)  # MPI reads it still, and does not tell when it has done
         for request in self:
             if request or self._posted is None:
                 request.Free()
