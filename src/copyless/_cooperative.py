@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from queue import Empty, Full
 from typing import Any
 
-from copyless.errors import ClosedError, OutOfSharedMemory
+from copyless.errors import ClosedError, EndOfQueueError, OutOfSharedMemory
 
 __all__ = ["is_patched", "look", "start_thread"]
 
 _PAUSES = 0.001, 0.02  # seconds between two looks at what rings nobody: from, to
 _SLICE = 0.2  # seconds after which what may end without a bell is looked at
+_DESERTED = 10  # such looks at a queue that nobody can put into, before who waits for an item is told
 
 _installed = False
 
@@ -101,29 +102,33 @@ def _put_packed(queue: Any, packed: Any, deadline: _Deadline) -> None:
 def _queue_methods(base: Any) -> dict[str, Any]:
     from copyless.waiting import wait
 
-    def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
-        if not block:
-            return base.get(self, False)
-        deadline = _Deadline(timeout)
+    def taken(self: Any, take: Callable[[], Any], timeout: float | None, deserted: int = 2) -> Any:
+        """What `take` takes, as soon as it can; `deserted`: how it must be that nobody is left who could put."""
+        deadline, slices = _Deadline(timeout), 0
         while True:
             try:
-                return base.get(self, False)
+                return take()
             except Empty:
                 if deadline.over:
                     raise
-            wait([self], deadline.left())
+            if timeout is not None:
+                wait([self], deadline.left())
+            elif wait([self], _SLICE) or self._deserted() < deserted:
+                slices = 0
+            elif (slices := slices + 1) == _DESERTED:
+                raise EndOfQueueError(
+                    f"nobody is left who could put into {self!r}: every process that did has ended or closed it, and no other has it"
+                )
+
+    def get(self: Any, block: bool = True, timeout: float | None = None) -> Any:
+        if not block:
+            return base.get(self, False)
+        return taken(self, lambda: base.get(self, False), timeout)
 
     def get_many(self: Any, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[Any]:
         if not block:
             return list(base.get_many(self, max_items, False))
-        deadline = _Deadline(timeout)
-        while True:
-            try:
-                return list(base.get_many(self, max_items, False))
-            except Empty:
-                if deadline.over:
-                    raise
-            wait([self], deadline.left())
+        return list(taken(self, lambda: base.get_many(self, max_items, False), timeout))
 
     def put(self: Any, obj: Any, block: bool = True, timeout: float | None = None) -> None:
         if not block:
@@ -147,10 +152,8 @@ def _queue_methods(base: Any) -> dict[str, Any]:
 
     def items(self: Any) -> Iterator[Any]:
         while True:
-            while not wait([self], _SLICE) and not self._ended():
-                pass
             try:
-                item = self._next()
+                item = taken(self, lambda: base.get(self, False), None, 1)
             except ClosedError:
                 return
             yield item

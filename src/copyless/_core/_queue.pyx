@@ -879,6 +879,14 @@ cdef class _Queue(Object):
         return (cl_seen64(&h.put.commit) >> 2, taken, cl_queue_bytes(h), cl_seen64(&h.spilled), cl_seen64(&h.dropped),
                 unfinished - lie if unfinished > lie else 0)  # more may have been put between the two looks
 
+    def _deserted(self):
+        """Whether nobody is left who could put: 1: all who did have said that they put no more, 2: one has died. See `cl_queue_deserted`."""
+        cdef int rc
+        self._need()
+        with nogil:
+            rc = cl_queue_deserted(&self.q)
+        return rc
+
     @property
     def _ended(self):
         return cl_seen(&(<cl_queue_head *>self._need()).state)
