@@ -119,6 +119,8 @@ def keep(name: str, command: list[str]) -> None:
             for file in [*kept.iterdir(), *work.iterdir()]:
                 shutil.copy(file, chosen)
         files = sorted(chosen.iterdir(), key=lambda file: file.stat().st_size)
+        if not files:  # merging failed: what is kept stays
+            return
         step = sum(file.stat().st_size for file in files) // MOST_KEPT + 1
         total = 0
         shutil.rmtree(kept)

@@ -30,6 +30,7 @@ static struct {
     int why;
 } fuzz_refused[REFUSALS];
 static void (*fuzz_meanwhile)(void);
+static int fuzz_asleep; /* not before it sleeps */
 
 static inline void fuzz_refuse(fuzz_input *in)
 {
@@ -130,7 +131,9 @@ int __real_sched_yield(void);
 int __wrap_sched_yield(void);
 int __wrap_sched_yield(void)
 {
-    others_act();
+    if (!fuzz_asleep) {
+        others_act();
+    }
     return __real_sched_yield();
 }
 

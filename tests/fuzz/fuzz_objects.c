@@ -15,7 +15,7 @@ static int acting = -1, nested; /* who is in the middle of a call; whether the o
 
 static int64_t deadline_of(uint8_t arg)
 {
-    return arg & 0x40 ? cl_monotonic_ns() + soon : 0;
+    return arg & 0x40 ? cl_monotonic_ns() + (fuzz_meanwhile != NULL ? 50 * soon : soon) : 0; /* the other one ends it */
 }
 
 /* A block of its own segment; all of the segment that is not the block's capacity is out of bounds. */
@@ -98,6 +98,7 @@ static void also(fuzz_input *in, uint8_t arg)
 {
     if (arg & 1) {
         fuzz_meanwhile = meanwhile;
+        fuzz_asleep = arg >> 1 & 1;
     } else {
         fuzz_refuse(in);
     }
