@@ -88,7 +88,7 @@ OWN: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
     "_synchronize": (_synchronize_fails, CorruptSegmentError, r"lock word 0x00001000 names no owner"),
     "_list": (_list_fails, CorruptSegmentError, r"lock word 0x00002000 names no owner"),
     "_queue": (_queue_fails, TableFullError, r"^1,024 items are taken and not acknowledged: acknowledge some, or discard dead letters$"),
-    "_ring": (_ring_fails, TableFullError, r"^256 readers are subscribed already: close some subscriptions$"),
+    "_ring": (_ring_fails, TableFullError, r"^256 readers are subscribed already: close some subscriptions, or make the ring with more members=$"),
 }
 
 
