@@ -53,7 +53,8 @@ uint64_t cl_hash64(const void *data, size_t n); /* FNV-1a with a final mix: a ch
 #ifdef CL_KILL_POINTS
 extern _Atomic long cl_kill_at; /* 0: never */
 extern _Atomic long cl_kill_passed; /* points passed so far */
-extern _Atomic int cl_kill_signal; /* SIGKILL; SIGSTOP: it is stopped there, and goes on when told; another, with a handler */
+extern _Atomic int
+    cl_kill_signal; /* SIGKILL; SIGSTOP: it is stopped there, and goes on when told; another, with a handler */
 void cl_kill_point(void);
 #define CL_KILL_POINT() cl_kill_point()
 #else
