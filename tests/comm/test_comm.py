@@ -855,7 +855,7 @@ def test_run_understands_or_refuses_what_launchers_of_mpi_take(program):
         import os
         from copyless import comm
         w = comm.world()
-        print(w.size, len(os.sched_getaffinity(0)))
+        print(f"{w.size} {len(os.sched_getaffinity(0))}")
     """)
     for options in (["-n", "2"], ["-np", "2"], ["--ranks", "2", "--oversubscribe"], ["-n", "2", "--bind-to", "none"]):
         assert copyless_run(*options, path).stdout.count("] 2 ") == 2
@@ -885,10 +885,10 @@ def test_help_of_run_shows_the_program_and_brackets():
 
 
 def test_run_starts_the_installed_mpi_and_tells_a_plain_program_of_it(program):
-    ours = program("from copyless import comm; w = comm.world(); print(type(w).__module__, w.size)")
+    ours = program("from copyless import comm; w = comm.world(); print(f'{type(w).__module__} {w.size}')")
     done = copyless_run("--mpi", "-n", "2", ours)
     assert done.stdout.count("copyless.comm.mpi 2") == 2, done.stdout + done.stderr
-    plain = program("from mpi4py import MPI; print('size', MPI.COMM_WORLD.size)")
+    plain = program("from mpi4py import MPI; print(f'size {MPI.COMM_WORLD.size}')")
     done = copyless_run("-n", "2", plain)
     assert "2 worlds of one rank" in done.stderr
     assert "copyless run --mpi -n 2" in done.stderr
