@@ -274,7 +274,7 @@ def _room(nbytes: int) -> Any:
     try:
         memory = Memory.allocate(nbytes)
     except OutOfSharedMemory:
-        return bytearray(nbytes)
+        return MPI.buffer.allocate(nbytes)  # not cleared, as a bytearray is
     block = memory.obj
     if isinstance(block, _blocks.Block):
         _blocks.mark_private(block)
