@@ -26,6 +26,7 @@ __all__ = ["is_patched", "look", "start_thread"]
 
 _PAUSES = 0.001, 0.02  # seconds between two looks at what rings nobody: from, to
 _SLICE = 0.2  # seconds after which what may end without a bell is looked at
+_DEATH = 0.3  # seconds in which a wait in C notices a death
 _DESERTED = 10  # such looks at a queue that nobody can put into, before who waits for an item is told
 
 _installed = False
@@ -174,14 +175,15 @@ def _lock_methods(base: Any, rings: bool) -> dict[str, Any]:
     def acquire(self: Any, block: bool = True, timeout: float | None = None) -> bool:
         if not block:
             return bool(base.acquire(self, False))
-        deadline = _Deadline(timeout)
+        deadline, looks = _Deadline(timeout), 0
         while not base.acquire(self, False):
             if deadline.over:
                 return False
-            if rings:
-                wait([self], deadline.left())
-            else:
+            looks += 1
+            if looks % 50 if not rings else not wait([self], deadline.left()):
                 deadline.pause()
+            elif base.acquire(self, False) or base.acquire(self, True, deadline.left(_DEATH)):
+                return True  # of one who has died it is told only to who waits in C, a moment long
         return True
 
     def enter(self: Any) -> bool:
