@@ -97,6 +97,8 @@ TESTS = {
     "ring_writer_buries_nobody": "ring",
     "ring_frame_not_finished": "ring",
     "ring_finished_twice": "ring",
+    "ring_number_smaller": "ring",
+    "ring_place_not_reserved": "ring",
     "ring_nobody_helps": "ring",
     "ring_number_taken_again": "ring",
     "ring_reader_looks_once": "ring ring@thread",

@@ -445,6 +445,7 @@ static void in_threads_of_one_member(void)
 static struct notes {
     uint64_t published, publishing;
     cl_address ring;
+    volatile int claimed;
 } *notes;
 
 static void victim(cl_ring *r, int kind)
@@ -863,6 +864,173 @@ static void two_meet(int first_writes, int helped)
     }
 }
 
+/* One saw a hint and the last number and is stopped; one saw a frame that was to be finished and is stopped. Meanwhile that frame is
+ * finished, the ring goes round, and its slot is given up: the first takes that slot, and the other must not publish it. */
+static void number_never_smaller(void)
+{
+    for (long n = 1; n <= 6; n++) {
+        for (long k = 1; k <= 6; k++) {
+            int status;
+            uint32_t x, slot;
+            cl_ring r;
+            cl_frame f;
+            cl_ring_head *h = make(5, 0, 0);
+            attach(&r, &store, h);
+            for (uint64_t i = 1; i <= 4; i++) {
+                CHECK(write_one(&r, i, 0) == CL_OK);
+            }
+            CHECK(claim(&r, 0, &x) == CL_OK);
+            fill(&r, x, 5);
+            atomic_fetch_or(&r.spare[0], (uint64_t)1 << x); /* a hint that came late */
+            note_the_ring();
+            notes->claimed = 0;
+            pid_t both[2];
+            for (int who = 0; who < 2; who++) {
+                both[who] = fork();
+                if (both[who] == 0) {
+                    static cl_store own;
+                    cl_ring theirs;
+                    in_child(&own, &theirs);
+                    CHECK(latest(&theirs, 0, 0, &f) == CL_OK && cl_ring_return(&theirs, f.slot) == CL_OK);
+                    cl_kill_signal = SIGSTOP;
+                    if (who == 0) {
+                        cl_kill_at = cl_kill_passed + n;
+                        CHECK(claim(&theirs, CL_FOREVER, &slot) == CL_OK);
+                        cl_kill_at = 0;
+                        notes->claimed = 1;
+                        raise(SIGSTOP);
+                        fill(&theirs, slot, 100);
+                        CHECK(cl_ring_publish(&theirs, slot, &f) == CL_OK);
+                    } else {
+                        raise(SIGSTOP);
+                        cl_kill_at = cl_kill_passed + k;
+                        CHECK(latest(&theirs, 0, 0, &f) == CL_OK);
+                        check_whole(&theirs, f.slot);
+                        CHECK(cl_ring_return(&theirs, f.slot) == CL_OK);
+                    }
+                    cl_kill_at = 0;
+                    _exit(0);
+                }
+                CHECK(waitpid(both[who], &status, WUNTRACED) == both[who] && WIFSTOPPED(status));
+            }
+            atomic_store(&r.index[5 % 5], CL_INDEX_ENTRY(5, x)); /* published; whoever comes finishes it */
+            CHECK(kill(both[1], SIGCONT) == 0 && waitpid(both[1], &status, WUNTRACED) == both[1]);
+            int over = !WIFSTOPPED(status);
+            for (uint64_t i = 6; i < 11 && claim(&r, 0, &slot) == CL_OK; i++) {
+                fill(&r, slot, i);
+                if (slot == x) {
+                    CHECK(cl_ring_give_up(&r, slot) == CL_OK);
+                    break;
+                }
+                CHECK(cl_ring_publish(&r, slot, &f) == CL_OK);
+            }
+            if (!notes->claimed) {
+                CHECK(kill(both[0], SIGCONT) == 0 && waitpid(both[0], &status, WUNTRACED) == both[0]);
+                CHECK(WIFSTOPPED(status) && notes->claimed);
+            }
+            CHECK(over || (kill(both[1], SIGCONT) == 0 && ended(both[1])));
+            CHECK(kill(both[0], SIGCONT) == 0 && ended(both[0]));
+            CHECK(latest(&r, 0, 0, &f) == CL_OK && check_whole(&r, f.slot) == 100);
+            CHECK(cl_ring_return(&r, f.slot) == CL_OK && cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            consistent(&r);
+            quiet(&r);
+            cl_ring_detach(&r);
+            release(&store, &place);
+        }
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    }
+}
+
+/* The stops of one who goes step by step: at each kill point. */
+static void stop_again(int signal)
+{
+    (void)signal;
+    raise(SIGSTOP);
+    cl_kill_at = cl_kill_passed + 1;
+}
+
+/* One looks for damage, step by step. Between two of its steps a member that writes gives up and leaves, and between two more
+ * another comes to its place and writes to the same slot: that is its own. */
+static void place_taken_again(void)
+{
+    for (long n = 1, end = 0; !end; n++) {
+        for (long k = 1; k <= 3; k++) {
+            int status;
+            uint32_t slot;
+            cl_ring r;
+            cl_frame f;
+            pid_t looks, leaves, comes = 0;
+            cl_ring_head *h = make(2, 0, 0);
+            attach(&r, &store, h);
+            CHECK(claim(&r, 0, &slot) == CL_OK);
+            note_the_ring();
+            for (int who = 0; who < 2; who++) { /* leaves; looks */
+                pid_t child = fork();
+                if (child == 0) {
+                    static cl_store own;
+                    cl_ring theirs;
+                    in_child(&own, &theirs);
+                    if (who == 0) {
+                        CHECK(claim(&theirs, 0, &slot) == CL_OK);
+                        raise(SIGSTOP);
+                        CHECK(cl_ring_give_up(&theirs, slot) == CL_OK);
+                        cl_ring_detach(&theirs);
+                        _exit(0);
+                    }
+                    signal(SIGUSR1, stop_again);
+                    cl_kill_signal = SIGUSR1;
+                    cl_kill_at = cl_kill_passed + 1;
+                    int rc = claim(&theirs, 0, &slot);
+                    cl_kill_at = 0;
+                    CHECK(rc == CL_OK || rc == CL_TIMEOUT);
+                    if (rc == CL_OK) {
+                        fill(&theirs, slot, 7);
+                        raise(SIGSTOP);
+                        CHECK(cl_ring_publish(&theirs, slot, &f) == CL_OK);
+                    }
+                    _exit(0);
+                }
+                CHECK(waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+                *(who == 0 ? &leaves : &looks) = child;
+            }
+            for (long step = 1; WIFSTOPPED(status); step++) {
+                if (step == n) {
+                    CHECK(kill(leaves, SIGCONT) == 0 && ended(leaves));
+                    leaves = 0;
+                }
+                if (step == n + k) {
+                    comes = fork();
+                    if (comes == 0) {
+                        static cl_store own;
+                        cl_ring theirs;
+                        in_child(&own, &theirs);
+                        notes->claimed = claim(&theirs, 0, &slot) == CL_OK;
+                        if (notes->claimed) {
+                            raise(SIGSTOP);
+                            CHECK(cl_ring_publish(&theirs, slot, &f) == CL_OK);
+                        }
+                        _exit(0);
+                    }
+                    int other;
+                    CHECK(waitpid(comes, &other, WUNTRACED) == comes);
+                    comes = WIFSTOPPED(other) ? comes : 0;
+                }
+                CHECK(kill(looks, SIGCONT) == 0 && waitpid(looks, &status, WUNTRACED) == looks);
+            }
+            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+            CHECK(comes == 0 || (kill(comes, SIGCONT) == 0 && ended(comes)));
+            end = leaves != 0;
+            CHECK(leaves == 0 || (kill(leaves, SIGCONT) == 0 && ended(leaves)));
+            CHECK(cl_ring_give_up(&r, slot) == CL_OK && cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            consistent(&r);
+            quiet(&r);
+            cl_ring_detach(&r);
+            release(&store, &place);
+        }
+        CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
+    }
+}
+
 /* Who buries another is stopped while he does: nobody else buries, and nobody waits. */
 static void burier_stopped(void)
 {
@@ -966,6 +1134,8 @@ int main(void)
 #ifndef __SANITIZE_THREAD__
     notes = mmap(NULL, sizeof *notes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(notes != MAP_FAILED);
+    number_never_smaller();
+    place_taken_again();
     for (int kind = 0; kind < 3; kind++) {
         kill_everywhere(kind);
         stop_everywhere(kind);

@@ -135,11 +135,13 @@ static void wake_readers(cl_ring *r)
 static int finish(cl_ring *r, uint64_t s, uint64_t entry)
 {
     uint32_t i = CL_INDEX_SLOT(entry);
+    CL_KILL_POINT();
     if (i < r->slots && !CL_MUTANT(ring_frame_not_finished)) {
         cl_au64 *word = &cl_ring_slot(r, i)->word;
         uint64_t w = atomic_load(word);
         /* a number of s or more: it was finished long ago, and the slot is being written once more */
         if (CL_SLOT_STATE(w) == CL_SLOT_WRITING && (CL_SLOT_SEQ(w) < s || CL_MUTANT(ring_finished_twice))) {
+            CL_KILL_POINT();
             move(word, w, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s));
         }
     }
@@ -381,7 +383,7 @@ static int bury(cl_ring *r)
     return changed;
 }
 
-/* Whether a slot's word is one that a sound ring has. */
+/* Whether a slot's word is one that a sound ring has, if the member that it names is one. */
 static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
 {
     uint32_t m = CL_SLOT_MEMBER(w);
@@ -390,9 +392,8 @@ static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
     if (state == CL_SLOT_FREE) {
         return 1;
     }
-    if (state == CL_SLOT_PUBLISHED ? w != CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s)
-                                   : m >= r->room || atomic_load(&r->members[m]) == 0) {
-        return 0; /* a member that leaves has moved the word on before */
+    if (state == CL_SLOT_PUBLISHED ? w != CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s) : m >= r->room) {
+        return 0;
     }
     if (state == CL_SLOT_WRITING) {
         return 1;
@@ -406,6 +407,38 @@ static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
     return CL_INDEX_SEQ(entry) > s && CL_INDEX_SEQ(entry) <= last && (CL_INDEX_SEQ(entry) - s) % r->slots == 0;
 }
 
+/* 1: the slot's word was none of a sound ring, and is free now. A member that leaves has moved its words on before; the place of
+ * one that there is not is reserved while its word goes, or that might be the word of the next one there. */
+static int repair_word(cl_ring *r, uint32_t i, uint64_t last)
+{
+    cl_au64 *word = &cl_ring_slot(r, i)->word;
+    uint64_t w = atomic_load(word);
+    uint32_t none = 0;
+    unsigned state = CL_SLOT_STATE(w);
+    cl_au32 *place = NULL;
+    CL_KILL_POINT();
+    if (is_sound(r, i, w)) {
+        place = state == CL_SLOT_CLAIMED || state == CL_SLOT_WRITING ? &r->members[CL_SLOT_MEMBER(w)] : NULL;
+        if (place == NULL || atomic_load(place) != 0) {
+            return 0;
+        }
+        CL_KILL_POINT();
+        if (!CL_MUTANT(ring_place_not_reserved) && !atomic_compare_exchange_strong(place, &none, cl_self(r->store))) {
+            return 0;
+        }
+    }
+    CL_KILL_POINT();
+    int freed = move(word, w, CL_SLOT_WORD(CL_SLOT_FREE, 0, 0, last));
+    CL_KILL_POINT();
+    if (place != NULL) {
+        atomic_store(place, 0);
+    }
+    if (freed) {
+        may_be_free(r, i);
+    }
+    return freed;
+}
+
 /* What no sound ring holds is taken out of use: slots, and bits of members that there are not. Our own loans we know. */
 static int repair(cl_ring *r)
 {
@@ -416,11 +449,7 @@ static int repair(cl_ring *r)
     }
     for (uint32_t i = 0; i < r->slots; i++) {
         cl_slot *s = cl_ring_slot(r, i);
-        uint64_t w = atomic_load(&s->word);
-        if (!is_sound(r, i, w) && move(&s->word, w, CL_SLOT_WORD(CL_SLOT_FREE, 0, 0, last))) {
-            may_be_free(r, i);
-            changed = 1;
-        }
+        changed |= repair_word(r, i, last);
         for (uint32_t k = 0; k < r->room / 64; k++) {
             for (uint64_t left = atomic_load(&s->loans[k]); left != 0; left &= left - 1) {
                 uint32_t m = k * 64 + (uint32_t)__builtin_ctzll(left), none = 0, self = cl_self(r->store);
@@ -546,7 +575,9 @@ static int try_slot(cl_ring *r, uint32_t i, uint64_t wanted, uint64_t last, uint
     uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
     unsigned state = CL_SLOT_STATE(w);
     if (state == CL_SLOT_FREE) {
-        return move(&s->word, w, CL_SLOT_WORD(CL_SLOT_WRITING, r->member, 0, seq <= last ? seq : last));
+        /* a number beyond `last`, read after the word, is damage; the `last` of the caller may be long past */
+        uint64_t now = CL_MUTANT(ring_number_smaller) ? last : atomic_load(&r->head->last);
+        return move(&s->word, w, CL_SLOT_WORD(CL_SLOT_WRITING, r->member, 0, seq <= now ? seq : now));
     }
     if (state == CL_SLOT_WRITING || seq == 0 || seq > last || (wanted != 0 ? seq != wanted : seq + r->slots > last) ||
         on_loan(r, s)) {
