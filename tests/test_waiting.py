@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from multiprocessing import connection as stdlib
 
 import pytest
 
 import copyless
 import copyless.connection
+from copyless import waiting
 
 LONG = 30.0  # seconds within which everything here comes, on whatever machine
 GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, were they missed
@@ -622,6 +624,19 @@ def test_a_descriptor_is_closed_with_its_queue():
     fd = fd_of_one()
     with pytest.raises(OSError):
         os.fstat(fd)
+
+
+def test_a_wait_that_cannot_begin_keeps_no_descriptor():
+    class Memory:
+        def listeners(self, fd):
+            raise OSError("no thread could be started")
+
+    before, unused = set(waiting._wakers), len(waiting._free)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no thread"):
+            waiting._Waker(types.SimpleNamespace(memory=Memory()))
+    assert waiting._wakers == before
+    assert len(waiting._free) <= max(unused, 1)
 
 
 def test_a_thread_that_starts_and_ends_with_the_process():

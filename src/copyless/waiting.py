@@ -198,9 +198,13 @@ class _Waker:
             self.fd = _free.pop()
         except IndexError:
             self.fd = _bells.make_eventfd()
-        _wakers.add(self.fd)
         self._pid = os.getpid()
-        self._listeners = parts.memory.listeners(self.fd)
+        try:
+            self._listeners = parts.memory.listeners(self.fd)
+        except BaseException:  # no thread could be started
+            _free.append(self.fd)
+            raise
+        _wakers.add(self.fd)
 
     def empty(self) -> None:
         try:
