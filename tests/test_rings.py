@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import gc
 import math
 import os
 import pickle
@@ -246,6 +247,35 @@ def test_a_loaned_frame_never_changes():
     assert ring.stats().on_loan == 0
     with ring.last(3) as frames:
         assert [int(f[0]) for f in frames] == [17, 18, 19] or [int(f[0]) for f in frames] == [18, 19]
+
+
+def test_the_collector_of_cycles_gives_slots_back():
+    """Each frame hangs on an object that refers to itself, as a frame in a traceback does: the collector takes all apart."""
+    ring = copyless.RingBuffer.like(np.arange(4), slots=3)
+    ring.put(np.arange(4))
+    for _ in range(3):
+        for get in (ring.latest, lambda: ring.write().__enter__()):
+            loop = [get()]
+            loop.append(loop)
+            del loop
+        gc.collect()
+    stats = ring.stats()
+    assert (stats.on_loan, stats.writing) == (0, 0)
+    assert ring.put(np.arange(4)) == 2
+
+
+def test_a_claim_is_published_once():
+    """Its slot may be another claim's of the same process by then."""
+    ring = copyless.RingBuffer.like(np.arange(4), slots=2)
+    first = ring._claim(0)
+    assert first.publish()[0] == 1
+    others = [ring._claim(0), ring._claim(0)]
+    assert first.slot in [each.slot for each in others]
+    with pytest.raises(copyless.ClosedError, match="already"):
+        first.publish()
+    assert ring.stats().writing == 2
+    for each in others:
+        each.discard()
 
 
 def test_no_free_slot_is_full_and_comes_free_with_a_loan():

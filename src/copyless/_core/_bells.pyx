@@ -3,6 +3,7 @@
 
 What the functions mean to their users is in `copyless.waiting`.
 """
+cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport atexit, calloc, free
@@ -70,6 +71,7 @@ def make_eventfd():
     return new_eventfd()
 
 
+@cython.no_gc_clear  # its thread looks at the block until __dealloc__ has told it
 cdef class Signal:
     """A descriptor of this process that is readable while an object is ready. Keeps the object's memory, not the object."""
     cdef cl_signal s

@@ -1,5 +1,6 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
 """Blocks of shared memory, what has a life of its own in one, and files mapped as they are."""
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport errno
@@ -190,6 +191,7 @@ def private_view(Block block):
 # ---- what has a life of its own in a block
 
 
+@cython.no_gc_clear  # the collector of cycles would release the block before __dealloc__ has left what lies in it
 cdef class Object:
     """Something with a life of its own in a block: a lock, a queue, a ring. Base of the bindings' classes."""
 
@@ -325,6 +327,7 @@ cdef class Bell:
 # ---- files mapped as they are: POSIX objects and user files
 
 
+@cython.no_gc_clear  # nor may it take the heir away
 cdef class Mapping:
     """A mapped file of bytes, unmapped when the last view of it is gone. Keeps no descriptor.
 

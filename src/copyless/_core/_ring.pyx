@@ -3,6 +3,7 @@
 
 What the classes mean to their users, names and documents, is in `copyless.rings`.
 """
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
@@ -42,6 +43,7 @@ def ended(Block block):
     return block.ref.capacity >= sizeof(cl_ring_head) and cl_seen(&(<cl_ring_head *>block.ref.data).state) != CL_RING_OPEN
 
 
+@cython.no_gc_clear  # the collector of cycles would take the ring away before the slot is given back
 cdef class Loan:
     """The memory of one slot: arrays over it keep it. When the last is gone, the slot goes back where it came from."""
     cdef _Ring ring
@@ -63,6 +65,7 @@ cdef class Loan:
                 cl_ring_return(&self.ring.r, self.slot)
 
 
+@cython.no_gc_clear  # as above
 cdef class Claim:
     """A slot that is being written. Published only when nothing can write to it any more."""
     cdef _Ring ring
@@ -94,6 +97,8 @@ cdef class Claim:
         cdef int rc
         if self.self != cl_self(self.ring.store):
             raise WrongProcessError("this frame is being written by the parent process")
+        if not self.undecided:  # the slot may be that of another claim of this process by now
+            raise ClosedError("this frame was published, or given up, already")
         rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
         if rc == CL_OK:
             self.undecided = False  # else it goes back when it is forgotten
