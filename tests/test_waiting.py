@@ -626,6 +626,24 @@ def test_a_descriptor_is_closed_with_its_queue():
         os.fstat(fd)
 
 
+def test_a_handler_may_ask_for_a_descriptor_while_one_is_made(monkeypatch):
+    q, other = copyless.Queue(), copyless.Queue()
+    make, inner, found = waiting._bells.Signal, [], []
+
+    def interrupted(source):  # as by a signal, between two instructions of fileno()
+        if not inner:
+            inner.append(None)
+            inner[:] = [q.fileno(), other.fileno()]
+        return make(source)
+
+    monkeypatch.setattr(waiting, "_bells", types.SimpleNamespace(Signal=interrupted))
+    thread = threading.Thread(target=lambda: found.append(q.fileno()), daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert found == inner[:1] == [q.fileno()]
+    assert other.fileno() == inner[1]
+
+
 def test_a_wait_that_cannot_begin_keeps_no_descriptor():
     class Memory:
         def listeners(self, fd):

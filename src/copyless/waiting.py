@@ -366,12 +366,12 @@ async def await_(object_list: Iterable[Any], timeout: float | None = None) -> li
 
 # ---- what queues and events have for select, selectors, event loops, and the standard library's own wait
 
-_making = threading.Lock()
+_making = threading.RLock()  # a signal's handler may ask for one while its thread makes one
 
 
 def _make_anew() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_make_anew)
@@ -396,7 +396,10 @@ class Selectable:
                 signal = self._signal
                 if signal is None:
                     source: Any = self
-                    self._signal = signal = _bells.Signal(source)
+                    made = _bells.Signal(source)
+                    if self._signal is None:  # else a handler was faster: its number has been given out
+                        self._signal = made
+                    signal = self._signal
                     if getattr(self, "closed", False):
                         signal.shut()
         return signal.fileno()  # type: ignore[no-any-return]
