@@ -751,3 +751,85 @@ if __name__ == "__main__":
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- tasks of gevent and eventlet
+
+
+_GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, queue, copyless
+
+ring = copyless.RingBuffer({"t": ((), "f8")}, slots=2)
+reader = ring.subscribe()
+
+def write():
+    for i in range(5):
+        gevent.sleep(0.01)
+        ring.put({"t": i})
+
+def taken():
+    with next(reader) as frame:
+        return float(frame["t"])
+
+gevent.spawn(write)
+assert [taken() for _ in range(5)] == [0, 1, 2, 3, 4]
+gevent.spawn_later(0.05, ring.put, {"t": 5})
+assert float(ring.latest(after=5)["t"]) == 5
+with reader.get() as frame:
+    pass
+try:
+    reader.get(0.05)
+except queue.Empty:
+    pass
+else:
+    raise AssertionError
+one, other = ring.last(2)
+try:
+    ring.put({"t": 6}, timeout=0.05)
+except queue.Full:
+    pass
+else:
+    raise AssertionError
+gevent.spawn_later(0.05, one.release)
+ring.put({"t": 6})
+
+lock, done = copyless.RWLock(), []
+
+def use(side, i):
+    with side():
+        done.append(i)
+        gevent.sleep(0.01)
+        done.append(i)
+
+gevent.joinall([gevent.spawn(use, lock.write, i) for i in range(3)], raise_error=True)
+assert done == [0, 0, 1, 1, 2, 2]
+with lock.read():
+    assert not gevent.spawn(lock.acquire_write, 0.05).get()
+    assert gevent.spawn(lambda: lock.acquire_read(60) and lock.release_read() is None).get()
+"""
+
+_EVENTLET = """
+import eventlet
+eventlet.monkey_patch()
+import copyless
+
+def twice(x):
+    return 2 * x
+
+for _ in range(4):
+    with copyless.ProcessPoolExecutor(2) as executor:
+        assert list(executor.map(twice, range(4))) == [0, 2, 4, 6]
+    with copyless.Pool(2) as pool:
+        assert pool.map(twice, range(4)) == [0, 2, 4, 6]
+"""
+
+
+@pytest.mark.parametrize(("package", "code"), [("gevent", _GEVENT), ("eventlet", _EVENTLET)])
+def test_tasks_of_one_thread_wait_for_each_other(package, code):
+    pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

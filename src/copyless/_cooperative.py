@@ -1,11 +1,12 @@
 """Waiting under gevent and eventlet, whose tasks share one thread: who sleeps in C stops them all.
 
-Once a program has replaced `select` (``monkey.patch_all()``, as gunicorn and Celery do), the waits of queues, locks, semaphores and events
-try without waiting, and then wait by `copyless.wait`: on an eventfd, by the `select` that the program put there. Until then nothing here is called: the
+Once a program has replaced `select` (``monkey.patch_all()``, as gunicorn and Celery do), the waits of queues, locks, semaphores, events and
+rings try without waiting, and then wait by `copyless.wait`: on an eventfd, by the `select` that the program put there. Until then nothing here is called: the
 methods are put over those of C when an object is made or arrives and `select` is another's. Threads of ours, which the program has made tasks
 too, wait in the same way; one that must sleep in C is started as a thread of the system by `start_thread`.
 
-Not so: `Condition`, `Barrier`, `RWLock` and `join` of a queue ask again and again (`_PAUSES`) or sleep in C; docs/design/waiting.md lists them.
+Where nobody can be rung (`RWLock`, `join` of a queue, a full queue or ring) they ask again and again (`_PAUSES`). `Condition` and `Barrier` sleep in
+C: docs/design/waiting.md says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from queue import Empty, Full
-from typing import Any
+from typing import Any, NamedTuple
 
 from copyless.errors import ClosedError, EndOfQueueError, OutOfSharedMemory
 
@@ -206,11 +207,63 @@ def _event_methods(base: Any) -> dict[str, Any]:
     return {"wait": wait}
 
 
+class _Frames(NamedTuple):
+    """A subscription of a ring, for `wait`."""
+
+    ring: Any
+    reader: int
+
+    def _for_wait(self) -> Any:
+        from copyless.waiting import Part
+
+        return Part(None, ((self.ring, self.reader),))
+
+
+def _ring_methods(base: Any) -> dict[str, Any]:
+    from copyless.waiting import wait
+
+    def _next(self: Any, reader: int, timeout: float | None) -> Any:
+        deadline = _Deadline(timeout)
+        while (lent := base._next(self, reader, 0)) is None and not deadline.over:
+            wait([_Frames(self, reader)], deadline.left(_SLICE))
+        return lent
+
+    def _latest(self: Any, after: int, timeout: float | None) -> Any:
+        deadline = _Deadline(timeout)
+        while (lent := base._latest(self, after, 0)) is None and not deadline.over:
+            deadline.pause()
+        return lent
+
+    def _claim(self: Any, timeout: float | None) -> Any:
+        deadline = _Deadline(timeout)
+        while (claim := base._claim(self, 0)) is None and not deadline.over:
+            deadline.pause()
+        return claim
+
+    return {"_next": _next, "_latest": _latest, "_claim": _claim}
+
+
+def _rwlock_methods(base: Any) -> dict[str, Any]:
+    def _get(self: Any, write: bool, timeout: float | None) -> bool:
+        if timeout is not None and timeout <= 0:
+            return bool(base._get(self, write, timeout))
+        deadline, got = _Deadline(timeout), False
+        try:
+            while not (got := bool(base._get(self, write, -1))) and not deadline.over:
+                deadline.pause()
+        finally:
+            if write and not got:
+                self._forget_writing()
+        return got
+
+    return {"_get": _get}
+
+
 def _install() -> None:
     global _installed
     _installed = True
-    from copyless import queues, synchronize
-    from copyless._core import _queue, _synchronize
+    from copyless import queues, rings, synchronize
+    from copyless._core import _queue, _ring, _synchronize
 
     # Over the methods of C, and below what our classes and those of programs define.
     for kind, methods in (
@@ -220,6 +273,8 @@ def _install() -> None:
         (synchronize._Inside, _lock_methods(_synchronize._RLock, False)),
         (synchronize.Semaphore, _lock_methods(_synchronize._Semaphore, True)),
         (synchronize.Event, _event_methods(_synchronize._Event)),
+        (synchronize.RWLock, _rwlock_methods(_synchronize._RWLock)),
+        (rings.RingBuffer, _ring_methods(_ring._Ring)),
     ):
         _cover(kind, methods)
 

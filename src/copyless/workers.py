@@ -39,7 +39,7 @@ from multiprocessing import connection, current_process, parent_process, util
 from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
-from copyless import _loaders, _main_changes, pickling
+from copyless import _cooperative, _loaders, _main_changes, pickling
 from copyless._cooperative import is_patched
 from copyless._core import _answers, _pickles, _queue
 from copyless._core._memory import Memory
@@ -601,7 +601,10 @@ class Crew:
         self._look = _LOOK
         self._said: deque[Any] = deque()  # to the collector by the other threads, where the queue has no room
         self.pid = os.getpid()
+        # Read and written as bytes, by what no program has replaced: tasks of gevent and eventlet must not wait for each other here.
         self._wake_reader, self._wake_writer = connection.Pipe(duplex=False)
+        for end in (self._wake_reader, self._wake_writer):
+            os.set_blocking(end.fileno(), False)
         self.tasks.put(
             (0, 0, 0, None)
         )  # so that workers notice when whoever puts is gone; row 0 has no number 0 for long
@@ -692,8 +695,8 @@ class Crew:
                     break
             ready = connection.wait([*watched, self._wake_reader])
             if self._wake_reader in ready:
-                with contextlib.suppress(EOFError, OSError):
-                    self._wake_reader.recv_bytes()
+                with contextlib.suppress(OSError):
+                    _cooperative.original("os", "read")(self._wake_reader.fileno(), 4096)
             ended = [watched[sentinel] for sentinel in ready if sentinel in watched]
             for worker in ended:
                 worker.join()
@@ -736,7 +739,7 @@ class Crew:
 
     def wake(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self._wake_writer.send_bytes(b"x")
+            _cooperative.original("os", "write")(self._wake_writer.fileno(), b"x")
 
     # ---- tasks
 
