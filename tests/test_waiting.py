@@ -657,6 +657,54 @@ def test_a_wait_that_cannot_begin_keeps_no_descriptor():
     assert len(waiting._free) <= max(unused, 1)
 
 
+@pytest.mark.parametrize("where", ["here", "in a forked child"])
+def test_a_program_that_closes_all_descriptors_keeps_its_own_files(where):
+    """As daemons do when they start: our numbers are files of the program's then. They are neither written nor read nor closed."""
+    code = """
+import copyless, os, select, sys, tempfile
+q, other, (end, _) = copyless.Queue(), copyless.Queue(), os.pipe()
+q.fileno()
+other.fileno()
+copyless.wait([q, end], 0.01)  # has an eventfd of its own
+child = os.fork() if sys.argv[1] != "here" else 0
+if child == 0:
+    os.closerange(3, 1024)
+    files = [tempfile.TemporaryFile(buffering=0) for _ in range(40)]
+    for file in files:
+        file.write(b"0123456789")
+        file.seek(0)
+    are = [os.fstat(file.fileno()).st_ino for file in files]
+    for i in range(3):
+        q.put(i)
+        assert copyless.wait([q, other], 30) == [q] == copyless.wait([q, other, os.pipe()[0]], 30)
+        assert select.select([q, other], [], [], 30)[0] == [q]
+        assert q.get() == i
+        assert select.select([q, other], [], [], 0)[0] == []
+    other.close()
+    del q, other
+    assert [os.fstat(file.fileno()).st_ino for file in files] == are
+    assert [file.read() for file in files] == [b"0123456789"] * 40
+    os._exit(0)
+sys.exit(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_wait_whose_descriptor_is_closed_says_so():
+    code = """
+import copyless, os, threading
+q, (end, _) = copyless.Queue(), os.pipe()
+threading.Timer(0.2, os.closerange, (end + 2, 1024)).start()
+try:
+    copyless.wait([q, end], 30)
+except OSError as error:
+    print(error.errno, "closed" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9 True\n", "")
+
+
 def test_a_thread_that_starts_and_ends_with_the_process():
     code = """
 import copyless, select

@@ -52,15 +52,15 @@ READY = Part(lambda deaths: True)
 
 # ---- what is ready by the doing of this process: futures, results of pools, messages of ranks
 
-_wakers: set[int] = set()  # eventfds of the waits that are under way here
-_free: collections.deque[int] = collections.deque()  # those of none. Never closed: `ring` may have the number in hand
+_wakers: set[_bells.Eventfd] = set()  # of the waits that are under way here
+_free: collections.deque[_bells.Eventfd] = collections.deque()  # those of none. Never closed: `ring` may have one in hand
 _told: weakref.WeakSet[Any] = weakref.WeakSet()  # what calls `ring` when it is done
 
 
 def _forget_all() -> None:
     """In a forked child: the eventfds are the parent's too."""
-    for fd in [*_wakers, *_free]:
-        os.close(fd)
+    for each in [*_wakers, *_free]:
+        each.close()
     _wakers.clear()
     _free.clear()
 
@@ -70,8 +70,8 @@ os.register_at_fork(after_in_child=_forget_all)
 
 def ring(_: object = None) -> None:
     """Have all waits of this process look again. From any thread."""
-    for fd in tuple(_wakers):
-        os.eventfd_write(fd, 1)
+    for each in tuple(_wakers):
+        each.write()
 
 
 def _of_future(future: Future[Any]) -> Part:
@@ -194,29 +194,32 @@ class _Waker:
     """An eventfd that is written when the objects of a wait may be ready."""
 
     def __init__(self, parts: _Parts) -> None:
-        try:
-            self.fd = _free.pop()
-        except IndexError:
-            self.fd = _bells.make_eventfd()
+        self._eventfd = self._taken()
+        self.fd = self._eventfd.fd
+        self.empty = self._eventfd.empty
         self._pid = os.getpid()
         try:
             self._listeners = parts.memory.listeners(self.fd)
         except BaseException:  # no thread could be started
-            _free.append(self.fd)
+            _free.append(self._eventfd)
             raise
-        _wakers.add(self.fd)
+        _wakers.add(self._eventfd)
 
-    def empty(self) -> None:
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            pass
+    @staticmethod
+    def _taken() -> _bells.Eventfd:
+        while True:
+            try:
+                found = _free.pop()
+            except IndexError:
+                return _bells.Eventfd()
+            if found.is_there():
+                return found
 
     def close(self) -> None:
         self._listeners = []
         if self._pid == os.getpid():
-            _wakers.discard(self.fd)
-            _free.append(self.fd)
+            _wakers.discard(self._eventfd)
+            _free.append(self._eventfd)
 
 
 class _Clock:

@@ -4,7 +4,7 @@
 What the functions mean to their users is in `copyless.waiting`.
 """
 cimport cython
-from libc.errno cimport errno
+from libc.errno cimport EBADF, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport atexit, calloc, free
 from libc.string cimport memset
@@ -13,8 +13,8 @@ from posix.unistd cimport close, getpid
 from copyless._core._blocks cimport Block, Object, is_elsewhere
 from copyless._core._check cimport check, deadline_of, new_wait, served, Wait
 from copyless._core.c_library cimport (
-    CL_AGAIN, CL_FOREVER, CL_LOOK_SLICES, CL_OK, CL_SLICE_NS, CL_SYSTEM, cl_signal, cl_signal_add, cl_signal_remove, cl_signal_settle, cl_signal_shut,
-    cl_signals_forget, cl_signals_stop, cl_spin, cl_store, cl_watch, cl_watch_any, cl_watch_pass,
+    CL_AGAIN, CL_FOREVER, CL_LOOK_SLICES, CL_OK, CL_SLICE_NS, CL_SYSTEM, cl_eventfd, cl_eventfd_is_there, cl_eventfd_of, cl_signal, cl_signal_add,
+    cl_signal_remove, cl_signal_replace, cl_signal_settle, cl_signal_shut, cl_signals_forget, cl_signals_stop, cl_spin, cl_store, cl_watch, cl_watch_any, cl_watch_pass,
 )
 
 import os
@@ -66,9 +66,33 @@ cdef int new_eventfd() except -1:
     return fd
 
 
-def make_eventfd():
-    """A descriptor that does not block."""
-    return new_eventfd()
+cdef class Eventfd:
+    """A descriptor that does not block. If the program closed it, it is left alone: its number may be a file of the program's."""
+    cdef readonly int fd
+    cdef cl_eventfd known
+
+    def __cinit__(self):
+        self.fd = new_eventfd()
+        self.known = cl_eventfd_of(self.fd)
+
+    def is_there(self):
+        return cl_eventfd_is_there(self.fd, self.known)
+
+    def write(self):
+        if cl_eventfd_is_there(self.fd, self.known):
+            os.eventfd_write(self.fd, 1)
+
+    def empty(self):
+        if not cl_eventfd_is_there(self.fd, self.known):
+            raise native_error(CL_SYSTEM, EBADF, "the program closed the descriptor of a wait that was under way", 0)
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            pass
+
+    def close(self):
+        if cl_eventfd_is_there(self.fd, self.known):
+            close(self.fd)
 
 
 @cython.no_gc_clear  # its thread looks at the block until __dealloc__ has told it
@@ -98,17 +122,24 @@ cdef class Signal:
             raise
 
     cdef int be_here(self) except -1:
-        """In a forked child: a descriptor of its own, under the same number."""
+        """In a forked child: a descriptor of its own, under the same number. Another number if the program closed it."""
         cdef int fd
         if self.pid == getpid():
+            if not cl_eventfd_is_there(self.s.fd, self.s.known):
+                fd = new_eventfd()
+                if not cl_signal_replace(&self.s, fd):  # another thread was faster
+                    close(fd)
             return 0
         if is_elsewhere(self.s.store):
             raise WrongProcessError("this descriptor is the parent's: this child was not forked by fork(), or could not be registered")
         fd = new_eventfd()
-        if dup3(fd, self.s.fd, O_CLOEXEC) < 0:
+        if not cl_eventfd_is_there(self.s.fd, self.s.known):
+            self.s.fd = fd
+        elif dup3(fd, self.s.fd, O_CLOEXEC) < 0:
             close(fd)
             raise native_error(CL_SYSTEM, errno, "the descriptor could not be made anew after the fork", 0)
-        close(fd)
+        else:
+            close(fd)
         self.pid = getpid()
         add(&self.s)
         return 0
@@ -133,7 +164,8 @@ cdef class Signal:
         if self.s.fd >= 0:
             if self.pid == getpid():
                 cl_signal_remove(&self.s)
-            close(self.s.fd)
+            if cl_eventfd_is_there(self.s.fd, self.s.known):
+                close(self.s.fd)
 
 
 cdef class Listener:

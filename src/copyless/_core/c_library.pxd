@@ -396,15 +396,21 @@ cdef extern from "bells.h" nogil:
     enum: CL_LOOK_SLICES
 
 cdef extern from "bell_thread.h" nogil:
+    ctypedef struct cl_eventfd:
+        pass
+    cl_eventfd cl_eventfd_of(int fd)
+    bint cl_eventfd_is_there(int fd, cl_eventfd kept)
     ctypedef struct cl_signal:
         cl_store *store
         int fd
+        cl_eventfd known "is"
         int listens
         cl_watch watch
     int cl_signal_add(cl_signal *s)
     void cl_signal_remove(cl_signal *s)
     int cl_signal_settle(cl_signal *s)
     void cl_signal_shut(cl_signal *s)
+    bint cl_signal_replace(cl_signal *s, int fd)
     void cl_signals_forget()
     void cl_signals_stop()
 

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct bell_thread {
@@ -23,9 +24,25 @@ static bell_thread *threads;
 static int stopping;
 static pid_t begun_by;
 
+cl_eventfd cl_eventfd_of(int fd)
+{
+    struct stat st;
+    cl_eventfd none = {0, 0};
+    return fstat(fd, &st) != 0 ? none : (cl_eventfd){st.st_dev, st.st_ino};
+}
+
+int cl_eventfd_is_there(int fd, cl_eventfd is)
+{
+    cl_eventfd now = cl_eventfd_of(fd);
+    return now.inode != 0 && now.device == is.device && now.inode == is.inode;
+}
+
 static void write_to(const cl_signal *s)
 {
     const uint64_t one = 1;
+    if (!cl_eventfd_is_there(s->fd, s->is)) {
+        return;
+    }
     while (write(s->fd, &one, sizeof one) < 0 && errno == EINTR) {
     }
 }
@@ -33,6 +50,9 @@ static void write_to(const cl_signal *s)
 static void empty(const cl_signal *s)
 {
     uint64_t count;
+    if (!cl_eventfd_is_there(s->fd, s->is)) {
+        return;
+    }
     while (read(s->fd, &count, sizeof count) < 0 && errno == EINTR) {
     }
 }
@@ -162,6 +182,7 @@ int cl_signal_add(cl_signal *s)
         t->signals = s;
         atomic_store(&s->store->owners[s->store->slot].heard, t->seen | 1u);
         s->raised = s->shut = 0;
+        s->is = cl_eventfd_of(s->fd);
         if (!s->listens) {
             look(s, 0);
         }
@@ -198,6 +219,22 @@ void cl_signal_shut(cl_signal *s)
     s->shut = 1;
     raise_it(s);
     pthread_mutex_unlock(&mutex);
+}
+
+int cl_signal_replace(cl_signal *s, int fd)
+{
+    pthread_mutex_lock(&mutex);
+    int gone = !cl_eventfd_is_there(s->fd, s->is);
+    if (gone) {
+        s->fd = fd;
+        s->is = cl_eventfd_of(fd);
+        s->raised = 0;
+        if (s->shut) {
+            raise_it(s);
+        }
+    }
+    pthread_mutex_unlock(&mutex);
+    return gone;
 }
 
 void cl_signals_forget(void)

@@ -18,10 +18,20 @@
 
 #include "bells.h"
 
+/* A program may close all descriptors there are (a daemon that starts, os.closerange) and have one of ours for a file of its own.
+ * So whoever writes, reads or closes one asks before whether it is there still. An eventfd of another's is not told from ours. */
+typedef struct cl_eventfd {
+    uint64_t device, inode;
+} cl_eventfd;
+
+cl_eventfd cl_eventfd_of(int fd);
+int cl_eventfd_is_there(int fd, cl_eventfd is);
+
 typedef struct cl_signal {
     struct cl_signal *next;
     cl_store *store;
     int fd; /* an eventfd that does not block */
+    cl_eventfd is; /* by which it is known, from cl_signal_add on */
     int listens; /* to every ring; no object */
     int raised;
     int shut; /* raised for good: the object was closed here */
@@ -33,6 +43,8 @@ int cl_signal_add(cl_signal *s); /* CL_SYSTEM: no thread could be started */
 void cl_signal_remove(cl_signal *s); /* nobody writes to its descriptor any more */
 int cl_signal_settle(cl_signal *s); /* lowered unless it is ready: whether it is */
 void cl_signal_shut(cl_signal *s);
+/* Go on with another descriptor, if the program closed the one there was. 1: with `fd`; 0: the old one is there. */
+int cl_signal_replace(cl_signal *s, int fd);
 void cl_signals_forget(void); /* in a forked child */
 void cl_signals_stop(void); /* before the registry is unmapped */
 
