@@ -90,6 +90,19 @@ def named_array() -> None:
 
 
 @operation(OPERATIONS)
+def made_once() -> None:
+    with unlinked("t-inject"):
+        for _ in range(2):  # the second finds it
+            a = copyless.zeros(100, name="t-inject", exist_ok=True, init=lambda a: a.fill(2))
+            assert a.sum() == 200
+        del a
+        for _ in range(2):
+            q: Any = copyless.Queue(name="t-inject", init=lambda q: q.put(1))
+        assert q.get(timeout=1) == 1
+        del q
+
+
+@operation(OPERATIONS)
 def shared_copy() -> None:
     assert copyless.share(np.arange(LARGE)).sum() == LARGE * (LARGE - 1) // 2
     assert copyless.share({"a": np.ones(5)})["a"].sum() == 5
