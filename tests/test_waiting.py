@@ -640,6 +640,7 @@ def test_a_handler_may_ask_for_a_descriptor_while_one_is_made(monkeypatch):
     thread = threading.Thread(target=lambda: found.append(q.fileno()), daemon=True)
     thread.start()
     thread.join(LONG)
+    assert not thread.is_alive()
     assert found == inner[:1] == [q.fileno()]
     assert other.fileno() == inner[1]
 
