@@ -458,6 +458,51 @@ def test_waiting_is_broken_off_by_ctrl_c():
         assert child.communicate(timeout=60)[0] == "interrupted\n"
 
 
+def test_ctrl_c_when_the_turn_has_just_been_taken(monkeypatch):
+    lock = names._Turn._lock
+
+    class Interrupted:
+        def __init__(self, guard):
+            self._guard = guard
+
+        def take(self, timeout):
+            assert self._guard.take(timeout)
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name):
+            return getattr(self._guard, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names._Turn, "_lock", lambda turn: Interrupted(lock(turn)))
+        with pytest.raises(KeyboardInterrupt):
+            copyless.zeros(3, name="interrupted", exist_ok=True, init=ramp)
+    assert copyless.zeros(3, name="interrupted", exist_ok=True, init=ramp).tolist() == [1, 2, 3]
+
+
+def test_signals_that_raise_at_any_instant_leave_no_turn_taken():
+    done = python("""
+        import copyless, random, signal
+        class Broken(Exception): pass
+        def break_it(*_): raise Broken
+        signal.signal(signal.SIGALRM, break_it)
+        random.seed(1)
+        def make(): return copyless.Queue(name="broken", init=lambda q: q.put(1))
+        broken = 0
+        for _ in range(1500):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() * 3e-4)
+                    make()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Broken:
+                broken += 1
+            assert make().qsize() == 1
+        print(broken > 0)
+    """)
+    assert done.stdout == "True\n"  # on stderr Python tells of those that came inside a destructor
+
+
 def test_a_child_forked_inside_init_publishes_nothing():
     told = copyless.SimpleQueue()
 

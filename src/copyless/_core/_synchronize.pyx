@@ -5,6 +5,7 @@ What the classes mean to their users, names and documents, is in `copyless.synch
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
+from posix.unistd cimport getpid
 
 from copyless._core._blocks cimport Block, Object, is_elsewhere, look_at_name
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
@@ -188,6 +189,26 @@ cdef class _Lock(_Sync):
         if not seen & CL_LOCK_SLEEP and not cl_mark(word, seen, seen | CL_LOCK_SLEEP):
             return None
         return <uintptr_t>word, seen | CL_LOCK_SLEEP
+
+
+cdef class _Guard(_Lock):
+    """A lock that notes in the same call that this object has it, and gives back what it has in one: no signal comes between."""
+    cdef bint has
+    cdef int pid
+
+    def take(self, timeout):
+        if self.get(deadline_of(timeout), False):
+            self.has, self.pid = True, getpid()
+        return self.held
+
+    @property
+    def held(self):
+        return self.has and self.pid == getpid()  # in a forked child it is its parent's
+
+    def leave(self):
+        if self.has and self.pid == getpid():
+            self.has = False
+            self.put_back()
 
 
 cdef class _RLock(_Lock):

@@ -94,19 +94,20 @@ def guarded_by(name: str) -> str | None:
     return name[1:] if name[:1] == GUARD else name[1:-32] + "..." if name[:1] == _CUT else None
 
 
-_mine = threading.local()  # .names: what this thread is making
+_mine = threading.local()  # .guards: of what this thread is making, by its name
 
 
 class _Turn:
-    """``with``: this process alone makes what a name shall lead to."""
+    """This process alone makes what a name shall lead to, from `take` on until the guard is left."""
+
+    guard: _synchronize._Guard | None = None
 
     def __init__(self, name: str, text: bytes) -> None:
-        self._name, self._text, self._pid = name, text, os.getpid()
-        self._held = False
+        self._name, self._text = name, text
 
-    def _lock(self) -> _synchronize._Lock:
+    def _lock(self) -> _synchronize._Guard:
         text = _guard_of(self._text)
-        lock = _synchronize._Lock()
+        lock = _synchronize._Guard()
         while True:
             found = find(text)
             if found is None:
@@ -119,30 +120,29 @@ class _Turn:
             lock.silent = True  # who died at it has published nothing
             return lock
 
-    def __enter__(self) -> None:
-        names: set[tuple[int, bytes]] = getattr(_mine, "names", set())
-        if (self._pid, self._text) in names:
+    def take(self) -> None:
+        guards: dict[bytes, _synchronize._Guard] = getattr(_mine, "guards", {})
+        guards = _mine.guards = {text: guard for text, guard in guards.items() if guard.held}
+        if self._text in guards:
             raise RuntimeError(
                 f"the init of {self._name!r} asks for {self._name!r}, which it is making: use its argument"
             )
-        self._guard = self._lock()
+        guard = self.guard = self._lock()
         begun = time.monotonic()
         tell_at = begun + _TELL_AFTER
-        while not self._held:
-            self._held = self._guard.acquire(timeout=_LOOK)
+        while not guard.take(_LOOK):
             now = time.monotonic()
-            if not self._held and now >= tell_at:
-                pid = self._guard._owner_pid
+            if now >= tell_at:
+                pid = guard._owner_pid
                 if pid:
                     tell(pid, now - begun, what=f"the making of {self._name!r}")
                     tell_at = now + _TELL_AGAIN
-        _mine.names = names | {(self._pid, self._text)}
+        guards[self._text] = guard
 
-    def __exit__(self, *exc: object) -> None:
-        _mine.names = _mine.names - {(self._pid, self._text)}
-        if self._held and os.getpid() == self._pid:  # in a forked child it is its parent's
-            self._guard.release()
-        del self._guard  # an error's traceback may keep this object
+    def forget(self) -> None:
+        if self.guard is not None and _mine.guards.get(self._text) is self.guard:
+            del _mine.guards[self._text]
+        self.guard = None  # an error's traceback may keep this object
 
 
 def once(name: str, text: bytes, look: Callable[[bool], T | None], make: Callable[[], T | None]) -> T:
@@ -154,10 +154,16 @@ def once(name: str, text: bytes, look: Callable[[bool], T | None], make: Callabl
     while True:
         found = look(False)
         if found is None:
-            with _Turn(name, text):
+            turn = _Turn(name, text)
+            try:  # not `with`: Ctrl-C may come when the guard is taken and `__enter__` has not returned
+                turn.take()
                 found = look(True)
                 if found is None:
                     found = make()
+            finally:
+                if turn.guard is not None:
+                    turn.guard.leave()  # first, and C's: Ctrl-C comes before or after it
+                turn.forget()
         if found is not None:
             return found
 
