@@ -623,6 +623,32 @@ def test_members_are_set_at_creation():
             copyless.RingBuffer(((3,), "u1"), members=wrong)
 
 
+def test_signals_that_raise_at_any_instant_leave_no_subscription():
+    done = python("""
+        import copyless, gc, random, signal
+        class Broken(Exception): pass
+        def break_it(*_): raise Broken
+        signal.signal(signal.SIGALRM, break_it)
+        random.seed(1)
+        ring = copyless.RingBuffer(((4,), "u1"), slots=4)
+        with ring.subscribe("block"): pass
+        broken = 0
+        for _ in range(4000):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() * 2e-5)
+                    for _ in range(10):
+                        with ring.subscribe("block"): pass
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Broken:
+                broken += 1
+        gc.collect()
+        print(broken > 0, ring.stats().readers)
+    """)
+    assert done.stdout == "True []\n"
+
+
 def test_one_member_or_subscription_too_many_is_told_and_a_place_comes_free():
     name = f"t-members-{os.getpid()}"
     ring = copyless.RingBuffer(((3,), "u1"), name=name, members=64)

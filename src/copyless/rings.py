@@ -337,7 +337,8 @@ class Subscription:
                 "the creator of this ring forbids readers that block (allow_block=False): use policy='drop'"
             )
         self._pid = getpid()
-        self._reader = ring._subscribe(policy == "block", since)
+        self._seat = ring._subscribe(policy == "block", since)
+        self._reader = self._seat.reader
         self._ring: RingBuffer | None = ring
 
     def _check_process(self) -> None:
@@ -411,9 +412,8 @@ class Subscription:
 
     def close(self) -> None:
         """Stop reading; a writer that waited for this reader goes on."""
-        ring, self._ring = self._ring, None
-        if ring is not None and self._pid == getpid():  # in a forked child it goes on: it is the parent's
-            ring._unsubscribe(self._reader)
+        self._ring = None
+        self._seat.leave()
 
     def __enter__(self) -> Subscription:
         self._check_process()

@@ -53,14 +53,12 @@ READY = Part(lambda deaths: True)
 # ---- what is ready by the doing of this process: futures, results of pools, messages of ranks
 
 _wakers: set[_bells.Eventfd] = set()  # of the waits that are under way here
-_free: collections.deque[_bells.Eventfd] = collections.deque()  # those of none. Never closed: `ring` may have one in hand
+_free: collections.deque[_bells.Eventfd] = collections.deque()  # those of none, kept for the next
 _told: weakref.WeakSet[Any] = weakref.WeakSet()  # what calls `ring` when it is done
 
 
 def _forget_all() -> None:
     """In a forked child: the eventfds are the parent's too."""
-    for each in [*_wakers, *_free]:
-        each.close()
     _wakers.clear()
     _free.clear()
 
@@ -199,7 +197,7 @@ class _Waker:
         self.empty = self._eventfd.empty
         self._pid = os.getpid()
         try:
-            self._listeners = parts.memory.listeners(self.fd)
+            self._listeners = parts.memory.listeners(self._eventfd)
         except BaseException:  # no thread could be started
             _free.append(self._eventfd)
             raise

@@ -72,6 +72,7 @@ cdef class Eventfd:
     cdef cl_eventfd known
 
     def __cinit__(self):
+        self.fd = -1
         self.fd = new_eventfd()
         self.known = cl_eventfd_of(self.fd)
 
@@ -90,8 +91,8 @@ cdef class Eventfd:
         except BlockingIOError:
             pass
 
-    def close(self):
-        if cl_eventfd_is_there(self.fd, self.known):
+    def __dealloc__(self):
+        if self.fd >= 0 and cl_eventfd_is_there(self.fd, self.known):
             close(self.fd)
 
 
@@ -172,10 +173,12 @@ cdef class Listener:
     """A descriptor that is readable after every ring of this process's bell in one store."""
     cdef cl_signal s
     cdef int pid
+    cdef Eventfd eventfd
 
-    def __cinit__(self, Waiting waiting, uint32_t i, int fd):
+    def __cinit__(self, Waiting waiting, uint32_t i, Eventfd eventfd):
         memset(&self.s, 0, sizeof(self.s))
-        self.s.store, self.s.fd, self.s.listens = waiting.watches[i].store, fd, True
+        self.eventfd = eventfd
+        self.s.store, self.s.fd, self.s.listens = waiting.watches[i].store, eventfd.fd, True
         self.pid = 0
         add(&self.s)
         self.pid = getpid()
@@ -209,8 +212,8 @@ cdef class Waiting:
         free(self.watches)
         free(self.ready)
 
-    def listeners(self, int fd):
-        """For each store a listener that writes to an eventfd."""
+    def listeners(self, Eventfd eventfd):
+        """For each store a listener that writes to it."""
         cdef uint32_t i, j
         made = []
         for i in range(self.n):
@@ -218,7 +221,7 @@ cdef class Waiting:
                 if self.watches[j].store == self.watches[i].store:
                     break
             else:
-                made.append(Listener(self, i, fd))
+                made.append(Listener(self, i, eventfd))
         return made
 
     cdef list found(self):

@@ -9,6 +9,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
+from posix.unistd cimport getpid
 
 from copyless._core._blocks cimport Block, Object, is_elsewhere, look_at_name, set_private
 from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
@@ -124,6 +125,27 @@ cdef class Claim:
         if self.ring is not None and self.undecided:
             self.undecided = False
             self.give_up()
+
+
+cdef class Seat:
+    """A place among the readers, until it is left or forgotten. What it is stands here when C comes back: no signal comes between."""
+    cdef _Ring ring
+    cdef readonly uint32_t reader
+    cdef int pid
+
+    def leave(self):
+        self.go()
+
+    cdef void go(self) noexcept:
+        """In a forked child it goes on: it is the parent's."""
+        cdef _Ring ring = self.ring
+        self.ring = None
+        if ring is not None and self.pid == getpid() and ring.r.head != NULL:
+            with nogil:
+                cl_ring_unsubscribe(&ring.r, self.reader)
+
+    def __dealloc__(self):
+        self.go()
 
 
 cdef class _Ring(Object):
@@ -271,6 +293,7 @@ cdef class _Ring(Object):
             free(frames)
 
     def _subscribe(self, bint blocks, since):
+        cdef Seat seat
         cdef uint32_t reader = 0, policy = CL_READER_BLOCKS if blocks else CL_READER_DROPS
         cdef uint64_t after = 0xffffffffffffffff if since is None else since
         cdef Wait wait = new_wait()
@@ -282,12 +305,9 @@ cdef class _Ring(Object):
                 rc = cl_ring_subscribe(&self.r, policy, after, CL_MAY_WAIT, &reader)
             rc = served(&wait, rc, CL_FOREVER)
         check(rc)
-        return reader
-
-    def _unsubscribe(self, uint32_t reader):
-        if self.r.head != NULL:
-            with nogil:
-                cl_ring_unsubscribe(&self.r, reader)
+        seat = Seat.__new__(Seat)
+        seat.ring, seat.reader, seat.pid = self, reader, getpid()
+        return seat
 
     def _next(self, uint32_t reader, timeout):
         cdef int64_t deadline = deadline_of(timeout)
