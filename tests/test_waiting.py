@@ -692,6 +692,28 @@ sys.exit(os.waitpid(child, 0)[1])
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_no_thread_can_be_started():
+    code = """
+import copyless, os, resource, select
+from copyless.errors import SystemLimitError
+q, (end, _) = copyless.Queue(), os.pipe()
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + 150_000, limit[1]))  # less than the stack of one
+for call in (q.fileno, lambda: copyless.wait([q, end], 0.01)):
+    try:
+        call()
+        print("started")
+    except SystemLimitError as error:
+        print("thread" in str(error))
+resource.setrlimit(resource.RLIMIT_AS, limit)
+q.put(1)
+print(copyless.wait([q, end], 30) == [q], select.select([q], [], [], 30)[0] == [q])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\nTrue True\n", "")
+
+
 def test_a_wait_whose_descriptor_is_closed_says_so():
     code = """
 import copyless, os, threading
