@@ -570,7 +570,7 @@ class RingBuffer(_ring._Ring, Shared):
 
         new = self._obtain((name, persist, exist_ok, init), make, (c_library.KIND_RING,))
         if not new and fields is not None and _encode(fields) != _encode(self._fields):
-            raise FileExistsError(17, f"the ring of that name has other frames ({self!r})", name)
+            raise FileExistsError(17, f"the ring of that name has other frames: {self.spec}, not {spec}. Open it without a spec, or choose another name", name)
 
     def _stood(self) -> None:
         self._fields = _decode(self._spec)

@@ -212,7 +212,10 @@ cdef class Object:
 
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
         """Fill in what `_bells` needs to wait for it. `reader`: of a ring, the subscription."""
-        raise TypeError(f"wait() cannot wait for {self!r}: for queues, events, locks, semaphores and subscriptions of rings")
+        raise TypeError(
+            f"wait() cannot wait for {self!r}: it takes queues, events, locks, semaphores and subscriptions of rings. Wait for others in a "
+            "thread of their own, which sets an event"
+        )
 
     @property
     def _address(self):

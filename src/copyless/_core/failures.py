@@ -176,9 +176,9 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         remedy = "free some memory, or raise its control group's limit (memory.max)"
         return _limit_error(sys, f"the system gives this process no memory: {what}. Remedy: {remedy}", 0, 0, remedy, asked)
     if code == c_library.SYSTEM and sys == errno.EAGAIN and "thread" in what:  # not BlockingIOError, which says "try again"
-        limit, remedy = _soft("RLIMIT_NPROC"), "end some, or raise it (ulimit -u or -v, pids.max of the control group)"
+        threads, remedy = _soft("RLIMIT_NPROC"), "end some, or raise it (ulimit -u or -v, pids.max of the control group)"
         most = "the limit of threads (RLIMIT_NPROC, pids.max), or of room for one more (RLIMIT_AS), is reached"
-        return _limit_error(sys, f"{most}: {what}. Remedy: {remedy}", limit, 0, remedy, asked)
+        return _limit_error(sys, f"{most}: {what}. Remedy: {remedy}", threads, 0, remedy, asked)
     if code == c_library.FULL:
         return out_of_shared_memory(sys, what, asked, _directory())
     if code == c_library.REMOVED:
