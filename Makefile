@@ -94,7 +94,7 @@ test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
 				echo "== Python $$v"; $(MAKE) --no-print-directory test VENV=.venv-$$v PYTHON=$$p || exit 1; break; fi; done; done
 
 check: $(VENV)/check.stamp  ## lint, format, types
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff check src tests bench examples wheels
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch] tests/fuzz/*.[ch]
 
