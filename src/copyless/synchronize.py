@@ -393,12 +393,6 @@ class Condition(_synchronize._Condition, Shared):
         assert lock._is_mine(), f"must acquire() condition before using {what}"
         return lock
 
-    def __enter__(self) -> Any:
-        return self._lock.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.__exit__(*exc)
-
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Acquire the condition's lock."""
         return bool(self._lock.acquire(block, timeout))

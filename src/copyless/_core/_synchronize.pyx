@@ -426,6 +426,13 @@ cdef class _Condition(_Sync):
     KIND = CL_KIND_CONDITION
     cdef cl_spin spin
 
+    # C, as those of the lock are: in Python a signal could come when it is acquired and `with` does not know of it.
+    def __enter__(self):
+        return (<object>self)._lock.__enter__()
+
+    def __exit__(self, kind, value, traceback):
+        (<object>self)._lock.__exit__(kind, value, traceback)
+
     def _wait(self, lock, timeout):
         """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
         cdef int64_t deadline = deadline_of(timeout)
