@@ -573,27 +573,32 @@ def test_an_rwlock_that_is_dropped_while_held_leaves_nothing_to_the_next_one():
         again[-1].release_write()
 
 
-def test_signals_that_raise_at_any_instant_leave_no_condition_held():
-    done = python("""
+@pytest.mark.parametrize(("make", "use", "take"), [
+    ("Condition()", "thing", "acquire"), ("RWLock()", "thing.read()", "acquire_write"), ("RWLock()", "thing.write()", "acquire_write"),
+])  # fmt: skip
+def test_signals_that_raise_at_any_instant_leave_nothing_held(make, use, take):
+    done = python(f"""
         import copyless, os, random, signal
         class Broken(Exception): pass
         def break_it(*_): raise Broken
         signal.signal(signal.SIGALRM, break_it)
         random.seed(1)
-        condition, broken = copyless.Condition(), 0
+        thing, broken = copyless.{make}, 0
         for _ in range(4000):
             try:
                 try:
                     signal.setitimer(signal.ITIMER_REAL, 1e-6 + random.random() * 2e-5)
                     for _ in range(10):
-                        with condition: pass
+                        with {use}: pass
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
             except Broken:
                 broken += 1
+        assert thing.{take}(timeout=5)
+        thing.{take.replace("acquire", "release")}()
         child = os.fork()
         if child == 0:
-            os._exit(0 if condition.acquire(timeout=5) else 1)
+            os._exit(0 if thing.{take}(timeout=5) else 1)
         print(broken > 0, os.waitpid(child, 0)[1])
     """)
     assert done.stdout == "True 0\n"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import operator
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -542,12 +541,6 @@ class Barrier(_synchronize._Barrier, Shared):
         return "broken" if self.broken else f"{self.n_waiting} of {self.parties} waiting"
 
 
-# Who holds which RWLock here: (lock's block, thread or task) -> [times for reading, for writing]. A process is one reader
-# in shared memory however many of its threads read, so that a thread that reads may read again while a writer waits.
-_holding: dict[tuple[tuple[int, int, int], Any], list[int]] = {}
-os.register_at_fork(after_in_child=_holding.clear)
-
-
 @pickled_by(_loaders.rwlock)
 class RWLock(_synchronize._RWLock, Shared):
     """RWLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, readers=512, ctx=None)
@@ -600,15 +593,6 @@ class RWLock(_synchronize._RWLock, Shared):
         """Begin to write; False when `timeout` seconds pass. `write()` does this as a context manager."""
         return self._acquire(True, timeout)
 
-    def _acquire(self, write: bool, timeout: float | None) -> bool:
-        key, mine = self._mine(threading.get_ident(), write)
-        try:
-            got = bool(mine[0]) or self._get(write, timeout if timeout is None else max(timeout, 0))
-            mine[write] += got
-            return got
-        finally:
-            self._forget(key, mine)
-
     def release_read(self) -> None:
         """End reading; ValueError when this thread does not read."""
         self._let(threading.get_ident(), False)
@@ -616,33 +600,6 @@ class RWLock(_synchronize._RWLock, Shared):
     def release_write(self) -> None:
         """End writing; ValueError when this thread does not write."""
         self._let(threading.get_ident(), True)
-
-    def _mine(self, who: Any, write: bool) -> tuple[tuple[tuple[int, int, int], Any], list[int]]:
-        key = self._key, who
-        mine = _holding.get(key, [0, 0])
-        if mine[1] or (write and mine[0]):
-            raise RuntimeError(
-                "this thread writes under this RWLock already: it would wait for itself"
-                if mine[1]
-                else "this thread reads under this RWLock: a reader cannot become the writer. Leave read() first, then "
-                "look again at what was read"
-            )
-        return key, _holding.setdefault(key, mine)
-
-    @staticmethod
-    def _forget(key: tuple[tuple[int, int, int], Any], mine: list[int]) -> None:
-        if mine == [0, 0]:
-            _holding.pop(key, None)
-
-    def _let(self, who: Any, write: bool) -> None:
-        key = self._key, who
-        mine = _holding.get(key, [0, 0])
-        if mine[write] == 0:
-            raise ValueError(f"this thread does not hold the lock for {'writing' if write else 'reading'}")
-        if mine[write] == 1:
-            self._let_go(write)
-        mine[write] -= 1
-        self._forget(key, mine)
 
     def read(self, timeout: float | None = None) -> _Side:
         """``with lock.read():`` or ``async with``; TimeoutError when `timeout` seconds pass first."""
@@ -657,28 +614,12 @@ class RWLock(_synchronize._RWLock, Shared):
         return f"written by process {pid}" if pid else f"read by {readers} processes" if readers else "free"
 
 
-class _Side:
+class _Side(_synchronize._Side):
     """One use of an RWLock, for reading or for writing."""
-
-    def __init__(self, lock: RWLock, writes: bool, timeout: float | None) -> None:
-        self._lock, self._writes, self._timeout = lock, writes, timeout
-
-    def _failed(self) -> TimeoutError:
-        return TimeoutError(
-            f"the lock was not free for {'writing' if self._writes else 'reading'} in {self._timeout} seconds"
-        )
-
-    def __enter__(self) -> None:
-        acquire = self._lock.acquire_write if self._writes else self._lock.acquire_read
-        if not acquire(self._timeout):
-            raise self._failed()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock._let(threading.get_ident(), self._writes)
 
     async def __aenter__(self) -> None:
         lock = self._lock
-        key, mine = lock._mine(asyncio.current_task(), self._writes)
+        key, mine = lock._begin(asyncio.current_task(), self._writes)
         try:
             got = mine[0] or await aio.until(
                 lock._key, lambda: lock._get(self._writes, -1), lock._watch, self._timeout, False
@@ -687,7 +628,7 @@ class _Side:
                 raise self._failed()
             mine[self._writes] += 1
         finally:
-            lock._forget(key, mine)
+            lock._end(key, mine)
             if self._writes and not mine[1]:
                 lock._forget_writing()
 

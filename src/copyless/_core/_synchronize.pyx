@@ -3,6 +3,9 @@
 
 What the classes mean to their users, names and documents, is in `copyless.synchronize`.
 """
+import os
+import threading
+
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from posix.unistd cimport getpid
@@ -459,11 +462,70 @@ cdef class _Condition(_Sync):
         return cl_condition_notify(self.store, &self.o, n)
 
 
+# Who holds which RWLock here: (lock's block, thread or task) -> [times for reading, for writing]. A process is one reader
+# in shared memory however many of its threads read, so that a thread that reads may read again while a writer waits.
+cdef dict HOLDING = {}
+os.register_at_fork(after_in_child=HOLDING.clear)
+
+
 cdef class _RWLock(_Sync):
     KIND = CL_KIND_RWLOCK
     cdef cl_spin spin
     cdef public bint silent
     cdef readonly bint recovered
+
+    # In C from the taking to the noting, and back: between two lines of Python a signal may raise, and what it left half done
+    # would be held for ever.
+    cdef tuple key_of(self, who):
+        return (self.block.ref.segment_id, self.block.number, self.block.ref.generation), who
+
+    cdef list begin(self, tuple key, bint write):
+        """How often this thread or task has it, noted from now on; RuntimeError when it would wait for itself."""
+        cdef list mine = HOLDING.get(key)
+        if mine is None:
+            mine = HOLDING[key] = [0, 0]
+        elif mine[1]:
+            raise RuntimeError("this thread writes under this RWLock already: it would wait for itself")
+        elif write and mine[0]:
+            raise RuntimeError("this thread reads under this RWLock: a reader cannot become the writer. Leave read() first, then "
+                               "look again at what was read")
+        return mine
+
+    cdef void end(self, tuple key, list mine) noexcept:
+        if not mine[0] and not mine[1]:
+            HOLDING.pop(key, None)
+
+    def _acquire(self, bint write, timeout):
+        self._need()
+        cdef tuple key = self.key_of(threading.get_ident())
+        cdef list mine = self.begin(key, write)
+        try:
+            if not mine[0] and not (<object>self)._get(write, timeout if timeout is None or timeout >= 0 else 0):
+                return False
+            mine[write] += 1
+            return True
+        finally:
+            self.end(key, mine)
+
+    def _begin(self, who, bint write):
+        """For a task, which waits in Python: its note, and what `_end` needs."""
+        self._need()
+        cdef tuple key = self.key_of(who)
+        return key, self.begin(key, write)
+
+    def _end(self, tuple key, list mine):
+        self.end(key, mine)
+
+    def _let(self, who, bint write):
+        self._need()
+        cdef tuple key = self.key_of(who)
+        cdef list mine = HOLDING.get(key)
+        if mine is None or not mine[write]:
+            raise ValueError(f"this thread does not hold the lock for {'writing' if write else 'reading'}")
+        if mine[write] == 1:
+            self._let_go(write)
+        mine[write] -= 1
+        self.end(key, mine)
 
     def _get(self, bint write, timeout):
         cdef int64_t deadline = deadline_of(timeout)
@@ -530,6 +592,26 @@ cdef class _RWLock(_Sync):
         if rc == CL_MISSING:
             raise ValueError(f"this process does not hold the lock for {'writing' if write else 'reading'}")
         check(rc)
+
+
+cdef class _Side:
+    """One use of an RWLock, for reading or for writing."""
+    cdef readonly object _lock
+    cdef readonly bint _writes
+    cdef readonly object _timeout
+
+    def __init__(self, lock, bint writes, timeout):
+        self._lock, self._writes, self._timeout = lock, writes, timeout
+
+    def _failed(self):
+        return TimeoutError(f"the lock was not free for {'writing' if self._writes else 'reading'} in {self._timeout} seconds")
+
+    def __enter__(self):
+        if not self._lock._acquire(self._writes, self._timeout):
+            raise self._failed()
+
+    def __exit__(self, kind, value, traceback):
+        self._lock._let(threading.get_ident(), self._writes)
 
 
 cdef class _Barrier(_Sync):
