@@ -176,6 +176,7 @@ static inline void fuzz_kill(cl_store *store)
         map->in_use = 0;
         cl_map_drop(store, map);
     }
+    cl_maps_discard(cl_maps_dropped(store));
     free(store->maps);
     free(store->by_address);
     free(store->later);
