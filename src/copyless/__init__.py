@@ -273,19 +273,21 @@ if TYPE_CHECKING:
     from copyless.waiting import await_, wait
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if name in _MODULES:
-        home = f"copyless.{name}"
-    elif home is None:
-        raise AttributeError(f"module 'copyless' has no attribute {name!r}")
-    with first_use:
-        module = importlib.import_module(home)
-    if name not in _HOME_OF:
-        return module
-    value = getattr(module, name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker shall see a misspelt name
+
+    def __getattr__(name: str) -> Any:
+        home = _HOME_OF.get(name)
+        if name in _MODULES:
+            home = f"copyless.{name}"
+        elif home is None:
+            raise AttributeError(f"module 'copyless' has no attribute {name!r}")
+        with first_use:
+            module = importlib.import_module(home)
+        if name not in _HOME_OF:
+            return module
+        value = getattr(module, name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from multiprocessing import context as _stdlib
 from multiprocessing.context import AuthenticationError, BaseContext, BufferTooShort, ProcessError, TimeoutError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from copyless import connection, managers, pool, queues, sharedctypes, synchronize
 from copyless._standard_names import standard_names
@@ -151,6 +151,16 @@ class DefaultContext(Context, _stdlib.DefaultContext):  # type: ignore[misc]
 _contexts: dict[str, Any] = {"fork": ForkContext(), "spawn": SpawnContext(), "forkserver": ForkServerContext()}
 
 
+@overload
+def get_context(method: Literal["fork"]) -> ForkContext: ...
+@overload
+def get_context(method: Literal["spawn"]) -> SpawnContext: ...
+@overload
+def get_context(method: Literal["forkserver"]) -> ForkServerContext: ...
+@overload
+def get_context(method: None = None) -> ForkContext | SpawnContext | ForkServerContext: ...
+@overload
+def get_context(method: str | None) -> Any: ...
 def get_context(method: str | None = None) -> Any:
     """A context whose processes are started by 'fork', 'spawn' or 'forkserver' (None: the default); the rest is ours.
 

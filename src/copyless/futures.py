@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from concurrent.futures.process import BrokenProcessPool, _RemoteTraceback
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from copyless import _loaders, workers
 from copyless._one_process import check_process
@@ -28,6 +28,7 @@ from copyless.workers import Bundle, Crew
 
 __all__ = ["BrokenProcessPool", "ProcessPoolExecutor"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _INSTEAD = "its workers and its futures are its parent's. Make an executor of its own there"
 _DONE_STATES = (CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED)
@@ -192,7 +193,7 @@ class ProcessPoolExecutor(Executor):
         state = "shut down" if self._shut_down else f"{len(self._crew.workers)} of {self._max_workers} workers"
         return f"<{type(self).__name__} {state}>"
 
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """A future of ``fn(*args, **kwargs)``. RuntimeError after `shutdown`; what cannot be pickled fails the future."""
         return self._submit(lambda crew: crew.seal(fn, workers.FULL, [(args, kwargs)]))
 

@@ -23,11 +23,11 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback, ThreadPool  # type: ignore[attr-defined]
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from copyless import waiting, workers
 from copyless._core import _answers
@@ -38,6 +38,9 @@ from copyless.storage.settings import processors
 from copyless.workers import SINGLE, STARRED, Bundle, Crew
 
 __all__ = ["AsyncResult", "Pool", "ThreadPool"]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 os.register_at_fork(after_in_child=_answers._forked)
 
@@ -74,7 +77,7 @@ def _revive(sealed: Any, text: str) -> BaseException:
     return error
 
 
-class AsyncResult:
+class AsyncResult(Generic[T]):
     """What `apply_async` returns."""
 
     def __init__(self, callback: Any, error_callback: Any) -> None:
@@ -109,12 +112,12 @@ class AsyncResult:
             check_process(self._pid, self, _INSTEAD)  # where nobody would ever tell it
         return self._event.wait(timeout)
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> T:
         """The result; raises what the task raised, or `multiprocessing.TimeoutError` after `timeout` seconds."""
         if not self._wait(timeout):
             raise TimeoutError
         if self._success:
-            return self._value
+            return self._value  # type: ignore[no-any-return]
         raise self._value
 
     def _tell(self, i: int, kind: int, value: Any) -> None:
@@ -135,7 +138,7 @@ class AsyncResult:
 ApplyResult = AsyncResult
 
 
-class MapResult(AsyncResult):
+class MapResult(AsyncResult[list[T]]):
     """What `map_async` and `starmap_async` return: the list of results, or the first exception, once all have ended."""
 
     def __init__(self, length: int, callback: Any, error_callback: Any, bar: Any = None) -> None:
@@ -194,8 +197,14 @@ class MapResult(AsyncResult):
         return len(self._results) - self._left
 
 
-class IMapIterator(_answers.Ready):
+class IMapIterator(_answers.Ready, Generic[T]):
     """What `imap` returns: results in order, as soon as each is there."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[T]: ...
+        def __next__(self) -> T: ...
+        def next(self, timeout: float | None = None) -> T: ...
 
     def __init__(self, pool: Any, ordered: bool, bar: Any = None, limited: bool = False) -> None:
         self._pool = pool
@@ -412,21 +421,21 @@ class Pool:
 
     # ---- one task
 
-    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Any = None) -> Any:
+    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Any = None) -> T:
         """The result of ``func(*args, **kwds)``, run by a worker."""
         return self.apply_async(func, args, kwds).get()
 
     def apply_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         args: Iterable[Any] = (),
         kwds: Any = None,
-        callback: Any = None,
-        error_callback: Any = None,
-    ) -> AsyncResult:
+        callback: Callable[[T], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> AsyncResult[T]:
         """As `apply`, without waiting. `callback(result)` or `error_callback(exception)` is called by a thread of the pool."""
         self._check_running()
-        result = AsyncResult(callback, error_callback)
+        result: AsyncResult[T] = AsyncResult(callback, error_callback)
         result._pool = self
         try:
             sealed = self._crew.seal(func, workers.FULL, [(tuple(args), dict(kwds or {}))])
@@ -440,12 +449,12 @@ class Pool:
 
     def map(
         self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = None,
         *,
         progress: bool = False,
-    ) -> list[Any]:
+    ) -> list[T]:
         """The list of ``func(item)``, run by the workers; the first exception, once all have ended.
 
         Parameters
@@ -457,60 +466,60 @@ class Pool:
         progress
             Show a bar.
         """
-        return self._map(func, iterable, SINGLE, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, SINGLE, chunksize, None, None, progress).get()
 
     def starmap(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
         *,
         progress: bool = False,
-    ) -> list[Any]:
+    ) -> list[T]:
         """As `map`, of ``func(*item)``."""
-        return self._map(func, iterable, STARRED, chunksize, None, None, progress).get()  # type: ignore[no-any-return]
+        return self._map(func, iterable, STARRED, chunksize, None, None, progress).get()
 
     def map_async(
         self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int | None = None,
-        callback: Any = None,
-        error_callback: Any = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
         *,
         progress: bool = False,
-    ) -> MapResult:
+    ) -> MapResult[T]:
         """As `map`, without waiting."""
         return self._map(func, iterable, SINGLE, chunksize, callback, error_callback, progress)
 
     def starmap_async(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., T],
         iterable: Iterable[Iterable[Any]],
         chunksize: int | None = None,
-        callback: Any = None,
-        error_callback: Any = None,
+        callback: Callable[[list[T]], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
         *,
         progress: bool = False,
-    ) -> MapResult:
+    ) -> MapResult[T]:
         """As `starmap`, without waiting."""
         return self._map(func, iterable, STARRED, chunksize, callback, error_callback, progress)
 
     def _map(
         self,
-        func: Any,
+        func: Callable[..., T],
         iterable: Any,
         style: int,
         chunksize: int | None,
         callback: Any,
         error_callback: Any,
         progress: bool,
-    ) -> MapResult:
+    ) -> MapResult[T]:
         self._check_running()
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
         items = iterable if isinstance(iterable, (list, range)) else list(iterable)
-        result = MapResult(len(items), callback, error_callback, _bar(progress, len(items), func))
+        result: MapResult[T] = MapResult(len(items), callback, error_callback, _bar(progress, len(items), func))
         if not items:
             return result
         crew, result._pool = self._crew, self
@@ -528,13 +537,13 @@ class Pool:
 
     def imap(
         self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int = 1,
         *,
         buffersize: int | None = None,
         progress: bool = False,
-    ) -> IMapIterator:
+    ) -> IMapIterator[T]:
         """Results one by one, in order; the iterable is read by a thread of the pool.
 
         Parameters
@@ -550,26 +559,26 @@ class Pool:
 
     def imap_unordered(
         self,
-        func: Callable[[Any], Any],
-        iterable: Iterable[Any],
+        func: Callable[[S], T],
+        iterable: Iterable[S],
         chunksize: int = 1,
         *,
         buffersize: int | None = None,
         progress: bool = False,
-    ) -> IMapIterator:
+    ) -> IMapIterator[T]:
         """As `imap`, each result as soon as it is there."""
         return self._imap(func, iterable, chunksize, False, buffersize, progress)
 
     def _imap(
-        self, func: Any, iterable: Any, chunksize: int, ordered: bool, buffersize: int | None, progress: bool
-    ) -> IMapIterator:
+        self, func: Callable[..., T], iterable: Any, chunksize: int, ordered: bool, buffersize: int | None, progress: bool
+    ) -> IMapIterator[T]:
         self._check_running()
         if chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         if buffersize is not None and buffersize < chunksize:
             raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
         total = len(iterable) if hasattr(iterable, "__len__") else None
-        result = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
+        result: IMapIterator[T] = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
         self._crew.promise(1)
         reader = threading.Thread(
             target=_read,
@@ -613,7 +622,7 @@ class Pool:
 class _Feeder:
     """Gives the tasks of a `map` to the workers in bundles that take some milliseconds each, a few ahead."""
 
-    def __init__(self, crew: Crew, func: Any, items: Any, style: int, result: MapResult) -> None:
+    def __init__(self, crew: Crew, func: Any, items: Any, style: int, result: MapResult[Any]) -> None:
         self._crew, self._func, self._items, self._style, self._result = crew, func, items, style, result
         self._at = 0
         self._began = time.perf_counter()
@@ -697,7 +706,7 @@ class _Feeder:
         return bundles
 
 
-def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator, buffersize: int | None) -> None:
+def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator[Any], buffersize: int | None) -> None:
     """Read the iterable of an `imap`, in a thread."""
     at = given = 0  # tasks read, and given to the workers
     failed: BaseException | None = None

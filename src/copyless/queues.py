@@ -96,6 +96,11 @@ class QueueStats(NamedTuple):
 class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
 
+    if TYPE_CHECKING:  # what C has, of what the queue holds
+
+        def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None: ...
+        def get(self, block: bool = True, timeout: float | None = None) -> T: ...
+
     def _make(
         self, maxsize: int, maxbytes: int, naming: Naming, flags: int = 0, leases: int = 0, deliveries: int = 0
     ) -> None:
@@ -282,7 +287,7 @@ class SimpleQueue(_Base[T]):
 
     def get(self) -> T:  # type: ignore[override]
         """Take the first object, waiting for one."""
-        return super().get()  # type: ignore[no-any-return]
+        return super().get()
 
 
 @pickled_by(_loaders.queue)
@@ -335,7 +340,7 @@ class Queue(_Base[T]):
 
     def get_nowait(self) -> T:
         """`get` without waiting: Empty when there is nothing."""
-        return self.get(False)  # type: ignore[no-any-return]
+        return self.get(False)
 
     def join_thread(self) -> None:
         """Nothing to wait for: there is no thread. As in the standard library, only after `close`."""
@@ -561,7 +566,7 @@ class Lease(Generic[T]):
     def __enter__(self) -> T:
         self._check_process()
         self._item = self._queue.get(self._block, self._timeout)
-        return self._item  # type: ignore[no-any-return]
+        return self._item
 
     def __exit__(self, kind: Any, *exc: object) -> None:
         if kind is None:

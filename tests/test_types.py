@@ -1,0 +1,61 @@
+"""What a checker finds in a program of multiprocessing after its import was changed: as much as before."""
+
+import re
+
+import pytest
+
+# Each comment names the kind of mistake that a checker must find on its line; on the others it must find none.
+PROGRAM = '''
+import copyless as mp
+from copyless import ProcessPoolExecutor
+
+def half(x: int) -> float:
+    return x / 2
+
+def told(x: float) -> None:
+    print(x)
+
+def main() -> None:
+    with mp.Pool(2) as pool:
+        a: list[float] = pool.map(half, [1])
+        b: float = pool.apply(half, (1,))
+        c: float = pool.apply_async(half, (1,), callback=told).get()
+        d: list[float] = pool.map_async(half, [1]).get()
+        e: list[float] = [x for x in pool.imap(half, [1])]
+        f: float = pool.imap_unordered(half, [1]).next(timeout=1)
+        g: list[float] = pool.starmap(half, [(1,)])
+        pool.map(half, ["a"])  # arg-type
+        h: list[str] = pool.map(half, [1])  # arg-type
+        pool.maps(half, [1])  # attr-defined
+    with ProcessPoolExecutor() as executor:
+        i: float = executor.submit(half, 1).result()
+        executor.submit(half, "x")  # arg-type
+        executor.submit(half, 1, 2)  # call-arg
+        list(executor.map(half, [1]))
+    manager = mp.Manager()
+    manager.dict(a=1)["b"] = 2
+    manager.list([1]).append(2)
+    manager.Queue().put(1)
+    manager.dicts()  # attr-defined
+    q: mp.Queue[int] = mp.Queue()
+    q.put(1)
+    q.put("s")  # arg-type
+    j: int = q.get()
+    k: str = q.get()  # assignment
+    for item in q:
+        l: int = item
+    many: list[int] = q.get_many()
+    mp.get_context("spawn").Process(target=main).start()
+    mp.zeross(3)  # attr-defined
+'''
+
+
+def test_a_checker_finds_each_planted_mistake_and_no_other(tmp_path):
+    api = pytest.importorskip("mypy.api")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    out, err, _ = api.run(["--strict", "--cache-dir", str(tmp_path / "cache"), str(program)])
+    found = {(int(line), kind) for line, kind in re.findall(r"program\.py:(\d+): error: .*\[([a-z-]+)\]", out)}
+    lines = enumerate(PROGRAM.splitlines(), 1)
+    planted = {(n, line.rpartition("  # ")[2]) for n, line in lines if "  # " in line}
+    assert found == planted, out + err
