@@ -199,11 +199,11 @@ def judge(name: str, version: str, found: dict[str, str], passes: int, known: di
         wrong.append(f"{len(passed)} passed; it were {passes}")
     print(f"{name} {version}: {len(passed)} of {len(passed) + len(failed)} passed, {len(failed)} as known" if not wrong else "\n".join(wrong))
     if not arguments.no_report and not wrong:
-        _write(name, version, len(passed), len(failed))
+        write(name, version, len(passed), len(failed))
     return 1 if wrong else 0
 
 
-def _write(name: str, version: str, passed: int, failed: int) -> None:
+def write(name: str, version: str, passed: int, failed: int) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=TOP, capture_output=True, text=True).stdout.strip() or "-"
     text = REPORT.read_text()
     head, _, rest = text.partition(BEGIN)

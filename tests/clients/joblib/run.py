@@ -18,6 +18,10 @@ import tarfile
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from xml.etree import ElementTree
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import clients
 
 HERE = Path(__file__).parent
 VERSION = "1.6.0"
@@ -80,6 +84,7 @@ def substitute(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, default=HERE.parents[2] / "build" / "clients", help="where the archive is kept")
+    parser.add_argument("--no-report", action="store_true", help="do not write docs/design/testing.md")
     args, more = parser.parse_known_args()
     if (there := metadata.version("joblib")) != VERSION:
         raise SystemExit(f"these are the tests of joblib {VERSION}, and joblib {there} is installed")
@@ -97,7 +102,12 @@ def main() -> int:
         (place / "test_parallel.py").write_text(FIRST + substitute(texts["joblib/test/test_parallel.py"]))
         (place / "pytest.ini").write_text("[pytest]\nmarkers =\n    thread_unsafe\n    no_cover\n")
         command = [sys.executable, "-m", "pytest", "-q", "-rfExX", "--show-capture=no", "-p", "no:cacheprovider", f"--timeout={SECONDS}", *more]
-        return subprocess.run([*command, "test_parallel.py"], cwd=place, env={**os.environ, "PYTHONPATH": directory}).returncode
+        command += ["--junitxml", "results.xml", "test_parallel.py"]
+        code = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": directory}).returncode
+        if code == 0 and not more and not args.no_report:
+            suite = ElementTree.parse(place / "results.xml").getroot()[0].attrib
+            clients.write("joblib", VERSION, int(suite["tests"]) - int(suite["skipped"]), len(cannot_pass()))
+        return code
 
 
 if __name__ == "__main__":
