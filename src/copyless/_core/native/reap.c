@@ -7,8 +7,8 @@
  * An owner that has ended goes through stages, each noted in its slot: its unfinished SEGMENTS, its own HOLDS, its ESTATE, DONE.
  * `sweep` is the hold that comes next. A living owner's estate is swept again when an heir has ended. The registry's lock is let
  * go after SWEEP_HOLDS holds, so that the end of a process that held very many disturbs nobody. So are all other looks at a
- * table done by steps: a forced scan lets the lock go between them, an ordinary one does one step and leaves the next ones to
- * later scans (each process has its own places, which are hints).
+ * table done by steps: a forced scan lets the lock go between them, an ordinary one sweeps for ORDINARY_NS, makes one step of
+ * each other look, and leaves the next ones to later scans (each process has its own places, which are hints).
  *
  * Scans cost a system call an owner. Ordinary calls scan when the last scan, anybody's, is longer ago than 10 ms and than
  * a hundred times what it cost; joining, publishing, looking up a name, a full mount and `reap` always do. */
@@ -18,6 +18,7 @@
 #include <time.h>
 
 #define SWEEP_HOLDS 32u /* holds a step: some tens of microseconds, when they are cold */
+#define ORDINARY_NS 200000 /* that an ordinary call sweeps at most, in one go: a program may make but one call */
 #define LOOK_SEGMENTS 4u /* slots of segments that cost as much as a hold to sweep */
 #define LOOK_HOLDS 2048u /* holds of others a step, of which only the kind is looked at */
 #define LOOK_OWNERS 32u /* owners a step: each costs a system call, of up to a microsecond */
@@ -352,10 +353,14 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
             paused = others; /* by steps, with others in between: no part of what a look costs */
     while (rc == CL_OK && c->sweeping) {
         rc = sweep_owners(store, SWEEP_HOLDS, reaped);
-        if (rc != CL_OK || !c->sweeping || !(flags & CL_SCAN_FORCE)) {
+        if (rc != CL_OK || !c->sweeping) {
             break;
         }
-        rc = pause_scan(store, flags, &paused);
+        if (flags & CL_SCAN_FORCE) {
+            rc = pause_scan(store, flags, &paused);
+        } else if (cl_monotonic_ns() - swept > ORDINARY_NS || store->ngoing >= CL_GOING / 2) {
+            break;
+        }
     }
     others += cl_monotonic_ns() - swept;
     if (rc == CL_AGAIN || !due) {
