@@ -287,7 +287,7 @@ def test_the_programs_meet_every_loader():
         pytest.skip("only after the tests above")
     met = {name for found in FOUND.values() for module, name in found if module == "copyless._loaders"}
     needs = {name: "torch" for name in _loaders.__all__ if name.startswith("tensor") or name == "with_storages"}
-    needs |= {"joblib_array": "joblib", "joblib_begin": "joblib", "joblib_call": "joblib", "polars_table": "polars", "pandas_column": "pandas"}
+    needs |= {"joblib_array": "joblib", "joblib_begin": "joblib", "joblib_begins": "joblib", "joblib_call": "joblib", "polars_table": "polars", "pandas_column": "pandas"}
     missing = {name for name, library in needs.items() if importlib.util.find_spec(library) is None}
     earlier = {"tensor", "joblib_worker"}  # of earlier versions, which ours does not write any more
     elsewhere = {"array_of_cluster"}  # Dask and Ray, which the tests of other packages have

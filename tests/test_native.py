@@ -3,6 +3,7 @@
 import glob
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 
@@ -68,4 +69,4 @@ def test_model(name, tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"model_{name}: ok\n")
-    assert int(done.stdout.split()[0]) > 100_000  # states
+    assert sum(int(n) for n in re.findall(r"(\d+) states", done.stdout)) > 100_000

@@ -34,6 +34,7 @@ __all__ = [
     "event",
     "joblib_array",
     "joblib_begin",
+    "joblib_begins",
     "joblib_call",
     "joblib_worker",
     "joinable_queue",
@@ -385,6 +386,12 @@ def joblib_begin(environment: dict[str, str], initializer: Any, threads: int | N
     from copyless.joblib import _begin
 
     _begin(environment, initializer, threads, depth)
+
+
+def joblib_begins(data: bytes) -> Any:
+    from copyless._core import _pickles
+
+    return _pickles.loads(data)
 
 
 def joblib_call(nested: bytes, calls: list[Any]) -> Any:

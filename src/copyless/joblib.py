@@ -46,7 +46,7 @@ except ImportError as error:
     raise ImportError(f"the backend for joblib needs joblib: pip install 'copyless[joblib]' ({error})") from None
 
 from copyless import _loaders, arrays, pickling, workers
-from copyless._core import _queue
+from copyless._core import _pickles, _queue
 from copyless._spawning import Spawn
 from copyless.errors import CopylessError, TaskUnreadableError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor
@@ -398,7 +398,7 @@ def _result_pickler(stream: Any, beside: Any) -> Any:
 
 @functools.lru_cache(8)
 def _nested(data: bytes) -> Any:
-    return pickle.loads(data)
+    return _pickles.loads(data)
 
 
 def _call(nested: bytes, calls: list[Any]) -> Any:
@@ -703,7 +703,7 @@ class _Begins(tuple[Any, ...]):
     def __reduce__(self) -> Any:
         stream = io.BytesIO()
         pickling.cloud_pickler()(stream, 5).dump(tuple(self))
-        return pickle.loads, (stream.getvalue(),)
+        return _loaders.joblib_begins, (stream.getvalue(),)
 
 
 def _has_threadpoolctl() -> bool:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -37,6 +38,7 @@ def _abort(code: int) -> None:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         print(f"copyless: rank {MPI.COMM_WORLD.Get_rank()} failed, so all ranks are ended", file=sys.stderr, flush=True)
+        time.sleep(0.2)  # the launcher carries what was printed, and drops what has not reached it when the job is aborted
         MPI.COMM_WORLD.Abort(code & 255 or 1)
 
 
