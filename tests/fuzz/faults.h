@@ -10,7 +10,10 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
 
 enum {
     REFUSES_OPEN,
@@ -22,34 +25,49 @@ enum {
     REFUSES_LOCK,
     REFUSES_LINK,
     REFUSES_SLEEP,
-    REFUSALS
+    REFUSALS,
+    /* What the system says that is no error. */
+    SAYS_NAME = REFUSALS, /* of what a name leads to */
+    SAYS_LIMIT, /* few descriptors */
+    SAYS_FILES, /* another kind of file system */
+    SAYS_USER, /* another user */
+    SAYS_LATE, /* ten seconds have gone by */
+    SAYINGS
 };
 
 static struct {
-    uint8_t left, times; /* calls until the first that fails, 0 for none; how many fail */
+    uint16_t left; /* calls until the first that fails, 0 for none */
+    uint8_t times; /* how many fail */
     int why;
-} fuzz_refused[REFUSALS];
+} fuzz_refused[SAYINGS];
 static void (*fuzz_meanwhile)(void);
 static int fuzz_asleep; /* not before it sleeps */
 
 static inline void fuzz_refuse(fuzz_input *in)
 {
-    static const int why[REFUSALS][4] = {
+    static const int why[SAYINGS][4] = {
         {EMFILE, ENFILE, ENOSPC, EACCES}, {EIO, EIO, EIO, EIO},
         {ENOSPC, EDQUOT, EFBIG, EIO},     {EIO, ENOSPC, EIO, ENOSPC},
         {ENOMEM, ENOMEM, EAGAIN, EPERM},  {ENOMEM, ENOMEM, ENOMEM, ENOMEM},
         {ENOLCK, ENOLCK, EACCES, EAGAIN}, {EEXIST, ENOENT, EPERM, ENOSPC},
-        {EINTR, EINTR, EAGAIN, EINTR},
+        {EINTR, EINTR, EAGAIN, EINTR},    {EIO, ENOENT, EACCES, EIO},
+        {4, 16, 64, 8},                   {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0},
+        {1, 1, 1, 1},                     {1, 1, 1, 1},
     };
     uint8_t which = fuzz_8(in), when = fuzz_8(in);
-    int kind = which % REFUSALS;
-    fuzz_refused[kind].left = 1 + (when & 15);
+    int kind = which < 236 ? which % REFUSALS : SAYS_NAME + (which - 236) % (SAYINGS - REFUSALS);
+    fuzz_refused[kind].left = (uint16_t)(1 + (when & 32 ? 3 * fuzz_8(in) : when & 15));
     fuzz_refused[kind].times = kind == REFUSES_SLEEP ? 1 : when & 16 ? 40 : 1 + (when >> 6);
-    fuzz_refused[kind].why = why[kind][which / REFUSALS & 3];
+    fuzz_refused[kind].why = why[kind][which < 236 ? which / REFUSALS & 3 : (which - 236) / (SAYINGS - REFUSALS)];
 }
+
+static int64_t fuzz_ahead_ns; /* of the system's clock: what naps, sleeps and delays would have taken */
+static int fuzz_alone; /* nobody wakes who sleeps: each sleep ends at its time, at once */
+static void (*fuzz_slept)(void); /* after each such */
 
 static inline void fuzz_allow_all(void)
 {
+    fuzz_ahead_ns = 0;
     memset(fuzz_refused, 0, sizeof fuzz_refused);
     fuzz_meanwhile = NULL;
 }
@@ -96,6 +114,59 @@ WRAP(int, linkat, REFUSES_LINK, -1, (int from, const char *old, int to, const ch
      (from, old, to, name, flags))
 WRAP(int, mkdir, REFUSES_LINK, -1, (const char *path, mode_t mode), (path, mode))
 
+long __real_syscall(long number, ...);
+
+/* These are the program's own, in place of the C library's: they need no --wrap. */
+int fstatfs(int fd, struct statfs *st)
+{
+    int rc = (int)__real_syscall(SYS_fstatfs, fd, st);
+    if (rc == 0 && refuses(SAYS_FILES)) {
+        st->f_type = fuzz_refused[SAYS_FILES].why;
+        return fuzz_refused[SAYS_FILES].why == 0 ? -1 : 0;
+    }
+    return rc;
+}
+
+int fstatat(int directory, const char *restrict path, struct stat *restrict st, int flags)
+{
+    return refuses(SAYS_NAME) ? -1 : (int)__real_syscall(SYS_newfstatat, directory, path, st, flags);
+}
+
+int getrlimit(__rlimit_resource_t what, struct rlimit *limit)
+{
+    int rc = (int)__real_syscall(SYS_prlimit64, 0, what, NULL, limit);
+    if (rc == 0 && refuses(SAYS_LIMIT)) {
+        limit->rlim_cur = (rlim_t)fuzz_refused[SAYS_LIMIT].why;
+    }
+    return rc;
+}
+
+uid_t geteuid(void)
+{
+    return (uid_t)__real_syscall(SYS_geteuid) + (uid_t)refuses(SAYS_USER);
+}
+
+int nanosleep(const struct timespec *nap, struct timespec *left)
+{
+    if (!fuzz_alone) {
+        return (int)__real_syscall(SYS_nanosleep, nap, left);
+    }
+    fuzz_ahead_ns += (int64_t)nap->tv_sec * 1000000000 + nap->tv_nsec;
+    return 0;
+}
+
+int clock_gettime(clockid_t which, struct timespec *now)
+{
+    int rc = (int)__real_syscall(SYS_clock_gettime, which, now);
+    if (which == CLOCK_MONOTONIC) {
+        fuzz_ahead_ns += fuzz_alone && refuses(SAYS_LATE) ? 10000000000 : 0;
+        int64_t ns = now->tv_nsec + fuzz_ahead_ns;
+        now->tv_sec += ns / 1000000000;
+        now->tv_nsec = ns % 1000000000;
+    }
+    return rc;
+}
+
 int __real_openat(int directory, const char *path, int flags, ...);
 int __wrap_openat(int directory, const char *path, int flags, ...);
 int __wrap_openat(int directory, const char *path, int flags, ...)
@@ -137,7 +208,6 @@ int __wrap_sched_yield(void)
     return __real_sched_yield();
 }
 
-long __real_syscall(long number, ...);
 long __wrap_syscall(long number, ...);
 long __wrap_syscall(long number, ...)
 {
@@ -153,6 +223,22 @@ long __wrap_syscall(long number, ...)
             return -1;
         }
         others_act();
+    }
+    if (fuzz_alone && number == SYS_futex && a[3] != 0) {
+        if (atomic_load((cl_au32 *)a[0]) != (uint32_t)a[2]) {
+            errno = EAGAIN;
+            return -1;
+        }
+        const struct timespec *until = (const struct timespec *)a[3];
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        int64_t ns = (until->tv_sec - now.tv_sec) * 1000000000 + until->tv_nsec - now.tv_nsec;
+        fuzz_ahead_ns += ns > 0 ? ns : 0;
+        if (fuzz_slept != NULL) {
+            fuzz_slept();
+        }
+        errno = ETIMEDOUT;
+        return -1;
     }
     return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -211,6 +211,41 @@ static inline void fuzz_kill(cl_store *store)
     store->directory = -1;
 }
 
+/* A program closes a descriptor of ours, and its number may be that of a file of its own then. */
+static int fuzz_own[64], fuzz_nown;
+
+static inline void fuzz_close(int fd, int reuse)
+{
+    if (fd < 0 || (reuse && fuzz_nown == (int)(sizeof fuzz_own / sizeof *fuzz_own))) {
+        return;
+    }
+    close(fd);
+    if (reuse) {
+        fuzz_paused++;
+        int own = open("/dev/null", O_RDWR | O_CLOEXEC);
+        fuzz_paused--;
+        MUST(own >= 0);
+        if (own != fd) {
+            MUST(dup2(own, fd) == fd);
+            close(own);
+        }
+        fuzz_own[fuzz_nown++] = fd;
+    }
+}
+
+/* Those that are still there after all stores are thrown away: the library must not have closed them. */
+static inline void fuzz_close_own(void)
+{
+    struct stat null, st;
+    MUST(stat("/dev/null", &null) == 0);
+    while (fuzz_nown > 0) {
+        int fd = fuzz_own[--fuzz_nown];
+        if (fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == null.st_rdev) {
+            close(fd);
+        }
+    }
+}
+
 /* A result that is documented. */
 static inline int fuzz_result(int rc)
 {

@@ -1,5 +1,6 @@
 /* Noise over the tables of a sound registry, between and under all operations of two owners, one of which may die. */
 #include "faults.h"
+#include "fields.h"
 
 #define REFS 8
 static cl_store stores[2]; /* the second one dies and comes again */
@@ -12,6 +13,9 @@ static char posix_name[] = "copyless-fuzz-object";
 static uint64_t posix_id[2];
 static uint32_t posix_slot[2];
 static int held; /* calls for which the second one still holds the registry's lock */
+static int other_live; /* another registry's liveness file, locked */
+static cl_store *busy; /* another thread has its mutex, for so many calls: */
+static int busy_for, sleeps;
 static int slow; /* times that it may still do so */
 static int costly; /* calls left that read whole tables: a wild length makes them 200 MB long */
 
@@ -20,9 +24,15 @@ static uint32_t number_of(const cl_block_ref *r)
     return r->segment * CL_BLOCKS + r->index;
 }
 
+/* The registry, as one of the two has it mapped. */
+static uint8_t *tables(void)
+{
+    return stores[0].base != NULL ? stores[0].base : stores[1].base;
+}
+
 static void noise(fuzz_input *in)
 {
-    uint8_t *base = stores[0].base;
+    uint8_t *base = tables();
     static const struct {
         uint64_t offset, nbytes;
     } tables[] = {
@@ -45,6 +55,9 @@ static void noise(fuzz_input *in)
 
 static void forget_second(void)
 {
+    if (busy == &stores[1]) {
+        busy = NULL;
+    }
     fuzz_kill(&stores[1]);
     memset(refs[1], 0, sizeof refs[1]);
 }
@@ -71,8 +84,14 @@ static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
         return;
     }
     switch (what & 3) {
-    case 0: /* the second one ends well */
-        if (who == 1) {
+    case 0: /* the second one ends well, or the first one before it */
+        if (who == 0 && what & 64 && busy == NULL && heir_life == NULL) {
+            MUST(cl_store_leave(s) <= 1);
+            fuzz_kill(s);
+            memset(refs[0], 0, sizeof refs[0]);
+            channel.data = NULL;
+            stores[0].base = NULL;
+        } else if (who == 1 && busy == NULL) {
             MUST(cl_store_leave(s) <= 1);
             s->open = 0;
             forget_second();
@@ -94,6 +113,260 @@ static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
     }
 }
 
+/* After each sleep: who has it is short of nothing but time. */
+static void others_go_on(void)
+{
+    if (busy != NULL && sleeps++ > 8) {
+        cl_thread_unlock(&busy->mutex);
+        busy = NULL;
+    }
+}
+
+/* Files that a sweep meets in a directory: a killed process's, a living one's, another thing under such a name. */
+static void litter(fuzz_input *in, cl_store *s)
+{
+    static const char *const prefixes[] = {CL_SEGMENT_PREFIX, CL_NEW_PREFIX, CL_LIVE_PREFIX, CL_BOOKS_PREFIX};
+    uint8_t what = fuzz_8(in);
+    char name[CL_FILE_NAME + 8], path[160];
+    cl_file_name(name, prefixes[what & 3], 0x1000 + (what >> 6));
+    if (what & 4) {
+        strcat(name, "x");
+    } else if (what & 8) {
+        name[strlen(name) - 1] = 'g';
+    }
+    snprintf(path, sizeof path, "%s/%s", what & 16 && s->spill.path[0] != 0 ? s->spill.path : fuzz_path, name);
+    if (what & 32) {
+        mkfifo(path, 0600);
+        return;
+    }
+    fuzz_paused++;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    fuzz_paused--;
+    if (fd >= 0 && what & 128 && other_live < 0) { /* it is another registry's, and in use */
+        MUST(cl_exclude_all(fd));
+        other_live = fd;
+    } else if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* What the process of this store does beside the calls: it closes descriptors, sets, or is another process by now. */
+static void change(fuzz_input *in, cl_store *s)
+{
+    uint8_t what = fuzz_8(in), to = fuzz_8(in);
+    switch (what % 14) {
+    case 0:
+        fuzz_close(s->registry_fd, to & 1);
+        break;
+    case 1:
+        fuzz_close(s->live_fd, to & 1);
+        break;
+    case 2:
+        fuzz_close(s->directory, to & 1);
+        break;
+    case 3:
+        for (uint32_t i = 0; i < s->nmaps; i++) {
+            fuzz_close(s->by_address[i]->fd, to & 1);
+        }
+        break;
+    case 4:
+        s->settings.message_ttl_ns = to & 1 ? 0 : 1;
+        break;
+    case 5:
+        s->settings.idle_ns = to;
+        break;
+    case 6:
+        s->settings.warm_limit = (uint64_t)to << 16;
+        break;
+    case 7:
+        s->identity.pid_namespace = to;
+        break;
+    case 8:
+        s->identity.family = to;
+        break;
+    case 9:
+        s->identity.parent_pid = to & 1 ? (uint32_t)getpid() : to & 2 ? (uint32_t)getppid() : to;
+        s->identity.parent_start = to >> 4;
+        break;
+    case 10: /* a copy of it, by clone() */
+        *(uint32_t *)(uintptr_t)s->here = 0;
+        break;
+    case 11: /* nobody is at home at this directory any more */
+        snprintf(s->path, sizeof s->path, "%s", to & 1 ? "/dev" : "/nowhere");
+        break;
+    case 12: /* it has nothing mapped, or forgot what it held */
+        for (uint32_t i = 0; i < s->nmaps; i++) {
+            cl_local_block *local = &s->by_address[i]->blocks[to & 3];
+            local->hold = to & 4 ? 0 : to & 8 ? CL_MAX_HOLDS + 1 : to >> 4;
+        }
+        break;
+    default: /* another thread is at its tables */
+        if (slow-- > 0 && cl_thread_trylock(&s->mutex)) {
+            busy = s;
+            busy_for = to & 3;
+            sleeps = 0;
+        }
+    }
+}
+
+/* A lock word that a killed or a broken process left. */
+static void leave_word(fuzz_input *in, cl_store *s)
+{
+    uint8_t how = fuzz_8(in);
+    const cl_store *named = &stores[how & 1];
+    uint32_t word = CL_LOCK_WORD(named->slot, named->incarnation);
+    switch (how >> 2 & 7) {
+    case 0:
+        break;
+    case 1:
+        word = CL_LOCK_WORD(named->slot, named->incarnation + 1);
+        break;
+    case 2:
+        word = CL_LOCK_WORD(CL_MAX_OWNERS - 2, 1);
+        break;
+    case 3:
+        word = CL_LOCK_WORD(CL_CARETAKER, 1);
+        break;
+    case 4:
+        word = CL_LOCK_WORD(100, 1);
+        break;
+    case 5:
+        word = CL_LOCK_WORD(3000, 1);
+        break;
+    case 6:
+        word = 0;
+        break;
+    default:
+        word = 1;
+    }
+    atomic_store(&s->control->lock, word | (how & 2 ? CL_LOCK_SLEEP : 0));
+}
+
+/* A name that is none, and what else of a name's parts may be wrong. */
+static void bad_names(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
+{
+    static char name[CL_NAME_MAX + 2];
+    uint8_t how = fuzz_8(in);
+    memset(name, 'n', sizeof name);
+    name[0] = (char)('a' + (how >> 5));
+    uint32_t length = how & 1 ? 1 : how & 2 ? 0 : how & 4 ? CL_NAME_MAX + 1 : CL_NAME_MAX;
+    name[1] = name[2] = how & 8 ? '/' : how & 16 ? 0 : 'n';
+    cl_named named;
+    fuzz_result(cl_publish(s, name, length, r->data != NULL ? r->segment : how, r->data != NULL ? r->index : how,
+                           fuzz_8(in) & 1 ? UINT64_MAX : 0, fuzz_8(in) & 1 ? UINT64_MAX : 10, how & 16, flags));
+    fuzz_result(cl_lookup(s, name, length, flags, &named));
+    fuzz_result(cl_unpublish_of(s, name, length, r->segment, r->index + (how & 1), flags));
+    if (how & 2) {
+        fuzz_result(cl_unpublish(s, name, length, flags));
+    }
+}
+
+/* Addresses of blocks that there are not, or are not ours. */
+static void bad_addresses(fuzz_input *in, cl_store *s, int at, unsigned flags)
+{
+    static const uint32_t outside[] = {0, 1, 7, 8, CL_BLOCKS, CL_MAX_SEGMENTS, UINT32_MAX, 2};
+    uint8_t how = fuzz_8(in);
+    cl_address a = sent[at], made;
+    cl_block_ref r;
+    a.nonce = how & 1 ? 0 : a.nonce;
+    if (how & 2) {
+        a.segment = outside[how >> 3 & 7];
+    }
+    if (how & 4) {
+        a.index = outside[how >> 3 & 7];
+    }
+    if (fuzz_result(cl_load(s, &a, flags, &r)) == CL_OK) {
+        fuzz_touch(&r, 0);
+        fuzz_result(cl_load(s, &a, flags, &r));
+        fuzz_result(cl_release(s, r.segment_id, r.segment, r.index, flags));
+    }
+    if (fuzz_result(cl_send(s, a.segment, a.index, flags, &made)) == CL_OK) {
+        fuzz_result(cl_unsend(s, made.hold, made.nonce + (how & 1), flags));
+    }
+    cl_token t = {.hold = how & 64 ? CL_MAX_HOLDS + 1 : a.hold, .nonce = a.nonce};
+    fuzz_result(cl_take(s, how & 128 ? outside[how >> 3 & 7] : number_of(&channel), &t, 1, &t, flags));
+    fuzz_result(cl_mail(s, t.hold, t.nonce, flags));
+}
+
+/* All of what a queue does with one item; and it may hold itself, or a block twice. */
+static void pass_item(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
+{
+    uint8_t how = fuzz_8(in);
+    const cl_block_ref *item = how & 1 && s == &stores[0] ? &channel : r;
+    cl_address a;
+    if (item->data == NULL ||
+        fuzz_result((how & 2 ? cl_send : cl_draft)(s, item->segment, item->index, flags, &a)) != CL_OK) {
+        return;
+    }
+    cl_token t = {.hold = a.hold, .nonce = a.nonce};
+    fuzz_result(cl_give(s, number_of(&channel), fuzz_8(in), &t, 1, NULL, flags, NULL));
+    tokens[how >> 4 & (REFS - 1)] = t;
+    if (how & 4) {
+        fuzz_result(cl_take(&stores[0], number_of(&channel), &t, 1, how & 8 ? &t : NULL, flags));
+    }
+}
+
+/* What lies beside the everyday calls. */
+static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned flags)
+{
+    static const unsigned scans[] = {0, CL_SCAN_FORCE, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, CL_SCAN_FORCE | CL_SCAN_FOR_NAME};
+    cl_block_ref *r = &refs[s == &stores[1]][at];
+    switch (op) {
+    case 0:
+    case 1:
+        fuzz_damage(in, s->base, FUZZ_FIELDS);
+        break;
+    case 2:
+        bad_names(in, s, r, flags);
+        break;
+    case 3:
+        change(in, s);
+        break;
+    case 4:
+        leave_word(in, s);
+        break;
+    case 5:
+        litter(in, s);
+        break;
+    case 6:
+        bad_addresses(in, s, at, flags);
+        break;
+    case 7:
+        pass_item(in, s, r, flags);
+        break;
+    case 8:
+        if (costly-- > 0 && cl_enter(s, CL_OP_REAP, flags) == CL_OK) {
+            fuzz_result(cl_scan(s, scans[fuzz_8(in) & 3], NULL));
+            cl_leave(s);
+        }
+        break;
+    case 9: /* the queue itself goes, with all that lies in it */
+        if (channel.data != NULL && stores[0].base != NULL) {
+            fuzz_result(cl_release(&stores[0], channel.segment_id, channel.segment, channel.index, flags));
+            channel.data = NULL;
+        }
+        break;
+    case 10: { /* many of a kind */
+        cl_address a;
+        for (int n = fuzz_8(in); n > 0 && r->data != NULL; n--) {
+            if (fuzz_result(cl_send(s, r->segment, r->index, flags, &a)) != CL_OK) {
+                break;
+            }
+        }
+        break;
+    }
+    default:
+        if (s->base != NULL && s->control != NULL) {
+            uint64_t freed;
+            cl_store *other;
+            cl_block_ref found;
+            fuzz_result(cl_find_any(s, r->data != NULL ? r->data : (const uint8_t *)s->base, fuzz_8(in), flags, &found,
+                                    &other));
+            fuzz_result(cl_trim(s, 0, flags, &freed));
+        }
+    }
+}
+
 static void step(fuzz_input *in)
 {
     uint8_t op = fuzz_8(in), arg = fuzz_8(in);
@@ -111,12 +384,23 @@ static void step(fuzz_input *in)
         s = &stores[0];
         r = &refs[0][at];
     }
-    if (op >= 96) {
+    if (tables() == NULL && op % 28 != 18) { /* both have gone */
+        return;
+    }
+    if (op >= 96) { /* in any word; in one field: special() */
         noise(in);
         return;
     }
     if (s->base == NULL && op % 28 != 18) {
         return;
+    }
+    if (op >= 84) {
+        special(in, s, op - 84, at, flags);
+        return;
+    }
+    if (busy != NULL && busy_for-- == 0) {
+        cl_thread_unlock(&busy->mutex);
+        busy = NULL;
     }
     if ((op % 28 >= 12 && op % 28 <= 15) && costly-- <= 0) {
         return;
@@ -289,9 +573,13 @@ static void step(fuzz_input *in)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input in = {data, size};
+    fuzz_alone = 1;
+    fuzz_slept = others_go_on;
     costly = 5;
     slow = 2;
     held = 0;
+    busy = NULL;
+    other_live = -1;
     fuzz_allow_all();
     memset(refs, 0, sizeof refs);
     memset(sent, 0, sizeof sent);
@@ -309,8 +597,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         step(&in);
     }
     fuzz_allow_all();
+    if (other_live >= 0) {
+        close(other_live);
+    }
     forget_second();
     fuzz_kill(&stores[0]);
+    fuzz_close_own();
     if (heir_life != NULL) {
         munmap(heir_life, CL_PAGE);
         heir_life = NULL;

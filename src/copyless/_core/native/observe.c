@@ -114,7 +114,8 @@ void cl_observe_end(cl_store *store)
     if (store->spill_fd > 0) {
         close(store->spill_fd);
     }
-    store->registry_fd = store->live_fd = -1;
+    store->registry_fd = -1;
+    store->live_fd = -1;
     store->spill_fd = 0;
 }
 
