@@ -1,8 +1,12 @@
 /* Images of the registry's and of a segment's file: header, spill record, lengths, tables. They are opened and mapped by one who
  * comes, and used; the checksum is made right again in most of them, so that what lies behind it is reached. */
 #include "faults.h"
+#include "fields.h"
 
 static cl_store maker, comer;
+static cl_store *busy; /* another thread has its mutex */
+static int sleeps;
+static int moved; /* another directory has the name */
 
 static int file_of(const char *prefix, char *name)
 {
@@ -32,8 +36,12 @@ static void damage_header(fuzz_input *in, int fd, int is_registry)
     uint8_t page[CL_PAGE];
     cl_header *h = (cl_header *)(void *)page;
     MUST(pread(fd, page, sizeof page, 0) == (ssize_t)sizeof page);
-    for (int n = fuzz_8(in) & 7; n > 0; n--) {
+    uint8_t many = fuzz_8(in);
+    for (int n = many & 7; n > 0; n--) {
         fuzz_noise(in, page, sizeof *h);
+    }
+    for (int n = many >> 3 & 7; n > 0; n--) {
+        fuzz_damage(in, page, FUZZ_HEADER_FIELDS);
     }
     uint8_t how = fuzz_8(in);
     if (how & 1) {
@@ -128,6 +136,90 @@ static void damage_name(fuzz_input *in, const char *name)
     }
 }
 
+/* Others are at the same directory: one makes or removes a registry, one joins, one was killed at making one. */
+static void others(fuzz_input *in, const char *live, int *locked, int comes)
+{
+    uint8_t what = fuzz_8(in);
+    char path[128], name[CL_FILE_NAME];
+    int fd;
+    if (what & 3 && live[0] != 0) {
+        at_path(path, live);
+        fd = open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (fd >= 0 && what & 1 && cl_exclude_all(fd)) {
+            *locked = fd;
+        } else if (fd >= 0 && what & 2 && cl_byte_lock(fd, fuzz_8(in) & 1 ? CL_CARETAKER : fuzz_8(in)) == CL_OK) {
+            *locked = fd;
+        } else if (fd >= 0) {
+            close(fd);
+        }
+    }
+    for (int n = what >> 2 & 7; n > 0; n--) { /* what a sweep finds */
+        static const char *const prefixes[] = {CL_SEGMENT_PREFIX, CL_NEW_PREFIX, CL_LIVE_PREFIX};
+        uint8_t which = fuzz_8(in);
+        cl_file_name(name, prefixes[which % 3], 0x1000 + n);
+        if (which & 64) {
+            name[strlen(name) - 1] = which & 32 ? 'x' : 0;
+        }
+        at_path(path, name);
+        if (which & 128) {
+            mkfifo(path, 0600);
+            continue;
+        }
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        MUST(fd >= 0);
+        if (which & 16 && *locked < 0 && cl_exclude_all(fd)) {
+            *locked = fd;
+        } else {
+            close(fd);
+        }
+    }
+    if (what & 32) { /* the directory itself goes, another comes in its place */
+        snprintf(path, sizeof path, "%s-gone", fuzz_path);
+        MUST(rename(fuzz_path, path) == 0);
+        if (what & 64 || comes) {
+            MUST(mkdir(fuzz_path, 0700) == 0);
+        }
+        moved = 1;
+    }
+}
+
+static void come_back(void)
+{
+    char path[128];
+    if (moved) {
+        snprintf(path, sizeof path, "%s-gone", fuzz_path);
+        fuzz_empty();
+        rmdir(fuzz_path);
+        MUST(rename(path, fuzz_path) == 0);
+        moved = 0;
+    }
+}
+
+/* The process closes descriptors that are not its own, and its numbers are given again. */
+static void close_some(cl_store *s, uint8_t which)
+{
+    int reuse = which & 128;
+    if (which & 1) {
+        fuzz_close(s->registry_fd, reuse);
+    }
+    if (which & 2) {
+        fuzz_close(s->live_fd, reuse);
+    }
+    if (which & 4) {
+        fuzz_close(s->directory, reuse);
+    }
+    for (uint32_t i = 0; which & 8 && i < s->nmaps; i++) {
+        fuzz_close(s->by_address[i]->fd, reuse);
+    }
+    if (which & 16) {
+        *(uint32_t *)(uintptr_t)s->here = 0;
+    }
+    if (which & 32 && cl_thread_trylock(&s->mutex)) { /* another thread of it is at its tables */
+        busy = s;
+    }
+    s->settings.idle_ns = which & 64 ? 1 : 0;
+}
+
 static void use(cl_store *s, const cl_address *sent, unsigned flags)
 {
     cl_block_ref r, mine;
@@ -150,9 +242,23 @@ static void use(cl_store *s, const cl_address *sent, unsigned flags)
     fuzz_result(cl_trim(s, 0, flags, &freed));
 }
 
+/* After each sleep: another thread, or process, has had its turn. */
+static void others_go_on(void)
+{
+    if (busy != NULL && ++sleeps % 8 == 0) {
+        cl_thread_unlock(&busy->mutex);
+        busy = NULL;
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input in = {data, size};
+    int locked = -1;
+    busy = NULL;
+    sleeps = 0;
+    fuzz_alone = 1;
+    fuzz_slept = others_go_on;
     fuzz_allow_all();
     cl_block_ref small, large, *sending;
     cl_address sent;
@@ -185,6 +291,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         damage_header(&in, fd, 1);
         for (int n = fuzz_8(&in) & 7; n > 0; n--) {
             uint8_t which = fuzz_8(&in);
+            if (which & 128) {
+                fuzz_damage(&in, maker.base, FUZZ_FIELDS);
+                continue;
+            }
             fuzz_noise(&in, maker.base + (which & 1 ? CL_OFF_CONTROL : CL_OFF_OWNERS),
                        which & 1 ? (which & 2 ? sizeof(cl_control) : 128) : 3 * sizeof(cl_owner));
         }
@@ -205,8 +315,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
         close(fd);
     }
-    for (int n = how & 0x20 ? 1 + (fuzz_8(&in) & 3) : 0; n > 0; n--) {
+    uint8_t refused = how & 0x20 ? fuzz_8(&in) : 0;
+    if (refused & 128) { /* before anything is refused: the target itself uses the same calls */
+        others(&in, live, &locked, !comes_before);
+    }
+    for (int n = how & 0x20 ? 1 + (refused & 3) : 0; n > 0; n--) {
         fuzz_refuse(&in);
+    }
+    if (refused & 64 && comes_before) {
+        close_some(&comer, fuzz_8(&in));
     }
     if (!comes_before && fuzz_result(fuzz_open(&comer, 2)) != CL_OK) {
         comer.open = 0;
@@ -217,16 +334,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             fuzz_refuse(&in);
         }
     }
+    others_go_on();
     if (comer.open && fuzz_8(&in) & 1) {
         MUST(cl_store_leave(&comer) <= 1);
         comer.open = 0;
     }
     fuzz_allow_all();
+    if (locked >= 0) {
+        close(locked);
+    }
     if (maker.base != NULL) {
         fuzz_kill(&maker);
     }
     fuzz_kill(&comer);
     close(segment_fd);
+    fuzz_close_own();
+    come_back();
     fuzz_empty();
     return 0;
 }

@@ -384,7 +384,7 @@ static void step(fuzz_input *in)
         s = &stores[0];
         r = &refs[0][at];
     }
-    if (tables() == NULL && op % 28 != 18) { /* both have gone */
+    if (tables() == NULL && (op >= 84 || op % 28 != 18)) { /* both have gone */
         return;
     }
     if (op >= 96) { /* in any word; in one field: special() */

@@ -1,8 +1,29 @@
 /* Runs kept inputs through a target, without libFuzzer: any compiler will do. */
 #include "fuzz.h"
 
+#include <signal.h>
+
+static char replayed[4096];
+
+/* Which input it was. */
+static void tell(void)
+{
+    ssize_t n = write(2, "\nat ", 4);
+    n = write(2, replayed, strlen(replayed));
+    n = write(2, "\n", 1);
+    (void)n;
+}
+
+static void told(int number)
+{
+    tell();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
 static void run(const char *path)
 {
+    snprintf(replayed, sizeof replayed, "%s", path);
     FILE *f = fopen(path, "rb");
     MUST(f != NULL);
     uint8_t *data = malloc(1 << 20);
@@ -21,6 +42,14 @@ static void run(const char *path)
 int main(int argc, char **argv)
 {
     int n = 0;
+    signal(SIGABRT, told);
+    signal(SIGALRM, told);
+#ifdef FUZZ_ASAN
+    __sanitizer_set_death_callback(tell);
+#else
+    signal(SIGSEGV, told);
+    signal(SIGBUS, told);
+#endif
     for (int i = 1; i < argc; i++) {
         DIR *d = opendir(argv[i]);
         if (d == NULL) {

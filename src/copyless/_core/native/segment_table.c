@@ -172,6 +172,9 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
             if (rc != CL_OK) {
                 return rc;
             }
+            if (store->segments[slot].class_index != CL_LARGE || b->state != CL_BLOCK_FREE) {
+                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free large one", c->last[CL_LARGE] - 1);
+            }
             if (over || store->segments[slot].idle_since_ns < idle_before_ns) {
                 victim = slot;
             }
