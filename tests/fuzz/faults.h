@@ -45,20 +45,20 @@ static int fuzz_asleep; /* not before it sleeps */
 
 static inline void fuzz_refuse(fuzz_input *in)
 {
-    static const int why[SAYINGS][4] = {
-        {EMFILE, ENFILE, ENOSPC, EACCES}, {EIO, EIO, EIO, EIO},
-        {ENOSPC, EDQUOT, EFBIG, EIO},     {EIO, ENOSPC, EIO, ENOSPC},
-        {ENOMEM, ENOMEM, EAGAIN, EPERM},  {ENOMEM, ENOMEM, ENOMEM, ENOMEM},
-        {ENOLCK, ENOLCK, EACCES, EAGAIN}, {EEXIST, ENOENT, EPERM, ENOSPC},
-        {EINTR, EINTR, EAGAIN, EINTR},    {EIO, ENOENT, EACCES, EIO},
-        {4, 16, 64, 8},                   {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0},
-        {1, 1, 1, 1},                     {1, 1, 1, 1},
+    static const int why[SAYINGS][5] = {
+        {EMFILE, ENFILE, ENOSPC, EACCES, ENOENT}, {EIO, EIO, EIO, EIO, EIO},
+        {ENOSPC, EDQUOT, EFBIG, EIO, EINTR},      {EIO, ENOSPC, EIO, ENOSPC, EIO},
+        {ENOMEM, ENOMEM, EAGAIN, EPERM, ENOMEM},  {ENOMEM, ENOMEM, ENOMEM, ENOMEM, ENOMEM},
+        {ENOLCK, ENOLCK, EACCES, EAGAIN, ENOLCK}, {EEXIST, ENOENT, EPERM, ENOSPC, EXDEV},
+        {EINTR, EINTR, EAGAIN, EINTR, EINTR},     {EIO, ENOENT, EACCES, EIO, EIO},
+        {4, 16, 64, 8, 0},                        {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0, 0},
+        {1, 1, 1, 1, 1},                          {1, 1, 1, 1, 1},
     };
     uint8_t which = fuzz_8(in), when = fuzz_8(in);
     int kind = which < 236 ? which % REFUSALS : SAYS_NAME + (which - 236) % (SAYINGS - REFUSALS);
     fuzz_refused[kind].left = (uint16_t)(1 + (when & 32 ? 3 * fuzz_8(in) : when & 15));
     fuzz_refused[kind].times = kind == REFUSES_SLEEP ? 1 : when & 16 ? 40 : 1 + (when >> 6);
-    fuzz_refused[kind].why = why[kind][which < 236 ? which / REFUSALS & 3 : (which - 236) / (SAYINGS - REFUSALS)];
+    fuzz_refused[kind].why = why[kind][which < 236 ? which / REFUSALS % 5 : (which - 236) / (SAYINGS - REFUSALS)];
 }
 
 static int64_t fuzz_ahead_ns; /* of the system's clock: what naps, sleeps and delays would have taken */
@@ -133,6 +133,19 @@ int fstatfs(int fd, struct statfs *st)
 int fstatat(int directory, const char *restrict path, struct stat *restrict st, int flags)
 {
     return refuses(SAYS_NAME) ? -1 : (int)__real_syscall(SYS_newfstatat, directory, path, st, flags);
+}
+
+ssize_t readlink(const char *restrict path, char *restrict to, size_t n)
+{
+    return refuses(SAYS_NAME) ? -1 : (ssize_t)__real_syscall(SYS_readlinkat, AT_FDCWD, path, to, n);
+}
+
+int unlinkat(int directory, const char *path, int flags)
+{
+    if (fuzz_alone && !fuzz_paused) { /* often without a lock: others may come first */
+        others_act();
+    }
+    return (int)__real_syscall(SYS_unlinkat, directory, path, flags);
 }
 
 EARLY int getrlimit(__rlimit_resource_t what, struct rlimit *limit)

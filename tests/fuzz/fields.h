@@ -131,6 +131,7 @@ static const fuzz_field fuzz_fields[] = {
 };
 #define FUZZ_FIELDS (sizeof fuzz_fields / sizeof *fuzz_fields)
 #define FUZZ_HEADER_FIELDS 14u
+#define FUZZ_HOLD_FIELDS 72u /* from the first of a hold on */
 
 /* What such a field could be mistaken for: limits, and what lies at either side of them. seeds.py reads this list, too. */
 static const uint64_t fuzz_values[] = {
@@ -148,6 +149,7 @@ static const uint64_t fuzz_values[] = {
     257,
     CL_PAGE,
     CL_CARETAKER,
+    CL_MAX_OWNERS,
     CL_MAX_OWNERS + 1,
     CL_MAX_NAMES,
     CL_MAX_NAMES + 1,
@@ -161,13 +163,11 @@ static const uint64_t fuzz_values[] = {
 };
 #define FUZZ_VALUES (sizeof fuzz_values / sizeof *fuzz_values)
 
-/* One field of what lies at `base` becomes one of these values, or a little more or less than it was, or small. */
-static inline void fuzz_damage(fuzz_input *in, uint8_t *base, size_t fields)
+/* It becomes one of these values, or a little more or less than it was, or small. */
+static inline void fuzz_damage_field(const fuzz_field *f, uint8_t *at, uint8_t how)
 {
-    const fuzz_field *f = &fuzz_fields[fuzz_8(in) % fields];
-    uint8_t entry = fuzz_8(in), how = fuzz_8(in);
-    uint8_t *at = base + f->table + f->stride * (entry % f->entries) + f->inner * (entry / f->entries) + f->offset;
     uint64_t word = 0;
+    at += f->offset;
     memcpy(&word, at, f->width);
     if (how < FUZZ_VALUES) {
         word = fuzz_values[how];
@@ -177,6 +177,27 @@ static inline void fuzz_damage(fuzz_input *in, uint8_t *base, size_t fields)
         word = how - 64u;
     }
     memcpy(at, &word, f->width);
+}
+
+/* One of the first so many fields of what lies at `base`. */
+static inline void fuzz_damage(fuzz_input *in, uint8_t *base, size_t fields)
+{
+    const fuzz_field *f = &fuzz_fields[fuzz_8(in) % fields];
+    uint8_t entry = fuzz_8(in), how = fuzz_8(in);
+    fuzz_damage_field(f, base + f->table + f->stride * (entry % f->entries) + f->inner * (entry / f->entries), how);
+}
+
+/* One field of this very block, of its segment, or of a hold. */
+static inline void fuzz_damage_block(fuzz_input *in, uint8_t *base, uint32_t number, uint32_t hold)
+{
+    const fuzz_field *f = &fuzz_fields[FUZZ_HOLD_FIELDS + fuzz_8(in) % (FUZZ_FIELDS - FUZZ_HOLD_FIELDS)];
+    uint8_t *at = base + f->table;
+    if (f->table == CL_OFF_HOLDS) {
+        at += hold % CL_MAX_HOLDS * f->stride;
+    } else {
+        at += number / CL_BLOCKS % CL_MAX_SEGMENTS * f->stride + f->inner * (number % CL_BLOCKS);
+    }
+    fuzz_damage_field(f, at, fuzz_8(in));
 }
 
 #endif

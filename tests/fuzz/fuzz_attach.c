@@ -173,6 +173,10 @@ static void others(fuzz_input *in, const char *live, int *locked, int comes)
             close(fd);
         }
     }
+    if (what & 64 && !(what & 32)) { /* a cleaner takes the registry's file */
+        at_path(path, CL_REGISTRY_FILE);
+        unlink(path);
+    }
     if (what & 32) { /* the directory itself goes, another comes in its place */
         snprintf(path, sizeof path, "%s-gone", fuzz_path);
         MUST(rename(fuzz_path, path) == 0);
@@ -322,6 +326,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (int n = how & 0x20 ? 1 + (refused & 3) : 0; n > 0; n--) {
         fuzz_refuse(&in);
     }
+    int stopped = refused & 32 && maker.base != NULL && cl_lock_registry(&maker, CL_OP_LIST, 0) == CL_OK;
     if (refused & 64 && comes_before) {
         close_some(&comer, fuzz_8(&in));
     }
@@ -335,6 +340,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         }
     }
     others_go_on();
+    if (stopped && refused & 16) {
+        cl_unlock_own(&maker.control->lock, CL_LOCK_WORD(maker.slot, maker.incarnation));
+    }
     if (comer.open && fuzz_8(&in) & 1) {
         MUST(cl_store_leave(&comer) <= 1);
         comer.open = 0;

@@ -9,7 +9,7 @@ static cl_address sent[REFS];
 static cl_token tokens[REFS];
 static cl_block_ref channel;
 static void *heir_life;
-static char posix_name[] = "copyless-fuzz-object";
+static char posix_name[] = "copyless-fuzz-object", posix_path[] = "/dev/shm/copyless-fuzz-object";
 static uint64_t posix_id[2];
 static uint32_t posix_slot[2];
 static int held; /* calls for which the second one still holds the registry's lock */
@@ -150,11 +150,30 @@ static void litter(fuzz_input *in, cl_store *s)
     }
 }
 
+static void stop_second(void)
+{
+    if (stores[1].base != NULL && held == 0 && cl_lock_registry(&stores[1], CL_OP_LIST, 0) == CL_OK) {
+        held = 3;
+    }
+}
+
+/* The POSIX object's file, as it is now, if it is. */
+static void posix_of(int at, uint64_t *device, uint64_t *inode)
+{
+    struct stat st;
+    *device = 1;
+    *inode = 1 + (uint64_t)at;
+    if (at >= 6 && stat(posix_path, &st) == 0) {
+        *device = st.st_dev;
+        *inode = st.st_ino + (uint64_t)(at & 1);
+    }
+}
+
 /* What the process of this store does beside the calls: it closes descriptors, sets, or is another process by now. */
 static void change(fuzz_input *in, cl_store *s)
 {
     uint8_t what = fuzz_8(in), to = fuzz_8(in);
-    switch (what % 14) {
+    switch (what % 18) {
     case 0:
         fuzz_close(s->registry_fd, to & 1);
         break;
@@ -200,11 +219,25 @@ static void change(fuzz_input *in, cl_store *s)
             local->hold = to & 4 ? 0 : to & 8 ? CL_MAX_HOLDS + 1 : to >> 4;
         }
         break;
+    case 13: /* while one sleeps, another comes to have the lock, and is stopped */
+        fuzz_meanwhile = stop_second;
+        break;
+    case 14:
+        MUST(s->registry_fd < 0 || ftruncate(s->registry_fd, CL_REGISTRY_SIZE + CL_PAGE) >= -1);
+        break;
+    case 15:
+        umask(0777);
+        break;
+    case 16: /* the POSIX object is there */
+        fuzz_paused++;
+        close(open(posix_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+        fuzz_paused--;
+        break;
     default: /* another thread is at its tables */
         if (slow-- > 0 && cl_thread_trylock(&s->mutex)) {
             busy = s;
             busy_for = to & 3;
-            sleeps = 0;
+            sleeps = to & 4 ? 9 : 0; /* for a moment, or long */
         }
     }
 }
@@ -306,6 +339,94 @@ static void pass_item(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsign
     }
 }
 
+/* A field of a block that is in use, or free and the next to be given, or of a hold. */
+static void damage_what_is_used(fuzz_input *in, cl_store *s, const cl_block_ref *r, int at)
+{
+    uint8_t which = fuzz_8(in);
+    cl_control *c = s->control;
+    const uint32_t numbers[] = {number_of(r),
+                                number_of(&channel),
+                                c->first[cl_class_of(300)] - 1,
+                                c->first[cl_class_of(300) + CL_OBJECTS] - 1,
+                                c->first[CL_LARGE] - 1,
+                                c->last[CL_LARGE] - 1,
+                                c->first[CL_SPILLED] - 1,
+                                posix_slot[s == &stores[1]] * CL_BLOCKS};
+    uint32_t hold = which & 8 ? tokens[at].hold : sent[at].hold;
+    const cl_map *map = s->maps != NULL && r->data != NULL ? s->maps[r->segment] : NULL;
+    if (which & 16 && map != NULL) {
+        hold = map->blocks[r->index].hold - 1;
+    }
+    fuzz_damage_block(in, s->base, numbers[which & 7], hold);
+}
+
+/* Queues that lie in each other, so deep. */
+static void nest(cl_store *s, int depth, unsigned flags)
+{
+    cl_block_ref inner, outer;
+    cl_address a;
+    if (fuzz_result(cl_alloc(s, 100, flags | CL_FOR_OBJECT, &inner)) != CL_OK) {
+        return;
+    }
+    while (depth-- > 0 && fuzz_result(cl_alloc(s, 100, flags | CL_FOR_OBJECT, &outer)) == CL_OK) {
+        if (fuzz_result(cl_draft(s, inner.segment, inner.index, flags, &a)) == CL_OK) {
+            cl_token t = {.hold = a.hold, .nonce = a.nonce};
+            fuzz_result(cl_give(s, number_of(&outer), 1, &t, 1, NULL, flags, NULL));
+        }
+        fuzz_result(cl_release(s, inner.segment_id, inner.segment, inner.index, flags));
+        inner = outer;
+    }
+    fuzz_result(cl_release(s, inner.segment_id, inner.segment, inner.index, flags));
+}
+
+/* Many of a kind: messages, drafts, segments, owners, names; or one that is large. */
+static void many(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
+{
+    uint8_t what = fuzz_8(in), n = fuzz_8(in);
+    static cl_block_ref made[80];
+    cl_address a;
+    switch (what & 7) {
+    case 0:
+    case 1:
+        for (int i = n << (what >> 4 & 3); i > 0 && r->data != NULL; i--) {
+            if (fuzz_result((what & 1 ? cl_draft : cl_send)(s, r->segment, r->index, flags, &a)) != CL_OK) {
+                break;
+            }
+        }
+        break;
+    case 2:
+        nest(s, n % 80, flags);
+        break;
+    case 3: {
+        int i = 0;
+        while (i < n % 80 && fuzz_result(cl_alloc(s, what & 16 ? 70000 : 100, flags | CL_ALONE, &made[i])) == CL_OK) {
+            i++;
+        }
+        while (i-- > 0) {
+            fuzz_result(cl_release(s, made[i].segment_id, made[i].segment, made[i].index, flags));
+        }
+        break;
+    }
+    case 4: /* that were killed */
+        for (uint32_t i = 10; i < 10u + n % 80 && i < s->control->owners_high; i++) {
+            s->owners[i].state = what & 16 ? CL_OWNER_GONE : CL_OWNER_LIVE;
+        }
+        break;
+    case 5:
+        for (int i = 0; i < n % 80; i++) {
+            char name[] = {(char)('A' + i), 0};
+            if (fuzz_result(cl_alloc(s, 100, flags, &made[0])) == CL_OK) {
+                fuzz_result(cl_publish(s, name, 1, made[0].segment, made[0].index, 0, 10, what >> 4 & 1, flags));
+            }
+        }
+        break;
+    default:
+        if (fuzz_result(cl_alloc(s, ((uint64_t)65 << 20) + n, flags, &made[0])) == CL_OK) {
+            fuzz_result(cl_release(s, made[0].segment_id, made[0].segment, made[0].index, flags));
+        }
+    }
+}
+
 /* What lies beside the everyday calls. */
 static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned flags)
 {
@@ -313,8 +434,10 @@ static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned fl
     cl_block_ref *r = &refs[s == &stores[1]][at];
     switch (op) {
     case 0:
-    case 1:
         fuzz_damage(in, s->base, FUZZ_FIELDS);
+        break;
+    case 1:
+        damage_what_is_used(in, s, r, at);
         break;
     case 2:
         bad_names(in, s, r, flags);
@@ -346,15 +469,9 @@ static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned fl
             channel.data = NULL;
         }
         break;
-    case 10: { /* many of a kind */
-        cl_address a;
-        for (int n = fuzz_8(in); n > 0 && r->data != NULL; n--) {
-            if (fuzz_result(cl_send(s, r->segment, r->index, flags, &a)) != CL_OK) {
-                break;
-            }
-        }
+    case 10:
+        many(in, s, r, flags);
         break;
-    }
     default:
         if (s->base != NULL && s->control != NULL) {
             uint64_t freed;
@@ -374,7 +491,8 @@ static void step(fuzz_input *in)
     unsigned flags = arg & 0x80 ? CL_MAY_WAIT : 0;
     cl_store *s = &stores[who];
     cl_block_ref *r = &refs[who][at], found;
-    uint64_t freed;
+    uint64_t freed, device, inode;
+    posix_of(at, &device, &inode);
     if (held > 0 && --held == 0) {
         held = 1;
         let_go();
@@ -536,15 +654,15 @@ static void step(fuzz_input *in)
         }
         break;
     case 22:
-        fuzz_result(cl_posix_record(s, posix_name, sizeof posix_name - 1, 1, 1 + at, 10, fuzz_8(in) & 1, flags,
+        fuzz_result(cl_posix_record(s, posix_name, sizeof posix_name - 1, device, inode, 10, fuzz_8(in) & 1, flags,
                                     &posix_id[who], &posix_slot[who]));
         break;
     case 23:
         fuzz_result(
-            cl_posix_attach(s, posix_name, sizeof posix_name - 1, 1, 1 + at, flags, &posix_id[who], &posix_slot[who]));
+            cl_posix_attach(s, posix_name, sizeof posix_name - 1, device, inode, flags, &posix_id[who], &posix_slot[who]));
         break;
     case 24:
-        fuzz_result(cl_posix_forget(s, posix_name, sizeof posix_name - 1, 1, 1 + at, flags));
+        fuzz_result(cl_posix_forget(s, posix_name, sizeof posix_name - 1, device, inode, flags));
         fuzz_result(cl_release(s, posix_id[who], posix_slot[who], 0, flags));
         break;
     case 25: { /* the first one forks; the child does nothing but live, and dies at the next call */
@@ -603,6 +721,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     forget_second();
     fuzz_kill(&stores[0]);
     fuzz_close_own();
+    umask(022);
+    unlink(posix_path);
     if (heir_life != NULL) {
         munmap(heir_life, CL_PAGE);
         heir_life = NULL;

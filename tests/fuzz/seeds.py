@@ -27,8 +27,9 @@ FIELDS = listed(r"^    ([A-Z]+\([\w.\[\]]+\)),$")
 VALUES = len(listed(r"^    ((?:CL_|\d|U?INT)[^(\n]*),$"))
 HEADERS = sum(field.startswith("HEADER") for field in FIELDS)
 NEARBY = [45, 46, 47, 49, 50, 51]  # three less to three more: see fuzz_damage
+WHYS = {0: [0, 1, 2, 4], 2: [0, 1, 2, 3, 4], 7: [0, 1, 2]}  # errors of an opening, of room and of a link that are told apart
 # What faults.h refuses, and the calls of each before the one that fails. 236 and on: what the system says that is no error.
-REFUSED = [(kind + 9 * why, when) for kind in range(9) for why in (0, 3) for when in (*range(9), 11, 16, 64)]
+REFUSED = [(kind + 9 * why, when) for kind in range(9) for why in WHYS.get(kind, [0, 3]) for when in (*range(9), 11, 16, 64, 65, 66)]
 SAID = [(236 + kind + 5 * why, when) for kind in range(5) for why in range(3) for when in (*range(6), 16)]
 LATE = [(kind, 32, n) for kind in (2, 3, 4, 5) for n in range(0, 255, 8)]
 
@@ -62,14 +63,14 @@ CALLS = [
     *(call(20, who, 0, 1) for who in (0, 1)),
     *(call(op, who, 2, 1) for op in (22, 23, 24) for who in (0, 1)),
     call(25), call(26), call(17), call(18), call(27, 1, 0, 0), call(27, 0, 0, 64),
-    *(call(86, who, at, how, spec, 0) for who in (0, 1) for at, how, spec in ((0, 0, 0), (1, 1, 1), (0, 9, 0), (7, 18, 0))),
+    *(call(86, who, at, how, spec, 0) for who in (0, 1) for at, how, spec in ((0, 0, 0), (1, 1, 1), (0, 9, 0), (7, 18, 0), (7, 8, 0), (7, 16, 0), (7, 4, 0))),
     *(call(90, who, 0, how) for who in (0, 1) for how in (0, 1, 2, 11, 3 + 40, 5 + 32, 7 + 48, 64, 128 + 48)),
     *(call(91, who, at, how, 2) for who in (0, 1) for at in (0, 1) for how in (0, 1, 2, 3, 4, 5, 14)),
     *(call(92, who, 0, how) for who in (0, 1) for how in range(4)),
-    call(93), call(94, 0, 0, 255), call(95, 0, 1, 3), call(95, 1, 1, 3),
+    call(93), call(94, 0, 0, 0, 20), call(94, 1, 0, 1, 40), call(95, 0, 1, 3), call(95, 1, 1, 3),
 ]  # fmt: skip
 CHANGES = [
-    *(call(87, who, 0, what, to) for who in (0, 1) for what in range(14) for to in (0, 1, 2, 4, 9, 24)),
+    *(call(87, who, 0, what, to) for who in (0, 1) for what in range(18) for to in (0, 1, 2, 4, 9, 24)),
     *(call(88, who, 0, how) for who in (0, 1) for how in range(32)),
     *(call(89, who, 0, how) for who in (0, 1) for how in (0, 1, 2, 3, 4, 9, 16, 17, 32, 130, 131, 66, 34, 20)),
     *(call(89, 0, 0, 1) + call(89, 0, 0, 0x40 + how) for how in (0, 2, 18, 130)),
@@ -90,12 +91,84 @@ def some(n: int, *what: object) -> bytes:
     return b"".join(CALLS[(first + i * step) % len(CALLS)] for i in range(n))
 
 
+def number(name: str) -> int:
+    return FIELDS.index(name)
+
+
+def set_field(name: str, entry: int, value: int) -> bytes:
+    """To a small number."""
+    return damage(number(name), entry, 64 + value)
+
+
+def of_hand() -> Iterator[bytes]:
+    """What takes several steps that belong together."""
+    drafts = [call(94, 1, 0, 1, n) for n in (40, 100, 200)]
+    segment = [set_field("SEGMENT(state)", e, state) + set_field("SEGMENT(owner)", e, 2) for e in (0, 1, 2, 3, 5) for state in (1, 3)]
+    lost = call(87, 0, 0, 13, 0)
+    for busy in (b"", lost, call(27, 0, 0, 3), call(88, 0, 0, 18), call(87, 0, 0, 5, 1), call(27, 0, 0, 0x80, 240, 4)):
+        for last in (call(12), call(92, 0, 0, 0), call(92, 0, 0, 2), call(92, 0, 0, 3), call(27, 0, 0, 64), call(10), call(9, 0, 2, 1), call(27, 1, 0, 0),
+                     call(13, 0, 0, 0), call(95, 0, 1, 0)):  # fmt: skip
+            for held in (*drafts, call(94, 1, 0, 3, 70), call(94, 0, 0, 3, 70), call(94, 0, 0, 4, 60), call(94, 0, 0, 20, 60),
+                         call(94, 0, 0, 0x30, 255) + call(94, 0, 0, 0x30, 255), *segment, b""):  # fmt: skip
+                yield held + busy + last + call(12)
+                yield held + call(17) + busy + last + call(12)
+                yield held + call(25) + call(17) + busy + last + call(25) + last
+    for depth in (3, 63, 64, 65, 66, 79):
+        yield call(94, 0, 0, 2, depth) + call(12)
+        yield call(94, 0, 0, 0x80, depth) + call(94, 0, 0, 2, depth)
+    yield call(94, 0, 0, 6, 1) + call(13)
+    for refused in REFUSED:
+        yield call(27, 0, 0, 0x80, *refused) + call(94, 0, 0, 6, 1)
+        for name in ("CONTROL(holds_free)", "CONTROL(names_free)", "CONTROL(segments_free)"):
+            yield set_field(name, 0, 0) + call(27, 0, 0, 0x80, *refused) + some(40, refused, name)
+            yield set_field(name, 0, 0) + call(27, 0, 0, 0x80, *refused) + call(9, 0, 1, 1) + call(0, 0, 5, 1, 0, 0, 8) + call(4, 0, 1)
+    for at in (6, 7):
+        for c in (call(22, 0, at, 1), call(22, 0, at, 0)):
+            yield call(87, 0, 0, 16, 0) + c + call(24, 0, at)
+            yield call(87, 0, 0, 16, 0) + c + call(17) + call(12) + call(24, 0, 7)
+    for entry, value in itertools.product(range(3), range(4)):
+        for c in (call(10, 0, 0), call(10, 0, 1), call(9, 0, 2, 0), call(11, 0, 0, 0)):
+            yield set_field("NAME(hash)", entry, 7) + set_field("NAME(next)", entry, value) + c
+        for name in ("OWNER(unregistered)", "OWNER(leaving)", "OWNER(first_estate)", "OWNER(stage)", "OWNER(state)"):
+            for c in (call(27, 1, 0, 0), call(27, 0, 0, 64), call(12), call(17) + call(12)):
+                yield set_field(name, entry, value) + c
+                for state in (1, 2):
+                    yield set_field("OWNER(state)", entry, state) + set_field(name, entry, value) + c + call(12)
+                    yield set_field("OWNER(unregistered)", entry, 1) + set_field(name, entry, value) + set_field("OWNER(stage)", entry, state) + c + call(12)
+    for parent, space in itertools.product((0, 1, 2, 4, 0x31), (0, 1)):  # messages of families that have ended
+        yield (call(87, 1, 0, 8, 77) + call(87, 1, 0, 9, parent) + call(87, 1, 0, 7, space) + call(4, 1, 0) + call(87, 1, 0, 9, parent ^ 0x10)
+               + call(4, 1, 0) + call(22, 1, 2, 1) + call(12) + call(17) + call(12))  # fmt: skip
+    for to, fd in itertools.product((0, 1), (0, 1, 2, 3)):
+        for last in (call(12), call(27, 0, 0, 64), call(17) + call(27, 0, 0, 64), call(0, 0, 5, 0, 0, 0, 8), call(27, 1, 0, 0), call(25)):
+            for reuse in (0, 1):
+                yield call(87, 0, 0, 11, to) + call(87, 0, 0, fd, reuse) + last
+                yield call(87, 0, 0, fd, reuse) + call(27, 0, 0, 5) + last
+    for what in (2, 18, 34, 130, 146):
+        yield call(89, 0, 0, what) + call(27, 0, 0, 5) + call(12) + call(17) + call(27, 0, 0, 64)
+    yield call(4, 0, 0) + call(17) + call(27, 0, 0, 64)
+    for idle, warm in itertools.product((0, 1, 255), (0, 1)):
+        yield (call(94, 0, 0, 3, 20) + call(94, 0, 0, 19, 20) + call(87, 0, 0, 6, warm) + call(87, 0, 0, 5, idle) + call(92, 0, 0, 1) + call(12)
+               + call(92, 0, 0, 0))  # fmt: skip
+    for epoch in (call(25), set_field("OWNER(epoch)", 0, 9)):
+        for refused in (b"", *(call(27, 0, 0, 0x80, *r) for r in REFUSED[::7])):
+            yield epoch + set_field("CONTROL(holds_free)", 0, 0) + refused + call(7, 0, 0) + call(19, 0, 0, 5, 1) + call(25) + call(20, 0, 0, 1)
+            yield epoch + refused + call(7, 0, 0) + call(19, 0, 0, 5, 1) + call(20, 0, 0, 1)
+    for to in range(0, 256, 4):
+        yield call(7, 0, 0) + call(87, 0, 0, 12, to) + call(19, 0, 0, 5, 1) + call(2, 0, 0) + call(5, 0, 0, 0, 0)
+
+
 def registry() -> Iterator[bytes]:
+    used = HEADERS + [field.partition("(")[0] for field in FIELDS[HEADERS:]].index("HOLD")
+    for field, value in itertools.product(range(len(FIELDS) - used), (*range(VALUES), *NEARBY)):
+        for which in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16):
+            for way in range(2):
+                p = spread(field, value, which, way, among=len(PRELUDES))
+                yield PRELUDES[p] + call(85, 0, 0, which, field, value) + call(93) * way + some(40, field, value, which, way)
     for p, prelude in enumerate(PRELUDES):
         yield prelude + b"".join(CALLS)
         for change in CHANGES:
             for way in range(3):
-                yield prelude + change + some(12, p, change, way)
+                yield prelude + change + some(30, p, change, way)
         for c in CALLS:
             for change in CHANGES[-6:]:
                 yield prelude + change + c
@@ -105,7 +178,7 @@ def registry() -> Iterator[bytes]:
         for entry, value in itertools.product(range(entries), (*range(VALUES), *NEARBY)):
             p = spread(field, entry, value, among=len(PRELUDES))
             for way in range(4):
-                yield PRELUDES[(p + way) % len(PRELUDES)] + damage(field, entry, value) + some(14, field, entry, value, way)
+                yield PRELUDES[(p + way) % len(PRELUDES)] + damage(field, entry, value) + some(40, field, entry, value, way)
 
 
 def attach() -> Iterator[bytes]:
@@ -131,8 +204,8 @@ def attach() -> Iterator[bytes]:
     for header, fields, n in itertools.product((boot, list(sound)), ([0], removed, persistent, both), range(4)):
         for said in (*SAID, (6, n), (15, n), (24, n)):
             for other in ([0x80 | 1, 0], [0x80 | 1, 1], [0x80 | 1, 2, 0], [0x80 | 1, 2, 1], [0x80 | 1, 4, 18]):
-                yield bytes([0xB0, *header, *fields, 11, 13, 0, *other, *said, 238, n, 1, 1])
-                yield bytes([0xB2, *header, *fields, 11, 13, 0, *other, *said, 236 + n, n, 1, 1])
+                yield bytes([0xB0, *header, *fields, 11, 0, 13, *other, *said, 238, n, 1, 1])
+                yield bytes([0xB2, *header, *fields, 11, 0, 13, *other, *said, 236 + n, n, 1, 1])
     # A registry that is made: its file is gone, and what the system refuses meanwhile. 11: its length stays; 0: no name.
     for gone in ([11, 0, 0], [11, 1, 0], [11, 1, 2], [11, 0, 3], [11, 1, 3], [11, 0, 1], [11, 0, 2], [11, 0, 5], [11, 1, 5], [11, 0, 13]):
         for refused in (*REFUSED, *SAID, *LATE):
@@ -141,6 +214,11 @@ def attach() -> Iterator[bytes]:
         for other, which in itertools.product(range(0, 128), range(0, 256, 5)):
             if spread(other, which, among=8) == 0:
                 yield bytes([0xB0, *sound, 0, *gone, 0x80, other, which, which ^ 16, which ^ 64, which ^ 2, 0, 15, 1, 1])
+    for how, refused, other in itertools.product((0xA2, 0xA6, 0xAE, 0xAC, 0xB2), (0x20, 0xA0, 0x60, 0xE0, 0xB0, 0xC0, 0xD1), (0, 1, 2, 64, 96, 32, 66)):
+        for name, which in itertools.product((0, 1, 4, 5, 13), (0, 8, 136, 9, 10, 32, 64)):  # one is stopped, files go
+            between = [0, 1, 11, name] if not how & 16 else [0, 1, 0]
+            more = [other] if refused & 128 else []
+            yield bytes([how, *between, refused, *more, *([1] if other & 2 else []), 0, 15, *([which] if refused & 64 else []), 1, 1])
     # Blocks that are loaded and made while the system refuses, or descriptors are closed.
     for how in (0xA0, 0xA1, 0xA2, 0xA4, 0xA6, 0xAE, 0xAF, 0xEE, 0xE2, 0xB6, 0xBE, 0xF4):
         between = [0, 1, 11, 13] if not how & 16 else [0, 1, 0, 11]
@@ -155,13 +233,16 @@ def attach() -> Iterator[bytes]:
 MADE = {"attach": attach, "registry": registry}
 
 
-def write(name: str, place: Path) -> int:
+def write(name: str, place: Path, thin: int = 1) -> int:
+    """One in `thin` of them; those that are one by one made by hand all."""
     place.mkdir(parents=True, exist_ok=True)
-    inputs = {bytes(made)[:500] for made in MADE[name]()}
+    inputs = {bytes(made)[:500] for made in MADE[name]() if spread(made, among=thin) == 0}
+    if name == "registry":
+        inputs |= {made[:500] for made in of_hand() if thin < 20 or spread(made, among=4) == 0}
     for n, made in enumerate(sorted(inputs)):
         (place / f"{n:05}").write_bytes(made)
     return len(inputs)
 
 
 if __name__ == "__main__":
-    print(write(sys.argv[1], Path(sys.argv[2])), "inputs")
+    print(write(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])), "inputs")
