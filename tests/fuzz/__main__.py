@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import seeds
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NATIVE = ROOT / "src/copyless/_core/native"
@@ -44,6 +46,8 @@ WRAPPED = [
     "calloc", "fcntl", "fchmod", "fdopendir", "fstat", "ftruncate", "linkat", "madvise", "malloc", "mkdir", "mmap", "openat",
     "posix_fallocate", "pwrite", "realloc", "sched_yield", "syscall",
 ]  # fmt: skip
+# Of the inputs of seeds.py one in so many: all would take minutes.
+THIN = {"attach": 9, "registry": 60}
 PYTHON_TARGETS = ["arrays", "inbox", "wire"]
 
 
@@ -86,6 +90,16 @@ def command_of(name: str) -> list[str]:
     return [sys.executable, "-m", "tests.fuzz.python", name]
 
 
+def seeds_of(name: str) -> list[Path]:
+    """Where those of a target lie; made anew, since they follow the layout."""
+    place = BUILD / "seeds" / name
+    if name not in THIN:
+        return []
+    shutil.rmtree(place, ignore_errors=True)
+    seeds.write(name, place, THIN[name])
+    return [place]
+
+
 def fuzz(name: str, seconds: int) -> bool:
     """Whether nothing was found."""
     work, kept = BUILD / "corpus" / name, KEPT / name
@@ -96,7 +110,7 @@ def fuzz(name: str, seconds: int) -> bool:
     with open(BUILD / f"{name}.log", "w") as log:
         done = subprocess.run(
             [*command, f"-max_total_time={seconds}", "-timeout=25", "-rss_limit_mb=4096", "-len_control=0", "-max_len=500",
-             f"-artifact_prefix={BUILD}/{name}-", str(work), str(kept)],
+             f"-artifact_prefix={BUILD}/{name}-", str(work), str(kept), *map(str, seeds_of(name))],
             cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
         )  # fmt: skip
     print(f"{name}: {time.monotonic() - begun:.0f} s, {'nothing found' if done.returncode == 0 else 'FOUND something'}", flush=True)
@@ -132,7 +146,7 @@ def keep(name: str, command: list[str]) -> None:
 
 
 def report(name: str) -> None:
-    places = [str(place) for place in (KEPT / name, BUILD / "corpus" / name) if place.is_dir()]
+    places = [str(place) for place in (KEPT / name, BUILD / "corpus" / name, *seeds_of(name)) if place.is_dir()]
     if name in C_TARGETS:
         program = compile_target(name, COUNTED, BUILD / "counted", [HERE / "replay.c"])
         profile = BUILD / f"{name}.profraw"

@@ -46,13 +46,20 @@ static int fuzz_asleep; /* not before it sleeps */
 static inline void fuzz_refuse(fuzz_input *in)
 {
     static const int why[SAYINGS][5] = {
-        {EMFILE, ENFILE, ENOSPC, EACCES, ENOENT}, {EIO, EIO, EIO, EIO, EIO},
-        {ENOSPC, EDQUOT, EFBIG, EIO, EINTR},      {EIO, ENOSPC, EIO, ENOSPC, EIO},
-        {ENOMEM, ENOMEM, EAGAIN, EPERM, ENOMEM},  {ENOMEM, ENOMEM, ENOMEM, ENOMEM, ENOMEM},
-        {ENOLCK, ENOLCK, EACCES, EAGAIN, ENOLCK}, {EEXIST, ENOENT, EPERM, ENOSPC, EXDEV},
-        {EINTR, EINTR, EAGAIN, EINTR, EINTR},     {EIO, ENOENT, EACCES, EIO, EIO},
-        {4, 16, 64, 8, 0},                        {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0, 0},
-        {1, 1, 1, 1, 1},                          {1, 1, 1, 1, 1},
+        {EMFILE, ENFILE, ENOSPC, EACCES, ENOENT},
+        {EIO, EIO, EIO, EIO, EIO},
+        {ENOSPC, EDQUOT, EFBIG, EIO, EINTR},
+        {EIO, ENOSPC, EIO, ENOSPC, EIO},
+        {ENOMEM, ENOMEM, EAGAIN, EPERM, ENOMEM},
+        {ENOMEM, ENOMEM, ENOMEM, ENOMEM, ENOMEM},
+        {ENOLCK, ENOLCK, EACCES, EAGAIN, ENOLCK},
+        {EEXIST, ENOENT, EPERM, ENOSPC, EXDEV},
+        {EINTR, EINTR, EAGAIN, EINTR, EINTR},
+        {EIO, ENOENT, EACCES, EIO, EIO},
+        {4, 16, 64, 8, 0},
+        {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0, 0},
+        {1, 1, 1, 1, 1},
+        {1, 1, 1, 1, 1},
     };
     uint8_t which = fuzz_8(in), when = fuzz_8(in);
     int kind = which < 236 ? which % REFUSALS : SAYS_NAME + (which - 236) % (SAYINGS - REFUSALS);

@@ -5,11 +5,13 @@
 #include "fuzz.h"
 
 typedef struct fuzz_field {
-    uint64_t table, stride, inner; /* where the first entry lies; bytes of one; of one within it, of which the entry has several */
+    uint64_t table, stride,
+        inner; /* where the first entry lies; bytes of one; of one within it, of which the entry has several */
     uint32_t entries, offset, width;
 } fuzz_field;
 
-#define FIELD(table, type, entries, member) {table, sizeof(type), 0, entries, offsetof(type, member), sizeof(((type *)0)->member)}
+#define FIELD(table, type, entries, member)                                                                            \
+    {table, sizeof(type), 0, entries, offsetof(type, member), sizeof(((type *)0)->member)}
 #define HEADER(member) FIELD(0, cl_header, 1, member)
 #define CONTROL(member) FIELD(CL_OFF_CONTROL, cl_control, 1, member)
 #define OWNER(member) FIELD(CL_OFF_OWNERS, cl_owner, 4, member)
@@ -17,8 +19,12 @@ typedef struct fuzz_field {
 #define HOLD(member) FIELD(CL_OFF_HOLDS, cl_hold, 32, member)
 #define SEGMENT(member) FIELD(CL_OFF_SEGMENTS, cl_segment, 8, member)
 #define BLOCK(member)                                                                                                  \
-    {CL_OFF_SEGMENTS + offsetof(cl_segment, blocks), sizeof(cl_segment), sizeof(cl_block), 8,                          \
-     offsetof(cl_block, member), sizeof(((cl_block *)0)->member)}
+    {CL_OFF_SEGMENTS + offsetof(cl_segment, blocks),                                                                   \
+     sizeof(cl_segment),                                                                                               \
+     sizeof(cl_block),                                                                                                 \
+     8,                                                                                                                \
+     offsetof(cl_block, member),                                                                                       \
+     sizeof(((cl_block *)0)->member)}
 
 /* The first ones are those of a header, of a registry or of a segment. seeds.py reads these lines: one field each. */
 static const fuzz_field fuzz_fields[] = {

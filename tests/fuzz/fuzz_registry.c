@@ -215,8 +215,9 @@ static void change(fuzz_input *in, cl_store *s)
         break;
     case 12: /* it has nothing mapped, or forgot what it held */
         for (uint32_t i = 0; i < s->nmaps; i++) {
-            cl_local_block *local = &s->by_address[i]->blocks[to & 3];
-            local->hold = to & 4 ? 0 : to & 8 ? CL_MAX_HOLDS + 1 : to >> 4;
+            for (uint32_t b = 0; b < s->by_address[i]->nblocks; b++) {
+                s->by_address[i]->blocks[b].hold = to & 4 ? 0 : to & 8 ? CL_MAX_HOLDS + 1 : to >> 4;
+            }
         }
         break;
     case 13: /* while one sleeps, another comes to have the lock, and is stopped */
@@ -430,7 +431,8 @@ static void many(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned fl
 /* What lies beside the everyday calls. */
 static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned flags)
 {
-    static const unsigned scans[] = {0, CL_SCAN_FORCE, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, CL_SCAN_FORCE | CL_SCAN_FOR_NAME};
+    static const unsigned scans[] = {0, CL_SCAN_FORCE, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK,
+                                     CL_SCAN_FORCE | CL_SCAN_FOR_NAME};
     cl_block_ref *r = &refs[s == &stores[1]][at];
     switch (op) {
     case 0:
@@ -658,8 +660,8 @@ static void step(fuzz_input *in)
                                     &posix_id[who], &posix_slot[who]));
         break;
     case 23:
-        fuzz_result(
-            cl_posix_attach(s, posix_name, sizeof posix_name - 1, device, inode, flags, &posix_id[who], &posix_slot[who]));
+        fuzz_result(cl_posix_attach(s, posix_name, sizeof posix_name - 1, device, inode, flags, &posix_id[who],
+                                    &posix_slot[who]));
         break;
     case 24:
         fuzz_result(cl_posix_forget(s, posix_name, sizeof posix_name - 1, device, inode, flags));

@@ -1,7 +1,7 @@
 """Inputs made by hand, for what chance does not find: each field of the tables and headers, with each value that could be mistaken
 for it, before each call; each refusal of the system at each of its calls; each thing that others do, at each state.
 
-    python -m tests.fuzz.seeds registry DIRECTORY
+    python -m tests.fuzz.seeds registry DIRECTORY [THIN]        one in THIN of them
 
 They are many, and are made anew each time that one fuzzes; of them only what reaches something goes into `corpus`. An input's bytes
 are a program: `step` in fuzz_registry.c and `LLVMFuzzerTestOneInput` in fuzz_attach.c read it.
@@ -27,9 +27,18 @@ FIELDS = listed(r"^    ([A-Z]+\([\w.\[\]]+\)),$")
 VALUES = len(listed(r"^    ((?:CL_|\d|U?INT)[^(\n]*),$"))
 HEADERS = sum(field.startswith("HEADER") for field in FIELDS)
 NEARBY = [45, 46, 47, 49, 50, 51]  # three less to three more: see fuzz_damage
-WHYS = {0: [0, 1, 2, 4], 2: [0, 1, 2, 3, 4], 7: [0, 1, 2]}  # errors of an opening, of room and of a link that are told apart
+WHYS = {
+    0: [0, 1, 2, 4],
+    2: [0, 1, 2, 3, 4],
+    7: [0, 1, 2],
+}  # errors of an opening, of room and of a link that are told apart
 # What faults.h refuses, and the calls of each before the one that fails. 236 and on: what the system says that is no error.
-REFUSED = [(kind + 9 * why, when) for kind in range(9) for why in WHYS.get(kind, [0, 3]) for when in (*range(9), 11, 16, 64, 65, 66)]
+REFUSED = [
+    (kind + 9 * why, when)
+    for kind in range(9)
+    for why in WHYS.get(kind, [0, 3])
+    for when in (*range(9), 11, 16, 64, 65, 66)
+]
 SAID = [(236 + kind + 5 * why, when) for kind in range(5) for why in range(3) for when in (*range(6), 16)]
 LATE = [(kind, 32, n) for kind in (2, 3, 4, 5) for n in range(0, 255, 8)]
 
@@ -44,9 +53,24 @@ def damage(field: int, entry: int, value: int) -> bytes:
 
 PRELUDES = [
     b"",
-    call(25) + call(7, 0, 0) + call(19, 0, 0, 5, 1) + call(9, 0, 1, 1),  # a fork, an item with a payload, a name that persists
-    call(7, 1, 0) + call(19, 1, 0, 1, 0) + call(22, 0, 2, 1) + call(9, 0, 1, 1) + call(91, 0, 0, 1, 3),  # another's item, a POSIX object
-    call(27, 0, 0, 2) + call(0, 0, 3, 255, 255, 4, 2) + call(0, 0, 4, 16, 0, 0, 8) + call(2, 0, 3) + call(2, 0, 1),  # on disk, and freed
+    call(0, 0, 7, 43, 1, 0, 0)
+    + call(7, 0, 7)
+    + call(7, 0, 0)
+    + call(19, 0, 0, 1, 0),  # an item, another about to be put
+    call(25)
+    + call(7, 0, 0)
+    + call(19, 0, 0, 5, 1)
+    + call(9, 0, 1, 1),  # a fork, an item with a payload, a name that persists
+    call(7, 1, 0)
+    + call(19, 1, 0, 1, 0)
+    + call(22, 0, 2, 1)
+    + call(9, 0, 1, 1)
+    + call(91, 0, 0, 1, 3),  # another's item, a POSIX object
+    call(27, 0, 0, 2)
+    + call(0, 0, 3, 255, 255, 4, 2)
+    + call(0, 0, 4, 16, 0, 0, 8)
+    + call(2, 0, 3)
+    + call(2, 0, 1),  # on disk, and freed
     call(25) + call(2, 0, 0) + call(25) + call(17),  # an estate, and a death
 ]
 CALLS = [
@@ -103,7 +127,11 @@ def set_field(name: str, entry: int, value: int) -> bytes:
 def of_hand() -> Iterator[bytes]:
     """What takes several steps that belong together."""
     drafts = [call(94, 1, 0, 1, n) for n in (40, 100, 200)]
-    segment = [set_field("SEGMENT(state)", e, state) + set_field("SEGMENT(owner)", e, 2) for e in (0, 1, 2, 3, 5) for state in (1, 3)]
+    segment = [
+        set_field("SEGMENT(state)", e, state) + set_field("SEGMENT(owner)", e, 2)
+        for e in (0, 1, 2, 3, 5)
+        for state in (1, 3)
+    ]
     lost = call(87, 0, 0, 13, 0)
     for busy in (b"", lost, call(27, 0, 0, 3), call(88, 0, 0, 18), call(87, 0, 0, 5, 1), call(27, 0, 0, 0x80, 240, 4)):
         for last in (call(12), call(92, 0, 0, 0), call(92, 0, 0, 2), call(92, 0, 0, 3), call(27, 0, 0, 64), call(10), call(9, 0, 2, 1), call(27, 1, 0, 0),
@@ -121,7 +149,13 @@ def of_hand() -> Iterator[bytes]:
         yield call(27, 0, 0, 0x80, *refused) + call(94, 0, 0, 6, 1)
         for name in ("CONTROL(holds_free)", "CONTROL(names_free)", "CONTROL(segments_free)"):
             yield set_field(name, 0, 0) + call(27, 0, 0, 0x80, *refused) + some(40, refused, name)
-            yield set_field(name, 0, 0) + call(27, 0, 0, 0x80, *refused) + call(9, 0, 1, 1) + call(0, 0, 5, 1, 0, 0, 8) + call(4, 0, 1)
+            yield (
+                set_field(name, 0, 0)
+                + call(27, 0, 0, 0x80, *refused)
+                + call(9, 0, 1, 1)
+                + call(0, 0, 5, 1, 0, 0, 8)
+                + call(4, 0, 1)
+            )
     for at in (6, 7):
         for c in (call(22, 0, at, 1), call(22, 0, at, 0)):
             yield call(87, 0, 0, 16, 0) + c + call(24, 0, at)
@@ -134,12 +168,25 @@ def of_hand() -> Iterator[bytes]:
                 yield set_field(name, entry, value) + c
                 for state in (1, 2):
                     yield set_field("OWNER(state)", entry, state) + set_field(name, entry, value) + c + call(12)
-                    yield set_field("OWNER(unregistered)", entry, 1) + set_field(name, entry, value) + set_field("OWNER(stage)", entry, state) + c + call(12)
+                    yield (
+                        set_field("OWNER(unregistered)", entry, 1)
+                        + set_field(name, entry, value)
+                        + set_field("OWNER(stage)", entry, state)
+                        + c
+                        + call(12)
+                    )
     for parent, space in itertools.product((0, 1, 2, 4, 0x31), (0, 1)):  # messages of families that have ended
         yield (call(87, 1, 0, 8, 77) + call(87, 1, 0, 9, parent) + call(87, 1, 0, 7, space) + call(4, 1, 0) + call(87, 1, 0, 9, parent ^ 0x10)
                + call(4, 1, 0) + call(22, 1, 2, 1) + call(12) + call(17) + call(12))  # fmt: skip
     for to, fd in itertools.product((0, 1), (0, 1, 2, 3)):
-        for last in (call(12), call(27, 0, 0, 64), call(17) + call(27, 0, 0, 64), call(0, 0, 5, 0, 0, 0, 8), call(27, 1, 0, 0), call(25)):
+        for last in (
+            call(12),
+            call(27, 0, 0, 64),
+            call(17) + call(27, 0, 0, 64),
+            call(0, 0, 5, 0, 0, 0, 8),
+            call(27, 1, 0, 0),
+            call(25),
+        ):
             for reuse in (0, 1):
                 yield call(87, 0, 0, 11, to) + call(87, 0, 0, fd, reuse) + last
                 yield call(87, 0, 0, fd, reuse) + call(27, 0, 0, 5) + last
@@ -150,10 +197,41 @@ def of_hand() -> Iterator[bytes]:
         yield (call(94, 0, 0, 3, 20) + call(94, 0, 0, 19, 20) + call(87, 0, 0, 6, warm) + call(87, 0, 0, 5, idle) + call(92, 0, 0, 1) + call(12)
                + call(92, 0, 0, 0))  # fmt: skip
     for epoch in (call(25), set_field("OWNER(epoch)", 0, 9)):
+        yield PRELUDES[1] + epoch + call(19, 0, 7, 5, 1) + call(20, 0, 7, 0)
+        yield PRELUDES[1] + epoch + set_field("CONTROL(holds_free)", 0, 150) + call(19, 0, 7, 5, 1) + call(20, 0, 7, 0)
         for refused in (b"", *(call(27, 0, 0, 0x80, *r) for r in REFUSED[::7])):
-            yield epoch + set_field("CONTROL(holds_free)", 0, 0) + refused + call(7, 0, 0) + call(19, 0, 0, 5, 1) + call(25) + call(20, 0, 0, 1)
+            yield (
+                epoch
+                + set_field("CONTROL(holds_free)", 0, 0)
+                + refused
+                + call(7, 0, 0)
+                + call(19, 0, 0, 5, 1)
+                + call(25)
+                + call(20, 0, 0, 1)
+            )
             yield epoch + refused + call(7, 0, 0) + call(19, 0, 0, 5, 1) + call(20, 0, 0, 1)
+    used = HEADERS + [field.partition("(")[0] for field in FIELDS[HEADERS:]].index("HOLD")
+    ends = [
+        call(19, 0, 7, 5, 1) + call(21, 0, 0, 0) + call(20, 0, 7, 0) + call(12),
+        call(19, 0, 0, 5, 1) + call(21, 0, 0, 0) + call(2, 0, 0) + call(12),
+        call(20, 0, 0, 0) + call(8, 0, 0) + call(6, 0, 0) + call(93),
+        call(0, 0, 5, 43, 1, 0, 0)
+        + call(0, 0, 6, 43, 1, 0, 4)
+        + call(0, 0, 4, 255, 255, 1, 0)
+        + call(2, 0, 1)
+        + call(13, 0, 0, 0)
+        + call(95, 0, 1, 0),
+        call(93) + call(12) + call(17) + call(12) + call(27, 0, 0, 64),
+    ]
+    for which, field, value in itertools.product(
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 16), range(len(FIELDS) - used), (64, 65, 66, 68, VALUES - 3, 49)
+    ):
+        for n, end in enumerate(ends):
+            for prelude in (1, 2, 3, 4):
+                if spread(which, field, value, n, prelude, among=2 if which in (0, 1, 2, 3, 16) else 4) == 0:
+                    yield PRELUDES[prelude] + call(85, 0, 7 if which & 24 else 0, which, field, value) + end
     for to in range(0, 256, 4):
+        yield PRELUDES[1] + call(87, 0, 0, 12, to) + call(19, 0, 7, 5, 1)
         yield call(7, 0, 0) + call(87, 0, 0, 12, to) + call(19, 0, 0, 5, 1) + call(2, 0, 0) + call(5, 0, 0, 0, 0)
 
 
@@ -163,7 +241,12 @@ def registry() -> Iterator[bytes]:
         for which in (0, 1, 2, 3, 4, 5, 6, 7, 8, 16):
             for way in range(2):
                 p = spread(field, value, which, way, among=len(PRELUDES))
-                yield PRELUDES[p] + call(85, 0, 0, which, field, value) + call(93) * way + some(40, field, value, which, way)
+                yield (
+                    PRELUDES[p]
+                    + call(85, 0, 0, which, field, value)
+                    + call(93) * way
+                    + some(40, field, value, which, way)
+                )
     for p, prelude in enumerate(PRELUDES):
         yield prelude + b"".join(CALLS)
         for change in CHANGES:
@@ -178,17 +261,37 @@ def registry() -> Iterator[bytes]:
         for entry, value in itertools.product(range(entries), (*range(VALUES), *NEARBY)):
             p = spread(field, entry, value, among=len(PRELUDES))
             for way in range(4):
-                yield PRELUDES[(p + way) % len(PRELUDES)] + damage(field, entry, value) + some(40, field, entry, value, way)
+                yield (
+                    PRELUDES[(p + way) % len(PRELUDES)]
+                    + damage(field, entry, value)
+                    + some(40, field, entry, value, way)
+                )
+
+
+def leaving() -> Iterator[bytes]:
+    """The last one leaves, while files are replaced, descriptors closed, locks refused."""
+    sound = bytes([0, 1])
+    for how, live, name in itertools.product((0x94, 0x9C, 0xD4), (0, 1), range(7)):
+        yield bytes([how, *sound, 0, 1, live, name, 0, 1])
+        yield bytes([how, *sound, 0, 1, live, name, 1, 1, 1])
+    for how, when, why in itertools.product((0xB4, 0xB6, 0xBC), (*range(6), 16, 17, 64), range(2)):
+        yield bytes([how, *sound, 0, *([0] if not how & 2 else []), 0, 6 + 9 * why, when, 0, 1])
+    for how, which in itertools.product((0xB4, 0xB6, 0xBC), range(256)):
+        yield bytes([how, *sound, 0, *([0] if not how & 2 else []), 64, 0, 15, which, 0, 1])
+        yield bytes([how, *sound, 0, *([0] if not how & 2 else []), 0xC0, 2, which & 1, 0, 15, which, 0, 1])
 
 
 def attach() -> Iterator[bytes]:
+    yield from leaving()
     # how: 1 small, 2 maker lives, 4 comes before, 8 and has it mapped, 16 the registry's, 32 refusals, 64 more of them, 128 waits
     # header damage: many (noise | damage << 3), damage: field entry value; how: 1 checksum right, 2 spill, ...
     sound = bytes([0, 1])  # of the header: nothing, checksum right
     for how in range(0, 256, 1):
         if not how & 32:
             yield bytes([how]) + sound
-    for how, field, value in itertools.product((128, 134, 142, 144, 146, 148), range(HEADERS), (*range(VALUES), *NEARBY)):
+    for how, field, value in itertools.product(
+        (128, 134, 142, 144, 146, 148), range(HEADERS), (*range(VALUES), *NEARBY)
+    ):
         for right in (0, 1, 3, 35, 43):
             if right < 3 or (how & 16 and value < 2):
                 yield bytes([how, 8, field, 0, value, right])
@@ -196,7 +299,9 @@ def attach() -> Iterator[bytes]:
         if name.startswith(("CONTROL", "OWNER")):
             for how, value in itertools.product((0x90, 0x94), (*range(VALUES), *NEARBY)):
                 yield bytes([how, *sound, 1, 0x80, field, 0, value])
-                yield bytes([how, *sound, 2, 0x80, field, 0, value, 0x80, FIELDS.index("CONTROL(persistent)"), 0, 1, 11, 0, 1])
+                yield bytes(
+                    [how, *sound, 2, 0x80, field, 0, value, 0x80, FIELDS.index("CONTROL(persistent)"), 0, 1, 11, 0, 1]
+                )
     boot = [8, FIELDS.index("HEADER(boot)"), 0, 3, 1]  # a registry of another boot, on each kind of file system
     removed = [1, 0x80, FIELDS.index("CONTROL(removed)"), 0, 1]
     persistent = [1, 0x80, FIELDS.index("CONTROL(persistent)"), 0, 1]
@@ -207,18 +312,46 @@ def attach() -> Iterator[bytes]:
                 yield bytes([0xB0, *header, *fields, 11, 0, 13, *other, *said, 238, n, 1, 1])
                 yield bytes([0xB2, *header, *fields, 11, 0, 13, *other, *said, 236 + n, n, 1, 1])
     # A registry that is made: its file is gone, and what the system refuses meanwhile. 11: its length stays; 0: no name.
-    for gone in ([11, 0, 0], [11, 1, 0], [11, 1, 2], [11, 0, 3], [11, 1, 3], [11, 0, 1], [11, 0, 2], [11, 0, 5], [11, 1, 5], [11, 0, 13]):
+    for gone in (
+        [11, 0, 0],
+        [11, 1, 0],
+        [11, 1, 2],
+        [11, 0, 3],
+        [11, 1, 3],
+        [11, 0, 1],
+        [11, 0, 2],
+        [11, 0, 5],
+        [11, 1, 5],
+        [11, 0, 13],
+    ):
         for refused in (*REFUSED, *SAID, *LATE):
             yield bytes([0xB0, *sound, 0, *gone, 0, *refused, 1, 1])
             yield bytes([0xB0, *sound, 0, *gone, 1, 0, 16, *refused, 1, 1])  # no nameless files
         for other, which in itertools.product(range(0, 128), range(0, 256, 5)):
             if spread(other, which, among=8) == 0:
-                yield bytes([0xB0, *sound, 0, *gone, 0x80, other, which, which ^ 16, which ^ 64, which ^ 2, 0, 15, 1, 1])
-    for how, refused, other in itertools.product((0xA2, 0xA6, 0xAE, 0xAC, 0xB2), (0x20, 0xA0, 0x60, 0xE0, 0xB0, 0xC0, 0xD1), (0, 1, 2, 64, 96, 32, 66)):
+                yield bytes(
+                    [0xB0, *sound, 0, *gone, 0x80, other, which, which ^ 16, which ^ 64, which ^ 2, 0, 15, 1, 1]
+                )
+    for how, refused, other in itertools.product(
+        (0xA2, 0xA6, 0xAE, 0xAC, 0xB2), (0x20, 0xA0, 0x60, 0xE0, 0xB0, 0xC0, 0xD1), (0, 1, 2, 64, 96, 32, 66)
+    ):
         for name, which in itertools.product((0, 1, 4, 5, 13), (0, 8, 136, 9, 10, 32, 64)):  # one is stopped, files go
             between = [0, 1, 11, name] if not how & 16 else [0, 1, 0]
             more = [other] if refused & 128 else []
-            yield bytes([how, *between, refused, *more, *([1] if other & 2 else []), 0, 15, *([which] if refused & 64 else []), 1, 1])
+            yield bytes(
+                [
+                    how,
+                    *between,
+                    refused,
+                    *more,
+                    *([1] if other & 2 else []),
+                    0,
+                    15,
+                    *([which] if refused & 64 else []),
+                    1,
+                    1,
+                ]
+            )
     # Blocks that are loaded and made while the system refuses, or descriptors are closed.
     for how in (0xA0, 0xA1, 0xA2, 0xA4, 0xA6, 0xAE, 0xAF, 0xEE, 0xE2, 0xB6, 0xBE, 0xF4):
         between = [0, 1, 11, 13] if not how & 16 else [0, 1, 0, 11]
@@ -227,7 +360,23 @@ def attach() -> Iterator[bytes]:
             yield bytes([how, *between, 64 | 1, *refused, 8, 15, 8, 1, *refused, 1])
         for which, name in itertools.product(range(0, 256, 1), (0, 1, 3, 4, 13)):
             if spread(how, which, name, among=6) == 0:
-                yield bytes([how, 0, 1, 11 if not how & 16 else 0, name, 64 | spread(which, among=2) * 128, 0, 15, which, 1, 0, 15, 1])
+                yield bytes(
+                    [
+                        how,
+                        0,
+                        1,
+                        11 if not how & 16 else 0,
+                        name,
+                        64 | spread(which, among=2) * 128,
+                        0,
+                        15,
+                        which,
+                        1,
+                        0,
+                        15,
+                        1,
+                    ]
+                )
 
 
 MADE = {"attach": attach, "registry": registry}
@@ -237,8 +386,10 @@ def write(name: str, place: Path, thin: int = 1) -> int:
     """One in `thin` of them; those that are one by one made by hand all."""
     place.mkdir(parents=True, exist_ok=True)
     inputs = {bytes(made)[:500] for made in MADE[name]() if spread(made, among=thin) == 0}
+    if name == "attach":
+        inputs |= set(leaving())
     if name == "registry":
-        inputs |= {made[:500] for made in of_hand() if thin < 20 or spread(made, among=4) == 0}
+        inputs |= {made[:500] for made in of_hand() if thin < 20 or made[0] == 84 or spread(made, among=2) == 0}
     for n, made in enumerate(sorted(inputs)):
         (place / f"{n:05}").write_bytes(made)
     return len(inputs)
