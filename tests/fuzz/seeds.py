@@ -235,6 +235,44 @@ def of_hand() -> Iterator[bytes]:
         yield call(7, 0, 0) + call(87, 0, 0, 12, to) + call(19, 0, 0, 5, 1) + call(2, 0, 0) + call(5, 0, 0, 0, 0)
 
 
+def short() -> Iterator[bytes]:
+    """Few steps each."""
+    stopped, gone = call(27, 0, 0, 3), call(27, 0, 0, 5)
+    for n, at in itertools.product((0, 1, 3), (0, 1)):  # what is let go while another is stopped is put off
+        for first in (b"", call(4, 0, 0), call(7, 0, 0) + call(7, 0, 1)):
+            yield first + stopped + call(6, 0, at) * n + call(2, 0, at) + call(6, 0, 1 - at) + call(4, 0, at)
+            yield first + stopped + call(27, 0, 0, 0x80, 5, n) + call(6, 0, at) + call(6, 0, at) + call(2, 0, at)
+            yield (
+                first
+                + call(87, 0, 0, 17, 4 * at + n)
+                + call(6, 0, at)
+                + call(90, 0, at, 1)
+                + call(6, 0, at)
+                + call(2, 0, at)
+            )
+    for who, at, how in itertools.product((0, 1), (0, 1), (1, 0)):
+        load = call(90, who, at, how)
+        yield stopped + load
+        yield gone + call(90, who, at, how) + call(5, who, at, 0, 7)
+        for field, entry, value in itertools.product(
+            ("OWNER(incarnation)", "OWNER(state)", "HOLD(kind)", "HOLD(owner)"), range(4), (0, 2, 5)
+        ):
+            yield set_field(field, entry, value) + load
+        for to in (0, 4, 9, 24):
+            yield call(87, who, 0, 12, to) + load
+    for at, family in itertools.product((6, 7), (0, 1)):
+        made = call(87, 0, 0, 16, 0) + call(22, 0, at, family)
+        yield made + call(24, 0, at)
+        yield made + call(24, 0, 13 - at)
+        for field, value in itertools.product(
+            ("BLOCK(name)", "BLOCK(holds)", "NAME(device)", "NAME(inode)"), (64, 65, 70, 120, 21)
+        ):
+            if field[0] == "B":
+                yield made + call(85, 0, 0, 7, number(field) - number("HOLD(kind)"), value) + call(24, 0, at)
+            for entry in range(3):
+                yield made + damage(number(field), entry, value) + call(24, 0, at)
+
+
 def registry() -> Iterator[bytes]:
     used = HEADERS + [field.partition("(")[0] for field in FIELDS[HEADERS:]].index("HOLD")
     for field, value in itertools.product(range(len(FIELDS) - used), (*range(VALUES), *NEARBY)):
@@ -327,7 +365,7 @@ def attach() -> Iterator[bytes]:
         for refused in (*REFUSED, *SAID, *LATE):
             yield bytes([0xB0, *sound, 0, *gone, 0, *refused, 1, 1])
             yield bytes([0xB0, *sound, 0, *gone, 1, 0, 16, *refused, 1, 1])  # no nameless files
-        for other, which in itertools.product(range(0, 128), range(0, 256, 5)):
+        for other, which in itertools.product(range(128), range(0, 256, 5)):
             if spread(other, which, among=8) == 0:
                 yield bytes(
                     [0xB0, *sound, 0, *gone, 0x80, other, which, which ^ 16, which ^ 64, which ^ 2, 0, 15, 1, 1]
@@ -389,6 +427,7 @@ def write(name: str, place: Path, thin: int = 1) -> int:
     if name == "attach":
         inputs |= set(leaving())
     if name == "registry":
+        inputs |= set(short())
         inputs |= {made[:500] for made in of_hand() if thin < 20 or made[0] == 84 or spread(made, among=2) == 0}
     for n, made in enumerate(sorted(inputs)):
         (place / f"{n:05}").write_bytes(made)
