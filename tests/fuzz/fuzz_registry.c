@@ -127,7 +127,7 @@ static void litter(fuzz_input *in, cl_store *s)
 {
     static const char *const prefixes[] = {CL_SEGMENT_PREFIX, CL_NEW_PREFIX, CL_LIVE_PREFIX, CL_BOOKS_PREFIX};
     uint8_t what = fuzz_8(in);
-    char name[CL_FILE_NAME + 8], path[160];
+    char name[CL_FILE_NAME + 8], path[CL_SPILL_PATH + CL_FILE_NAME + 16];
     cl_file_name(name, prefixes[what & 3], 0x1000 + (what >> 6));
     if (what & 4) {
         strcat(name, "x");

@@ -268,6 +268,8 @@ def short() -> Iterator[bytes]:
             ("BLOCK(name)", "BLOCK(holds)", "NAME(device)", "NAME(inode)"), (64, 65, 70, 120, 21)
         ):
             if field[0] == "B":
+                other = call(87, 1, 0, 8, 77) + call(87, 0, 0, 16, 0) + call(22, 1, at, 1)  # of a family that ends
+                yield other + call(85, 1, 0, 7, number(field) - number("HOLD(kind)"), value) + call(17) + call(12)
                 yield made + call(85, 0, 0, 7, number(field) - number("HOLD(kind)"), value) + call(24, 0, at)
             for entry in range(3):
                 yield made + damage(number(field), entry, value) + call(24, 0, at)
