@@ -170,6 +170,8 @@ PROGRAMS = {
             assert joblib.Parallel(n_jobs=2, backend="copyless")(joblib.delayed(pow)(2, n) for n in range(5))[4] == 16
             big = __import__("numpy").zeros(200_000)
             assert joblib.Parallel(n_jobs=2, backend="copyless")(joblib.delayed(len)([big]) for n in range(2)) == [1, 1]
+            with joblib.parallel_config("copyless", initializer=int, initargs=("1",)):
+                assert joblib.Parallel(n_jobs=2)(joblib.delayed(len)([n]) for n in range(2)) == [1, 1]
             copyless.joblib.shutdown()
     """,
     "managers": """
