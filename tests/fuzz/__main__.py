@@ -10,6 +10,7 @@ are also run without any of them, by `make check-native` and `tests/test_fuzz.py
 import argparse
 import importlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import seeds
+from . import seeds, seeds_objects
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -36,7 +37,7 @@ C_TARGETS = {
         "names.c", "operation.c", "posix.c", "reap.c", "segment_table.c", "snapshot.c",
     ],
     "objects": [
-        "barrier.c", "condition.c", "event.c", "list.c", "monitor.c", "mutex.c", "object.c", "queue.c", "queue_chunks.c",
+        "barrier.c", "bells.c", "condition.c", "event.c", "list.c", "monitor.c", "mutex.c", "object.c", "queue.c", "queue_chunks.c",
         "queue_state.c", "ring.c", "robust_semaphore.c", "rwlock.c", "semaphore.c",
     ],
     "plain": ["plain.h"],
@@ -66,11 +67,12 @@ def compile_target(name: str, flags: list[str], place: Path, driver: list[Path])
             *([NATIVE / "base.c"] if driver else []), "-o", program,
             f"-L{library}", f"-lpython{sysconfig.get_config_var('LDVERSION')}", f"-Wl,-rpath,{library}")  # fmt: skip
         return program
+    common.append("-DCL_KILL_POINTS")  # where others act in the middle of a call: faults.h
     objects = []
     library_flags = [flag.replace(",fuzzer", ",fuzzer-no-link") for flag in common]
     for source in sorted([*NATIVE.glob("*.c"), *NATIVE.glob("structures/*.c")]):
         made = place / f"{source.stem}.o"
-        newest = max(p.stat().st_mtime for p in [source, *NATIVE.glob("*.h"), *NATIVE.glob("structures/*.h")])
+        newest = max(p.stat().st_mtime for p in [source, Path(__file__), *NATIVE.glob("*.h"), *NATIVE.glob("structures/*.h")])
         if not made.exists() or made.stat().st_mtime < newest:
             run(*library_flags, "-c", source, "-o", made)
         objects.append(made)
@@ -93,10 +95,14 @@ def command_of(name: str) -> list[str]:
 def seeds_of(name: str) -> list[Path]:
     """Where those of a target lie; made anew, since they follow the layout."""
     place = BUILD / "seeds" / name
-    if name not in THIN:
+    if name != "objects" and name not in THIN:
         return []
     shutil.rmtree(place, ignore_errors=True)
-    seeds.write(name, place, THIN[name])
+    if name == "objects":
+        place.mkdir(parents=True)
+        seeds_objects.write(place)
+    else:
+        seeds.write(name, place, THIN[name])
     return [place]
 
 
@@ -127,8 +133,8 @@ def keep(name: str, command: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         chosen = Path(place)
         if name in C_TARGETS:
-            subprocess.run([*command, "-set_cover_merge=1", "-timeout=25", "-rss_limit_mb=4096", "-max_len=500", place, str(kept),
-                            str(work)], cwd=ROOT, env=ENVIRONMENT, capture_output=True)  # fmt: skip
+            subprocess.run([*command, "-set_cover_merge=1", "-use_counters=0", "-timeout=25", "-rss_limit_mb=4096", "-max_len=500", place, str(kept),
+                            str(work), *map(str, seeds_of(name))], cwd=ROOT, env=ENVIRONMENT, capture_output=True)  # fmt: skip
         else:  # Atheris cannot start itself anew, which merging needs; what it has is small
             for file in [*kept.iterdir(), *work.iterdir()]:
                 shutil.copy(file, chosen)
@@ -167,8 +173,25 @@ def report(name: str) -> None:
     if not wanted:
         print(f"  {name:9} {module.FILES[0]}: compiled by Cython, not counted", flush=True)
         return
+    if hasattr(module, "FUNCTIONS"):
+        report_functions(name, counted, f"*/{module.FILES[0]}", module.FUNCTIONS)
+        return
     print(run(sys.executable, "-m", "coverage", "report", "--show-missing", f"--data-file={counted}", f"--include={','.join(wanted)}",
               capture_output=True).stdout)  # fmt: skip
+
+
+def report_functions(name: str, counted: Path, file: str, functions: list[str]) -> None:
+    """Of a file of which only some functions read what is fuzzed."""
+    made = counted.with_suffix(".json")
+    run(sys.executable, "-m", "coverage", "json", "-q", f"--data-file={counted}", f"--include={file}", "-o", made)
+    (found,) = json.loads(made.read_text())["files"].values()
+    of = reached = 0
+    for function in functions:
+        of_it = found["functions"][function]
+        of, reached = of + of_it["summary"]["num_branches"], reached + of_it["summary"]["covered_branches"]
+        missed = f", lines {of_it['missing_lines']} not" if of_it["missing_lines"] else ""
+        print(f"  {name:9} {function}: {of_it['summary']['covered_branches']} of {of_it['summary']['num_branches']} branches{missed}")
+    print(f"  {name:9} {file.rpartition('/')[2]}: {reached / of:.0%} of {of} branches of these functions", flush=True)
 
 
 def missing() -> str:

@@ -64,6 +64,8 @@ static inline uint64_t fuzz_number(fuzz_input *in, int nbytes)
     return v;
 }
 
+static uint64_t fuzz_words[8]; /* what is likely to mean something where it does not belong; 0: the target names none */
+
 /* One word, or a part of one, becomes what the input says: near what it was, far from it, or any. */
 static inline void fuzz_noise(fuzz_input *in, void *where, size_t nbytes)
 {
@@ -90,6 +92,12 @@ static inline void fuzz_noise(fuzz_input *in, void *where, size_t nbytes)
     case 5:
         word = 0;
         break;
+    case 7:
+        if (fuzz_words[0] != 0) {
+            word = fuzz_words[fuzz_8(in) & 7];
+            break;
+        }
+        /* fall through */
     default:
         word = fuzz_number(in, (int)size);
     }
