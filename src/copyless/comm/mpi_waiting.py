@@ -39,15 +39,14 @@ def under_way(requests: Any) -> None:
 
 
 def _moves() -> bool:
-    """Whether bytes of ours are under way in this thread."""
+    """Whether bytes of ours are under way in this thread, or were until now: then who waits has something to look at."""
     me = threading.get_ident()
     found = False
     for key, (thread, requests) in list(_moving.items()):
         if thread == me:
+            found = True
             if all(map(_has_ended, requests)):
                 _moving.pop(key, None)
-            else:
-                found = True
     return found
 
 
