@@ -1,1 +1,4 @@
-"""Coverage-guided fuzzing of what reads bytes that others wrote: `make fuzz SECONDS=60`. The inputs worth keeping are in `corpus`."""
+"""Coverage-guided fuzzing of the code that reads bytes of other processes: `make fuzz SECONDS=60`.
+
+The inputs worth keeping are in `corpus`.
+"""

@@ -3,8 +3,9 @@
     python -m tests.fuzz --seconds 60 [--targets attach wire ...]     fuzz, then keep and report
     python -m tests.fuzz --seconds 0                                  only the report, over the kept inputs
 
-The C targets need clang (with libFuzzer and llvm-cov), the Python targets the packages atheris and coverage. The kept inputs
-are also run without any of them, by `make check-native` and `tests/test_fuzz.py`. What was found lies in build/fuzz.
+The C targets need clang (with libFuzzer and llvm-cov), the Python targets the packages atheris and coverage. The kept
+inputs are also run without any of them, by `make check-native` and `tests/test_fuzz.py`. What was found lies in
+build/fuzz.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import seeds, seeds_objects
+from . import seeds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -29,7 +30,7 @@ BUILD = ROOT / "build/fuzz"
 KEPT = HERE / "corpus"
 MOST_KEPT = 80_000  # bytes of kept inputs of a target
 
-# The files that a target is there for, whose branches are counted.
+# The files that a target is meant to cover; their branches are counted.
 C_TARGETS = {
     "attach": ["registry.c", "segment_file.c", "enter.c", "spill.c", "files.c"],
     "registry": [
@@ -37,18 +38,20 @@ C_TARGETS = {
         "names.c", "operation.c", "posix.c", "reap.c", "segment_table.c", "snapshot.c",
     ],
     "objects": [
-        "barrier.c", "bells.c", "condition.c", "event.c", "list.c", "monitor.c", "mutex.c", "object.c", "queue.c", "queue_chunks.c",
+        "barrier.c", "bells.c", "condition.c", "event.c", "list.c", "monitor.c", "mutex.c", "object.c", "queue.c",
+        "queue_chunks.c",
         "queue_state.c", "ring.c", "robust_semaphore.c", "rwlock.c", "semaphore.c",
     ],
     "plain": ["plain.h"],
 }  # fmt: skip
-# What may fail as the input says: faults.h has them.
+# The calls that can fail if the input says so: see faults.h.
 WRAPPED = [
-    "calloc", "fcntl", "fchmod", "fdopendir", "fstat", "ftruncate", "linkat", "madvise", "malloc", "mkdir", "mmap", "openat",
+    "calloc", "fcntl", "fchmod", "fdopendir", "fstat", "ftruncate", "linkat", "madvise", "malloc", "mkdir", "mmap",
+    "openat",
     "posix_fallocate", "pwrite", "realloc", "sched_yield", "syscall",
 ]  # fmt: skip
-# Of the inputs of seeds.py one in so many: all would take minutes.
-THIN = {"attach": 9, "registry": 60}
+# One in this number of the inputs of seeds.py: all of them would take minutes.
+THIN = {"attach": 9, "registry": 60, "objects": 1}
 PYTHON_TARGETS = ["arrays", "inbox", "wire"]
 
 
@@ -57,7 +60,7 @@ def run(*command: object, **keywords: object) -> subprocess.CompletedProcess[str
 
 
 def compile_target(name: str, flags: list[str], place: Path, driver: list[Path]) -> Path:
-    """The program of a C target; `driver` is empty where libFuzzer has its main."""
+    """The program of a C target; `driver` is empty if libFuzzer has its main."""
     common = ["clang", "-std=gnu11", "-g", "-O1", f"-I{NATIVE}", f"-I{NATIVE}/structures", f"-I{HERE}", *flags]
     place.mkdir(parents=True, exist_ok=True)
     program = place / name
@@ -67,12 +70,14 @@ def compile_target(name: str, flags: list[str], place: Path, driver: list[Path])
             *([NATIVE / "base.c"] if driver else []), "-o", program,
             f"-L{library}", f"-lpython{sysconfig.get_config_var('LDVERSION')}", f"-Wl,-rpath,{library}")  # fmt: skip
         return program
-    common.append("-DCL_KILL_POINTS")  # where others act in the middle of a call: faults.h
+    common.append("-DCL_KILL_POINTS")  # other processes act in the middle of a call: faults.h
     objects = []
     library_flags = [flag.replace(",fuzzer", ",fuzzer-no-link") for flag in common]
     for source in sorted([*NATIVE.glob("*.c"), *NATIVE.glob("structures/*.c")]):
         made = place / f"{source.stem}.o"
-        newest = max(p.stat().st_mtime for p in [source, Path(__file__), *NATIVE.glob("*.h"), *NATIVE.glob("structures/*.h")])
+        newest = max(
+            p.stat().st_mtime for p in [source, Path(__file__), *NATIVE.glob("*.h"), *NATIVE.glob("structures/*.h")]
+        )
         if not made.exists() or made.stat().st_mtime < newest:
             run(*library_flags, "-c", source, "-o", made)
         objects.append(made)
@@ -93,16 +98,12 @@ def command_of(name: str) -> list[str]:
 
 
 def seeds_of(name: str) -> list[Path]:
-    """Where those of a target lie; made anew, since they follow the layout."""
+    """The directory of a target's seeds; made again each time, since they depend on the layout."""
     place = BUILD / "seeds" / name
-    if name != "objects" and name not in THIN:
+    if name not in THIN:
         return []
     shutil.rmtree(place, ignore_errors=True)
-    if name == "objects":
-        place.mkdir(parents=True)
-        seeds_objects.write(place)
-    else:
-        seeds.write(name, place, THIN[name])
+    seeds.write(name, place, THIN[name])
     return [place]
 
 
@@ -115,11 +116,14 @@ def fuzz(name: str, seconds: int) -> bool:
     begun = time.monotonic()
     with open(BUILD / f"{name}.log", "w") as log:
         done = subprocess.run(
-            [*command, f"-max_total_time={seconds}", "-timeout=25", "-rss_limit_mb=4096", "-len_control=0", "-max_len=500",
+            [*command, f"-max_total_time={seconds}", "-timeout=25", "-rss_limit_mb=4096", "-len_control=0", "-max_len=500",  # noqa: E501
              f"-artifact_prefix={BUILD}/{name}-", str(work), str(kept), *map(str, seeds_of(name))],
             cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log,
         )  # fmt: skip
-    print(f"{name}: {time.monotonic() - begun:.0f} s, {'nothing found' if done.returncode == 0 else 'FOUND something'}", flush=True)
+    print(
+        f"{name}: {time.monotonic() - begun:.0f} s, {'nothing found' if done.returncode == 0 else 'FOUND something'}",
+        flush=True,
+    )
     if done.returncode != 0:
         print((BUILD / f"{name}.log").read_text(errors="replace")[-3000:])
     else:
@@ -128,18 +132,18 @@ def fuzz(name: str, seconds: int) -> bool:
 
 
 def keep(name: str, command: list[str]) -> None:
-    """The smallest inputs that reach all that any reaches, so far as they fit."""
+    """The smallest inputs that together reach all that any input reaches, as far as they fit."""
     work, kept = BUILD / "corpus" / name, KEPT / name
     with tempfile.TemporaryDirectory(dir=BUILD) as place:
         chosen = Path(place)
         if name in C_TARGETS:
-            subprocess.run([*command, "-set_cover_merge=1", "-use_counters=0", "-timeout=25", "-rss_limit_mb=4096", "-max_len=500", place, str(kept),
-                            str(work), *map(str, seeds_of(name))], cwd=ROOT, env=ENVIRONMENT, capture_output=True)  # fmt: skip
-        else:  # Atheris cannot start itself anew, which merging needs; what it has is small
+            subprocess.run([*command, "-set_cover_merge=1", "-use_counters=0", "-timeout=25", "-rss_limit_mb=4096", "-max_len=500", place, str(kept),  # noqa: E501
+                            str(work), *map(str, seeds_of(name))], cwd=ROOT, env=ENVIRONMENT, capture_output=True)  # fmt: skip  # noqa: E501
+        else:  # Atheris cannot restart itself, which merging needs; its set of inputs is small
             for file in [*kept.iterdir(), *work.iterdir()]:
                 shutil.copy(file, chosen)
         files = sorted(chosen.iterdir(), key=lambda file: file.stat().st_size)
-        if not files:  # merging failed: what is kept stays
+        if not files:  # merging failed: the kept inputs stay
             return
         step = sum(file.stat().st_size for file in files) // MOST_KEPT + 1
         total = 0
@@ -163,10 +167,12 @@ def report(name: str) -> None:
         for line in made.splitlines():
             fields = line.split()
             if fields and fields[0].rpartition("/")[2] in C_TARGETS[name] and len(fields) >= 13:
-                print(f"  {name:9} {fields[0].rpartition('/')[2]:20} {fields[-1]:>8} of {fields[-3]} branches", flush=True)
+                print(
+                    f"  {name:9} {fields[0].rpartition('/')[2]:20} {fields[-1]:>8} of {fields[-3]} branches", flush=True
+                )
         return
     counted = BUILD / f".coverage.{name}"
-    run(sys.executable, "-m", "coverage", "run", "--branch", "--source=copyless", f"--data-file={counted}", "-m", "tests.fuzz.python", name, "--replay",
+    run(sys.executable, "-m", "coverage", "run", "--branch", "--source=copyless", f"--data-file={counted}", "-m", "tests.fuzz.python", name, "--replay",  # noqa: E501
         *places, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     module = importlib.import_module(f"tests.fuzz.fuzz_{name}")
     wanted = [f"*/{file}" for file in module.FILES if file.endswith(".py")]
@@ -174,24 +180,28 @@ def report(name: str) -> None:
         print(f"  {name:9} {module.FILES[0]}: compiled by Cython, not counted", flush=True)
         return
     if hasattr(module, "FUNCTIONS"):
-        report_functions(name, counted, f"*/{module.FILES[0]}", module.FUNCTIONS)
+        report_functions(name, counted, module.FUNCTIONS)
         return
-    print(run(sys.executable, "-m", "coverage", "report", "--show-missing", f"--data-file={counted}", f"--include={','.join(wanted)}",
+    print(run(sys.executable, "-m", "coverage", "report", "--show-missing", f"--data-file={counted}", f"--include={','.join(wanted)}",  # noqa: E501
               capture_output=True).stdout)  # fmt: skip
 
 
-def report_functions(name: str, counted: Path, file: str, functions: list[str]) -> None:
-    """Of a file of which only some functions read what is fuzzed."""
+def report_functions(name: str, counted: Path, functions: dict[str, list[str]]) -> None:
+    """For files of which only some functions read fuzzed data."""
     made = counted.with_suffix(".json")
-    run(sys.executable, "-m", "coverage", "json", "-q", f"--data-file={counted}", f"--include={file}", "-o", made)
-    (found,) = json.loads(made.read_text())["files"].values()
     of = reached = 0
-    for function in functions:
-        of_it = found["functions"][function]
-        of, reached = of + of_it["summary"]["num_branches"], reached + of_it["summary"]["covered_branches"]
-        missed = f", lines {of_it['missing_lines']} not" if of_it["missing_lines"] else ""
-        print(f"  {name:9} {function}: {of_it['summary']['covered_branches']} of {of_it['summary']['num_branches']} branches{missed}")
-    print(f"  {name:9} {file.rpartition('/')[2]}: {reached / of:.0%} of {of} branches of these functions", flush=True)
+    for file, names in functions.items():
+        run(sys.executable, "-m", "coverage", "json", "-q", f"--data-file={counted}", f"--include=*/{file}", "-o", made)
+        (found,) = json.loads(made.read_text())["files"].values()
+        for function in names:
+            of_it = found["functions"][function]
+            of, reached = of + of_it["summary"]["num_branches"], reached + of_it["summary"]["covered_branches"]
+            missed = f", lines {of_it['missing_lines']} not" if of_it["missing_lines"] else ""
+            print(
+                f"  {name:9} {function}: {of_it['summary']['covered_branches']} of {of_it['summary']['num_branches']} "
+                f"branches{missed}"
+            )
+    print(f"  {name:9} {reached / of:.0%} of {of} branches of these functions", flush=True)
 
 
 def missing() -> str:
@@ -202,7 +212,9 @@ def missing() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--targets", nargs="*", default=[*C_TARGETS, *PYTHON_TARGETS])
     options = parser.parse_args()

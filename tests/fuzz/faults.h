@@ -1,14 +1,17 @@
-/* What the system refuses, and what others do while one sleeps, both as the input says.
+/* What the system refuses, and what other processes do while a call sleeps or is in progress, all as the input says.
  *
- * The library's calls of the system go through the functions here (the linker's --wrap, see WRAPPED in Makefile and in
- * tests/fuzz/__main__.py). A call that is to fail says what the system would say. Where one is about to sleep, or gives way to
- * others, `fuzz_meanwhile` is called first: what it does is what another process did just then. */
+ * The library's system calls go through the functions here (the linker's --wrap, see WRAPPED in Makefile and in
+ * tests/fuzz/__main__.py). A call that is to fail returns an error that the system could return. Before a call
+ * sleeps or yields, `fuzz_meanwhile` is called first: it does what another process did at that moment. In a build
+ * with kill points the same happens at any of them (`fuzz_stop_at`): between two steps of an operation, which
+ * otherwise only a race reaches. */
 #ifndef FUZZ_FAULTS_H
 #define FUZZ_FAULTS_H
 
 #include "fuzz.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -26,12 +29,12 @@ enum {
     REFUSES_LINK,
     REFUSES_SLEEP,
     REFUSALS,
-    /* What the system says that is no error. */
-    SAYS_NAME = REFUSALS, /* of what a name leads to */
+    /* Answers of the system that are not errors. */
+    SAYS_NAME = REFUSALS, /* for what a name leads to */
     SAYS_LIMIT, /* few descriptors */
     SAYS_FILES, /* another kind of file system */
     SAYS_USER, /* another user */
-    SAYS_LATE, /* ten seconds have gone by */
+    SAYS_LATE, /* ten seconds have passed */
     SAYINGS
 };
 
@@ -42,6 +45,12 @@ static struct {
 } fuzz_refused[SAYINGS];
 static void (*fuzz_meanwhile)(void);
 static int fuzz_asleep; /* not before it sleeps */
+static int fuzz_slow; /* the action takes longer than any process spins */
+static int (*fuzz_each_sleep)(void); /* 1: a signal ends it */
+static void (*fuzz_at_point)(void); /* the action at a kill point */
+static int fuzz_alone; /* no process wakes a sleeper: each sleep ends at its time, at once */
+static int64_t fuzz_ahead_ns; /* before the system's clock: the time that naps, sleeps and delays would have taken */
+static _Thread_local int fuzz_ours; /* the target's own thread: other threads of the library are not affected */
 
 static inline void fuzz_refuse(fuzz_input *in)
 {
@@ -54,7 +63,7 @@ static inline void fuzz_refuse(fuzz_input *in)
         {ENOMEM, ENOMEM, ENOMEM, ENOMEM, ENOMEM},
         {ENOLCK, ENOLCK, EACCES, EAGAIN, ENOLCK},
         {EEXIST, ENOENT, EPERM, ENOSPC, EXDEV},
-        {EINTR, EINTR, EAGAIN, EINTR, EINTR},
+        {EINTR, EINTR, EAGAIN, 0 /* woken, and nothing changed */, EINTR},
         {EIO, ENOENT, EACCES, EIO, EIO},
         {4, 16, 64, 8, 0},
         {0xef53 /* ext4 */, 0x6969 /* NFS */, 0x58465342 /* XFS */, 0, 0},
@@ -68,20 +77,46 @@ static inline void fuzz_refuse(fuzz_input *in)
     fuzz_refused[kind].why = why[kind][which < 236 ? which / REFUSALS % 5 : (which - 236) / (SAYINGS - REFUSALS)];
 }
 
-static int64_t fuzz_ahead_ns; /* of the system's clock: what naps, sleeps and delays would have taken */
-static int fuzz_alone; /* nobody wakes who sleeps: each sleep ends at its time, at once */
-static void (*fuzz_slept)(void); /* after each such */
-
 static inline void fuzz_allow_all(void)
 {
     fuzz_ahead_ns = 0;
     memset(fuzz_refused, 0, sizeof fuzz_refused);
     fuzz_meanwhile = NULL;
+    fuzz_ours = 1;
+#ifdef CL_KILL_POINTS
+    cl_kill_at = 0;
+#endif
+}
+
+#ifdef CL_KILL_POINTS
+static inline void at_point(int signal)
+{
+    (void)signal;
+    if (fuzz_paused) {
+        cl_kill_at = cl_kill_passed + 1;
+    } else {
+        fuzz_at_point();
+    }
+}
+#endif
+
+/* At the n-th kill point from here, `what` is called; it may call this again. */
+static inline void fuzz_stop_at(long n, void (*what)(void))
+{
+    fuzz_at_point = what;
+#ifdef CL_KILL_POINTS
+    struct sigaction action = {.sa_handler = at_point, .sa_flags = SA_NODEFER};
+    sigaction(SIGURG, &action, NULL);
+    cl_kill_signal = SIGURG;
+    cl_kill_at = cl_kill_passed + n;
+#else
+    (void)n;
+#endif
 }
 
 static int refuses(int kind)
 {
-    if (fuzz_paused || fuzz_refused[kind].left == 0 || fuzz_refused[kind].left-- > 1) {
+    if (fuzz_paused || !fuzz_ours || fuzz_refused[kind].left == 0 || fuzz_refused[kind].left-- > 1) {
         return 0;
     }
     fuzz_refused[kind].left = --fuzz_refused[kind].times != 0;
@@ -92,9 +127,11 @@ static int refuses(int kind)
 static void others_act(void)
 {
     void (*what)(void) = fuzz_meanwhile;
-    if (what != NULL) {
-        fuzz_meanwhile = NULL; /* nobody acts twice while one sleeps */
+    if (what != NULL && fuzz_ours) {
+        fuzz_meanwhile = NULL; /* no second action while one is in progress */
         what();
+        for (int64_t until = cl_monotonic_ns() + 2 * CL_SPIN_MAX_NS; fuzz_slow && cl_monotonic_ns() < until;) {
+        }
     }
 }
 
@@ -123,8 +160,8 @@ WRAP(int, mkdir, REFUSES_LINK, -1, (const char *path, mode_t mode), (path, mode)
 
 long __real_syscall(long number, ...);
 
-/* These are the program's own, in place of the C library's: they need no --wrap. A sanitizer calls some of them before its own
- * memory is there. */
+/* These replace functions of the C library, so they need no --wrap. A sanitizer calls some of them before its own
+ * memory exists. */
 #define EARLY __attribute__((no_sanitize("address", "undefined")))
 
 int fstatfs(int fd, struct statfs *st)
@@ -231,6 +268,20 @@ int __wrap_sched_yield(void)
     return __real_sched_yield();
 }
 
+/* The whole time of a sleep at once, if its word has not changed. */
+static int passes(const long *futex)
+{
+    const struct timespec *until = (const struct timespec *)futex[3];
+    struct timespec now;
+    if (atomic_load((cl_au32 *)futex[0]) != (uint32_t)futex[2]) {
+        return 0;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t ns = (until->tv_sec - now.tv_sec) * 1000000000 + until->tv_nsec - now.tv_nsec;
+    fuzz_ahead_ns += ns > 0 ? ns : 0;
+    return 1;
+}
+
 long __wrap_syscall(long number, ...);
 long __wrap_syscall(long number, ...)
 {
@@ -242,26 +293,22 @@ long __wrap_syscall(long number, ...)
     }
     va_end(list);
     if (number == SYS_futex && a[3] != 0) { /* with a time: it waits */
-        if (refuses(REFUSES_SLEEP)) {
-            return -1;
-        }
         others_act();
-    }
-    if (fuzz_alone && number == SYS_futex && a[3] != 0) {
-        if (atomic_load((cl_au32 *)a[0]) != (uint32_t)a[2]) {
+        if (fuzz_alone && !passes(a)) {
             errno = EAGAIN;
             return -1;
         }
-        const struct timespec *until = (const struct timespec *)a[3];
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        int64_t ns = (until->tv_sec - now.tv_sec) * 1000000000 + until->tv_nsec - now.tv_nsec;
-        fuzz_ahead_ns += ns > 0 ? ns : 0;
-        if (fuzz_slept != NULL) {
-            fuzz_slept();
+        if (fuzz_ours && fuzz_each_sleep != NULL && fuzz_each_sleep()) {
+            errno = EINTR;
+            return -1;
         }
-        errno = ETIMEDOUT;
-        return -1;
+        if (refuses(REFUSES_SLEEP)) {
+            return errno != 0 ? -1 : 0;
+        }
+        if (fuzz_alone) {
+            errno = ETIMEDOUT;
+            return -1;
+        }
     }
     return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -1,4 +1,5 @@
-/* Damage aimed at one field: every field of the files and tables that another may have damaged, by where it lies. */
+/* Damage aimed at one field: every field of the files and tables that another process may have damaged, by its
+ * position. */
 #ifndef FUZZ_FIELDS_H
 #define FUZZ_FIELDS_H
 
@@ -6,7 +7,7 @@
 
 typedef struct fuzz_field {
     uint64_t table, stride,
-        inner; /* where the first entry lies; bytes of one; of one within it, of which the entry has several */
+        inner; /* offset of the first entry; bytes of an entry; bytes of one of several parts within it */
     uint32_t entries, offset, width;
 } fuzz_field;
 
@@ -137,9 +138,9 @@ static const fuzz_field fuzz_fields[] = {
 };
 #define FUZZ_FIELDS (sizeof fuzz_fields / sizeof *fuzz_fields)
 #define FUZZ_HEADER_FIELDS 14u
-#define FUZZ_HOLD_FIELDS 72u /* from the first of a hold on */
+#define FUZZ_HOLD_FIELDS 72u /* the fields of a hold and those after */
 
-/* What such a field could be mistaken for: limits, and what lies at either side of them. seeds.py reads this list, too. */
+/* Values that such a field could be mistaken for: limits, and the values next to them. seeds.py reads this list too. */
 static const uint64_t fuzz_values[] = {
     0,
     1,
@@ -185,7 +186,7 @@ static inline void fuzz_damage_field(const fuzz_field *f, uint8_t *at, uint8_t h
     memcpy(at, &word, f->width);
 }
 
-/* One of the first so many fields of what lies at `base`. */
+/* One of the first fields, up to this number, of the object at `base`. */
 static inline void fuzz_damage(fuzz_input *in, uint8_t *base, size_t fields)
 {
     const fuzz_field *f = &fuzz_fields[fuzz_8(in) % fields];
@@ -193,7 +194,7 @@ static inline void fuzz_damage(fuzz_input *in, uint8_t *base, size_t fields)
     fuzz_damage_field(f, base + f->table + f->stride * (entry % f->entries) + f->inner * (entry / f->entries), how);
 }
 
-/* One field of this very block, of its segment, or of a hold. */
+/* One field of this block, of its segment, or of a hold. */
 static inline void fuzz_damage_block(fuzz_input *in, uint8_t *base, uint32_t number, uint32_t hold)
 {
     const fuzz_field *f = &fuzz_fields[FUZZ_HOLD_FIELDS + fuzz_8(in) % (FUZZ_FIELDS - FUZZ_HOLD_FIELDS)];

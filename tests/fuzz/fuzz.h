@@ -1,8 +1,10 @@
-/* What the C targets share: an input read as a program, a storage directory of their own, stores that are thrown away.
+/* Shared by the C targets: an input read as a program, a storage directory of their own, stores that are thrown
+ * away.
  *
- * An input is a program: each step is a byte that says what to do, and the bytes that it needs; past the end all are 0. So every input
- * means something, and a longer one does more. What is checked: no signal, no hang, nothing that a sanitizer reports, results
- * of the documented codes only, and memory that is said to be ours can be written to its last byte. */
+ * An input is a program: each step is a byte that says what to do, and the bytes that it needs; past the end all
+ * bytes are 0. So every input means something, and a longer one does more. Checked: no signal, no hang, no report of
+ * a sanitizer, only results with the documented codes, and memory that a call returned can be written to its last
+ * byte. */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -64,9 +66,9 @@ static inline uint64_t fuzz_number(fuzz_input *in, int nbytes)
     return v;
 }
 
-static uint64_t fuzz_words[8]; /* what is likely to mean something where it does not belong; 0: the target names none */
+static uint64_t fuzz_words[8]; /* words that are likely to mean something in the wrong place; 0: the target has none */
 
-/* One word, or a part of one, becomes what the input says: near what it was, far from it, or any. */
+/* One word, or a part of one, gets the input's value: near the old one, far from it, or any. */
 static inline void fuzz_noise(fuzz_input *in, void *where, size_t nbytes)
 {
     uint8_t how = fuzz_8(in);
@@ -126,7 +128,7 @@ static inline void fuzz_empty_at(int parent, const char *name, int depth)
 
 static inline void fuzz_empty(void)
 {
-    fuzz_empty_at(AT_FDCWD, fuzz_path, 3); /* with a directory of spilled items in it */
+    fuzz_empty_at(AT_FDCWD, fuzz_path, 3); /* including a directory of spilled items */
 }
 
 static inline void fuzz_remove(void)
@@ -135,7 +137,7 @@ static inline void fuzz_remove(void)
     rmdir(fuzz_path);
 }
 
-static int fuzz_paused; /* while the target itself calls nothing is refused: see faults.h */
+static int fuzz_paused; /* while the target itself makes calls, nothing is refused: see faults.h */
 
 static inline int fuzz_directory(void)
 {
@@ -163,7 +165,7 @@ static inline int fuzz_open(cl_store *store, uint64_t family)
     return cl_store_open(store, directory, &who, &settings);
 }
 
-/* What nothing is wrong with opens, sooner or later. */
+/* A store without damage can be opened, after some attempts. */
 static inline void fuzz_open_sound(cl_store *store, uint64_t family)
 {
     int rc, tries = 0;
@@ -173,7 +175,7 @@ static inline void fuzz_open_sound(cl_store *store, uint64_t family)
     MUST(rc == CL_OK);
 }
 
-/* Its byte is let go and its mappings end, as SIGKILL leaves it: nothing is given back. */
+/* Its byte is released and its mappings end, as after SIGKILL: nothing else is released. */
 static inline void fuzz_kill(cl_store *store)
 {
     for (uint32_t i = store->nmaps; i-- > 0;) {
@@ -219,7 +221,7 @@ static inline void fuzz_kill(cl_store *store)
     store->directory = -1;
 }
 
-/* A program closes a descriptor of ours, and its number may be that of a file of its own then. */
+/* A program closes a descriptor of the library; its number may then be that of a file of the program. */
 static int fuzz_own[64], fuzz_nown;
 
 static inline void fuzz_close(int fd, int reuse)
@@ -241,7 +243,7 @@ static inline void fuzz_close(int fd, int reuse)
     }
 }
 
-/* Those that are still there after all stores are thrown away: the library must not have closed them. */
+/* Those that exist after all stores are thrown away: the library must not have closed them. */
 static inline void fuzz_close_own(void)
 {
     struct stat null, st;
@@ -254,17 +256,17 @@ static inline void fuzz_close_own(void)
     }
 }
 
-/* A result that is documented. */
+/* A documented result. */
 static inline int fuzz_result(int rc)
 {
     MUST(rc >= CL_REMOVED && rc <= 3);
     if (rc == CL_CORRUPT) {
-        MUST(cl_last_error()->what[0] != 0); /* who says "damaged" says what */
+        MUST(cl_last_error()->what[0] != 0); /* a call that reports damage says what is damaged */
     }
     return rc;
 }
 
-/* All of a block that we were given can be used. */
+/* All of a block that was returned can be used. */
 static inline void fuzz_touch(const cl_block_ref *r, int write)
 {
     uint64_t step = r->capacity < 16384 ? 1 : 4096;

@@ -1,6 +1,6 @@
-"""Handles and the descriptions of arrays in them: dtype, shape, strides, start; of files, too.
+"""Handles and the descriptions of arrays in them (dtype, shape, strides, start), also of files.
 
-Damage is told by an error of the right family, or there is an array that lies wholly in the block that the handle names.
+Damage gives an error of the right family, or an array that lies wholly in the block that the handle names.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 import copyless
 from copyless._core import _handles
-from copyless.storage import handles
+from copyless._transfer import handles
 
 warnings.simplefilter("ignore")
 ALLOWED = (ValueError, copyless.CopylessError, IsADirectoryError, PermissionError, FileNotFoundError)
@@ -51,19 +51,21 @@ def test_one_input(data: bytes) -> None:
         assert before <= start
         assert start + after == end
         assert not dtype.hasobject
-        assert handles.decode_spec(data)[1] == shape  # remembered
+        assert handles.decode_spec(data)[1] == shape  # cached
     elif how == 1:
         attach(_wire + data)
-    elif how == 2:  # a few bytes of a good one are others
+    elif how == 2:  # a few bytes of a good one are changed
         made = bytearray(_good)
         for at, value in zip(data[::2], data[1::2], strict=False):
             made[at % len(made)] = value
         attach(bytes(made))
     elif how == 3:  # cut, or longer
         attach(_good[: data[0]] + data[1:] if data else b"")
-    elif how == 4:  # a file's
+    elif how == 4:  # of a file
         try:
-            handle = handles.encode_file("/dev/zero" if data[:1] == b"z" else __file__, 1, os.stat(__file__).st_ino, 0, 64)
+            handle = handles.encode_file(
+                "/dev/zero" if data[:1] == b"z" else __file__, 1, os.stat(__file__).st_ino, 0, 64
+            )
         except ALLOWED:
             return
         attach(handle[: -len(data)] + data if data else handle)
@@ -75,4 +77,4 @@ def test_one_input(data: bytes) -> None:
     assert set(_filled.tolist()) == {7}
 
 
-FILES = ["copyless/storage/handles.py"]
+FILES = ["copyless/_transfer/handles.py"]

@@ -1,5 +1,5 @@
-/* Images of the registry's and of a segment's file: header, spill record, lengths, tables. They are opened and mapped by one who
- * comes, and used; the checksum is made right again in most of them, so that what lies behind it is reached. */
+/* Images of the registry's and of a segment's file: header, spill record, lengths, tables. A new process opens and
+ * maps them, and uses them. In most of them the checksum is corrected, so that the code after the check is reached. */
 #include "faults.h"
 #include "fields.h"
 
@@ -30,7 +30,7 @@ static void at_path(char *out, const char *name)
     snprintf(out, 128, "%s/%s", fuzz_path, name);
 }
 
-/* Its first page, wild. */
+/* Random bytes on its first page. */
 static void damage_header(fuzz_input *in, int fd, int is_registry)
 {
     uint8_t page[CL_PAGE];
@@ -47,7 +47,7 @@ static void damage_header(fuzz_input *in, int fd, int is_registry)
     if (how & 1) {
         h->checksum = cl_hash64(h, offsetof(cl_header, checksum));
     }
-    if (is_registry && how & 2) { /* where items go: beside this directory, and nowhere else */
+    if (is_registry && how & 2) { /* where items spill: beside this directory, and nowhere else */
         cl_spill *s = (cl_spill *)(void *)(page + CL_OFF_SPILL);
         memset(s, 0, sizeof *s);
         int n = snprintf(s->path, sizeof s->path, "%s/x", fuzz_path);
@@ -87,7 +87,7 @@ static void damage_length(fuzz_input *in, int fd, off_t size)
     MUST(ftruncate(fd, size) == 0);
 }
 
-/* Another thing stands in its place. */
+/* Another file replaces it. */
 static void damage_name(fuzz_input *in, const char *name)
 {
     char path[128], other[128];
@@ -136,7 +136,8 @@ static void damage_name(fuzz_input *in, const char *name)
     }
 }
 
-/* Others are at the same directory: one makes or removes a registry, one joins, one was killed at making one. */
+/* Other processes use the same directory: one makes or removes a registry, one joins, one was killed while it made
+ * one. */
 static void others(fuzz_input *in, const char *live, int *locked, int comes)
 {
     uint8_t what = fuzz_8(in);
@@ -173,11 +174,11 @@ static void others(fuzz_input *in, const char *live, int *locked, int comes)
             close(fd);
         }
     }
-    if (what & 64 && !(what & 32)) { /* a cleaner takes the registry's file */
+    if (what & 64 && !(what & 32)) { /* a cleaner removes the registry's file */
         at_path(path, CL_REGISTRY_FILE);
         unlink(path);
     }
-    if (what & 32) { /* the directory itself goes, another comes in its place */
+    if (what & 32) { /* the directory itself is removed, another one replaces it */
         snprintf(path, sizeof path, "%s-gone", fuzz_path);
         MUST(rename(fuzz_path, path) == 0);
         if (what & 64 || comes) {
@@ -199,7 +200,7 @@ static void come_back(void)
     }
 }
 
-/* The process closes descriptors that are not its own, and its numbers are given again. */
+/* The process closes descriptors that are not its own, and their numbers are used again. */
 static void close_some(cl_store *s, uint8_t which)
 {
     int reuse = which & 128;
@@ -218,7 +219,7 @@ static void close_some(cl_store *s, uint8_t which)
     if (which & 16) {
         *(uint32_t *)(uintptr_t)s->here = 0;
     }
-    if (which & 32 && cl_thread_trylock(&s->mutex)) { /* another thread of it is at its tables */
+    if (which & 32 && cl_thread_trylock(&s->mutex)) { /* another thread of it works on its tables */
         busy = s;
     }
     s->settings.idle_ns = which & 64 ? 1 : 0;
@@ -246,13 +247,14 @@ static void use(cl_store *s, const cl_address *sent, unsigned flags)
     fuzz_result(cl_trim(s, 0, flags, &freed));
 }
 
-/* After each sleep: another thread, or process, has had its turn. */
-static void others_go_on(void)
+/* At each sleep: another thread, or process, has run. */
+static int others_go_on(void)
 {
     if (busy != NULL && ++sleeps % 8 == 0) {
         cl_thread_unlock(&busy->mutex);
         busy = NULL;
     }
+    return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -262,7 +264,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     busy = NULL;
     sleeps = 0;
     fuzz_alone = 1;
-    fuzz_slept = others_go_on;
+    fuzz_each_sleep = others_go_on;
     fuzz_allow_all();
     cl_block_ref small, large, *sending;
     cl_address sent;
@@ -308,7 +310,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         damage_name(&in, segment);
     }
     if (!maker_lives ||
-        of_registry) { /* a length of the registry's would end a living one by SIGBUS: it is used no more */
+        of_registry) { /* a wrong length of the registry would end a live process by SIGBUS: it is not used any more */
         fd = dup(fd);
         fuzz_kill(&maker);
         if (of_registry && !comes_before) {
@@ -320,7 +322,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         close(fd);
     }
     uint8_t refused = how & 0x20 ? fuzz_8(&in) : 0;
-    if (refused & 128) { /* before anything is refused: the target itself uses the same calls */
+    if (refused & 128) { /* before anything is refused: the target itself makes the same calls */
         others(&in, live, &locked, !comes_before);
     }
     for (int n = how & 0x20 ? 1 + (refused & 3) : 0; n > 0; n--) {

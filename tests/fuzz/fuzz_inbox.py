@@ -1,4 +1,6 @@
-"""Envelopes of messages between ranks: what lies in an inbox is overwritten, then read, by the short way and the long one."""
+"""Envelopes of messages between ranks: the bytes in an inbox are overwritten, then read, by the fast path and by the
+general one.
+"""
 
 import ctypes
 import pickle
@@ -14,7 +16,7 @@ from tests.faults.wild_words import chunk_of
 
 ENVELOPE, RECORD, TOKEN = 32, 16, 16
 AS_IT_IS, LONG, IN_A_BLOCK, WITH_AN_ARRAY = range(4)  # what is sent
-# What could call something in a pickle: those bytes are not let in.
+# Bytes that could call something in a pickle: they are filtered out.
 CALLS = bytes.maketrans(b"ciRob\x81\x92\x93\x82\x83\x84QP", b"NNNNNNNNNNNNN")
 REFUSED = (CopylessError, ValueError)
 PICKLE = (pickle.UnpicklingError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError, *REFUSED)
@@ -25,7 +27,7 @@ def side(queues: list[Any], rank: int) -> Any:
 
 
 class Place:
-    """A group of two, made anew when its queue has been damaged beyond use."""
+    """A group of two. It is made again when its queue has been damaged beyond use."""
 
     def __init__(self) -> None:
         self.queues = [copyless.SimpleQueue(), copyless.SimpleQueue()]
@@ -33,7 +35,7 @@ class Place:
         self.number = 0
 
     def put(self, kind: int, nbytes: int) -> int:
-        """Send a message of so many bytes; the address of its record, 0 if it lies in a block of its own."""
+        """Send a message of this number of bytes. Return the address of its record, 0 if it has a block of its own."""
         self.number += 1
         mark = b"mark%08d" % self.number
         nbytes += {LONG: 3000, IN_A_BLOCK: 9000}.get(kind, 0)
@@ -86,18 +88,18 @@ def test_one_input(data: bytes) -> None:
 def damage(record: int, how: int, data: bytes, tokens: int) -> None:
     body = record + RECORD + tokens
     envelope, rest = data[:ENVELOPE], data[ENVELOPE:].translate(CALLS)
-    if how & 1:  # only what follows the mark
+    if how & 1:  # only the bytes after the mark
         envelope = b"\x45\x00\x00\x00" + envelope[4:]
     if how & 2:
         envelope = b""
     ctypes.memmove(body, envelope, len(envelope))
     if rest:
         ctypes.memmove(body + ENVELOPE, rest, len(rest))
-    if how & 4:  # it says that it has holds in it
+    if how & 4:  # it says that it contains holds
         ctypes.memmove(record + 4, data[:4], 4)
-    if how & 8:  # it says that it is longer or shorter
+    if how & 8:  # it gives a longer or shorter length
         ctypes.memmove(record + 8, data[:2], 2)
-    if how & 64:  # and so does the record: then it is one of that length
+    if how & 64:  # and so does the record: then it has that length
         nbytes = data[0] % 80
         ctypes.memmove(record, (RECORD + (nbytes + 7) // 8 * 8).to_bytes(4, "little"), 4)
         ctypes.memmove(record + 8, nbytes.to_bytes(8, "little"), 8)

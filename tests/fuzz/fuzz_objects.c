@@ -1,6 +1,6 @@
-/* Noise over the block of each kind of object, before it is attached and between any calls of two processes that use it.
- * What surrounds the block, and the chunks of a queue, is poisoned: a step out of it is seen. */
-#include "faults_objects.h"
+/* Noise over the block of each kind of object, before it is attached and between any calls of two processes that use
+ * it. The memory around the block, and around the chunks of a queue, is poisoned: an access outside is seen. */
+#include "faults.h"
 #include "bells.h"
 #include "list.h"
 #include "monitor.h"
@@ -13,12 +13,11 @@
 static cl_store stores[2];
 static cl_block_ref place;
 static uint32_t number;
-static int64_t soon; /* one deadline for all: nothing waits long */
+static int64_t soon; /* one deadline for all: no call waits long */
 static fuzz_input *input;
-static int acting = -1, nested; /* who is in the middle of a call; whether the other one acts just then */
+static int acting = -1, nested; /* the process inside a call; whether the other one acts at this moment */
 static int same; /* ... or another thread of the same process */
-static int (*waited_for)(
-    void); /* whether such a thread would wait for who is in the middle of a call, who cannot go on */
+static int (*waited_for)(void); /* whether such a thread would wait for the process inside a call, which cannot go on */
 static sigjmp_buf death;
 
 static int sleeps_left;
@@ -29,13 +28,13 @@ static int64_t deadline_of(uint8_t arg)
     return arg & 0x40 ? cl_monotonic_ns() + (other ? 100 * soon : soon) : 0;
 }
 
-/* With a deadline or not, it may wait or not: the two need not go together. */
+/* With or without a deadline, the call may or may not be allowed to wait: the two are independent. */
 static unsigned flags_of(uint8_t arg)
 {
     return (arg >> 6 ^ arg >> 5) & 1 ? CL_MAY_WAIT : 0;
 }
 
-/* A block of its own segment; all of the segment that is not the block's capacity is out of bounds. */
+/* A block in its own segment; all of the segment outside the block's capacity is out of bounds. */
 static void *make(uint64_t nbytes, uint32_t kind)
 {
     MUST(cl_alloc(&stores[0], nbytes, CL_MAY_WAIT | CL_FOR_OBJECT, &place) == CL_OK);
@@ -64,7 +63,7 @@ static void *as_second(void)
     return map->base + (place.data - first->base);
 }
 
-/* The second one is stopped with the registry's lock, until so many have slept on something. */
+/* The second process is stopped with the registry's lock, until this number of sleeps. */
 static int goes_on(void)
 {
     if (sleeps_left > 0 && --sleeps_left == 0) {
@@ -92,8 +91,8 @@ static void second_dies(void)
     }
 }
 
-/* What lock words and counts may say. That of the second one stays when it is dead. */
-static void know_words(void)
+/* Possible values of lock words and counts. Those of the second process stay when it is dead. */
+static void set_words(void)
 {
     const uint64_t first = cl_self(&stores[0]), second = cl_self(&stores[1]);
     const uint64_t words[8] = {
@@ -107,9 +106,9 @@ static void noise(fuzz_input *in, uint64_t nbytes)
     fuzz_noise(in, place.data, nbytes < place.capacity ? nbytes : place.capacity);
 }
 
-/* One turn of what is fuzzed: reads its operation, and does it. */
+/* One turn of the fuzzed object: reads an operation and executes it. */
 static void (*turn)(fuzz_input *in);
-static void (*forget_second)(void); /* what the target itself knows of it, when it died in the middle of a call */
+static void (*forget_second)(void); /* what the target itself records about it, when it died inside a call */
 
 static void meanwhile(void)
 {
@@ -129,7 +128,7 @@ static int registry_is_locked(void)
     return (atomic_load(&stores[0].control->lock) & ~CL_LOCK_SLEEP) != 0;
 }
 
-/* Between two steps of who acts. Not inside the registry's lock: that is the target `registry`. */
+/* Between two steps of the running call. Not inside the registry's lock: that is the target `registry`. */
 static void in_the_middle(void)
 {
     if (acting < 0 || nested) {
@@ -150,7 +149,7 @@ static void in_the_middle(void)
     same = 0;
 }
 
-/* Whose turn it is; -1 where it cannot be: the other one is in the middle of a call. */
+/* The process whose turn it is; -1 if it cannot run: the other one is inside a call. */
 static int whose(uint8_t arg)
 {
     int who = nested ? (same ? acting : !acting) : arg & 1;
@@ -197,7 +196,7 @@ static void also(fuzz_input *in, uint8_t arg)
     }
 }
 
-/* At which step of the next call; whether the second one dies there, or who acts there, and how often. */
+/* The step of the next call; whether the second process dies there, or which process acts there, and how often. */
 static void stop(fuzz_input *in, int threads)
 {
     uint8_t at = fuzz_8(in), how = fuzz_8(in);
@@ -237,7 +236,7 @@ static void watch_step(fuzz_input *in, int who, const cl_watch *what, uint8_t ar
     case 1:
         cl_bells_ring(what->store, what->head);
         break;
-    case 2: { /* as the thread of the other one, which has written its descriptors, says */
+    case 2: { /* as the thread of the other process, which has written its descriptors, does */
         cl_owner *o = &what->store->owners[how >> 4 & 1];
         atomic_store(&o->heard, arg & 2 ? atomic_load(&o->bell) | 1u : arg & 4);
         break;
@@ -260,7 +259,7 @@ static void watch_step(fuzz_input *in, int who, const cl_watch *what, uint8_t ar
 
 /* ---- what sync.h declares */
 
-static cl_spin spin; /* what was learnt, from nothing in each input */
+static cl_spin spin; /* its learnt budget, from zero in each input */
 
 static void sync_step(fuzz_input *in, int who, const cl_object *o, uint8_t op, uint8_t arg)
 {
@@ -269,7 +268,7 @@ static void sync_step(fuzz_input *in, int who, const cl_object *o, uint8_t op, u
     uint32_t n = fuzz_8(in);
     n = n == 255 ? UINT32_MAX : n == 254 ? INT_MAX : n;
     if (arg & 0x80) {
-        spin.budget_ns = CL_SPIN_MAX_NS; /* what it has learnt */
+        spin.budget_ns = CL_SPIN_MAX_NS; /* the learnt budget */
     }
     switch (o->is.kind) {
     case CL_KIND_LOCK:
@@ -390,7 +389,7 @@ static void sync_step(fuzz_input *in, int who, const cl_object *o, uint8_t op, u
             break;
         case 2:
             if (entry < o->is.room) {
-                fuzz_result(cl_barrier_release(s, o, entry));
+                fuzz_result(cl_barrier_release(s, o, entry, deadline_of(arg)));
             }
             break;
         case 3:
@@ -438,7 +437,7 @@ static void sync_turn(fuzz_input *in)
         }
     } else if (who >= 0 && (!attached[who] || op == 126)) {
         cl_head *head = who ? as_second() : (cl_head *)(void *)place.data;
-        uint64_t capacity = op == 126 && arg & 2 ? arg & 0xf8 : place.capacity; /* the block is smaller than it needs */
+        uint64_t capacity = op == 126 && arg & 2 ? arg & 0xf8 : place.capacity; /* too small a block */
         attached[who] = fuzz_result(cl_object_attach(&objects[who], head, capacity, number)) == CL_OK;
     } else if (who >= 0) {
         acting = nested ? acting : who;
@@ -498,7 +497,7 @@ static void take(cl_queue *q, uint8_t arg, int n, int commit)
             fuzz_result(cl_release(q->store, got.payload.segment_id, got.payload.segment, got.payload.index, flags));
         }
         if (settles) {
-            return; /* it is over in any case */
+            return; /* it has ended in any case */
         }
     }
     if (commit && rc != CL_CORRUPT && fuzz_result(cl_queue_commit(q)) == CL_OK) {
@@ -507,7 +506,7 @@ static void take(cl_queue *q, uint8_t arg, int n, int commit)
     cl_queue_abort(q);
 }
 
-/* What comes of items that were handed out and not done. */
+/* The items that were handed out and not acknowledged. */
 static void late_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
 {
     uint32_t at = 0, deliveries;
@@ -528,7 +527,7 @@ static void late_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
             fuzz_result(cl_release(q->store, got.payload.segment_id, got.payload.segment, got.payload.index, 0));
         }
         MUST(at <= q->leases);
-    } else { /* one that looks for what there is in any case */
+    } else { /* one that looks for items in any case */
         cl_queue_abort(q);
     }
 }
@@ -551,7 +550,7 @@ static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
     uint32_t done = 0;
     uint64_t lost;
     if (arg & 0x80) {
-        q->spin_get.budget_ns = q->spin_put.budget_ns = CL_SPIN_MAX_NS; /* what it has learnt */
+        q->spin_get.budget_ns = q->spin_put.budget_ns = CL_SPIN_MAX_NS; /* the learnt budget */
     }
     if (op >= 140) {
         late_step(in, q, op, arg);
@@ -565,7 +564,7 @@ static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
         for (int i = 0; i < 3; i++) {
             items[i] = (cl_item){.body = body, .nbytes = fuzz_number(in, 2) % (CL_INLINE_MAX + 8)};
         }
-        if (op % 14 == 1 && arg & 0x10) { /* in the chunk, with a token: of no hold, if the lock is not to be had */
+        if (op % 14 == 1 && arg & 0x10) { /* in the chunk, with a token: of no hold, if the lock is not available */
             items[0].tokens = &token;
             items[0].ntokens = items[0].nbytes >= sizeof token;
             draft_one(q->store, flags, &token);
@@ -618,7 +617,7 @@ static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
     case 12:
         fuzz_result(cl_queue_deserted(q));
         break;
-    default: { /* over a chunk that it stands on: what an item says of itself */
+    default: { /* the chunk that it is at: the header of an item */
         cl_cached *c = arg & 2 ? &q->get_chunk : &q->put_chunk;
         if (c->held && c->ref.data != NULL) {
             fuzz_noise(in, c->ref.data, c->ref.capacity < 1024 ? c->ref.capacity : 1024);
@@ -629,7 +628,7 @@ static void queue_step(fuzz_input *in, cl_queue *q, uint8_t op, uint8_t arg)
 
 static cl_queue queues[2];
 
-/* Something of the queue says that it lies in a block that is there, and is not the right one. */
+/* A reference of the queue names a block that exists and is the wrong one. */
 static void aim(fuzz_input *in)
 {
     uint8_t what = fuzz_8(in), how = fuzz_8(in);
@@ -670,7 +669,7 @@ static void aim(fuzz_input *in)
     }
 }
 
-/* All places of a table are somebody's. */
+/* All places of a table are in use. */
 static void fill_queue(fuzz_input *in)
 {
     uint8_t which = fuzz_8(in);
@@ -844,7 +843,7 @@ static void ring_step(fuzz_input *in, cl_ring *r, uint32_t *reader, uint32_t *sl
         fuzz_result(cl_ring_return(r, fuzz_8(in) % r->slots));
         break;
     case 10:
-        fuzz_result(cl_ring_bury(r, arg & 0x20 ? 0 : CL_MAY_WAIT));
+        fuzz_result(cl_ring_release_dead(r, arg & 0x20 ? 0 : CL_MAY_WAIT));
         cl_ring_count(r, &counts);
         MUST(counts.held + counts.writing <= r->slots && counts.on_loan <= r->slots);
         break;
@@ -879,7 +878,7 @@ static int ring_is_waited_for(void)
     return any;
 }
 
-/* What a thread of ours was in the middle of is over now. */
+/* The calls that a thread of ours was in have ended now. */
 static void thread_goes_on(void)
 {
     atomic_store(&crowded->calls, 0);
@@ -898,7 +897,7 @@ static void thread_goes_on(void)
     }
 }
 
-/* Other threads of the process are in the middle of something, and go on when we give way. */
+/* Other threads of the process are inside calls, and go on when this one yields. */
 static void crowd(cl_ring *r, uint8_t arg)
 {
     int64_t since = 0;
@@ -928,7 +927,7 @@ static void crowd(cl_ring *r, uint8_t arg)
             fuzz_result(cl_ring_return(r, 0));
         }
         break;
-    default: /* it joins: at the end it has, or could not */
+    default: /* it joins: it has joined in the end, or could not */
         if (atomic_load(&r->self) != cl_self(r->store)) {
             atomic_store(&r->joining, cl_self(r->store));
             nested = arg >> 3 & 1;
@@ -942,7 +941,7 @@ static void crowd(cl_ring *r, uint8_t arg)
     fuzz_meanwhile = NULL;
 }
 
-/* All places of a table are somebody's. */
+/* All places of a table are in use. */
 static void fill_ring(cl_ring *r, uint8_t arg, uint8_t which)
 {
     uint32_t word = (uint32_t)fuzz_words[which & 7];
@@ -957,12 +956,12 @@ static void fill_ring(cl_ring *r, uint8_t arg, uint8_t which)
     for (uint32_t i = 0; arg & 8 && i < r->slots; i++) {
         atomic_store(&cl_ring_slot(r, i)->loans[0], which & 8 ? UINT64_MAX : 2);
     }
-    for (uint32_t i = 0; arg & 16 && i < r->slots; i++) { /* a state that nobody is in */
+    for (uint32_t i = 0; arg & 16 && i < r->slots; i++) { /* a state that no process is in */
         atomic_store(&cl_ring_slot(r, i)->word, CL_SLOT_WORD(which >> 4 & 3, which >> 6, 0, arg >> 5));
     }
 }
 
-/* The second one becomes a forked child of the first: it has all that the first had, and is somebody else. */
+/* The second process becomes a forked child of the first: it has all that the first had, and is another process. */
 static void fork_ring(void)
 {
     if (attached[1]) {
@@ -1114,7 +1113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     nested = same = sleeps_left = 0;
     fuzz_open_sound(&stores[0], 1);
     fuzz_open_sound(&stores[1], 1);
-    know_words();
+    set_words();
     fuzz_each_sleep = goes_on;
     if (kind < CL_KIND_QUEUE && kind != 0) {
         fuzz_sync(&in, kind);

@@ -1,5 +1,6 @@
-/* The plain codec against the pickle module, in an interpreter inside this program: what plain_load reads, pickle reads as the same;
- * what plain_dump writes, both read as what it was; neither leaves an error behind, or a reference. */
+/* The plain codec against the pickle module, in an interpreter inside this program: what plain_load reads, pickle
+ * reads with the same result; what plain_dump writes, both read as the original; neither leaves an error set, or a
+ * reference. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -21,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
         }                                                                                                              \
     } while (0)
 
-/* What stands for an array of NumPy: a buffer, and a dtype that may have metadata. */
+/* Replaces an array of NumPy: a buffer, and a dtype that may have metadata. */
 typedef struct {
     PyObject_HEAD PyObject *view, *dtype;
 } array_like;
@@ -74,7 +75,7 @@ static const char *const program =
     "class special:\n"
     "    metadata = {'unit': 'm'}\n"
     "def array(view, how):\n"
-    "    if how & 12 == 12: return view\n" /* which is no array, to the writer */
+    "    if how & 12 == 12: return view\n" /* not an array, for the writer */
     "    if how & 12 == 8: return array_like(view, special if how & 1 else None)\n"
     "    return array_like(view, dtypes.setdefault(view.format, dtype()) if how & 1 else dtype())\n"
     "def same_as_pickle(data, value):\n"
@@ -89,7 +90,7 @@ static const char *const program =
     "    found, wanted = repr(pickle.loads(data, buffers=beside)), repr(flat(value))\n"
     "    if found != wanted: print(found, wanted, sep='\\n', file=sys.stderr)\n"
     "    return found == wanted\n"
-    "def make_object(data):\n" /* any object, from bytes: what the writer may meet */
+    "def make_object(data):\n" /* any object, from bytes: possible inputs of the writer */
     "    at = 0\n"
     "    def byte():\n"
     "        nonlocal at\n"

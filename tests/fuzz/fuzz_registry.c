@@ -1,23 +1,24 @@
-/* Noise over the tables of a sound registry, between and under all operations of two owners, one of which may die. */
+/* Noise over the tables of a sound registry, between and during all operations of two owners, one of which may die. */
 #include "faults.h"
 #include "fields.h"
 
 #define REFS 8
-static cl_store stores[2]; /* the second one dies and comes again */
+static cl_store stores[2]; /* the second one dies and starts again */
 static cl_block_ref refs[2][REFS];
 static cl_address sent[REFS];
 static cl_token tokens[REFS];
 static cl_block_ref channel;
-static void *heir_life;
+static void *child_life;
 static char posix_name[] = "copyless-fuzz-object", posix_path[] = "/dev/shm/copyless-fuzz-object";
 static uint64_t posix_id[2];
 static uint32_t posix_slot[2];
 static int held; /* calls for which the second one still holds the registry's lock */
-static int other_live; /* another registry's liveness file, locked */
-static cl_store *busy; /* another thread has its mutex, for so many calls: */
+static int other_live; /* the liveness file of another registry, locked */
+static cl_store *busy; /* another thread has its mutex, for this number of calls: */
 static int busy_for, sleeps;
-static int slow; /* times that it may still do so */
-static int costly; /* calls left that read whole tables: a wild length makes them 200 MB long */
+static int slow; /* how often it may still do so */
+static int costly; /* calls left that read whole tables: a wrong length makes them 200 MB long */
+static int looking; /* a live process reads a copy of the tables meanwhile */
 
 static uint32_t number_of(const cl_block_ref *r)
 {
@@ -67,7 +68,7 @@ static int keep_nothing(void *context, uint64_t sequence, uint64_t nonce)
     return ((sequence ^ nonce) & 1) != 0 && context != NULL;
 }
 
-static void let_go(void)
+static void release_all(void)
 {
     if (held > 0) {
         cl_unlock_own(&stores[1].control->lock, CL_LOCK_WORD(stores[1].slot, stores[1].incarnation));
@@ -75,7 +76,7 @@ static void let_go(void)
     held = 0;
 }
 
-/* What comes from outside. */
+/* Events from outside. */
 static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
 {
     char path[128];
@@ -84,8 +85,8 @@ static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
         return;
     }
     switch (what & 3) {
-    case 0: /* the second one ends well, or the first one before it */
-        if (who == 0 && what & 64 && busy == NULL && heir_life == NULL) {
+    case 0: /* the second one exits normally, or the first one before it */
+        if (who == 0 && what & 64 && busy == NULL && child_life == NULL) {
             MUST(cl_store_leave(s) <= 1);
             fuzz_kill(s);
             memset(refs[0], 0, sizeof refs[0]);
@@ -97,13 +98,13 @@ static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
             forget_second();
         }
         break;
-    case 1: /* the directory is cleaned up under them */
+    case 1: /* the directory is cleaned while both use it */
         if (what & 4) {
             snprintf(path, sizeof path, "%s/%s", fuzz_path, CL_REGISTRY_FILE);
             unlink(path);
         }
         break;
-    case 2: /* memory is full: what may, goes to the disk */
+    case 2: /* memory is full: what can spill goes to the disk */
         s->full_until_ns = cl_monotonic_ns() + 1000000000;
         break;
     default: /* the second one is stopped while it holds the lock: the first one never waits longer than a slice */
@@ -113,16 +114,17 @@ static void beside(fuzz_input *in, cl_store *s, int who, uint8_t what)
     }
 }
 
-/* After each sleep: who has it is short of nothing but time. */
-static void others_go_on(void)
+/* At each sleep: the holder needs nothing but time. */
+static int others_go_on(void)
 {
     if (busy != NULL && sleeps++ > 8) {
         cl_thread_unlock(&busy->mutex);
         busy = NULL;
     }
+    return 0;
 }
 
-/* Files that a sweep meets in a directory: a killed process's, a living one's, another thing under such a name. */
+/* Files that a sweep finds in a directory: of a killed process, of a live one, a different object with such a name. */
 static void litter(fuzz_input *in, cl_store *s)
 {
     static const char *const prefixes[] = {CL_SEGMENT_PREFIX, CL_NEW_PREFIX, CL_LIVE_PREFIX, CL_BOOKS_PREFIX};
@@ -139,15 +141,15 @@ static void litter(fuzz_input *in, cl_store *s)
         mkfifo(path, 0600);
         return;
     }
-    fuzz_paused++;
+    fuzz_paused++; /* nothing of it is refused: this is the work of another process */
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    fuzz_paused--;
-    if (fd >= 0 && what & 128 && other_live < 0) { /* it is another registry's, and in use */
+    if (fd >= 0 && what & 128 && other_live < 0) { /* it belongs to another registry, and is in use */
         MUST(cl_exclude_all(fd));
         other_live = fd;
     } else if (fd >= 0) {
         close(fd);
     }
+    fuzz_paused--;
 }
 
 static void stop_second(void)
@@ -157,7 +159,7 @@ static void stop_second(void)
     }
 }
 
-/* The POSIX object's file, as it is now, if it is. */
+/* The POSIX object's file, as it is now, if it exists. */
 static void posix_of(int at, uint64_t *device, uint64_t *inode)
 {
     struct stat st;
@@ -169,7 +171,8 @@ static void posix_of(int at, uint64_t *device, uint64_t *inode)
     }
 }
 
-/* What the process of this store does beside the calls: it closes descriptors, sets, or is another process by now. */
+/* What the process of this store does between the calls: it closes descriptors, changes settings, or is another
+ * process by now. */
 static void change(fuzz_input *in, cl_store *s)
 {
     uint8_t what = fuzz_8(in), to = fuzz_8(in);
@@ -210,17 +213,17 @@ static void change(fuzz_input *in, cl_store *s)
     case 10: /* a copy of it, by clone() */
         *(uint32_t *)(uintptr_t)s->here = 0;
         break;
-    case 11: /* nobody is at home at this directory any more */
+    case 11: /* no process uses this directory any more */
         snprintf(s->path, sizeof s->path, "%s", to & 1 ? "/dev" : "/nowhere");
         break;
-    case 12: /* it has nothing mapped, or forgot what it held */
+    case 12: /* it has nothing mapped, or lost the record of what it held */
         for (uint32_t i = 0; i < s->nmaps; i++) {
             for (uint32_t b = 0; b < s->by_address[i]->nblocks; b++) {
                 s->by_address[i]->blocks[b].hold = to & 4 ? 0 : to & 8 ? CL_MAX_HOLDS + 1 : to >> 4;
             }
         }
         break;
-    case 13: /* while one sleeps, another comes to have the lock, and is stopped */
+    case 13: /* while it sleeps, another process gets the lock and is stopped */
         fuzz_meanwhile = stop_second;
         break;
     case 14:
@@ -229,12 +232,12 @@ static void change(fuzz_input *in, cl_store *s)
     case 15:
         umask(0777);
         break;
-    case 16: /* the POSIX object is there */
+    case 16: /* the POSIX object exists */
         fuzz_paused++;
         close(open(posix_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
         fuzz_paused--;
         break;
-    default: /* another thread is at its tables */
+    default: /* another thread works on its tables */
         if (slow-- > 0 && cl_thread_trylock(&s->mutex)) {
             busy = s;
             busy_for = to & 3;
@@ -276,7 +279,7 @@ static void leave_word(fuzz_input *in, cl_store *s)
     atomic_store(&s->control->lock, word | (how & 2 ? CL_LOCK_SLEEP : 0));
 }
 
-/* A name that is none, and what else of a name's parts may be wrong. */
+/* An invalid name, and other errors in the parts of a name. */
 static void bad_names(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
 {
     static char name[CL_NAME_MAX + 2];
@@ -295,7 +298,7 @@ static void bad_names(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsign
     }
 }
 
-/* Addresses of blocks that there are not, or are not ours. */
+/* Addresses of blocks that do not exist, or are not ours. */
 static void bad_addresses(fuzz_input *in, cl_store *s, int at, unsigned flags)
 {
     static const uint32_t outside[] = {0, 1, 7, 8, CL_BLOCKS, CL_MAX_SEGMENTS, UINT32_MAX, 2};
@@ -322,7 +325,7 @@ static void bad_addresses(fuzz_input *in, cl_store *s, int at, unsigned flags)
     fuzz_result(cl_mail(s, t.hold, t.nonce, flags));
 }
 
-/* All of what a queue does with one item; and it may hold itself, or a block twice. */
+/* All that a queue does with one item; it may also hold itself, or a block twice. */
 static void pass_item(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
 {
     uint8_t how = fuzz_8(in);
@@ -340,7 +343,7 @@ static void pass_item(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsign
     }
 }
 
-/* A field of a block that is in use, or free and the next to be given, or of a hold. */
+/* A field of a block that is in use, or is free and next to be allocated, or of a hold. */
 static void damage_what_is_used(fuzz_input *in, cl_store *s, const cl_block_ref *r, int at)
 {
     uint8_t which = fuzz_8(in);
@@ -361,7 +364,7 @@ static void damage_what_is_used(fuzz_input *in, cl_store *s, const cl_block_ref 
     fuzz_damage_block(in, s->base, numbers[which & 7], hold);
 }
 
-/* Queues that lie in each other, so deep. */
+/* Queues inside queues, to this depth. */
 static void nest(cl_store *s, int depth, unsigned flags)
 {
     cl_block_ref inner, outer;
@@ -380,7 +383,7 @@ static void nest(cl_store *s, int depth, unsigned flags)
     fuzz_result(cl_release(s, inner.segment_id, inner.segment, inner.index, flags));
 }
 
-/* Many of a kind: messages, drafts, segments, owners, names; or one that is large. */
+/* Many of a kind: messages, drafts, segments, owners, names; or a large one. */
 static void many(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned flags)
 {
     uint8_t what = fuzz_8(in), n = fuzz_8(in);
@@ -408,7 +411,7 @@ static void many(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned fl
         }
         break;
     }
-    case 4: /* that were killed */
+    case 4: /* of killed processes */
         for (uint32_t i = 10; i < 10u + n % 80 && i < s->control->owners_high; i++) {
             s->owners[i].state = what & 16 ? CL_OWNER_GONE : CL_OWNER_LIVE;
         }
@@ -428,7 +431,7 @@ static void many(fuzz_input *in, cl_store *s, const cl_block_ref *r, unsigned fl
     }
 }
 
-/* What lies beside the everyday calls. */
+/* Rare calls. */
 static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned flags)
 {
     static const unsigned scans[] = {0, CL_SCAN_FORCE, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK,
@@ -465,7 +468,7 @@ static void special(fuzz_input *in, cl_store *s, uint8_t op, int at, unsigned fl
             cl_leave(s);
         }
         break;
-    case 9: /* the queue itself goes, with all that lies in it */
+    case 9: /* the queue itself is removed, with all its items */
         if (channel.data != NULL && stores[0].base != NULL) {
             fuzz_result(cl_release(&stores[0], channel.segment_id, channel.segment, channel.index, flags));
             channel.data = NULL;
@@ -494,24 +497,25 @@ static void step(fuzz_input *in)
     cl_store *s = &stores[who];
     cl_block_ref *r = &refs[who][at], found;
     uint64_t freed, device, inode;
+    uint32_t posix_length = at == 5 ? 0 : sizeof posix_name - 1; /* or the name is invalid */
     posix_of(at, &device, &inode);
     if (held > 0 && --held == 0) {
         held = 1;
-        let_go();
+        release_all();
     }
     if (held > 0) {
         who = 0;
         s = &stores[0];
         r = &refs[0][at];
     }
-    if (tables() == NULL && (op >= 84 || op % 28 != 18)) { /* both have gone */
+    if (tables() == NULL && (op >= 84 || op % 28 != 18)) { /* both have exited */
         return;
     }
     if (op >= 96) { /* in any word; in one field: special() */
         noise(in);
         return;
     }
-    if (s->base == NULL && op % 28 != 18) {
+    if ((s->base == NULL && op % 28 != 18) || (looking && op < 84 && (op % 28 == 17 || op % 28 == 27))) {
         return;
     }
     if (op >= 84) {
@@ -608,6 +612,9 @@ static void step(fuzz_input *in)
         break;
     case 14:
         if (cl_enter(s, CL_OP_LIST, flags) == CL_OK) {
+            for (int n = arg & 64 ? 1 + (arg >> 4 & 3) : 0; n > 0; n--) { /* damage without a lock */
+                fuzz_damage(in, s->base, FUZZ_FIELDS);
+            }
             fuzz_result(cl_audit(s));
             cl_leave(s);
         }
@@ -616,6 +623,12 @@ static void step(fuzz_input *in)
         cl_snapshot shot;
         if (fuzz_result(cl_snapshot_take(s, &shot, flags)) == CL_OK) {
             MUST(shot.control.owners_high <= CL_MAX_OWNERS && shot.control.holds_high <= CL_MAX_HOLDS);
+            for (int n = arg & 64 && !looking ? 1 + (arg >> 4 & 3) : 0; n > 0; n--) { /* other processes go on */
+                looking = 1;
+                step(in);
+                looking = 0;
+            }
+            fuzz_result(cl_audit(shot.view));
             cl_snapshot_free(&shot);
         }
         break;
@@ -628,7 +641,7 @@ static void step(fuzz_input *in)
             }
         }
         break;
-    case 17: /* the second one dies, in the middle of whatever it was at */
+    case 17: /* the second one dies, in any state */
         held = 0;
         forget_second();
         break;
@@ -656,24 +669,24 @@ static void step(fuzz_input *in)
         }
         break;
     case 22:
-        fuzz_result(cl_posix_record(s, posix_name, sizeof posix_name - 1, device, inode, 10, fuzz_8(in) & 1, flags,
+        fuzz_result(cl_posix_record(s, posix_name, posix_length, device, inode, 10, fuzz_8(in) & 1, flags,
                                     &posix_id[who], &posix_slot[who]));
         break;
     case 23:
-        fuzz_result(cl_posix_attach(s, posix_name, sizeof posix_name - 1, device, inode, flags, &posix_id[who],
-                                    &posix_slot[who]));
+        fuzz_result(
+            cl_posix_attach(s, posix_name, posix_length, device, inode, flags, &posix_id[who], &posix_slot[who]));
         break;
     case 24:
-        fuzz_result(cl_posix_forget(s, posix_name, sizeof posix_name - 1, device, inode, flags));
+        fuzz_result(cl_posix_forget(s, posix_name, posix_length, device, inode, flags));
         fuzz_result(cl_release(s, posix_id[who], posix_slot[who], 0, flags));
         break;
     case 25: { /* the first one forks; the child does nothing but live, and dies at the next call */
         uint32_t slot;
-        if (heir_life != NULL) {
-            munmap(heir_life, CL_PAGE);
-            heir_life = NULL;
+        if (child_life != NULL) {
+            munmap(child_life, CL_PAGE);
+            child_life = NULL;
         } else if (cl_enter(&stores[0], CL_OP_FORK, flags) == CL_OK) {
-            if (fuzz_result(cl_join_child(&stores[0], &heir_life, &slot)) == CL_OK) {
+            if (fuzz_result(cl_join_child(&stores[0], &child_life, &slot)) == CL_OK) {
                 stores[0].owners[stores[0].slot].epoch++;
             }
             cl_leave(&stores[0]);
@@ -694,8 +707,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_input in = {data, size};
     fuzz_alone = 1;
-    fuzz_slept = others_go_on;
+    fuzz_each_sleep = others_go_on;
     costly = 5;
+    looking = 0;
     slow = 2;
     held = 0;
     busy = NULL;
@@ -725,9 +739,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_close_own();
     umask(022);
     unlink(posix_path);
-    if (heir_life != NULL) {
-        munmap(heir_life, CL_PAGE);
-        heir_life = NULL;
+    if (child_life != NULL) {
+        munmap(child_life, CL_PAGE);
+        child_life = NULL;
     }
     fuzz_empty();
     return 0;

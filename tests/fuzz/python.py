@@ -1,4 +1,6 @@
-"""One Python target: under Atheris (`python -m tests.fuzz.python NAME [libFuzzer's arguments]`), or its kept inputs once (`--replay DIR`)."""
+"""One Python target: under Atheris (`python -m tests.fuzz.python NAME [libFuzzer's arguments]`), or its kept inputs
+once (`--replay DIR`).
+"""
 
 import importlib
 import sys

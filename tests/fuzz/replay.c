@@ -1,11 +1,11 @@
-/* Runs kept inputs through a target, without libFuzzer: any compiler will do. */
+/* Runs the kept inputs through a target, without libFuzzer: any compiler will do. */
 #include "fuzz.h"
 
 #include <signal.h>
 
 static char replayed[4096];
 
-/* Which input it was. */
+/* The name of the input. */
 static void tell(void)
 {
     ssize_t n = write(2, "\nat ", 4);
@@ -26,15 +26,14 @@ static void run(const char *path)
     snprintf(replayed, sizeof replayed, "%s", path);
     FILE *f = fopen(path, "rb");
     MUST(f != NULL);
-    uint8_t *data = malloc(1 << 20);
-    MUST(data != NULL);
-    size_t n = fread(data, 1, 1 << 20, f);
+    static uint8_t data[1 << 20];
+    size_t n = fread(data, 1, sizeof data, f);
     fclose(f);
-    uint8_t *exact = malloc(n + 1); /* so that a read beyond its end is seen */
-    MUST(exact != NULL);
+    /* Exactly as long as the input, so that a read past its end is seen. Not from malloc: the input before may have
+     * made it refuse. */
+    void *exact = NULL;
+    MUST(posix_memalign(&exact, sizeof(void *), n != 0 ? n : 1) == 0);
     memcpy(exact, data, n);
-    free(data);
-    exact = realloc(exact, n != 0 ? n : 1);
     LLVMFuzzerTestOneInput(exact, n);
     free(exact);
 }
