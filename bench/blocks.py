@@ -27,13 +27,13 @@ from rich.progress import track
 from rich.table import Table
 
 import copyless
-from copyless.arrays import copy_large
+from copyless._transfer.shared_array import copy_large
 
 MIB = 1 << 20
 
 
 def medians(rounds: int, **calls: Callable[[], float]) -> dict[str, float]:
-    """Median seconds of each call, the calls interleaved so that a noisy moment meets all of them."""
+    """Median seconds of each call. The calls are interleaved, so that a noisy moment affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -114,12 +114,12 @@ print(statistics.median(times))
 
 
 def attach(rounds: int) -> dict[str, float]:
-    """Attach and close by name, in a process that did not create the block; and loading a handle."""
+    """Attach and close by name, in a process that did not create the block; and load a handle."""
     figures: dict[str, list[float]] = {"copyless": [], "copyless, mapped anew": [], "stdlib": []}
     modules = {"copyless": "copyless.shared_memory", "stdlib": "multiprocessing.shared_memory"}
     for i in range(3):
         for key, module in modules.items():
-            # A new object each time: the standard library's tracker unlinks at exit what was only attached.
+            # A new object each time: at exit the standard library's tracker unlinks objects that were only attached.
             if key == "copyless":
                 ours = copyless.SharedMemory(f"psm_bench_{os.getpid()}_{i}", create=True, size=MIB)
                 path = f"/dev/shm/{ours.name}"
@@ -154,7 +154,7 @@ def load(rounds: int) -> dict[str, float]:
     )
     first = []
     for _ in range(5):
-        code = "import sys, time, copyless, numpy; copyless.zeros(1); h = bytes.fromhex(sys.argv[1]); t = time.perf_counter(); copyless.attach(h); print(time.perf_counter() - t)"
+        code = "import sys, time, copyless, numpy; copyless.zeros(1); h = bytes.fromhex(sys.argv[1]); t = time.perf_counter(); copyless.attach(h); print(time.perf_counter() - t)"  # noqa: E501
         done = subprocess.run(
             [sys.executable, "-c", code, copyless.handle(array).hex()], capture_output=True, text=True
         )
@@ -163,7 +163,7 @@ def load(rounds: int) -> dict[str, float]:
 
 
 def copies(rounds: int) -> dict[str, float]:
-    """Copying into warm shared memory from more sources than caches hold: memcpy (by NumPy) and ours."""
+    """Copy into warm shared memory from more sources than caches hold: memcpy (by NumPy) and copyless."""
     calls: dict[str, Callable[[], float]] = {}
     for mib in (1, 16, 64, 128):
         sources = [np.ones(mib * MIB, "u1") for _ in range(max(2, 128 // mib))]
@@ -220,7 +220,7 @@ def read_all(pipe: Any) -> None:
 
 
 def eight_workers() -> dict[str, float]:
-    """Sum of PSS of eight workers that read one 1 GiB array, above the same workers idle, in GiB."""
+    """Sum of the PSS of eight workers that read one 1 GiB array, minus that of the same workers idle, in GiB."""
     context = mp.get_context("spawn")
     pairs = [context.Pipe() for _ in range(8)]
     workers = [context.Process(target=read_all, args=(theirs,)) for _, theirs in pairs]
@@ -237,7 +237,7 @@ def eight_workers() -> dict[str, float]:
         ours.send(array)
     for ours, _ in pairs:
         assert ours.recv() == (1 << 30) // 4096
-    # The creator's mapping takes a ninth part of every page: count it with the workers.
+    # The creator's mapping takes a ninth of every page: count it with the workers.
     busy = pss(pids) + (1 << 30) // 9
     for ours, _ in pairs:
         ours.send(None)

@@ -1,12 +1,13 @@
-"""What a bystander feels while another process forks with very many arrays, or has died with them.
+"""The delays in another process while one process forks with very many arrays, or has died with them.
 
-A bystander makes and drops `zeros(10)` and notes what each pair cost. Meanwhile a process that holds 60,000 arrays forks, or is
-killed and taken back by a third one; another lists them (`copyless ls`); one that has 512 MiB of free memory exits. Printed: median, 99th percentile and maximum in milliseconds, beside those of the same time
-with nothing going on. Then what fork and _exit cost the forking process itself, with no arrays and with 60,000.
-Then what does not depend on what once was: `ls` of many holders, and get and task_done of an array after very many arrays lived;
-then two processes at one thing: allocation, and one lock, beside the standard library's.
-The figures to reach: at most 5 ms for the bystander, the same cost of a fork however much is held, `ls` under 2 s, get and
-task_done within 1.2, two processes that allocate 1.6 times the work of one, on one lock 1.5 times the standard library's.
+A bystander makes and drops `zeros(10)` and records the time of each pair. Meanwhile a process that holds 60,000 arrays
+forks, or is killed and reaped by a third process; another lists them (`copyless ls`); one that has 512 MiB of free
+memory exits. Printed are median, 99th percentile and maximum in milliseconds, beside those of an equal time without any
+load. Then the cost of fork and _exit in the forking process itself, with no arrays and with 60,000. Then operations
+that must not depend on the past: `ls` of many holders, and get and task_done of an array after very many arrays
+existed. Then two processes that use one thing: allocation, and one lock, beside the standard library's. The targets: at
+most 5 ms for the bystander, the same cost of a fork however much is held, `ls` under 2 s, get and task_done within 1.2;
+two processes that allocate do 1.6 times the work of one, and on one lock 1.5 times that of the standard library.
 
     python bench/bystander.py [arrays [rounds]]
 """
@@ -29,7 +30,7 @@ SPAWN = mp.get_context("spawn")
 
 
 def asked(line: Any) -> bool:
-    """Wait for the next word of the main process; False when it has ended."""
+    """Wait for the next word of the main process. False when it has exited."""
     try:
         return bool(line.recv())
     except EOFError:
@@ -49,7 +50,7 @@ def watch(until: Any, pace: float = 0.0002) -> list[float]:
 
 
 def holder(n: int, line: Any) -> None:
-    """Holds arrays; forks when it is told, and says what that took."""
+    """Holds arrays. Forks when it is told, and reports how long that took."""
     arrays = [copyless.zeros(10) for _ in range(n)]
     line.send(len(arrays))
     while True:
@@ -78,7 +79,7 @@ def bystand(line: Any, go: Any, stop: Any) -> None:
 
 
 def reaper(line: Any) -> None:
-    """Allocates a little, as programs do, and so takes back what the dead held."""
+    """Allocates a little, as programs do, and so reclaims what dead processes held."""
     copyless.zeros(10)
     line.send("up")
     while asked(line):
@@ -100,7 +101,7 @@ class Bystander:
         what()
         self.stop.set()
         found: list[float] = self.line.recv()
-        return found[5:]  # the first are cold
+        return found[5:]  # the first ones are cold
 
 
 def show(title: str, found: list[float]) -> None:
@@ -203,11 +204,12 @@ def after_many() -> None:
     del arrays
     after = statistics.median(each() for _ in range(5))
     print(
-        f"get and task_done of an array: {before:.1f} us; after {ARRAYS:,} arrays lived: {after:.1f} us, {after / before:.2f} of it"
+        f"get and task_done of an array: {before:.1f} us; after {ARRAYS:,} arrays lived: {after:.1f} us, "
+        f"{after / before:.2f} of it"
     )
 
 
-# ---- two at one thing
+# ---- two processes that use one thing
 
 
 def allocate(seconds: float, line: Any) -> None:
@@ -248,7 +250,8 @@ def two(seconds: float = 0.5) -> None:
         ones.append(one)
         ratios.append(together(workers) / one)
     print(
-        f"two processes in zeros(10): {statistics.median(ratios):.2f} times the work of one ({statistics.median(ones) / 1e3:,.0f} thousand a second)"
+        f"two processes in zeros(10): {statistics.median(ratios):.2f} times the work of one "
+        f"({statistics.median(ones) / 1e3:,.0f} thousand a second)"
     )
     kinds = {"copyless": copyless.Lock(), "multiprocessing": SPAWN.Lock()}
     lines = {name: [with_line(lock_often, lock, seconds)[1] for _ in range(2)] for name, lock in kinds.items()}

@@ -2,8 +2,9 @@
 
     python bench/channels.py [--rounds N] [--only WORD] [--json FILE]
 
-Peers: multiprocessing's Pipe, SimpleQueue, Queue, Lock, SharedMemory with Events; where installed faster-fifo, pyzmq (ipc),
-iceoryx2 and torch.multiprocessing. Each has its processes waiting while the others are measured; all sides are forked.
+Peers: multiprocessing's Pipe, SimpleQueue, Queue, Lock, SharedMemory with Events; if installed, faster-fifo, pyzmq
+(ipc), iceoryx2 and torch.multiprocessing. The processes of each peer wait while the others are measured. All sides are
+forked.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def installed(name: str) -> bool:
 
 
 class Pipe:
-    """A one-way pipe; with several on a side, locked, as SimpleQueue does."""
+    """A one-way pipe; with several processes on a side it is locked, as in SimpleQueue."""
 
     name = "Pipe"
 
@@ -118,7 +119,7 @@ class Zmq(Pipe):
 
 
 class Iceoryx(Pipe):
-    """Pickled bytes in slices, received by polling: its Python has no queue, and no wait that both sides share."""
+    """Pickled bytes in slices, received by polling: its Python binding has no queue, and no wait that both share."""
 
     name = "iceoryx2"
     count = itertools.count()
@@ -205,7 +206,7 @@ def peers(*skip: str) -> list[Any]:
 
 
 def rounds_of(rounds: int, calls: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Median of each call's own figure, the calls interleaved so that a noisy moment meets all of them."""
+    """Median of each call's own figure. The calls are interleaved, so that a noisy moment affects all of them."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -235,7 +236,7 @@ def echo(there: Any, back: Any, touch: bool, ready: Any) -> None:
 
 
 class Echo:
-    """A child that sends back what it gets: a number for an array, of which it has touched every page."""
+    """A child that sends back what it gets: for an array a number, after it has touched every page."""
 
     def __init__(self, kind: Any, touch: bool = False) -> None:
         self.there, self.back = kind(), kind()
@@ -266,7 +267,7 @@ class Echo:
 
 
 def alone(kind: Any, n: int) -> float:
-    """For a peer whose receiver never sleeps: its processes must not run beside the others'."""
+    """For a peer whose receiver never sleeps: its processes must not run while others are measured."""
     each = Echo(kind)
     each.timed(SMALL, n // 4)
     seconds = each.timed(SMALL, n)
@@ -315,7 +316,7 @@ def give(channel: Any, orders: Any, done: Any) -> None:
 
 
 class Flow:
-    """Producers and consumers of one channel, in processes of their own."""
+    """Producers and consumers of one channel, each in its own process."""
 
     def __init__(self, kind: Any, producers: int, consumers: int) -> None:
         self.channel, self.done = kind(), copyless.Semaphore(0)
@@ -346,7 +347,7 @@ class Flow:
 
 
 def one_way(rounds: int) -> dict[str, float]:
-    """Messages a second, one producer, one consumer, one object a call; and ours in batches."""
+    """Messages a second: one producer, one consumer, one object a call; and copyless in batches."""
     flows = {kind.name: Flow(kind, 1, 1) for kind in peers("torch")}
     counts = {"copyless": 300_000, "iceoryx2": 40_000}
     calls = {name: (lambda f=f, name=name: f.per_second(counts.get(name, 40_000))) for name, f in flows.items()}
@@ -408,7 +409,9 @@ def large_values(rounds: int) -> dict[str, float]:
 
 
 def tensors(rounds: int) -> dict[str, float]:
-    """A tensor there, every page of it read, a number back; a dict of a hundred small ones; and thousands on their way."""
+    """A tensor is sent, every page of it is read, and a number comes back; a dict of a hundred small tensors; and
+    thousands in flight.
+    """
     if not installed("torch"):
         return {}
     import torch
@@ -419,7 +422,7 @@ def tensors(rounds: int) -> dict[str, float]:
     calls: dict[str, Callable[[], float]] = {}
     for size, item in items.items():
         for name, each in echoes.items():
-            # Torch moves what it sends into its shared memory, so each trip has a tensor that was not sent before.
+            # Torch moves what it sends into its shared memory, so each trip uses a tensor that was not sent before.
             calls[f"{name}, {size}"] = lambda e=each, item=item, n=times[size]: timed_anew(e, item, n)
         shared = copyless.share(item)
         calls[f"copyless, shared, {size}"] = lambda item=shared, n=times[size]: echoes["copyless"].timed(item, n)
@@ -453,7 +456,8 @@ def shared_arrays(rounds: int) -> dict[str, float]:
     """One way and an answer: a small dict, and shared arrays of 1 KiB and 256 MiB."""
     there, back = copyless.Queue(), copyless.Queue()
     process = child(echo_length, there, back)
-    items = {"small dict": SMALL, "shared 1 KiB": copyless.zeros(1 << 10, "u1"), "shared 256 MiB": copyless.zeros(256 * MIB, "u1")}  # fmt: skip
+    items = {"small dict": SMALL, "shared 1 KiB": copyless.zeros(1 << 10, "u1"),
+        "shared 256 MiB": copyless.zeros(256 * MIB, "u1")}  # fmt: skip
 
     def trip(item: Any) -> float:
         began = time.perf_counter()
@@ -506,7 +510,7 @@ def copied_frames(rounds: int) -> dict[str, float]:
     camera = Camera(1, "block", True)
     other = copyless.RingBuffer((FRAME, "u1"), slots=12)
     slots = []
-    for _ in range(12):  # the same memory, written without the ring's care
+    for _ in range(12):  # the same memory, written without the protocol of the ring
         other.put(image)
     drafts = [other.write() for _ in range(12)]
     slots = [draft.__enter__().array for draft in drafts]
@@ -544,7 +548,7 @@ def event_reader(name: str, ready: Any, done: Any) -> None:
 
 
 def handed_over(rounds: int) -> dict[str, float]:
-    """A frame written in place (one pixel) and seen by the reader, before the next is begun or while it is."""
+    """A frame is written in place (one pixel) and seen by the reader, before the next one is started or during it."""
     block = shared_memory.SharedMemory(create=True, size=int(np.prod(FRAME)))
     pixels = np.ndarray(FRAME, "u1", buffer=block.buf).reshape(-1)
     ready, done = CONTEXT.Event(), CONTEXT.Event()
@@ -580,7 +584,7 @@ def handed_over(rounds: int) -> dict[str, float]:
 
 
 def writer_time(rounds: int) -> dict[str, float]:
-    """Processor time of the writer a frame, at 200 frames a second, copied in, one reader and four."""
+    """The writer's processor time for each frame, at 200 frames a second, copied in, with one reader and with four."""
     image = np.ones(FRAME, "u1")
 
     def of(camera: Camera) -> float:
@@ -708,7 +712,7 @@ def main() -> None:
             gc.collect()
             copyless.trim()
     for name in set(os.listdir("/dev/shm")) - before:
-        if name.startswith("iox2_"):  # iceoryx2 leaves its files when a process of it ends as our children do
+        if name.startswith("iox2_"):  # iceoryx2 leaves its files when one of its processes exits as our children do
             os.unlink(f"/dev/shm/{name}")
     names = list(jobs)
 
@@ -725,15 +729,15 @@ def main() -> None:
         ("round trip / Pipe, awake", ratio(0, "copyless", "Pipe"), "<=", 1 / 8),
         ("round trip / Queue, awake", ratio(0, "copyless", "Queue"), "<=", 1 / 40),
         ("round trip / Pipe, asleep", ratio(1, "copyless", "Pipe"), "<=", 1.1),
-        ("one way / best of zmq, Pipe, faster-fifo, Queue", best(2, "zmq ipc", "Pipe", "faster-fifo", "Queue"), ">=", 7),
+        ("one way / best of zmq, Pipe, faster-fifo, Queue", best(2, "zmq ipc", "Pipe", "faster-fifo", "Queue"), ">=", 7),  # noqa: E501
         ("two and two / Queue", ratio(3, "copyless", "Queue"), ">=", 5),
         ("64 MiB by value / memcpy", ratio(4, "copyless", "memcpy"), "<=", 1.5),
-        ("shared array above small dict, us", (max(shared.values(), default=0) - shared.get("small dict", 0)) * 1e6, "<=", 10),
-        ("frame copied in and read / memcpy", ratio(6, "copyless, copied in and fully read", "memcpy into the ring"), "<=", 1.3),
+        ("shared array above small dict, us", (max(shared.values(), default=0) - shared.get("small dict", 0)) * 1e6, "<=", 10),  # noqa: E501
+        ("frame copied in and read / memcpy", ratio(6, "copyless, copied in and fully read", "memcpy into the ring"), "<=", 1.3),  # noqa: E501
         ("in place: Events / copyless", ratio(7, "SharedMemory and Events", "copyless"), ">=", 10),
         ("writer's time, four readers / one", ratio(8, "four readers", "one reader"), "<=", 1.2),
         ("lock alone / stdlib", ratio(9, "copyless, uncontended", "stdlib, uncontended"), "<=", 1),
-        ("lock, two processes: stdlib / copyless", ratio(9, "stdlib, two processes", "copyless, two processes"), ">=", 2),
+        ("lock, two processes: stdlib / copyless", ratio(9, "stdlib, two processes", "copyless, two processes"), ">=", 2),  # noqa: E501
         ("tensor of 1 MiB / torch.multiprocessing", ratio(11, "copyless, 1 MiB", "torch, 1 MiB"), "<=", 1),
         ("tensor of 64 MiB / torch.multiprocessing", ratio(11, "copyless, 64 MiB", "torch, 64 MiB"), "<=", 1),
     ]  # fmt: skip

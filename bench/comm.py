@@ -1,9 +1,9 @@
-"""The communicator against its peers: every figure in one run, on 2 ranks and 4 of this host.
+"""The communicator against its peers: every figure in one run, on 2 and on 4 ranks of this host.
 
     python bench/comm.py [--rounds N] [--json FILE]
 
-Peers: mpi4py's plain objects, `mpi4py.util.pkl5`, raw `Send`/`Recv`; ours on MPI and ours local. Started as ranks by itself, under
-mpiexec and `copyless run`; times are rank 0's, medians of interleaved rounds.
+Peers: mpi4py's plain objects, `mpi4py.util.pkl5`, raw `Send`/`Recv`; copyless on MPI and on shared memory. The script
+starts itself as ranks, under mpiexec and `copyless run`. Times are those of rank 0, medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIB = 1 << 20
 SMALL = {"step": 1, "name": "left", "time": 1.5}
 
 
-# ---- as a rank
+# ---- in a rank
 
 
 def measure(rounds: int) -> dict[str, float]:
@@ -87,7 +87,9 @@ def measure(rounds: int) -> dict[str, float]:
             works["raw Send/Recv"] = send_raw
         if rank == 0:
             target = np.empty_like(array)
-            sources = [array] + [np.ones_like(array) for _ in range(max(0, 256 // mib - 1))]  # more than the cache holds
+            sources = [array] + [
+                np.ones_like(array) for _ in range(max(0, 256 // mib - 1))
+            ]  # more than the cache holds
             turn = iter(range(10**9))
             works["memcpy"] = lambda target=target, s=sources, turn=turn: np.copyto(target, s[next(turn) % len(s)])
         else:
@@ -120,7 +122,7 @@ def measure(rounds: int) -> dict[str, float]:
     return figures if rank == 0 else {}
 
 
-# ---- as who starts them
+# ---- in the process that starts them
 
 
 def start(n: int, mpi: bool, rounds: int) -> dict[str, float]:
@@ -131,7 +133,10 @@ def start(n: int, mpi: bool, rounds: int) -> dict[str, float]:
         else [os.path.join(here, "copyless"), "run", "--no-prefix", "-n", str(n)]
     )
     done = subprocess.run(
-        [*launch, os.path.abspath(__file__), "--rank", "--rounds", str(rounds)], stdout=subprocess.PIPE, text=True, check=True
+        [*launch, os.path.abspath(__file__), "--rank", "--rounds", str(rounds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # type: ignore[no-any-return]
 
@@ -154,7 +159,9 @@ def main() -> None:
     for n in (2, 4):
         print(f"measuring {n} ranks", file=sys.stderr)
         results[n] = start(n, True, args.rounds)
-        results[n] |= {f"{key}, local": value for key, value in start(n, False, args.rounds).items() if "memcpy" not in key}
+        results[n] |= {
+            f"{key}, local": value for key, value in start(n, False, args.rounds).items() if "memcpy" not in key
+        }
     console = Console(width=120)
     r = results[2]
     small, plain, pkl5 = (r[f"small dict, round trip|{key}"] / 2 for key in ("copyless", "plain", "pkl5"))
@@ -168,7 +175,13 @@ def main() -> None:
         name = "local" if "local" in where else "MPI"
         for mib in (1, 16, 128):
             job = f"array of {mib} MiB, and a number back"
-            judged.append((f"{mib} MiB, {name} / (memcpy + latency)", r[f"{job}|{where}"] / (r[f"{job}|memcpy"] + 2 * latency), 1.2))
+            judged.append(
+                (
+                    f"{mib} MiB, {name} / (memcpy + latency)",
+                    r[f"{job}|{where}"] / (r[f"{job}|memcpy"] + 2 * latency),
+                    1.2,
+                )
+            )
         job = "dict of 100 arrays of 64 KiB"
         judged.append((f"100 arrays, {name} / pkl5", r[f"{job}|{where}"] / r[f"{job}|pkl5"], 1 / 3))
         f = results[4]
@@ -179,8 +192,16 @@ def main() -> None:
         for what in ("gather", "alltoall"):
             for n in (2, 4):
                 f = results[n]
-                judged.append((f"{what} on {n}, {name} / pkl5", f[f"{what} of 1 MiB each|{where}"] / f[f"{what} of 1 MiB each|pkl5"], 1 / 2))
-    table = Table("figure", "measured", "at most", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}")
+                judged.append(
+                    (
+                        f"{what} on {n}, {name} / pkl5",
+                        f[f"{what} of 1 MiB each|{where}"] / f[f"{what} of 1 MiB each|pkl5"],
+                        1 / 2,
+                    )
+                )
+    table = Table(
+        "figure", "measured", "at most", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}"
+    )
     for title, value, limit in judged:
         table.add_row(title, f"{value:.3f}", f"{limit:.3g}", style="" if value <= limit else "red")
     console.print(table)

@@ -1,11 +1,11 @@
 """How late timeouts are, while a process is stopped inside a lock and while none is.
 
-Each call waits for what does not come: room in a full queue, an item of an empty one, a lock that another process holds, an
-event that nobody sets, a slot of a ring whose reader blocks, the turn of a writer. It returns some time after its timeout: that is
-printed, in milliseconds, as median, 99th percentile and maximum. Then the same while a process is stopped (SIGSTOP) that
-holds what the call needs inside: the queue's own lock, the registry's, the inside of the readers-writer lock; or that is
-the lock's owner, or the ring's reader.
-The figures to reach: never early; late by at most 20 ms at the median.
+Each call waits for an event that does not come: room in a full queue, an item of an empty one, a lock that another
+process holds, an event that no process sets, a slot of a ring whose reader blocks, the turn of a writer. It returns
+some time after its timeout. Median, 99th percentile and maximum of that delay are printed, in milliseconds. Then the
+same while a process is stopped (SIGSTOP) that holds an internal lock which the call needs: the queue's own lock, the
+registry's, the monitor of the readers-writer lock; or the stopped process is the owner of the lock, or the reader of
+the ring. The targets: never early; late by at most 20 ms at the median.
 
     python bench/lateness.py [rounds [timeout in seconds]]
 """
@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 
 import copyless
-from copyless.storage import directory
+from copyless._storage import directory
 
 ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 TIMEOUT = float(sys.argv[2]) if len(sys.argv) > 2 else 0.1
 SPAWN = mp.get_context("spawn")
-# Where the locks lie, from the beginning of what they guard (native/layout.h, queue_layout.h, sync.h).
+# Offsets of the locks in the objects that they guard (native/layout.h, queue_layout.h, sync.h).
 REGISTRY, PUT, GET, MONITOR = 4104, 256, 512, 64
 
 
 def late(call: Callable[[float], Any], expected: Any) -> list[float]:
-    """Milliseconds after its timeout at which each of the calls came back."""
+    """Milliseconds after its timeout at which each of the calls returned."""
     found = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
@@ -61,7 +61,7 @@ def show(what: str, found: list[float]) -> None:
 
 
 def holds(what: Any, offset: int, line: Any) -> None:
-    """Puts its own word into a lock inside, as if it had been stopped there, and stops."""
+    """Puts its own word into an internal lock, as if it had been stopped there, and stops."""
     lock = copyless.Lock()
     with lock:
         ours = ctypes.c_uint32.from_address(lock._address[0] + 64).value & 0x7FFFFFFF
@@ -95,14 +95,14 @@ def reads(ring: Any, line: Any) -> None:
 
 
 class Beside:
-    """Another process, stopped once it holds what it is told to hold, or only sleeping with it."""
+    """Another process, stopped once it holds the given lock, or only asleep with it."""
 
     def __init__(self, target: Callable[..., None], *args: Any, stops: bool) -> None:
         self.line, there = SPAWN.Pipe()
         self.process = SPAWN.Process(target=target, args=(*args, there), daemon=True)
         self.stops = stops
         self.process.start()
-        there.close()  # when it fails, the next line says so
+        there.close()  # if it failed, the next line says so
         self.line.recv()
         if stops:
             os.kill(self.process.pid or 0, signal.SIGSTOP)
@@ -153,7 +153,9 @@ def main() -> None:
     with Beside(holds, empty, GET, stops=True):
         show("get, one is stopped inside the queue", late(lambda t: empty.get(timeout=t), queue.Empty))
     with Beside(holds, None, REGISTRY, stops=True):
-        show("put of 300 kB, one is stopped inside the registry", late(lambda t: empty.put(large, timeout=t), queue.Full))
+        show(
+            "put of 300 kB, one is stopped inside the registry", late(lambda t: empty.put(large, timeout=t), queue.Full)
+        )
 
 
 class Writes:

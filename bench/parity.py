@@ -1,4 +1,4 @@
-"""What multiprocessing shares, against multiprocessing and joblib: every figure in one run, medians of interleaved rounds.
+"""Shared objects against multiprocessing and joblib: every figure in one run, medians of interleaved rounds.
 
     python bench/parity.py [--rounds N] [--only WORD] [--rows N] [--json FILE]
 
@@ -56,7 +56,13 @@ def lists(rounds: int) -> dict[str, float]:
         return timed(run, 500)
 
     figures = medians(
-        rounds, **{"get, copyless": get(ours), "get, stdlib": get(theirs), "set, copyless": put(ours), "set, stdlib": put(theirs)}
+        rounds,
+        **{
+            "get, copyless": get(ours),
+            "get, stdlib": get(theirs),
+            "set, copyless": put(ours),
+            "set, stdlib": put(theirs),
+        },
     )
     ours.shm.close()
     theirs.shm.close()
@@ -114,7 +120,11 @@ def managed_blocks(rounds: int) -> dict[str, float]:
 
         return medians(
             rounds,
-            **{"SharedMemory, copyless": block(ours), "SharedMemory, stdlib": block(theirs), "array, copyless": timed(array, 50)},
+            **{
+                "SharedMemory, copyless": block(ours),
+                "SharedMemory, stdlib": block(theirs),
+                "array, copyless": timed(array, 50),
+            },
         )
 
 
@@ -138,9 +148,7 @@ TheirsManager.register("Service", Service)
 def manager_calls(rounds: int) -> dict[str, float]:
     with OursManager(ctx=CONTEXT) as ours, TheirsManager(ctx=CONTEXT) as theirs:
         here, there = ours.Service(), theirs.Service()  # type: ignore[attr-defined]
-        return medians(
-            rounds, copyless=timed(lambda: here.add(1, 2), 300), stdlib=timed(lambda: there.add(1, 2), 300)
-        )
+        return medians(rounds, copyless=timed(lambda: here.add(1, 2), 300), stdlib=timed(lambda: there.add(1, 2), 300))
 
 
 def _call_for(service: Any, seconds: float, pause: float, told: Any) -> None:
@@ -155,9 +163,9 @@ def _call_for(service: Any, seconds: float, pause: float, told: Any) -> None:
 
 
 def manager_load(rounds: int) -> dict[str, float]:
-    """The 99th percentile of a call while so many processes call: one after the other, or 1,000 times a second each.
+    """The 99th percentile of a call while this many processes call: one call after the other, or 1,000 a second each.
 
-    Without a pause ours answers some ten times as many calls; with one both bear the same load.
+    Without a pause copyless answers about ten times as many calls; with one both have the same load.
     """
 
     def slow(service: Any, clients: int, pause: float) -> float:
@@ -209,7 +217,7 @@ def pools(rounds: int) -> dict[str, float]:
 
 
 def by_joblib(rounds: int) -> dict[str, float]:
-    """The same by joblib, whose own dispatch is the floor: what its threads take."""
+    """The same by joblib. The time of its own dispatch, by threads, is the lower bound."""
     array = np.ones(16 * MIB, "u1")
     backends = {"loky": "loky", "copyless": "copyless", "threads": "threading"}
     with contextlib.ExitStack() as stack:
@@ -237,7 +245,7 @@ def by_joblib(rounds: int) -> dict[str, float]:
 
 
 def learning_jobs() -> dict[str, Callable[[], Any]]:
-    """Jobs of scikit-learn; each gives what two runs must have in common."""
+    """Jobs of scikit-learn; each returns what two runs must have in common."""
     from sklearn.cluster import KMeans
     from sklearn.datasets import make_classification
     from sklearn.ensemble import BaggingClassifier, RandomForestClassifier, StackingClassifier
@@ -258,9 +266,9 @@ def learning_jobs() -> dict[str, Callable[[], Any]]:
     line = SGDClassifier(random_state=0)
     return {
         "cross_val_score, 60,000 x 60": lambda: cross_val_score(LogisticRegression(tol=0.03), *wide, cv=4, n_jobs=2),
-        "GridSearchCV": lambda: GridSearchCV(tree, {"max_depth": [4, 6, 8, 10]}, cv=3, n_jobs=2).fit(X, y).cv_results_["mean_test_score"],
+        "GridSearchCV": lambda: GridSearchCV(tree, {"max_depth": [4, 6, 8, 10]}, cv=3, n_jobs=2).fit(X, y).cv_results_["mean_test_score"],  # noqa: E501
         "RandomForest": lambda: [one.tree_.threshold.sum() for one in forest.fit(X, y).estimators_],
-        "BaggingClassifier": lambda: BaggingClassifier(tree, 16, n_jobs=2, random_state=0).fit(X, y).predict_proba(X[:100]),
+        "BaggingClassifier": lambda: BaggingClassifier(tree, 16, n_jobs=2, random_state=0).fit(X, y).predict_proba(X[:100]),  # noqa: E501
         "permutation_importance": lambda: permutation_importance(
             fitted, X, y, n_repeats=2, n_jobs=2, random_state=0
         ).importances_mean,
@@ -269,7 +277,7 @@ def learning_jobs() -> dict[str, Callable[[], Any]]:
         "pairwise_distances": lambda: pairwise_distances(X[:5000], metric="manhattan", n_jobs=2).sum(axis=1),
         "OneVsRest": lambda: OneVsRestClassifier(plain, n_jobs=2).fit(X, y).decision_function(X[:100]),
         "StackingClassifier": lambda: StackingClassifier(
-            [("tree", tree), ("line", line), ("forest", RandomForestClassifier(8, max_depth=6, random_state=0))], plain, cv=3, n_jobs=2
+            [("tree", tree), ("line", line), ("forest", RandomForestClassifier(8, max_depth=6, random_state=0))], plain, cv=3, n_jobs=2  # noqa: E501
         ).fit(X, y).predict_proba(X[:100]),
         "HalvingGridSearchCV": lambda: HalvingGridSearchCV(
             tree, {"max_depth": [3, 5, 7, 9], "min_samples_leaf": [1, 5]}, cv=3, n_jobs=2, random_state=0
@@ -278,13 +286,13 @@ def learning_jobs() -> dict[str, Callable[[], Any]]:
 
 
 def learning(rounds: int) -> dict[str, float]:
-    """Each with workers that start anew, in the time; what they find has to be the same."""
+    """Each with workers that start anew, inside the measured time; the results have to be the same."""
     from joblib.externals.loky import get_reusable_executor
 
     figures: dict[str, list[float]] = {}
     for job, run in learning_jobs().items():
         with joblib.parallel_config("threading"):
-            run()  # whatever this process does once only
+            run()  # whatever this process does only once
         found: list[Any] = []
         for i in range(rounds):
             for backend in ("loky", "copyless")[:: 1 if i % 2 else -1]:
@@ -302,7 +310,7 @@ def learning(rounds: int) -> dict[str, float]:
 
 
 def tiny_tasks(rounds: int) -> dict[str, float]:
-    """200,000 no-ops, by each way that takes many at a time."""
+    """200,000 empty tasks, by each method that takes many at a time."""
     tasks = range(200_000)
     with copyless.Pool(2, context=CONTEXT) as ours, CONTEXT.Pool(2) as theirs:
         return medians(
@@ -312,7 +320,9 @@ def tiny_tasks(rounds: int) -> dict[str, float]:
                 for how, run in {
                     "map": lambda pool: lambda: pool.map(nothing, tasks),
                     "imap, chunksize=100": lambda pool: lambda: list(pool.imap(nothing, tasks, 100)),
-                    "imap_unordered, chunksize=100": lambda pool: lambda: list(pool.imap_unordered(nothing, tasks, 100)),
+                    "imap_unordered, chunksize=100": lambda pool: (
+                        lambda: list(pool.imap_unordered(nothing, tasks, 100))
+                    ),
                 }.items()
                 for whose, pool in {"copyless": ours, "stdlib": theirs}.items()
             },
@@ -435,8 +445,10 @@ def main() -> None:
         return flat.get(f"{names[job]}: {above}", float("nan")) / flat.get(f"{names[job]}: {below}", float("nan"))
 
     def above_floor(what: str) -> float:
-        """Of ours to loky's, both above what joblib's own dispatch takes."""
-        floor, ours, theirs = (flat.get(f"{names[9]}: {what}, {who}", float("nan")) for who in ("threads", "copyless", "loky"))
+        """The ratio of copyless to loky, each minus the time of joblib's own dispatch."""
+        floor, ours, theirs = (
+            flat.get(f"{names[9]}: {what}, {who}", float("nan")) for who in ("threads", "copyless", "loky")
+        )
         return max(ours - floor, 0.0) / max(theirs - floor, 1e-9)
 
     jobs_learned = {name.rpartition(", ")[0] for name in results.get(names[10], {})}
@@ -445,11 +457,11 @@ def main() -> None:
         ("ShareableList get / stdlib", ratio(0, "get, copyless", "get, stdlib"), 1 / 10),
         ("ShareableList set / stdlib", ratio(0, "set, copyless", "set, stdlib"), 1 / 10),
         ("Value locked += 1, add(1) / stdlib", ratio(1, "value.add(1), copyless", "with get_lock(), stdlib"), 1 / 4),
-        ("Value locked += 1, same code / stdlib", ratio(1, "with get_lock(), copyless", "with get_lock(), stdlib"), 1 / 4),
+        ("Value locked += 1, same code / stdlib", ratio(1, "with get_lock(), copyless", "with get_lock(), stdlib"), 1 / 4),  # noqa: E501
         ("managed SharedMemory / stdlib", ratio(2, "SharedMemory, copyless", "SharedMemory, stdlib"), 1 / 5),
         ("manager.array / stdlib's SharedMemory", ratio(2, "array, copyless", "SharedMemory, stdlib"), 1 / 50),
         ("manager call / stdlib", ratio(3, "copyless", "stdlib"), 1 / 10),
-        ("Pool, 1000 no-ops / stdlib, chunksize 1", ratio(4, "1000 no-ops, copyless", "1000 no-ops, stdlib, chunksize=1"), 1 / 10),
+        ("Pool, 1000 no-ops / stdlib, chunksize 1", ratio(4, "1000 no-ops, copyless", "1000 no-ops, stdlib, chunksize=1"), 1 / 10),  # noqa: E501
         ("Pool, 16 MiB argument / stdlib", ratio(4, "16 MiB argument, copyless", "16 MiB argument, stdlib"), 1 / 10),
         *(
             (f"Pool, 200,000 no-ops, {how} / stdlib", ratio(8, f"{how}, copyless", f"{how}, stdlib"), 1.0)
@@ -470,11 +482,13 @@ def main() -> None:
         ("joblib, 16 MiB argument / loky", ratio(9, "16 MiB argument, copyless", "16 MiB argument, loky"), 1 / 3),
         ("joblib, 1000 no-ops one by one, above the floor / loky", above_floor("1000 no-ops, one by one"), 1 / 2),
         ("joblib, 1000 no-ops / loky", ratio(9, "1000 no-ops, copyless", "1000 no-ops, loky"), 1.0),
-        *((f"scikit-learn, the slowest job but {i} / loky", value, limit) for i, (value, limit) in enumerate(zip(learned, (1.25, 1.1)))),  # noqa: B905
-        ("DataFrame, PSS of 4 workers / frame", flat.get(f"{names[6]}: PSS of 4 workers above idle / frame", float("nan")), 1.05),
+        *((f"scikit-learn, the slowest job but {i} / loky", value, limit) for i, (value, limit) in enumerate(zip(learned, (1.25, 1.1)))),  # noqa: B905, E501
+        ("DataFrame, PSS of 4 workers / frame", flat.get(f"{names[6]}: PSS of 4 workers above idle / frame", float("nan")), 1.05),  # noqa: E501
     ]  # fmt: skip
     console = Console()
-    table = Table("figure", "measured", "at most", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}")
+    table = Table(
+        "figure", "measured", "at most", title=f"{os.cpu_count()} processors, Python {sys.version.split()[0]}"
+    )
     for title, value, limit in judged:
         if value == value:
             table.add_row(title, f"{value:.3f}", f"{limit:g}", style="" if value <= limit else "red")

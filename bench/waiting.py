@@ -1,10 +1,10 @@
 """Waiting for the first of many: `copyless.wait` on queues beside `multiprocessing.connection.wait` on as many pipes.
 
-Two processes answer each other. One waits for 1, 10 or 1,000 queues (or pipes), takes what came, and answers on the queue (or
-pipe) that the other waits for alone; the other then puts into the next of them. Rounds of both kinds alternate. Printed: microseconds a round
-trip, medians, and the median of the ratios of each pair of rounds. Then what looking costs when something is ready already, and when a
-pipe is among the queues, so that a descriptor must be waited for as well.
-The figures to reach: 1 queue at most 0.5 of a pipe, 10 at most 0.5, 1,000 at most 0.2.
+Two processes ping-pong. One waits for 1, 10 or 1,000 queues (or pipes), takes what came, and answers on the one queue
+(or pipe) that the other waits for; the other then puts into the next of them. Rounds of both kinds alternate. Printed
+are microseconds a round trip, medians, and the median of the ratios of each pair of rounds. Then the cost of a wait
+when something is ready already, and with a pipe among the queues, so that a descriptor must be waited for as well. The
+targets: 1 queue at most 0.5 of a pipe, 10 at most 0.5, 1,000 at most 0.2.
 
     python bench/waiting.py [rounds]
 """
@@ -99,7 +99,7 @@ def compare(title: str, ours: Any, theirs: Any, n: int, at_most: float | None) -
 
 
 def look(n: int) -> None:
-    """Of n, the last is ready."""
+    """Of n, the last one is ready."""
     queues = [copyless.SimpleQueue() for _ in range(n)]
     pipes = [mp.Pipe(False) for _ in range(n)]
     readers = [reader for reader, _ in pipes]
