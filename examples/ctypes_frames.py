@@ -1,6 +1,7 @@
-"""Video frames and their description in memory of ctypes: one process draws, another looks, with no copy between.
+"""Video frames and their description in ctypes memory: one process draws, another displays, with no copy between them.
 
-The pixels are a `RawArray` that NumPy stands on, the description a `Value` of a structure whose lock both sides take.
+The pixels are a `RawArray` that NumPy uses as its memory. The description is a `Value` of a structure; both processes
+take its lock.
 """
 
 import ctypes

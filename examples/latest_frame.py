@@ -29,9 +29,9 @@ def main():
     worst = 0.0
     while True:
         try:
-            with ring.latest(after=seq) as frame:  # waits for one that is newer than what was shown
+            with ring.latest(after=seq) as frame:  # waits for a frame newer than the last one shown
                 worst = max(worst, time.monotonic() - frame.timestamp)
-                mean = frame.array.mean()  # where it lies: nothing is copied
+                mean = frame.array.mean()  # in place: nothing is copied
                 seq, shown = frame.seq, shown + 1
         except copyless.ClosedError:  # the camera has ended, and its last frame was shown
             break

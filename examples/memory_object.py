@@ -1,4 +1,4 @@
-"""A tour of the memory object: what mpi4py calls MPI.memory, with no MPI."""
+"""A tour of the memory object: the same as mpi4py's MPI.memory, without MPI."""
 
 import numpy as np
 
@@ -19,12 +19,12 @@ second = Memory.fromaddress(first.address, first.nbytes)
 second[0:3] = b"abc"
 print(first.tobytes(), first.address == Get_address(second))
 
-# Casts, as memoryview has them.
+# Casts, as in memoryview.
 numbers = first.cast("i", [2, 1])
 numbers[1, 0] = 7
 print(numbers.tolist()[1], first.toreadonly().readonly)
 
-# A NumPy array over allocated memory. The array keeps it, also when it has been freed by name.
+# A NumPy array over allocated memory. The array keeps the memory, even after Free_mem.
 memory = Alloc_mem(10 * 8)
 array = np.frombuffer(memory, dtype="f8")
 array[:] = np.arange(10)

@@ -1,4 +1,4 @@
-"""Publish frames under a name. Run it in one shell, consumer.py in another; kill it and start it again as you like."""
+"""Publish frames under a name. Run it in one shell and consumer.py in another. Kill and restart it at any time."""
 
 import argparse
 import time
@@ -13,7 +13,8 @@ parser.add_argument("--frames", type=int, default=100)
 parser.add_argument("--pause", type=float, default=0.05, help="seconds between frames")
 args = parser.parse_args()
 
-# Row 0 of `state` is the number of the newest frame: written after the frame, so a reader never meets a half one as new.
+# Row 0 of `state` is the number of the newest frame. It is written after the frame, so a reader never takes a
+# half-written frame for a new one.
 frame = copyless.zeros((240, 320), dtype="i4", name=args.name)
 state = copyless.zeros(1, dtype="i8", name=f"{args.name}.state")
 print(f"publishing {args.name}", flush=True)

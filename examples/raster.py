@@ -1,6 +1,6 @@
-"""Three series of 365 rasters of 16x16; ten workers each write their 4x4 columns of the third from the first two.
+"""Three series of 365 rasters of 16x16. Each of ten workers computes its 4x4 columns of the third from the first two.
 
-Arrays and views of them are arguments like any other: no names, no shapes, no locks, nothing to close.
+Arrays and their views are ordinary arguments: no names, no shapes, no locks, nothing to close.
 """
 
 import multiprocessing as mp

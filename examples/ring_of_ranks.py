@@ -1,8 +1,8 @@
 """Each rank sends an object with a big array to its right neighbour and receives one from its left, in two ways.
 
-    copyless run -n 4 examples/ring_of_ranks.py              (shared memory, no MPI)
-    mpiexec -n 4 python examples/ring_of_ranks.py            (MPI)
-    ... --gib 4.5                                            (more than 4 GiB at once)
+copyless run -n 4 examples/ring_of_ranks.py              (shared memory, no MPI)
+mpiexec -n 4 python examples/ring_of_ranks.py            (MPI)
+... --gib 4.5                                            (more than 4 GiB at once)
 """
 
 import argparse
@@ -31,12 +31,14 @@ def main():
         assert got["from"] == left
         assert len(got["array"]) == count
         assert (got["array"][:: max(1, count // 1000)] == left).all()
-        got["array"][:1] = -1  # it is this rank's own
+        got["array"][:1] = -1  # it belongs to this rank
         del got
         world.barrier()
         took = time.perf_counter() - began
         if world.rank == 0:
-            print(f"{how}: {world.size} ranks, {count * 8:,} bytes each, {world.size * count * 8 / took / 1e9:.2f} GB/s")
+            print(
+                f"{how}: {world.size} ranks, {count * 8:,} bytes each, {world.size * count * 8 / took / 1e9:.2f} GB/s"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A robot's state at 1 kHz: a dict of small arrays, and a controller that looks at the last 50 of them at any time.
+"""A robot's state at 1 kHz: a dict of small arrays, and a controller that reads the last 50 of them at any time.
 
 python examples/robot_state.py
 """
@@ -32,7 +32,7 @@ def main():
     process.start()
     worst = 0.0
     looks = 0
-    ring.latest().release()  # wait for the first
+    ring.latest().release()  # wait for the first state
     while True:
         try:
             with ring.latest(timeout=0.2, after=ring.stats().published):
@@ -45,7 +45,7 @@ def main():
             times = np.array([state.timestamp for state in states])
             q = np.array([state["q"] for state in states])
             dq = np.array([state["dq"] for state in states])
-            slope = np.diff(q[:, 0]).sum() / 0.049  # joint 1 moves by its own time of a millisecond a step
+            slope = np.diff(q[:, 0]).sum() / 0.049  # joint 1 moves by one millisecond a step
             worst = max(worst, abs(slope - dq[:, 0].mean()))
             looks += 1
             assert (np.diff([state.seq for state in states]) == 1).all()

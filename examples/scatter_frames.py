@@ -1,8 +1,8 @@
-"""Photographs scattered to the ranks, filtered there, and gathered.
+"""Photographs are scattered to the ranks, filtered there, and gathered.
 
     copyless run -n 4 examples/scatter_frames.py          (or mpiexec -n 4 python examples/scatter_frames.py)
 
-The photographs and the filter are scikit-image's and SciPy's: pip install '.[demo]' brings both.
+The photographs are from scikit-image and the filter from SciPy: pip install '.[demo]' installs both.
 """
 
 import numpy as np
@@ -14,7 +14,10 @@ from copyless import comm
 def photographs():
     from skimage import data
 
-    return {name: getattr(data, name)() for name in ("astronaut", "camera", "coffee", "coins", "cat", "rocket", "page", "moon")}
+    return {
+        name: getattr(data, name)()
+        for name in ("astronaut", "camera", "coffee", "coins", "cat", "rocket", "page", "moon")
+    }
 
 
 def edges(image):
@@ -36,7 +39,10 @@ def main():
         together = {name: image for part in gathered for name, image in part.items()}
         assert together.keys() == images.keys()
         assert all((together[name] == edges(images[name])).all() for name in images)
-        print(f"{len(together)} photographs, {sum(image.nbytes for image in images.values()):,} bytes, on {world.size} ranks")
+        print(
+            f"{len(together)} photographs, {sum(image.nbytes for image in images.values()):,} bytes, on {world.size} "
+            f"ranks"
+        )
 
 
 if __name__ == "__main__":

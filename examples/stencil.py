@@ -1,8 +1,9 @@
-"""The heat equation in two dimensions: a plate cut into strips, one a rank, that exchange their edges at each step.
+"""The heat equation in two dimensions. A plate is cut into strips, one for each rank; the ranks exchange the edges at
+each step.
 
     copyless run -n 4 examples/stencil.py          (or mpiexec -n 4 python examples/stencil.py)
 
-Rank 0 checks the result against the same computation by NumPy alone, and draws it.
+Rank 0 compares the result with the same computation by NumPy alone, and draws it.
 """
 
 import argparse
@@ -56,7 +57,10 @@ def main():
             alone = step(alone)
         assert np.allclose(plate, alone), "the strips together are the plate"
         assert hottest == plate.max()
-        print(f"{args.size} x {args.size}, {args.steps} steps on {world.size} ranks, as NumPy alone; hottest {hottest:.2f}")
+        print(
+            f"{args.size} x {args.size}, {args.steps} steps on {world.size} ranks, as NumPy alone; hottest "
+            f"{hottest:.2f}"
+        )
         if args.output:
             from PIL import Image
 

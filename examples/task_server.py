@@ -1,13 +1,14 @@
-"""Tasks over a manager, in four programs that share no parent: a server, a producer, a master and clients.
+"""Tasks over a manager, in four programs that have no common parent: a server, a producer, a master and clients.
 
     python examples/task_server.py server   --address 127.0.0.1:50000
     python examples/task_server.py producer --address 127.0.0.1:50000
     python examples/task_server.py client   --address 127.0.0.1:50000     (as many as you like)
     python examples/task_server.py master   --address 127.0.0.1:50000
 
-The server holds two queues, until Ctrl-C or SIGTERM. The producer puts Chinese personal names; each client takes names and answers
-with what it counted in them; the master collects the results, sees that the queue is drained, checks them, and shuts the
-queue, which ends the clients. Without --address the programs meet at a socket on this host, where calls go through shared memory.
+The server holds two queues, until Ctrl-C or SIGTERM. The producer puts Chinese personal names. Each client takes names
+and sends back its counts. The master collects the results, waits until the queue is empty, checks them, and shuts the
+queue down, which ends the clients. Without --address the programs connect by a socket on this host; calls then use
+shared memory.
 """
 
 import argparse

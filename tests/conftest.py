@@ -1,4 +1,4 @@
-"""What every test is held to: no process and no memory of its own is left when it ends."""
+"""What every test must fulfil: when it ends, no process and no memory of its own is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 METHODS = ("spawn", "fork", "forkserver")
 
-# A storage directory of this run's own, so that other programs of this user do not count as leaks.
+# A storage directory for this run, so that other programs of this user do not count as leaks.
 if "COPYLESS_DIR" not in os.environ:
     os.environ["COPYLESS_DIR"] = f"/dev/shm/copyless-tests-{os.getpid()}"
     os.mkdir(os.environ["COPYLESS_DIR"], 0o700)
@@ -41,17 +41,12 @@ def nothing_left_in_shm(request: pytest.FixtureRequest) -> Iterator[None]:
 
     before = ours_in_shm()
     yield
-    if request.session.testsfailed:
-        return  # a failed test's traceback holds what the test held
-    _forget_recent()
-    gc.collect()
-    copyless.reap()
-    copyless.trim()
     from copyless.cli.look import listing
 
-    # This process keeps the registry itself until it ends; everything else must be gone.
-    assert listing()["blocks"] == []
-    assert listing()["total_bytes"] == 0
+    # This process keeps the registry itself until it exits; everything else must be gone.
+    assert _blocks(listing) == []
+    copyless.trim()
+    assert _left_by_failed or listing()["total_bytes"] == 0
     assert {name for name in ours_in_shm() - before if not name.startswith("copyless-")} == set()
 
 
@@ -60,15 +55,22 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     from copyless.cli.look import listing
 
     yield
-    if "copyless.joblib" in sys.modules:
-        sys.modules["copyless.joblib"].shutdown()  # workers that wait for a later call
-    for child in multiprocessing.active_children():
-        child.join(10)
-        assert not child.is_alive(), f"{child} still runs"
-    if request.session.testsfailed:
-        return  # a failed test's traceback holds what the test held
-    gc.collect()
-    until(lambda: not _blocks(listing), lambda: f"left behind: {_blocks(listing)}")
+    try:
+        if "copyless.joblib" in sys.modules:
+            sys.modules["copyless.joblib"].shutdown()  # workers that wait for a later call
+        for child in multiprocessing.active_children():
+            if child.pid in _left_by_failed:
+                continue
+            child.join(10)
+            # A thread of a pool may be reaping the same child. Until it has recorded the exit code, multiprocessing
+            # believes in this thread that the child lives: `poll` learns that there is no such child, and takes that
+            # for "not yet".
+            until(lambda child=child: not child.is_alive(), lambda child=child: f"{child} still runs")
+        if not request.node.stash.get(_FAILED, False):
+            until(lambda: not _blocks(listing), lambda: f"left behind: {_blocks(listing)}")
+    finally:  # what a failed test left is reported once: its traceback holds the test's objects
+        _left_by_failed.update(map(_made, _blocks(listing)))
+        _left_by_failed.update(child.pid for child in multiprocessing.active_children())
 
 
 def _blocks(listing: Any) -> list[Any]:
@@ -77,21 +79,34 @@ def _blocks(listing: Any) -> list[Any]:
     _forget_recent()
     gc.collect()
     copyless.reap()
-    return [block for block in listing()["blocks"] if block["number"] not in _kept]
+    return [block for block in listing()["blocks"] if _made(block) not in _left_by_failed]
 
 
-_kept: set[int] = set()
+def _made(block: Any) -> tuple[int, int]:
+    return block["number"], block["created_ns"]  # numbers are used again
+
+
+_FAILED = pytest.StashKey[bool]()
+_left_by_failed: set[Any] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
 
 
 def _forget_recent() -> None:
-    """SharedMemory keeps the last few small blocks it closed mapped: that is no leak, but in the way here."""
+    """SharedMemory keeps the last few small blocks that it closed mapped. That is no leak, but disturbs this check."""
     module = sys.modules.get("copyless.shared_memory")
     if module is not None:
         module._recent.clear()
 
 
 def until(condition: Callable[[], Any], message: Callable[[], str] | str = "", seconds: float = 10) -> Any:
-    """Wait for a condition with a deadline; the value that made it true."""
+    """Wait for a condition with a deadline. Return the value that made it true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -118,7 +133,7 @@ def python(
 
 
 def start_python(code: str, *args: str, **env: str) -> subprocess.Popen[str]:
-    """Start a program that talks over its standard input and output."""
+    """Start a program and talk to it over its standard input and output."""
     return subprocess.Popen(
         [sys.executable, "-u", "-c", textwrap.dedent(code), *args],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env},

@@ -1,4 +1,4 @@
-"""No array over private memory has the type SharedArray: every function and method of NumPy is walked over."""
+"""No array over private memory has the type SharedArray: checked for every function and method of NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from copyless import SharedArray
 
 @pytest.fixture(autouse=True)
 def own_directory(tmp_path, monkeypatch):
-    """Some functions take a text among the arguments for the name of a file, and write it."""
+    """Some functions take a text argument as the name of a file, and write that file."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -30,19 +30,27 @@ def square():
 
 
 def arguments():
-    """Argument lists that most functions take one of: each fresh, since some write into what they are given."""
+    """Argument lists of which most functions accept one. They are made anew each time, since some functions write into
+    them.
+    """
     a, line = square(), copyless.array(np.arange(1.0, 5.0))
     whole, flags = copyless.array(np.arange(4)), copyless.array(np.array([True, False, True]))
     small = copyless.array(np.arange(4, dtype="u1"))
     day = copyless.array(np.array(["2020-01-06", "2020-01-07"], "M8[D]"))
     return [
-        (a,), (line,), (whole,), (flags,), (small,), (day,), ([a, a],), (a, a), (line, line), (whole, whole), (a, 1), (line, 1),
-        (whole, 1), (a, 1, 0), (a, 0, 1), (line, [1]), (line, [0], 5.0), (a, a, a), (line, line, line), (a, flags), (flags, a),
-        (flags, a, a), (a > 0.5, a), (a, 1.5), (a, (3, 3)), (line, (2, 2)), (a, "f4"), (line, 2, 2), (a[0], a[0]), (day, day),
+        (a,), (line,), (whole,), (flags,), (small,), (day,), ([a, a],), (a, a), (line, line), (whole, whole), (a, 1),
+        (line, 1),
+        (whole, 1), (a, 1, 0), (a, 0, 1), (line, [1]), (line, [0], 5.0), (a, a, a), (line, line, line), (a, flags),
+        (flags, a),
+        (flags, a, a), (a > 0.5, a), (a, 1.5), (a, (3, 3)), (line, (2, 2)), (a, "f4"), (line, 2, 2), (a[0], a[0]),
+        (day, day),
         (line, whole), (whole, line), (whole, [line, line, line, line]), (a, flags, 0), (a, line[:3], line[:3]),
-        ((0, 1), (3, 3)), (whole, (2, 2)), ((whole, whole), (9, 9)), (np.sum, 0, a), (np.sum, a, [0]), ("ij,jk", a, a), ("ij->ji", a), (lambda x: x * 1, a),
-        (np.sum, a, 0), (line, flags[[0, 1, 0, 1]], lambda x: x), (line, [flags[[0, 1, 0, 1]]], [lambda x: x]), (3,), (3, 3), (2, (3, 3)), (lambda i, j: i, (3, 3)), (line, 1, 2, 3), ("1 2", float), ((2, 2), 3.0),
-        (flags[:2], day), ([flags], [a[0]]), (a[0], flags, a[0]), (lambda x: x, 1), ("x", (2,)), (0, 5, a), (a, whole[:1]), (line, line, 3),
+        ((0, 1), (3, 3)), (whole, (2, 2)), ((whole, whole), (9, 9)), (np.sum, 0, a), (np.sum, a, [0]), ("ij,jk", a, a),
+        ("ij->ji", a), (lambda x: x * 1, a),
+        (np.sum, a, 0), (line, flags[[0, 1, 0, 1]], lambda x: x), (line, [flags[[0, 1, 0, 1]]], [lambda x: x]), (3,),
+        (3, 3), (2, (3, 3)), (lambda i, j: i, (3, 3)), (line, 1, 2, 3), ("1 2", float), ((2, 2), 3.0),
+        (flags[:2], day), ([flags], [a[0]]), (a[0], flags, a[0]), (lambda x: x, 1), ("x", (2,)), (0, 5, a),
+        (a, whole[:1]), (line, line, 3),
     ]  # fmt: skip
 
 
@@ -65,7 +73,7 @@ def text_arguments():
     ]
 
 
-# What takes an argument list of its own, by name: (name in numpy, what is called).
+# Functions that need an argument list of their own: (name in numpy, what is called).
 SPECIAL = {
     "array": lambda a: [np.array(a, subok=True), np.array(a, "f4", subok=True), np.array([a, a], subok=True)],
     "asanyarray": lambda a: [np.asanyarray(a), np.asanyarray(a, "f4"), np.asanyarray(a, order="F")],
@@ -94,14 +102,15 @@ SPECIAL = {
     "require": lambda a: [np.require(a, "f4"), np.require(a, requirements=["E", "F"])],
     "take_along_axis": lambda a: np.take_along_axis(a, np.zeros((3, 1), int), 0),
 }
-# What neither takes an array nor gives one, or cannot be called here.
+# Functions that neither take nor return an array, or cannot be called here.
 ASIDE = {
-    "load": "reads a file", "save": "writes one", "savez": "writes one", "savez_compressed": "writes one", "savetxt": "writes one",
+    "load": "reads a file", "save": "writes one", "savez": "writes one", "savez_compressed": "writes one",
+    "savetxt": "writes one",
     "get_include": "a path", "info": "prints", "show_config": "prints", "show_runtime": "prints", "test": "runs tests",
     **dict.fromkeys(["datetime_data", "isdtype", "issubdtype", "promote_types", "typename"], "of dtypes"),
     **dict.fromkeys(["get_printoptions", "set_printoptions", "getbufsize", "setbufsize"], "settings"),
     **dict.fromkeys(["geterr", "seterr", "geterrcall", "seterrcall", "setbufsize"], "settings"),
-    **dict.fromkeys(["random.seed", "random.set_state", "random.get_state", "random.set_bit_generator"], "state of the generator"),
+    **dict.fromkeys(["random.seed", "random.set_state", "random.get_state", "random.set_bit_generator"], "state of the generator"),  # noqa: E501
     "random.get_bit_generator": "state of the generator",
 }  # fmt: skip
 
@@ -123,7 +132,7 @@ def untrue(made):
 
 
 def walked(call, lists):
-    """Whether any of the argument lists was taken; what came back is looked at."""
+    """Whether the function accepted any of the argument lists. The results are checked."""
     taken = False
     for given in lists():
         with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
@@ -132,7 +141,7 @@ def walked(call, lists):
                 made = call(*given)
                 if isinstance(made, types.GeneratorType):
                     made = list(made)
-            except Exception:  # these are no arguments of it
+            except Exception:  # not valid arguments for it
                 continue
         taken = True
         assert not untrue((made, given)), (given, untrue((made, given)))
@@ -140,7 +149,8 @@ def walked(call, lists):
 
 
 MODULES = {"": np, "linalg.": np.linalg, "fft.": np.fft, "lib.stride_tricks.": np.lib.stride_tricks,
-               "random.": np.random, "char.": np.char, "strings.": np.strings, "ma.": np.ma, "rec.": np.rec, "emath.": np.emath}  # fmt: skip
+               "random.": np.random, "char.": np.char, "strings.": np.strings, "ma.": np.ma, "rec.": np.rec,
+               "emath.": np.emath}  # fmt: skip
 
 
 def functions_of_numpy():
@@ -153,7 +163,9 @@ def functions_of_numpy():
 
 @pytest.mark.parametrize("module", [prefix or "numpy" for prefix in MODULES])
 def test_functions(module):
-    """Each is taken by one of the argument lists: a new one wants one in SPECIAL, or a reason in ASIDE why it needs none."""
+    """Each function accepts one of the argument lists. A new function needs an entry in SPECIAL, or in ASIDE with the
+    reason why it needs none.
+    """
     prefix = "" if module == "numpy" else module
     untaken = []
     for name, call in functions_of_numpy():
@@ -177,7 +189,8 @@ def test_the_tables_name_no_function_that_is_gone():
 
 METHODS = {
     "setfield": lambda a: a.setfield(1, "u1"),
-    "view": lambda a: [a.view(), a.view("i8"), np.ones(3).view(SharedArray), np.ones(0).view(SharedArray), a.copy().view(SharedArray)],
+    "view": lambda a: [a.view(), a.view("i8"), np.ones(3).view(SharedArray), np.ones(0).view(SharedArray),
+    a.copy().view(SharedArray)],
     "astype": lambda a: [a.astype("f4"), a.astype("f8", copy=False), a.astype("f4", subok=True)],
     "to_device": lambda a: a.to_device("cpu") if hasattr(a, "to_device") else a,
     "resize": lambda a: None,
@@ -221,9 +234,12 @@ def test_methods():
 
 
 NEEDS_OTHERS = {
-    "__new__": "is covered below", "__buffer__": "gives a memoryview", "__dlpack_device__": "a number", "__reduce_ex__": "below",
-    "__index__": "of one integer", "__delitem__": "refused", "__release_buffer__": "not for users", "__array_ufunc__": "below",
-    "__array_function__": "below", "__array_namespace__": "gives a module", "__array_finalize__": "not for users", "__imatmul__": "below",
+    "__new__": "is covered below", "__buffer__": "gives a memoryview", "__dlpack_device__": "a number",
+    "__reduce_ex__": "below",
+    "__index__": "of one integer", "__delitem__": "refused", "__release_buffer__": "not for users",
+    "__array_ufunc__": "below",
+    "__array_function__": "below", "__array_namespace__": "gives a module", "__array_finalize__": "not for users",
+    "__imatmul__": "below",
 }  # fmt: skip
 
 
@@ -244,7 +260,7 @@ def test_a_cast_or_a_new_of_the_type_over_private_memory_is_an_ordinary_array():
     assert type(a) is SharedArray
     assert copyless.is_shared(a)
     assert i.__index__() == 5
-    with pytest.raises(TypeError, match="other memory"):
+    with pytest.raises(TypeError, match="cannot be replaced"):
         a.__setstate__((1, (2,), np.dtype("f8"), False, b"x" * 16))
 
 
@@ -286,11 +302,11 @@ def test_an_array_whose_type_was_set_lives_and_dies_as_any():
     assert copyless.is_shared(a)
 
 
-# ---- classes of the user's
+# ---- classes of the user
 
 
 class Image(SharedArray):
-    """As NumPy's documentation has it."""
+    """As in NumPy's documentation."""
 
     def __new__(cls, shape, dtype="f8", *, gamma=1.0):
         made = super().__new__(cls, shape, dtype)
@@ -329,8 +345,10 @@ def test_a_derived_class_is_kept_by_views_and_not_by_copies(kind):
     a = kind((3, 3), dtype="f8")
     assert type(a) is type(a[1:]) is type(a.T) is kind
     for _ in range(100):
-        for made in (a + 1, a.copy(), np.zeros_like(a), np.array(a, subok=True), a[[0, 1]], copy.deepcopy(a), np.ones(3).view(kind),
-                     pickle.loads(pickle.dumps(a)), pickle.loads(pickle.dumps(np.zeros_like(a))), copy.copy(np.zeros_like(a))):  # fmt: skip
+        for made in (a + 1, a.copy(), np.zeros_like(a), np.array(a, subok=True), a[[0, 1]], copy.deepcopy(a),
+            np.ones(3).view(kind),
+                     pickle.loads(pickle.dumps(a)), pickle.loads(pickle.dumps(np.zeros_like(a))),
+                     copy.copy(np.zeros_like(a))):  # fmt: skip
             assert isinstance(made, np.ndarray)
             assert not isinstance(made, SharedArray)
             assert not copyless.is_shared(made)

@@ -1,4 +1,4 @@
-"""Arrays: NumPy's constructors, what crosses as a handle and what does not, names, share, memmap."""
+"""Arrays: NumPy's constructors, what is sent as a handle and what is not, names, share, memmap."""
 
 import copy
 import dataclasses
@@ -19,7 +19,8 @@ from copyless import SharedArray
 from tests.conftest import python, start_python, until
 
 DTYPES = ["f8", "i4", "u1", "?", "c16", "f2", ">i4", "S7", "U5", "M8[ns]", "m8[s]", "V6",
-          [("x", "f4"), ("y", "i2", (3,))], np.dtype({"names": ["a", "b"], "formats": ["u1", "f8"], "offsets": [0, 8], "itemsize": 24}),
+          [("x", "f4"), ("y", "i2", (3,))],
+          np.dtype({"names": ["a", "b"], "formats": ["u1", "f8"], "offsets": [0, 8], "itemsize": 24}),
           ml_dtypes.bfloat16]  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_any_view_numpy_makes_crosses_as_the_same_memory(data):
         kind = data.draw(st.sampled_from(["slice", "transpose", "newaxis", "index", "reshape", "swap", "real"]))
         if kind == "slice" and view.ndim:
             view = view[tuple(
-                slice(None, None, data.draw(st.sampled_from([1, 2, -1, -2]))) if n > 1 else slice(None) for n in view.shape
+                slice(None, None, data.draw(st.sampled_from([1, 2, -1, -2]))) if n > 1 else slice(None) for n in view.shape  # noqa: E501
             )]  # fmt: skip
         elif kind == "transpose":
             view = view.transpose(data.draw(st.permutations(range(view.ndim))))
@@ -116,7 +117,7 @@ def test_read_only_stays_read_only():
 
 
 def test_plain_pickle_and_deepcopy_store_the_data(tmp_path):
-    a = copyless.arange = None  # no such name is offered by accident
+    a = copyless.arange = None  # no such name exists by accident
     a = copyless.array(np.arange(10))
     stored = [pickle.loads(pickle.dumps(a, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     stored += [copy.deepcopy(a), copy.copy(a), copy.deepcopy({"a": a})["a"]]
@@ -131,7 +132,8 @@ def test_plain_pickle_and_deepcopy_store_the_data(tmp_path):
 
 def test_results_of_arithmetic_are_ordinary():
     a = copyless.ones((3, 4))
-    for made in (a + 1, -a, np.sin(a), a @ a.T, a.sum(axis=0), a[[0, 2]], a[a > 0], a.copy(), a.astype("f4"), np.add(a, 1),
+    for made in (a + 1, -a, np.sin(a), a @ a.T, a.sum(axis=0), a[[0, 2]], a[a > 0], a.copy(), a.astype("f4"),
+        np.add(a, 1),
                  a.flatten(), a.mean(axis=1), np.sort(a)):  # fmt: skip
         assert type(made) is np.ndarray
         assert not copyless.is_shared(made)
@@ -174,8 +176,10 @@ def test_zeros_from_recycled_memory_is_zero():
 @pytest.mark.parametrize(
     ("args", "error"),
     [((-1,), ValueError), (((2, -3),), ValueError), ((2.5,), TypeError), (("x",), TypeError), ((None,), TypeError),
-     (((1 << 40, 1 << 40),), copyless.OutOfSharedMemory), ((1 << 63,), copyless.OutOfSharedMemory), ((1 << 44,), copyless.OutOfSharedMemory),
-     ((3, object), TypeError), ((3, [("a", "O")]), TypeError), ((3, "nonsense"), TypeError), ((3, "f8", "X"), ValueError),
+     (((1 << 40, 1 << 40),), copyless.OutOfSharedMemory), ((1 << 63,), copyless.OutOfSharedMemory),
+     ((1 << 44,), copyless.OutOfSharedMemory),
+     ((3, object), TypeError), ((3, [("a", "O")]), TypeError), ((3, "nonsense"), TypeError),
+     ((3, "f8", "X"), ValueError),
      (((1,) * 40,), ValueError)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(args, error):
@@ -290,8 +294,8 @@ def test_share_moves_all_arrays_inside():
 
 def test_share_a_dataframe_keeps_its_type_and_its_message_small():
     n = 200_000
-    frame = pd.DataFrame({"a": np.arange(n), "b": np.random.default_rng(1).random(n), "when": pd.date_range("2020", periods=n, freq="s"),
-                          "text": pd.array([f"row {i}" for i in range(n)], dtype="string[pyarrow]")}, index=np.arange(n) * 2)  # fmt: skip
+    frame = pd.DataFrame({"a": np.arange(n), "b": np.random.default_rng(1).random(n), "when": pd.date_range("2020", periods=n, freq="s"),  # noqa: E501
+                          "text": pd.array([f"row {i}" for i in range(n)], dtype="string[pyarrow]")}, index=np.arange(n) * 2)  # fmt: skip  # noqa: E501
     shared = copyless.share(frame)
     assert type(shared) is pd.DataFrame
     pd.testing.assert_frame_equal(shared, frame)
@@ -362,8 +366,10 @@ def test_memmap_loads_nothing_before_it_is_touched(tmp_path):
     assert done.stdout.split() == [str(1 << 30), "True"]
 
 
-@pytest.mark.parametrize(("kwargs", "error"), [({"mode": "c"}, ValueError), ({"mode": "x"}, ValueError), ({"offset": -1}, ValueError),
-                                               ({"shape": 10_000, "mode": "r"}, ValueError), ({"dtype": "f8", "offset": 3}, ValueError)])  # fmt: skip
+@pytest.mark.parametrize(("kwargs", "error"),
+    [({"mode": "c"}, ValueError), ({"mode": "x"}, ValueError), ({"offset": -1}, ValueError),
+                                               ({"shape": 10_000, "mode": "r"}, ValueError),
+                                               ({"dtype": "f8", "offset": 3}, ValueError)])  # fmt: skip
 def test_memmap_refuses(tmp_path, kwargs, error):
     path = tmp_path / "f"
     path.write_bytes(bytes(64))
@@ -417,7 +423,7 @@ def test_a_stale_handle_never_shows_anothers_bytes():
 
 def test_a_handle_of_another_host_boot_or_directory(tmp_path):
     h = copyless.handle(a := copyless.zeros(3))
-    ask = "import sys, copyless\ntry: copyless.attach(bytes.fromhex(sys.argv[1]))\nexcept Exception as e: print(type(e).__name__)"
+    ask = "import sys, copyless\ntry: copyless.attach(bytes.fromhex(sys.argv[1]))\nexcept Exception as e: print(type(e).__name__)"  # noqa: E501
     assert python(ask, h.hex()).stdout == ""
     assert python(ask, h.hex(), COPYLESS_HOST="elsewhere").stdout == "ForeignHostError\n"
     assert python(ask, h.hex(), COPYLESS_DIR=str(tmp_path)).stdout == "ForeignHostError\n"

@@ -1,4 +1,7 @@
-"""Waits where a program has replaced `select`, as gevent and eventlet do. These themselves are asked in tests/clients/cooperative."""
+"""Waits when a program has replaced `select`, as gevent and eventlet do.
+
+Tests with gevent and eventlet themselves are in tests/clients/cooperative.
+"""
 
 import subprocess
 import sys
@@ -29,7 +32,12 @@ HEAD = """
 
 
 def run(program):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(program)], capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HEAD) + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split()
 
@@ -58,7 +66,7 @@ def test_queues_wait_by_select_and_say_what_they_say_otherwise():
         assert q.get() == 8
         assert raises(Exception, q.put_many, [1, lambda: 0, threading.Lock()]) and q.empty()  # all or nothing, where one cannot be pickled
         print(bool(called))
-        """
+        """  # noqa: E501
     ) == ["True"]
 
 
@@ -104,6 +112,6 @@ def test_locks_semaphores_and_events_wait_by_select():
 
 
 def test_nothing_is_put_over_the_methods_where_select_is_the_systems():
-    program = "import copyless; q = copyless.Queue(); from copyless import _cooperative; print(_cooperative._installed, 'get' in vars(type(q).__mro__[1]))"
+    program = "import copyless; q = copyless.Queue(); from copyless._objects import cooperative; print(cooperative._installed, 'get' in vars(type(q).__mro__[1]))"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["False", "False"]

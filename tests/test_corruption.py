@@ -1,6 +1,8 @@
-"""Damage: a file truncated, grown, replaced or overwritten, before attach or before the next call, is told, never followed.
+"""Damage: a file truncated, grown, replaced or overwritten, before attach or before the next call, is reported and
+never used.
 
-Each case runs in its own process and its own directory, under a time limit: an error is expected, a hang or a signal is not.
+Each case runs in a process and a directory of its own, with a time limit. It must give an error, not a hang or a
+signal.
 """
 
 import os
@@ -15,7 +17,7 @@ PREAMBLE = """
 import glob, os, pickle, random, subprocess, sys
 import numpy as np, copyless
 from copyless import CorruptSegmentError
-from copyless.storage import directory
+from copyless._storage import directory
 a = copyless.full(300_000, 3.0)
 b = copyless.full(400_000, 4.0)
 small = copyless.full(10, 5.0)
@@ -40,13 +42,14 @@ done = subprocess.run([sys.executable, '-c', "import sys, copyless\\n"
     "try: copyless.attach(bytes.fromhex(sys.argv[1])); print('accepted')\\n"
     "except copyless.CorruptSegmentError: print('refused: there')", ha.hex()], capture_output=True, text=True, timeout=30)
 print(done.stdout.strip(), done.stderr[-500:])
-"""
+"""  # noqa: E501
 DAMAGE = {
     "truncated": "os.truncate(seg_a, 4096 * 10)",
     "emptied": "os.truncate(seg_a, 0)",
     "grown": "os.truncate(seg_a, os.path.getsize(seg_a) + 4096)",
     "swapped": "os.rename(seg_a, seg_a + 'x'); os.rename(seg_b, seg_a); os.rename(seg_a + 'x', seg_b)",
-    "replaced": "data = open(seg_a, 'rb').read(); os.unlink(seg_a); open(seg_a, 'wb').write(data[:4096] + os.urandom(len(data) - 4096))",
+    "replaced": "data = open(seg_a, 'rb').read(); os.unlink(seg_a); open(seg_a, 'wb').write(data[:4096] + "
+    "os.urandom(len(data) - 4096))",
     "removed": "os.unlink(seg_a)",
     "header noise": "f = open(seg_a, 'r+b'); f.write(os.urandom(120)); f.close()",
     "wrong magic": "f = open(seg_a, 'r+b'); f.write(b'COPYLESS'); f.close()",
@@ -107,19 +110,20 @@ def test_a_foreign_file_in_the_registrys_place_is_refused(place):
     os.mkdir(f"{place}/copyless-{os.geteuid()}", 0o700)
     with open(f"{place}/copyless-{os.geteuid()}/registry.4", "wb") as f:
         f.write(b"something else entirely")
-    code = "import copyless\ntry: copyless.zeros(3)\nexcept copyless.CorruptSegmentError as e: print('refused', 'reap --force' in str(e))"
+    code = "import copyless\ntry: copyless.zeros(3)\nexcept copyless.CorruptSegmentError as e: print('refused', 'reap --force' in str(e))"  # noqa: E501
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place}
     )
     assert done.stdout.split() == ["refused", "True"], done.stderr
-    done = subprocess.run([sys.executable, "-m", "copyless", "reap", "--force", "--json"], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "copyless", "reap", "--force", "--json"], capture_output=True,
+        text=True,
                           env={**os.environ, "COPYLESS_DIR": place})  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert os.listdir(place) == []
 
 
 def test_noise_over_any_table_never_hangs_or_crashes(place):
-    """Each run overwrites a random part of the tables, then uses everything: errors are allowed, nothing else is."""
+    """Each run overwrites a random part of the tables, then uses everything. Only errors are allowed."""
     for seed in range(40):
         code = f"""
             random.seed({seed})
@@ -128,12 +132,12 @@ def test_noise_over_any_table_never_hangs_or_crashes(place):
                                       4730880 + 64 * random.randrange(20), 71839744 + random.randrange(9000)]))
                 f.write(random.randbytes(random.choice([4, 64, 400])))
             for call in (lambda: copyless.attach(ha), lambda: copyless.zeros(5), lambda: copyless.open('n'), lambda: copyless.full(50_000, 1.0),
-                         lambda: copyless.attach(hs), copyless.reap, copyless.trim, copyless.storage.store._store.audit,
+                         lambda: copyless.attach(hs), copyless.reap, copyless.trim, copyless._storage.store._store.audit,
                          lambda: copyless.zeros(2, name='m'), lambda: pickle.loads(__import__('multiprocessing').reduction.ForkingPickler.dumps(a))):
                 try: call()
                 except (copyless.CopylessError, FileNotFoundError, FileExistsError): pass
             assert a[0] == 3.0 and b[0] == 4.0
-        """
+        """  # noqa: E501
         os.mkdir(f"{place}/{seed}")
         run(code, f"{place}/{seed}")
 
@@ -143,14 +147,15 @@ def test_a_squatted_directory_is_passed_by(place):
     os.symlink("/tmp", base)
     os.mkdir(base + ".1", 0o777)
     os.chmod(base + ".1", 0o777)
-    code = "import copyless; from copyless.storage import directory; a = copyless.zeros(3); print(directory.current()); print(directory.refused())"
+    code = "import copyless; from copyless._storage import directory; a = copyless.zeros(3); print(directory.current()); print(directory.refused())"  # noqa: E501
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COPYLESS_DIR": place}
     )
     assert done.stdout.splitlines() == [base + ".2", str([base, base + ".1"])], done.stderr
 
 
-WILD = ("lock", "rlock", "semaphore", "bounded", "robust", "rwlock", "event", "condition", "barrier", "queue", "simple queue",
+WILD = ("lock", "rlock", "semaphore", "bounded", "robust", "rwlock", "event", "condition", "barrier", "queue",
+    "simple queue",
         "joinable queue", "leases", "chunk", "ring", "list", "value")  # fmt: skip
 
 
@@ -191,7 +196,7 @@ def test_a_handle_with_any_byte_changed_is_refused_or_is_a_handle(place):
                 for value in (0, 1, 2**31, 2**62, 2**63, 2**64 - 1, random.getrandbits(64)):
                     tries.append(handle[:at] + value.to_bytes(8, 'little') + handle[at + 8:])
             for each in tries:
-                repr(copyless.arrays.Handle(each))
+                repr(copyless.Handle(each))
                 try:
                     found = copyless.attach(each)
                 except (ValueError, copyless.CopylessError, TypeError, IsADirectoryError, PermissionError):
@@ -206,9 +211,9 @@ def test_a_handle_with_any_byte_changed_is_refused_or_is_a_handle(place):
 
 
 def test_a_description_of_more_elements_than_can_be_counted_is_refused(place):
-    """Of strides 0, so that it lies in the block in any case."""
+    """With strides of 0, so that it is inside the block in any case."""
     code = """
-        from copyless.storage import handles as h
+        from copyless._transfer import handles as h
         many = np.lib.stride_tricks.as_strided(a, (1 << 20, 1 << 20), (0, 0))
         good = h.encode_spec(many, 0, 3)
         print(h.decode_spec(good)[1] == many.shape)
@@ -216,14 +221,14 @@ def test_a_description_of_more_elements_than_can_be_counted_is_refused(place):
             spec = h._HEAD.pack(3, len(shape), 3, 0) + dtype + np.array([*shape, *[0] * len(shape)], '<i8').tobytes()
             try: copyless.attach(ha[:h._handles.WIRE_SIZE] + spec)
             except ValueError: print('refused')
-    """
+    """  # noqa: E501
     assert run(code, place) == ["True"] + ["refused"] * 3
 
 
 def test_a_handle_that_names_no_regular_file_is_refused_at_once(place):
     code = ATTACHES + textwrap.dedent("""
         import struct
-        from copyless.storage import handles as h
+        from copyless._transfer import handles as h
         spec = h.encode_spec(np.zeros(4), 0, 0)
         os.mkfifo(place + '/fifo')
         for path in (place + '/fifo', '/dev/zero', '/dev/ptmx', place, place + '/missing'):
@@ -244,7 +249,9 @@ def test_a_handle_that_names_no_regular_file_is_refused_at_once(place):
 
 
 def test_what_is_written_past_the_end_of_an_array_hits_no_object(place):
-    """No array shares a segment with a lock, a queue, its chunks or a ring; nor do the arrays that come when those are gone."""
+    """No array shares a segment with a lock, a queue, its chunks or a ring. The same holds for arrays made after those
+    are gone.
+    """
     code = """
         import ctypes
         from copyless._core import _handles, _store
@@ -282,7 +289,7 @@ def test_what_is_written_past_the_end_of_an_array_hits_no_object(place):
         later = [copyless.zeros(n, 'u1') for n in sizes]
         again = {segment(a.ctypes.data) for a in later}
         print('apart' if not again & (of_objects - set(rings)) else again)
-    """
+    """  # noqa: E501
     assert run(code, place) == ["apart", "alone", "chunks apart", "apart"]
 
 
@@ -309,7 +316,9 @@ def test_an_inbox_refuses_what_is_no_message_and_goes_on(place):
 
 
 def test_an_items_pickle_that_asks_for_gigabytes_is_refused(place):
-    """One byte of it changed, the unpickler would ask for the memory, and fill it, before it saw that the pickle is cut off."""
+    """If one byte of it is changed, the unpickler would allocate and fill the memory before it finds that the pickle is
+    cut off.
+    """
     code = """
         for n, (item, opcode) in enumerate((({'needle0'}, b'\\x96'), ([{'needle1'}, np.zeros(600)], b'\\x96'), ({'needle2'}, b'\\x8e'))):
             q = copyless.Queue()
@@ -326,5 +335,5 @@ def test_an_items_pickle_that_asks_for_gigabytes_is_refused(place):
             refuses(lambda: q.get(timeout=1))
             q.put(5)
             print(q.get(timeout=5))
-    """
+    """  # noqa: E501
     assert run(code, place) == ["refused", "5"] * 3

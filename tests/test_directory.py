@@ -1,4 +1,4 @@
-"""The storage directory: which one is used, and that nothing in it is ever removed on a guess."""
+"""The storage directory: which one is used, and that no file in it is ever removed on a guess."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ mounts = pytest.mark.skipif(
 
 @pytest.fixture
 def base() -> Iterator[str]:
-    """A place for storage directories, as /dev/shm is one: sticky, everybody may write."""
+    """A place for storage directories, like /dev/shm: sticky, and writable by everybody."""
     path = f"/dev/shm/t-directory-{os.getpid()}"
     os.mkdir(path)
     os.chmod(path, 0o1777)
@@ -62,7 +62,7 @@ print(copyless.open("kept").sum(), copyless.ones(50_000).sum())
 
 @contextlib.contextmanager
 def keeper(base: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that uses the storage directory, and still can at the end."""
+    """A process that uses the storage directory, and can still use it at the end."""
     process = start_python(KEEPER, COPYLESS_DIR=base, **env)
     assert process.stdout is not None
     assert process.stdin is not None
@@ -106,7 +106,9 @@ def other_boot(tmp_path: Path) -> str:
 
 
 @mounts
-@pytest.mark.parametrize("how", [f"mount -t tmpfs none {os.path.dirname(BOOT_ID)}", f"mount --bind /dev/null {BOOT_ID}"])
+@pytest.mark.parametrize(
+    "how", [f"mount -t tmpfs none {os.path.dirname(BOOT_ID)}", f"mount --bind /dev/null {BOOT_ID}"]
+)
 def test_a_boot_id_that_cannot_be_read_is_an_error_and_removes_nothing(base, how):
     with keeper(base):
         before = sorted(os.listdir(ours(base)))
@@ -135,7 +137,7 @@ LEAVE = "import os, signal, copyless; a = copyless.ones(100_000, name='n'{}); os
 
 @pytest.fixture
 def disk(tmp_path) -> str:
-    from copyless.storage import registries
+    from copyless._storage import registries
 
     if registries.filesystem(str(tmp_path)) != "local":
         pytest.skip("the directory for temporary files lies on no disk of this machine")
@@ -149,7 +151,7 @@ def test_on_a_disk_what_an_earlier_boot_left_goes_when_nobody_uses_it(disk, tmp_
     python(LEAVE.format(""), check=False, COPYLESS_DIR=disk)
     left = set(os.listdir(ours(disk)))
     assert len(left) == 3
-    again = "import os, copyless; a = copyless.ones(5); print(sorted(os.listdir(os.path.join(os.environ['COPYLESS_DIR'], f'copyless-{os.geteuid()}'))))"
+    again = "import os, copyless; a = copyless.ones(5); print(sorted(os.listdir(os.path.join(os.environ['COPYLESS_DIR'], f'copyless-{os.geteuid()}'))))"  # noqa: E501
     now = mounted(other_boot(tmp_path), again, COPYLESS_DIR=disk).stdout
     assert {name for name in left if name in now} == {"registry.4"}
     assert os.listdir(disk) == []
@@ -169,7 +171,7 @@ def test_on_a_disk_names_that_persist_are_removed_on_demand_only(disk, tmp_path)
     left = sorted(os.listdir(ours(disk)))
     said = mounted(other_boot(tmp_path), USE, COPYLESS_DIR=disk).stdout
     assert said.startswith("ForeignHostError |")
-    assert "holds 1 names that persist" in said
+    assert "has 1 persistent names" in said
     assert "reap --force" in said
     assert sorted(os.listdir(ours(disk))) == left
     force = 'exec "$0" -m copyless reap --force --json'
@@ -180,7 +182,7 @@ def test_on_a_disk_names_that_persist_are_removed_on_demand_only(disk, tmp_path)
 
 
 def test_a_file_system_that_we_do_not_know_counts_as_shared():
-    from copyless.storage import registries
+    from copyless._storage import registries
 
     assert registries.filesystem("/dev/shm") == "memory"
     assert registries.filesystem("/proc/self") == "shared"
@@ -190,7 +192,7 @@ def test_a_file_system_that_we_do_not_know_counts_as_shared():
 
 
 def other_layout(path: str, layout: int, persistent: int = 0, files: int = 3) -> list[str]:
-    """What a version with another layout has left, as far as that is the same in all."""
+    """The files that a version with another layout leaves, as far as they are the same in all versions."""
     name = f"registry.{layout}"
     number = f"{layout}." if layout > 2 else ""
     control = bytearray(8192)
@@ -209,7 +211,7 @@ def other_layout(path: str, layout: int, persistent: int = 0, files: int = 3) ->
 def test_versions_live_side_by_side(base, layout, persistent):
     os.mkdir(ours(base), 0o700)
     names = other_layout(ours(base), layout, persistent)
-    code = "import copyless; a = copyless.ones(100, name='a', persist=True); copyless.reap(); print(copyless.open('a').sum())"
+    code = "import copyless; a = copyless.ones(100, name='a', persist=True); copyless.reap(); print(copyless.open('a').sum())"  # noqa: E501
     done = python(code, COPYLESS_DIR=base)
     assert done.stdout == "100.0\n"
     told = layout < 4 and persistent
@@ -253,11 +255,11 @@ def test_a_worker_does_not_repeat_the_warning(base, tmp_path):
     assert done.stderr.count("RuntimeWarning: copyless:") == 1
 
 
-# ---- files that no registry names
+# ---- files that belong to no registry
 
 
 def lock(path: str, start: int = 5, length: int = 1) -> int:
-    """Lock bytes of a liveness file, as its owners do; the descriptor keeps them."""
+    """Lock bytes of a liveness file, as its owners do. The lock lasts as long as the descriptor."""
     fd = os.open(path, os.O_RDWR)
     fcntl.fcntl(fd, LIVE_LOCK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0))
     return fd
@@ -274,7 +276,7 @@ def test_reap_sweeps_what_no_registry_can_name(base):
 
 @pytest.mark.parametrize("length", [1, 0])
 def test_nothing_is_swept_while_another_liveness_file_is_locked(base, length):
-    """One byte: an owner of a registry whose name was taken away. All: a registry in the making."""
+    """One byte: an owner of a registry whose name was removed. All: a registry that is being made."""
     with keeper(base):
         strays = ["seg.4.00000000000000cc", "live.4.00000000000000dd", "new.4.00000000000000dd"]
         for name in strays:
@@ -308,7 +310,9 @@ def test_a_maker_that_does_not_go_on_is_an_error_in_time_and_then_forgotten(base
     user.kill()
     user.wait()
     fd = lock(f"{ours(base)}/{live}", 0, 0)
-    late = start_python("import copyless.storage.store; copyless.storage.store._OPEN_SECONDS = 0.5\n" + USE, COPYLESS_DIR=base)
+    late = start_python(
+        "import copyless._storage.store; copyless._storage.store._OPEN_SECONDS = 0.5\n" + USE, COPYLESS_DIR=base
+    )
     assert late.communicate()[0].startswith("RegistryBusyError |")
     waiting = start_python(USE, COPYLESS_DIR=base)
     os.close(fd)
@@ -319,22 +323,22 @@ def test_a_maker_that_does_not_go_on_is_an_error_in_time_and_then_forgotten(base
 
 
 def choose(base: str, code: str = "") -> tuple[str, str]:
-    """(the directory that a process uses, what it had to say)."""
-    program = "import copyless; copyless.zeros(3); from copyless.storage import directory; print(directory.current())"
+    """(the directory that a process uses, its messages)."""
+    program = "import copyless; copyless.zeros(3); from copyless._storage import directory; print(directory.current())"
     done = python(program + code, COPYLESS_DIR=base)
     return done.stdout.strip(), done.stderr
 
 
 AS_ANOTHER = """
 import os, sys, pwd, multiprocessing, multiprocessing.util, numpy, copyless, copyless.queues, copyless.arrays, copyless.cli.look
-from copyless.storage import directory, store, registries
+from copyless._storage import directory, store, registries
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid({uid}); os.setuid({uid})
-"""
+"""  # noqa: E501
 
 
 def as_another(code: str, *args: str, uid: int = OTHER_UID, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run a program as another user, without root's powers. It imports before, since it may not read our files."""
+    """Run a program as another user, without root's privileges. It imports first, since it may not read our files."""
     return python(AS_ANOTHER.format(uid=uid) + code, *args, **kwargs)
 
 
@@ -347,7 +351,7 @@ a = copyless.full(100_000, 3.0, name="n", persist=True)
 b = copyless.ones(10)
 modes = {{oct(os.lstat(os.path.join(d, name)).st_mode & 0o777) for d, dirs, files in os.walk(directory.current()) for name in files}}
 print(oct(os.lstat(directory.current()).st_mode & 0o777), *modes)
-"""
+"""  # noqa: E501
     assert as_another(code, COPYLESS_DIR=base).stdout == "0o700 0o600\n"
     code = "print(copyless.open('n').sum()); copyless.unlink('n')"
     assert as_another(f"os.umask({umask})\n{code}", COPYLESS_DIR=base).stdout == "300000.0\n"
@@ -360,7 +364,9 @@ def test_a_directory_of_ours_with_a_wrong_mode_is_repaired(base):
     os.chown(ours(base, OTHER_UID), OTHER_UID, OTHER_UID)
     for mode in (0o600, 0o000, 0o755, 0o711):
         os.chmod(ours(base, OTHER_UID), mode)
-        code = "a = copyless.zeros(3); print(directory.current(), oct(os.stat(directory.current()).st_mode)); os._exit(0)"
+        code = (
+            "a = copyless.zeros(3); print(directory.current(), oct(os.stat(directory.current()).st_mode)); os._exit(0)"
+        )
         assert as_another(code, COPYLESS_DIR=base).stdout == f"{ours(base, OTHER_UID)} 0o40700\n"
 
 
@@ -414,7 +420,7 @@ def test_the_directory_in_use_wins_over_a_name_that_came_free(base):
     with keeper(base):
         os.rmdir(ours(base))
         assert python("import copyless; print(copyless.open('kept').sum())", COPYLESS_DIR=base).stdout == "7000.0\n"
-        # ... and over a directory that is there, ours and empty.
+        # ... and over a directory that exists, is ours and is empty.
         os.mkdir(ours(base), 0o700)
         assert python("import copyless; print(copyless.open('kept').sum())", COPYLESS_DIR=base).stdout == "7000.0\n"
         os.rmdir(ours(base))
@@ -443,9 +449,9 @@ def test_another_versions_directory_in_use_wins(base, persistent):
 
 
 STARTS = """
-import os, sys, numpy, copyless, copyless.arrays, copyless.storage.store, multiprocessing.util
+import os, sys, numpy, copyless, copyless.arrays, copyless._storage.store, multiprocessing.util
 from copyless._core import _store
-from copyless.storage import directory
+from copyless._storage import directory
 n, rounds, toggled = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 for _ in range(rounds):
     go, told, over = os.pipe(), os.pipe(), os.pipe()
@@ -475,7 +481,7 @@ print("agreed")
 @root
 @pytest.mark.parametrize("squats", [False, True])
 def test_first_starts_at_once_agree(base, squats):
-    """Many times: several processes start at the same moment, while a squat comes and goes."""
+    """Many times: several processes start together, while another user takes and leaves the directory's name."""
     done = python(STARTS, "6", "40", *([ours(base)] if squats else []), COPYLESS_DIR=base)
     assert done.stdout == "agreed\n"
 
@@ -496,7 +502,9 @@ def test_a_squat_on_the_lock_file_blocks_nobody(base, what):
     if what == "held":
         fd = os.open(path, os.O_RDWR)
         fcntl.flock(fd, fcntl.LOCK_EX)
-    code = "import time; t = time.monotonic(); a = copyless.zeros(3); print(directory.current(), time.monotonic() - t < 4)"
+    code = (
+        "import time; t = time.monotonic(); a = copyless.zeros(3); print(directory.current(), time.monotonic() - t < 4)"
+    )
     assert as_another(code, COPYLESS_DIR=base).stdout == f"{ours(base, OTHER_UID)} True\n"
     assert os.listdir(base) == [os.path.basename(path)]
     if fd is not None:
@@ -507,7 +515,7 @@ def test_a_process_stopped_while_it_chooses_holds_up_nobody_for_long(base):
     path = f"{ours(base)}.lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    code = "import copyless.storage.directory; copyless.storage.directory._LOCK_SECONDS = 0.2\n" + USE
+    code = "import copyless._storage.directory; copyless._storage.directory._LOCK_SECONDS = 0.2\n" + USE
     assert python(code, COPYLESS_DIR=base).stdout == "used\n"
     os.close(fd)
     assert python(USE, COPYLESS_DIR=base).stdout == "used\n"
@@ -518,7 +526,7 @@ def test_a_process_stopped_while_it_chooses_holds_up_nobody_for_long(base):
 def test_the_effective_user_decides(base):
     code = """
 import copyless, os, pwd, numpy, multiprocessing, copyless.queues
-from copyless.storage import directory
+from copyless._storage import directory
 os.seteuid(12345)
 a = copyless.ones(100_000)
 st = os.stat(directory.current())
@@ -535,7 +543,7 @@ print((a + copyless.ones(100_000)).sum())
 
 @mounts
 def test_containers_with_different_host_names_share_arrays(base):
-    """A queue, a name and a handle go from one UTS namespace to another."""
+    """A queue, a name and a handle are used from two UTS namespaces."""
     maker = """
 import sys, copyless
 a = copyless.full(50_000, 2.0, name="n"); q = copyless.Queue(name="q"); q.put(a)
@@ -544,7 +552,7 @@ print(copyless.handle(a).hex(), flush=True); input()
     taker = """
 import os, sys, copyless
 print(os.uname().nodename, copyless.open("n").sum(), copyless.attach(bytes.fromhex(sys.argv[1])).sum(), copyless.open("q").get().sum())
-"""
+"""  # noqa: E501
     with start_python(maker, COPYLESS_DIR=base) as first:
         assert first.stdout
         handle = first.stdout.readline().strip()
@@ -636,7 +644,9 @@ def spill(disk, tmp_path) -> Path:
 def test_spilled_files_of_an_earlier_boot_go_when_a_registry_is_made(base, spill, tmp_path, old):
     """Only if they are older than this boot: a false boot id alone proves nothing."""
     script = f"mount -t tmpfs -o size=4m none {base}"
-    mounted(f"{script}\n{other_boot(tmp_path)}", SPILL, "die", check=False, COPYLESS_DIR=base, COPYLESS_SPILL=str(spill))
+    mounted(
+        f"{script}\n{other_boot(tmp_path)}", SPILL, "die", check=False, COPYLESS_DIR=base, COPYLESS_SPILL=str(spill)
+    )
     (left,) = spill.iterdir()
     assert len(list(left.iterdir())) > 1
     if old:
@@ -665,7 +675,7 @@ echo > {tmp_path}/go; wait $producer; kill $keep; cat {tmp_path}/out; exit 0""",
 
 
 def test_the_spill_directory_is_the_registrys_not_the_joiners(base, tmp_path):
-    ask = "import os, copyless; copyless.zeros(3); from copyless._core import _store; print(os.path.dirname(os.fsdecode(_store.spill_place()[0])))"
+    ask = "import os, copyless; copyless.zeros(3); from copyless._core import _store; print(os.path.dirname(os.fsdecode(_store.spill_place()[0])))"  # noqa: E501
     first = tmp_path / "first"
     first.mkdir()
     with keeper(base, COPYLESS_SPILL=str(first)):

@@ -1,7 +1,7 @@
-"""The storage directory is removed under a running program, as systemd does at logout (RemoveIPC) and cleaners do.
+"""The storage directory is removed while a program runs, as by systemd at logout (RemoveIPC) and by cleaners.
 
-What was made before goes on, in this process and in its forked children. What is new goes to a new directory. One warning
-names the cause. Each program runs in a directory and processes of its own, under a time limit.
+Objects made before continue to work, in this process and in its forked children. New objects use a new directory. One
+warning names the cause. Each program runs in a directory and processes of its own, with a time limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 PREAMBLE = """
 import multiprocessing, os, shutil, signal, sys, warnings
 import numpy as np, copyless
-from copyless.storage import directory
+from copyless._storage import directory
 fork = copyless.get_context("fork")
 caught = []
 warnings.showwarning = lambda message, kind, *rest: caught.append((kind, str(message)))
@@ -75,7 +75,7 @@ def place() -> Iterator[str]:
 
 @pytest.fixture(params=["directory", "files"])
 def run(request: pytest.FixtureRequest, place: str) -> Iterator[object]:
-    """Run a program in which `remove()` takes the whole directory, or the files in it."""
+    """Run a program in which `remove()` removes the whole directory, or the files in it."""
     spill = tempfile.mkdtemp(prefix="copyless-spill-", dir="/var/tmp")
 
     def program(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -91,7 +91,7 @@ def run(request: pytest.FixtureRequest, place: str) -> Iterator[object]:
     yield program
     left = os.listdir(spill)
     shutil.rmtree(spill)
-    assert left == []  # the last process takes the directory of spilled items with it
+    assert left == []  # the last process removes the directory of spilled items with it
     there = [name for _, _, names in os.walk(place) for name in names]
     assert there == []
 
@@ -148,7 +148,9 @@ def test_a_holder_that_dies_after_the_removal_and_was_forked_before_is_seen_too(
     """)
 
 
-@pytest.mark.parametrize("item", ["7", "'x' * 1000", "b'y' * 3_000_000", "np.arange(500_000)", "[np.arange(9), {1: 2}]"])
+@pytest.mark.parametrize(
+    "item", ["7", "'x' * 1000", "b'y' * 3_000_000", "np.arange(500_000)", "[np.arange(9), {1: 2}]"]
+)
 def test_items_go_through_an_old_queue_to_a_process_forked_before(run, item):
     run(f"""
         process = child(forwards)

@@ -1,9 +1,13 @@
-"""Each binding has its own copy of the C library: what it raises must be its own error, not that of another binding's call."""
+"""Each binding has its own copy of the C library: an error must come from its own call, not from a call of another
+binding.
+"""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import pickle
+import re
 import struct
 from collections.abc import Callable
 
@@ -17,7 +21,7 @@ from copyless.errors import CorruptSegmentError, LimitExceededError, OutOfShared
 from .conftest import python
 
 pytestmark = pytest.mark.usefixtures("open_store")
-LOCK_AT, LIST_LOCK_AT = 64, 64 + 8  # where the lock words lie: sync.h, list.h
+LOCK_AT, LIST_LOCK_AT = 64, 64 + 8  # offsets of the lock words: sync.h, list.h
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def _names_fails() -> None:
 
 def _synchronize_fails() -> None:
     lock = copyless.Lock()
-    struct.pack_into("<I", lock.block, LOCK_AT, 0x1000)  # an incarnation, and no process
+    struct.pack_into("<I", lock.block, LOCK_AT, 0x1000)  # an incarnation, but no process
     try:
         lock.acquire(timeout=10)
     finally:
@@ -83,12 +87,21 @@ def _ring_fails() -> None:
 OWN: dict[str, tuple[Callable[[], None], type[Exception], str]] = {
     "_blocks": (_blocks_fails, OutOfSharedMemory, r"asked for 2,305,843,009,213,693,952 bytes"),
     "_posix": (_posix_fails, OutOfSharedMemory, r"asked for 1,152,921,504,606,846,976 bytes"),
-    "_handles": (_handles_fails, StaleHandleError, r"the block is gone \(segment"),
+    "_handles": (_handles_fails, StaleHandleError, r"the block no longer exists \(segment"),
     "_names": (_names_fails, OSError, r"a name of 300 bytes"),
     "_synchronize": (_synchronize_fails, CorruptSegmentError, r"lock word 0x00001000 names no owner"),
     "_list": (_list_fails, CorruptSegmentError, r"lock word 0x00002000 names no owner"),
-    "_queue": (_queue_fails, TableFullError, r"^1,024 items are taken and not acknowledged: acknowledge some, or discard dead letters$"),
-    "_ring": (_ring_fails, TableFullError, r"^256 readers are subscribed already: close some subscriptions, or make the ring with more members=$"),
+    "_queue": (
+        _queue_fails,
+        TableFullError,
+        r"^1,024 items are taken and not acknowledged: acknowledge some, or discard dead letters, or make the queue "
+        r"with more leases=$",
+    ),
+    "_ring": (
+        _ring_fails,
+        TableFullError,
+        r"^256 readers are already subscribed: close some subscriptions, or make the ring with more members=$",
+    ),
 }
 
 
@@ -127,17 +140,40 @@ def test_a_full_table_says_which_and_nothing_of_memory():
     with pytest.raises(LimitExceededError) as caught:
         _queue_fails()
     error = caught.value
-    assert (error.limit, error.present, error.remedy) == (1024, 1024, "acknowledge some, or discard dead letters")
-    assert isinstance(error, OutOfSharedMemory)  # for who goes by value then, as for any want of room
+    assert (error.limit, error.present, error.remedy) == (
+        1024,
+        1024,
+        "acknowledge some, or discard dead letters, or make the queue with more leases=",
+    )
+    assert isinstance(error, OutOfSharedMemory)  # a caller that then sends by value catches it, like any lack of space
     assert isinstance(error, OSError)
     assert isinstance(error, MemoryError)
     for word in ("memory", "COPYLESS_DIR", "remount", "trim"):
         assert word not in str(error)
     again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again), again.limit, again.remedy) == (type(error), str(error), 1024, "acknowledge some, or discard dead letters")
+    assert (type(again), str(again), again.limit, again.remedy) == (
+        type(error),
+        str(error),
+        1024,
+        "acknowledge some, or discard dead letters, or make the queue with more leases=",
+    )
 
 
-@pytest.mark.parametrize("what", ["all 32768 segments are taken", "all 1048576 holds are taken", "all 8192 names are taken", "all 4096 owner slots are taken", "256 processes use this ring already", "512 processes read already", "512 wait already"])  # fmt: skip
+def _full_tables():
+    """The error of the C library for each full table, with a number where it has one."""
+    native = pathlib.Path(__file__).parent.parent / "src" / "copyless" / "_core" / "native"
+    source = "".join(path.read_text() for path in sorted(native.rglob("*.c")))
+    texts = set(re.findall(r'CL_TABLE_FULL, 0,\s*"([^"]+)"', source))
+    texts.remove("all %u %s are taken")
+    texts.update(f"all %u {what} are taken" for what in re.findall(r'cl_table table = {\.what = "(\w+)"', source))
+    return [re.sub("%[a-z]+", "512", text) for text in sorted(texts)]
+
+
+def test_the_tables_are_found_in_the_source():
+    assert len(_full_tables()) >= 11
+
+
+@pytest.mark.parametrize("what", _full_tables())
 def test_every_table_has_a_remedy_of_its_own(what):
     error = native_error(c_library.TABLE_FULL, 0, what, 0)
     assert isinstance(error, TableFullError)
@@ -146,7 +182,8 @@ def test_every_table_has_a_remedy_of_its_own(what):
     assert error.remedy != native_error(c_library.TABLE_FULL, 0, "", 0).remedy  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("code", [c_library.CORRUPT, c_library.STALE, c_library.FULL, c_library.TABLE_FULL, c_library.SYSTEM, c_library.CLOSED])  # fmt: skip
+@pytest.mark.parametrize("code",
+    [c_library.CORRUPT, c_library.STALE, c_library.FULL, c_library.TABLE_FULL, c_library.SYSTEM, c_library.CLOSED])  # fmt: skip  # noqa: E501
 def test_a_result_without_a_text_is_told_all_the_same(code):
     text = str(native_error(code, 0, "", 0))
     assert len(text) > 10

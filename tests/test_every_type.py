@@ -1,6 +1,6 @@
 """Every type of NumPy, pandas, polars and pyarrow arrives as it was sent, after `share` and through each channel.
 
-The types are those that the packages have: one that is new fails here until it has values below.
+The types are those that the packages define. A new type fails here until values for it are added below.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAY = settings(
 
 @contextlib.contextmanager
 def channels():
-    """Each channel of ours as a function that sends a value and gives what arrived."""
+    """Each channel of copyless, as a function that sends a value and returns what arrived."""
     context = copyless.get_context("spawn")
     with contextlib.ExitStack() as stack:
         queue = stack.enter_context(copyless.Queue())
@@ -77,7 +77,7 @@ def channels():
 
 
 def everything_arrives(makers, same):
-    """`makers`: title to a strategy; `same`: raises unless the second is what the first was."""
+    """`makers`: title to a strategy; `same`: raises unless the second value equals the first."""
 
     with channels() as ways, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,16 +100,18 @@ def everything_arrives(makers, same):
 
 
 NUMBERS = [np.dtype(getattr(np.dtypes, name)()) for name in dir(np.dtypes)
-           if name.endswith("DType") and name not in ("BytesDType", "StrDType", "VoidDType", "DateTime64DType", "TimeDelta64DType", "ObjectDType", "StringDType")]  # fmt: skip
+           if name.endswith("DType") and name not in ("BytesDType", "StrDType", "VoidDType", "DateTime64DType", "TimeDelta64DType", "ObjectDType", "StringDType")]  # fmt: skip  # noqa: E501
 OTHERS = {
-    "BytesDType": ["S5"], "StrDType": ["U4"], "VoidDType": ["V3", [("a", "u1"), ("b", ">f8")], np.dtype([("a", "u1"), ("b", "f8")], align=True)],
-    "DateTime64DType": ["M8[ns]", "M8[3D]", ">M8[s]"], "TimeDelta64DType": ["m8[us]", "m8[M]"], "ObjectDType": [], "StringDType": [],
+    "BytesDType": ["S5"], "StrDType": ["U4"],
+    "VoidDType": ["V3", [("a", "u1"), ("b", ">f8")], np.dtype([("a", "u1"), ("b", "f8")], align=True)],
+    "DateTime64DType": ["M8[ns]", "M8[3D]", ">M8[s]"], "TimeDelta64DType": ["m8[us]", "m8[M]"], "ObjectDType": [],
+    "StringDType": [],
 }  # fmt: skip
 
 
 @st.composite
 def numpy_arrays(draw, dtype):
-    """Arrays of random bytes (but for bool), of each layout."""
+    """Arrays of random bytes (except for bool), of each layout."""
     shape = draw(st.sampled_from([(), (0,), (7,), (3, 4), (2, 3, 4), (800,), (30, 40)]))
     count = int(np.prod(shape))
     raw = np.random.default_rng(draw(st.integers(0, 1 << 32))).bytes(count * dtype.itemsize)
@@ -127,7 +129,7 @@ def numpy_arrays(draw, dtype):
 
 
 def bytes_of(array):
-    """Without what lies between the fields."""
+    """Without the padding between the fields."""
     return [array[name].tobytes() for name in array.dtype.names] if array.dtype.names else array.tobytes()
 
 
@@ -189,11 +191,12 @@ def test_every_type_of_polars():
     day, time = datetime.date(2020, 2, 3), datetime.datetime(2020, 2, 3, 4, 5, 6)
     ranks = pl.Enum(["low", "mid", "high"])
     known = {
-        **{name: [(getattr(pl, name), [0, 1, 100])] for name in dir(pl.datatypes) if name.startswith(("Int", "UInt")) and name[-1].isdigit()},
-        **{name: [(getattr(pl, name), [0.5, -1.0, float("inf")])] for name in ("Float16", "Float32", "Float64") if hasattr(pl, name)},
-        "Boolean": [(pl.Boolean, [True, False])], "Binary": [(pl.Binary, [b"", b"a" * 40])], "String": [(pl.String, ["", "a", "\u00e4" * 30])],
+        **{name: [(getattr(pl, name), [0, 1, 100])] for name in dir(pl.datatypes) if name.startswith(("Int", "UInt")) and name[-1].isdigit()},  # noqa: E501
+        **{name: [(getattr(pl, name), [0.5, -1.0, float("inf")])] for name in ("Float16", "Float32", "Float64") if hasattr(pl, name)},  # noqa: E501
+        "Boolean": [(pl.Boolean, [True, False])], "Binary": [(pl.Binary, [b"", b"a" * 40])],
+        "String": [(pl.String, ["", "a", "\u00e4" * 30])],
         "Date": [(pl.Date, [day])], "Time": [(pl.Time, [datetime.time(1, 2)])],
-        "Datetime": [(pl.Datetime(unit, zone), [time]) for unit in ("ms", "us", "ns") for zone in (None, "Europe/Rome")],
+        "Datetime": [(pl.Datetime(unit, zone), [time]) for unit in ("ms", "us", "ns") for zone in (None, "Europe/Rome")],  # noqa: E501
         "Duration": [(pl.Duration(unit), [datetime.timedelta(1)]) for unit in ("ms", "us", "ns")],
         "Decimal": [(pl.Decimal(20, 3), [D("1.500"), D("-2")])], "Null": [(pl.Null, [None])],
         "Categorical": [(pl.Categorical, ["b", "a"])], "Enum": [(ranks, ["high", "low"])],
@@ -201,7 +204,8 @@ def test_every_type_of_polars():
         "Array": [(pl.Array(pl.Float32, 2), [[1, 2]]), (pl.Array(ranks, 1), [["mid"]])],
         "Struct": [(pl.Struct({"a": pl.Int8, "b": ranks}), [{"a": 1, "b": "mid"}])],
     }  # fmt: skip
-    # Names of no type with values, an old name, and what polars itself cannot pickle or what a program has to define.
+    # Names of types without values, an old name, and types that polars itself cannot pickle or that a program must
+    # define.
     aside = {
         "DataType",
         "IntegerType",
@@ -216,7 +220,7 @@ def test_every_type_of_polars():
     }
     if hasattr(pl, "Map"):
         aside.add("Map")
-        with contextlib.suppress(Exception):  # not made by every version that has the name
+        with contextlib.suppress(Exception):  # not every version that has the name can make it
             pl.Series([[("a", 1)]], dtype=pl.Map(pl.String, pl.Int64))
     there = {
         n
@@ -266,20 +270,24 @@ def test_every_type_of_pyarrow():
     known = {
         **whole,
         **{name: [(getattr(pa, name.lower())(), values)] for name, values in words.items()},
-        "HALF_FLOAT": [(pa.float16(), [0.5])], "FLOAT": [(pa.float32(), [0.5])], "DOUBLE": [(pa.float64(), [0.5])], "BOOL": [(pa.bool_(), [True, False])],
+        "HALF_FLOAT": [(pa.float16(), [0.5])], "FLOAT": [(pa.float32(), [0.5])], "DOUBLE": [(pa.float64(), [0.5])],
+        "BOOL": [(pa.bool_(), [True, False])],
         "NA": [(pa.null(), [None])], "DATE32": [(pa.date32(), [day])], "DATE64": [(pa.date64(), [day])],
         "TIME32": [(pa.time32("s"), [time.time()])], "TIME64": [(pa.time64("us"), [time.time()])],
-        "TIMESTAMP": [(pa.timestamp(unit, zone), [time]) for unit in ("s", "ms", "us", "ns") for zone in (None, "Europe/Rome")],
-        "DURATION": [(pa.duration("us"), [datetime.timedelta(1)])], "INTERVAL_MONTH_DAY_NANO": [(pa.month_day_nano_interval(), [(1, 2, 3)])],
-        "FIXED_SIZE_BINARY": [(pa.binary(3), [b"abc"]), *([(pa.uuid(), [uuid.UUID(int=5).bytes])] if hasattr(pa, "uuid") else [])],
-        "LIST": [(pa.list_(pa.int8()), [[1], []])], "LARGE_LIST": [(pa.large_list(pa.string()), [["a"]])], "FIXED_SIZE_LIST": [(pa.list_(pa.int8(), 2), [[1, 2]])],
-        "STRUCT": [(pa.struct([("a", pa.int8()), ("b", pa.string())]), [{"a": 1, "b": "x"}])], "MAP": [(pa.map_(pa.string(), pa.int8()), [[("a", 1)]])],
-        "DICTIONARY": [(pa.dictionary(pa.int8(), pa.string(), ordered=ordered), ["b", "a"]) for ordered in (False, True)],
-        **{f"DECIMAL{bits}": [(getattr(pa, f"decimal{bits}")(6, 2), [D("1.50")])] for bits in (32, 64, 128, 256) if hasattr(pa, f"decimal{bits}")},
-        **{name: [(getattr(pa, name.lower())(pa.int8()), [[1], []])] for name in ("LIST_VIEW", "LARGE_LIST_VIEW") if hasattr(pa, name.lower())},
+        "TIMESTAMP": [(pa.timestamp(unit, zone), [time]) for unit in ("s", "ms", "us", "ns") for zone in (None, "Europe/Rome")],  # noqa: E501
+        "DURATION": [(pa.duration("us"), [datetime.timedelta(1)])],
+        "INTERVAL_MONTH_DAY_NANO": [(pa.month_day_nano_interval(), [(1, 2, 3)])],
+        "FIXED_SIZE_BINARY": [(pa.binary(3), [b"abc"]), *([(pa.uuid(), [uuid.UUID(int=5).bytes])] if hasattr(pa, "uuid") else [])],  # noqa: E501
+        "LIST": [(pa.list_(pa.int8()), [[1], []])], "LARGE_LIST": [(pa.large_list(pa.string()), [["a"]])],
+        "FIXED_SIZE_LIST": [(pa.list_(pa.int8(), 2), [[1, 2]])],
+        "STRUCT": [(pa.struct([("a", pa.int8()), ("b", pa.string())]), [{"a": 1, "b": "x"}])],
+        "MAP": [(pa.map_(pa.string(), pa.int8()), [[("a", 1)]])],
+        "DICTIONARY": [(pa.dictionary(pa.int8(), pa.string(), ordered=ordered), ["b", "a"]) for ordered in (False, True)],  # noqa: E501
+        **{f"DECIMAL{bits}": [(getattr(pa, f"decimal{bits}")(6, 2), [D("1.50")])] for bits in (32, 64, 128, 256) if hasattr(pa, f"decimal{bits}")},  # noqa: E501
+        **{name: [(getattr(pa, name.lower())(pa.int8()), [[1], []])] for name in ("LIST_VIEW", "LARGE_LIST_VIEW") if hasattr(pa, name.lower())},  # noqa: E501
     }  # fmt: skip
-    aside = {"INTERVAL_MONTHS", "INTERVAL_DAY_TIME", "EXTENSION"}  # which Arrow for Python does not make
-    made = {"RUN_END_ENCODED", "SPARSE_UNION", "DENSE_UNION"}  # from parts, below
+    aside = {"INTERVAL_MONTHS", "INTERVAL_DAY_TIME", "EXTENSION"}  # pyarrow cannot make these
+    made = {"RUN_END_ENCODED", "SPARSE_UNION", "DENSE_UNION"}  # made from parts, below
     assert {name.removeprefix("Type_") for name in dir(pa.lib) if name.startswith("Type_")} - aside - made - set(
         known
     ) == set()
@@ -331,22 +339,29 @@ def test_every_type_of_pandas():
     }
     known = {
         **whole,
-        "Float32Dtype": [("Float32", [0.5, None])], "Float64Dtype": [("Float64", [0.5, None])], "BooleanDtype": [("boolean", [True, None])],
+        "Float32Dtype": [("Float32", [0.5, None])], "Float64Dtype": [("Float64", [0.5, None])],
+        "BooleanDtype": [("boolean", [True, None])],
         "StringDtype": [(pd.StringDtype(storage), ["a", None]) for storage in ("python", "pyarrow")],
-        "ArrowDtype": [(pd.ArrowDtype(kind), values) for kind, values in ((pa.int8(), [1, None]), (pa.string(), ["a"]), (pa.list_(pa.int8()), [[1]]),
-                                                                         (pa.dictionary(pa.int8(), pa.string()), ["a", "b"]))],
+        "ArrowDtype": [(pd.ArrowDtype(kind), values) for kind, values in ((pa.int8(), [1, None]), (pa.string(), ["a"]),
+        (pa.list_(pa.int8()), [[1]]),
+                                                                         (pa.dictionary(pa.int8(), pa.string()), ["a", "b"]))],  # noqa: E501
         "CategoricalDtype": [(pd.CategoricalDtype(["b", "a"], ordered), ["a", None]) for ordered in (True, False)],
-        "DatetimeTZDtype": [(pd.DatetimeTZDtype(unit, zone), [time.tz_localize(zone), None]) for unit in ("s", "ns") for zone in ("UTC", "Europe/Rome")],
-        "IntervalDtype": [(pd.IntervalDtype("float64", "left"), [pd.Interval(0.0, 1.0, "left"), None])], "PeriodDtype": [("period[D]", [pd.Period("2020-01-01"), None])],
+        "DatetimeTZDtype": [(pd.DatetimeTZDtype(unit, zone), [time.tz_localize(zone), None]) for unit in ("s", "ns") for zone in ("UTC", "Europe/Rome")],  # noqa: E501
+        "IntervalDtype": [(pd.IntervalDtype("float64", "left"), [pd.Interval(0.0, 1.0, "left"), None])],
+        "PeriodDtype": [("period[D]", [pd.Period("2020-01-01"), None])],
         "SparseDtype": [(pd.SparseDtype("f8", 0.0), [0.0, 1.5])],
     }  # fmt: skip
-    plain = [("i8", [1, 2]), ("f4", [0.5]), ("bool", [True]), ("complex128", [1j]), ("M8[ns]", [time, None]), ("M8[s]", [time]), ("m8[us]", [time - time]),
+    plain = [("i8", [1, 2]), ("f4", [0.5]), ("bool", [True]), ("complex128", [1j]), ("M8[ns]", [time, None]),
+        ("M8[s]", [time]), ("m8[us]", [time - time]),
              ("object", [1, "a", None, (1, 2)]), (None, ["a", "b"])]  # fmt: skip
     assert {name for name in dir(pd) if name.endswith("Dtype")} - set(known) == set()
     indexes = {
-        "Index": pd.Index(["a", "b", "c"], name="i"), "RangeIndex": pd.RangeIndex(3, name="r"), "CategoricalIndex": pd.CategoricalIndex(["a", "b", "a"], name="c"),
-        "DatetimeIndex": pd.date_range("2020", periods=3, freq="D", name="t", tz="UTC"), "TimedeltaIndex": pd.timedelta_range("1D", periods=3, name="d"),
-        "IntervalIndex": pd.interval_range(0, 3, name="v"), "PeriodIndex": pd.period_range("2020", periods=3, freq="M", name="p"),
+        "Index": pd.Index(["a", "b", "c"], name="i"), "RangeIndex": pd.RangeIndex(3, name="r"),
+        "CategoricalIndex": pd.CategoricalIndex(["a", "b", "a"], name="c"),
+        "DatetimeIndex": pd.date_range("2020", periods=3, freq="D", name="t", tz="UTC"),
+        "TimedeltaIndex": pd.timedelta_range("1D", periods=3, name="d"),
+        "IntervalIndex": pd.interval_range(0, 3, name="v"),
+        "PeriodIndex": pd.period_range("2020", periods=3, freq="M", name="p"),
         "MultiIndex": pd.MultiIndex.from_arrays([[1, 1, 2], ["a", "b", "a"]], names=["x", None]),
     }  # fmt: skip
     assert {name for name in dir(pd) if name.endswith("Index")} - set(indexes) == set()

@@ -1,4 +1,6 @@
-"""Forks: a child keeps what its parent held, whatever becomes of either, and the fork costs the same however much that is."""
+"""Forks: a child keeps what its parent held, whatever happens to either, and a fork costs the same however much that
+is.
+"""
 
 import ast
 import os
@@ -13,7 +15,7 @@ import copyless
 from copyless._core import _store
 from tests.conftest import python, until
 
-# ---- a tree of processes, each of which does what the test says
+# ---- a tree of processes, each of which executes the test's commands
 
 NODE = """
     import gc, os, resource, signal, socket, sys, warnings
@@ -86,7 +88,7 @@ class Node:
         return ast.literal_eval(answer)
 
     def begin(self, expression):
-        """Say it, and read the answer later."""
+        """Send a command, and read the answer later."""
         self.file.write(expression + "\n")
         self.file.flush()
 
@@ -95,7 +97,7 @@ class Node:
 
     def kill(self):
         os.kill(self.pid, 9)
-        with self.file:  # its end of the line is closed by its end
+        with self.file:  # this closes the child's end of the connection
             until(lambda: not os.path.exists(f"/proc/{self.pid}") or is_zombie(self.pid))
 
 
@@ -103,7 +105,7 @@ def is_zombie(pid):
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rpartition(") ")[2][0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
@@ -137,7 +139,7 @@ def tree(tmp_path):
 
 
 def used():
-    """Arrays of ten numbers that somebody holds."""
+    """Arrays of ten numbers that some process holds."""
     copyless.reap()
     return sum(block["bytes"] == 80 for block in _store.snapshot()["blocks"])
 
@@ -153,7 +155,7 @@ def expect_used(n):
 
 
 class Others:
-    """Arrays of another process: they would land on memory that is given away."""
+    """Arrays of another process: they would be placed on memory that was freed."""
 
     def __init__(self, n=300):
         self.arrays = [copyless.full(10, -1.0) for _ in range(n)]
@@ -163,7 +165,7 @@ class Others:
         self.arrays.clear()
 
 
-# ---- who drops, and who dies, in which order
+# ---- which process releases, and which dies, in which order
 
 
 @pytest.mark.parametrize("first", ["parent", "child"])
@@ -236,7 +238,7 @@ def test_a_daemon_forked_twice_keeps_what_its_grandparent_made(tree):
 
 
 def test_a_child_forks_in_its_turn(tree):
-    """Each generation adds its own; the middle one ends first, then the oldest."""
+    """Each generation adds arrays of its own; the middle one exits first, then the oldest."""
     root = tree["root"]
     root("make(100)")
     root("fork('child')")
@@ -326,7 +328,7 @@ if os.geteuid() != 0:
     test_a_failed_fork_changes_nothing = pytest.mark.skip(reason="needs root")(test_a_failed_fork_changes_nothing)
 
 
-# ---- what it costs
+# ---- the cost
 
 
 def test_memory_is_free_soon_after_both_have_dropped_very_many(tree):
@@ -357,7 +359,7 @@ def test_a_hundred_workers_cost_no_records_for_what_they_inherit(tree):
     assert tree["worker99"]("sound()")
 
 
-# ---- forks where something is short
+# ---- forks when a resource is short
 
 FULL = """
     import os, sys, warnings
@@ -424,7 +426,7 @@ def on_a_mount(tmp_path, size, body):
 
 @pytest.mark.parametrize(("size", "n"), [("4m", 200), ("8m", 2000)])
 def test_a_fork_on_a_full_mount(tmp_path, size, n):
-    """No inherited array holds other data; where the parent finds no room it is told."""
+    """No inherited array has wrong data. If there is no space in the parent, it gets an error."""
     assert on_a_mount(tmp_path, size, f"""
         arrays = [copyless.full(1000, i % 200, "u1") for i in range({n})]
         fill()
@@ -437,7 +439,7 @@ def test_a_fork_on_a_full_mount(tmp_path, size, n):
 
 @pytest.mark.slow
 def test_a_fork_with_all_holds_taken(tmp_path):
-    """What waits in a million messages takes every entry; a fork needs none."""
+    """A million waiting messages use every entry; a fork needs none."""
     out = on_a_mount(tmp_path, "2g", """
         from multiprocessing.reduction import ForkingPickler
         arrays = [copyless.full(1000, i % 200, "u1") for i in range(300)]
@@ -473,7 +475,9 @@ LAST = """
 
 @pytest.mark.parametrize("spare", ["kept", "closed"])
 def test_forks_without_descriptors(spare):
-    """One is kept for them. If the program closed that too, the children cannot be registered. All keep their data."""
+    """One descriptor is reserved for them. If the program closed that too, the children cannot be registered. All keep
+    their data.
+    """
     done = python(textwrap.dedent(LAST) + textwrap.dedent("""
         import os, resource, sys, warnings, copyless
         warnings.simplefilter("always")
@@ -505,7 +509,7 @@ def test_forks_without_descriptors(spare):
 
 
 def test_what_a_child_that_could_not_be_registered_is_told():
-    """One warning; it may read; its calls on what it inherited raise; new things of its own work."""
+    """One warning. The child may read. Its calls on inherited objects raise. Its own new objects work."""
     done = python(textwrap.dedent(LAST) + textwrap.dedent("""
         import os, resource, sys, warnings, copyless
         from copyless.errors import WrongProcessError
@@ -556,7 +560,7 @@ def test_what_a_child_that_could_not_be_registered_is_told():
         assert os.waitpid(child, 0)[1] == 0
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         assert lock.acquire(timeout=5) and queue.get(timeout=5) == 1 and a.sum() == 7000.0
-    """))  # fmt: skip
+    """))  # fmt: skip  # noqa: E501
     assert done.stdout == "told\n"
     assert done.stderr == ""
 
@@ -577,7 +581,7 @@ FIRST = """
         use()
         os._exit(0)
     print(os.waitpid(child, 0)[1])
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.06, 0.1])
@@ -588,7 +592,7 @@ def test_a_fork_during_a_first_use_in_another_thread(what, delay):
 
 
 def test_a_fork_in_the_middle_of_an_import_of_ours_waits_for_nobody(tmp_path):
-    """The forking thread has a module's lock that another thread's first use waits for."""
+    """The forking thread holds a lock of a module, and the first use in another thread waits for it."""
     (tmp_path / "numpy.py").write_text("""
 import os, sys, threading, time
 import copyless
@@ -609,9 +613,46 @@ os._exit(0)
     assert done.stdout == "True True\n"
 
 
+@pytest.mark.parametrize("first", ["copyless", "logging"])
+def test_a_fork_while_a_first_use_needs_the_lock_of_logging(first, tmp_path):
+    """`logging` takes its lock before a fork. If it was imported later, its hook runs before ours, which waits."""
+    (tmp_path / "numpy.py").write_text("""
+import logging, time
+begun.set()
+time.sleep(0.2)  # the fork has begun by then; if it has not, the test proves less
+logging.getLogger("in an import").setLevel("INFO")
+raise ImportError
+""")
+    done = python(f"""
+        import {first}
+        import builtins, contextlib, copyless, logging, os, threading, time
+
+        builtins.begun = threading.Event()
+
+        def use():
+            with contextlib.suppress(ImportError):
+                copyless.zeros
+
+        thread = threading.Thread(target=use)
+        thread.start()
+        begun.wait()
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            logging.getLogger("child").setLevel("INFO")
+            os._exit(0)
+        print(time.monotonic() - began < copyless._first_use._FORK_WAITS / 2, os.waitpid(child, 0)[1])
+        logging.getLogger("parent").setLevel("INFO")
+        thread.join()
+    """, PYTHONPATH=str(tmp_path))  # fmt: skip
+    assert (done.stdout, done.stderr) == ("True 0\n", "")
+
+
 @pytest.mark.parametrize("hook", ["before", "after"])
 def test_a_lock_of_the_users_own_at_fork_hooks(hook):
-    """Taken before a fork and released after it, registered before our hooks or after them; a thread uses us under it."""
+    """A lock that is taken before a fork and released after it, registered before our hooks or after them, while a
+    thread uses the package under this lock.
+    """
     done = python("""
         import os, sys, threading, faulthandler
         faulthandler.dump_traceback_later(50, exit=True)

@@ -1,4 +1,4 @@
-"""DataFrames and tables in shared memory: of pandas, polars, pyarrow and NumPy; what explain and to_recarray say of them."""
+"""DataFrames and tables in shared memory (pandas, polars, pyarrow, NumPy), and what explain and to_recarray return."""
 
 import datetime
 import os
@@ -31,7 +31,9 @@ def pandas_frame():
             "arrow": pd.array(range(N), dtype="int64[pyarrow]"),
             "list": pd.Series([[1, 2]] * N, dtype=pd.ArrowDtype(pa.list_(pa.int64()))),
         },
-        index=pd.MultiIndex.from_arrays([np.arange(N) // 10, pd.array([str(i % 10) for i in range(N)], dtype="string[pyarrow]")], names=["x", "y"]),
+        index=pd.MultiIndex.from_arrays(
+            [np.arange(N) // 10, pd.array([str(i % 10) for i in range(N)], dtype="string[pyarrow]")], names=["x", "y"]
+        ),
     )
 
 
@@ -95,7 +97,7 @@ def test_a_shared_table_keeps_its_type_and_crosses_without_its_bytes(kind):
     assert size < 12_000
     assert same(arrived, table)
     assert copyless.is_shared(arrived)
-    assert cross(arrived)[0] == size  # and on to a third
+    assert cross(arrived)[0] == size  # and on to a third process
     assert copyless.explain(shared).copied_bytes < 12_000
     assert copyless.explain(shared).shared_bytes >= N * 8
 
@@ -130,6 +132,16 @@ def test_a_frame_over_a_shared_array_is_a_window_on_it():
     array[:, 1] = 5
     assert (other["b"] == 5).all()
     assert (other["a"] == 0).all()
+
+
+@pytest.mark.parametrize("text", ["string[pyarrow]", "str", "string[python]"])
+def test_text_can_be_written_after_sharing_and_after_crossing(text):
+    for shared in (copyless.share(pd.DataFrame({"text": pd.Series(["a", "b"], dtype=text)})), None):
+        frame = shared if shared is not None else cross(copyless.share(pandas_frame()[["text"]]))[1]
+        frame.loc[frame.index[1], "text"] = "written"
+        assert list(frame["text"][:2])[1] == "written"
+        frame["text"] = frame["text"].fillna("").str.upper()
+        assert frame["text"].iloc[1] == "WRITTEN"
 
 
 def test_columns_of_objects_go_by_value_and_explain_says_so():
@@ -219,7 +231,9 @@ def test_polars_without_pyarrow_says_what_to_install():
         "except ImportError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+    )
     assert "copyless[arrow]" in done.stdout, done.stderr
 
 
@@ -277,7 +291,7 @@ def test_what_records_cannot_hold_is_named(table, message):
 
 
 def test_bad_columns():
-    with pytest.raises(ValueError, match="different lengths"):
+    with pytest.raises(ValueError, match="must have the same length"):
         copyless.to_recarray({"a": [1], "b": [1, 2]})
     with pytest.raises(ValueError, match="named 'a'"):
         copyless.to_recarray(pd.DataFrame([[1, 2]], columns=["a", "a"]), index=False)

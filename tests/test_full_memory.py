@@ -1,4 +1,6 @@
-"""Full memory: every constructor says so with figures and a remedy, leaves nothing half made, and nobody is killed."""
+"""Full memory: every constructor raises an error with figures and a remedy, leaves nothing half made, and no process is
+killed.
+"""
 
 import os
 import subprocess
@@ -46,7 +48,7 @@ BODY = """
             assert error.asked >= n and pickle.loads(pickle.dumps(error)).asked == error.asked
         gc.collect()
         assert used() <= base + 4096, (used(), base)
-        assert 'big' not in str(copyless.storage.store._store.snapshot()['names'])
+        assert 'big' not in str(copyless._storage.store._store.snapshot()['names'])
     # Fill it to the brim with small ones: the last fails cleanly, every byte of the others can be written.
     kept = []
     try:
@@ -64,7 +66,7 @@ BODY = """
     else:
         for shm in kept: shm.close(); shm.unlink()
     print('sound')
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,7 +76,7 @@ def can_mount():
 
 
 def run(mount: str, *args: str) -> str:
-    script = f'mkdir -p {mount} && mount -t tmpfs -o size=4m tmpfs {mount} && exec {sys.executable} -c "$1" {mount} {" ".join(args)}'
+    script = f'mkdir -p {mount} && mount -t tmpfs -o size=4m tmpfs {mount} && exec {sys.executable} -c "$1" {mount} {" ".join(args)}'  # noqa: E501
     command = ["unshare", "-rm", "env", f"COPYLESS_DIR={mount}", "sh", "-c", script, "sh", textwrap.dedent(BODY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, (done.returncode, done.stderr[-3000:])
@@ -89,12 +91,43 @@ def test_the_drop_in_on_a_4_mib_dev_shm():
     assert run("/dev/shm", "drop-in") == "sound"
 
 
+@pytest.mark.parametrize("kind", ["tmpfs -o size=0", "ramfs"])
+def test_a_mount_without_a_limit_of_its_own_has_room(tmp_path, kind):
+    """Its size and free space are reported as 0. A request for more than the machine has is refused there too."""
+    program = """
+        import copyless, json, subprocess, sys
+        a, big = copyless.zeros(10), copyless.zeros(80 << 20, 'u1')
+        del big
+        assert copyless.zeros(80 << 20, 'u1').__array_interface__  # kept warm meanwhile, as anywhere
+        q = copyless.Queue()
+        q.put(a)
+        assert q.get().sum() == 0
+        try:
+            copyless.empty(1 << 44, 'u1')
+        except copyless.OutOfSharedMemory as e:
+            assert '0 free' not in str(e), e
+            print(e)
+        doctor = [sys.executable, '-m', 'copyless', 'doctor', '--json']
+        said = json.loads(subprocess.run(doctor, capture_output=True, text=True).stdout)
+        assert not any('nearly full' in each or 'has only' in each for each in said['problems']), said
+        print('sound')
+    """
+    script = f'mount -t {kind.split()[0]} {" ".join(kind.split()[1:])} none {tmp_path} && exec {sys.executable} -c "$1"'
+    command = ["unshare", "-rm", "env", f"COPYLESS_DIR={tmp_path}", "sh", "-c", script, "sh", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "permission denied" in done.stderr and "mount" in done.stderr:
+        pytest.skip("this file system may not be mounted here")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no limit of its own" in done.stdout
+    assert done.stdout.endswith("sound\n")
+
+
 @pytest.mark.parametrize("size", ["1 << 44", "(1 << 62) + 1"])
 def test_more_than_the_machine_has_is_refused_before_it_is_reserved(size):
     from tests.conftest import python
 
     done = python(
-        f"import copyless\ntry: copyless.empty({size}, 'u1')\nexcept copyless.OutOfSharedMemory as e: print('refused', e.asked)"
+        f"import copyless\ntry: copyless.empty({size}, 'u1')\nexcept copyless.OutOfSharedMemory as e: print('refused', e.asked)"  # noqa: E501
     )
     assert done.stdout.split()[0] == "refused"
 
@@ -122,7 +155,7 @@ def test_too_many_open_files():
     assert done.stdout.split() == ["1.0", "24"]
 
 
-# ---- full memory is a state to work in: what crosses goes by the disk, and so do its books
+# ---- programs go on when memory is full: messages and the registry's tables go to the disk
 
 PREAMBLE = """
     import collections, faulthandler, gc, os, subprocess, sys, time
@@ -156,7 +189,7 @@ PREAMBLE = """
 
 
 def inside(tmp_path, size, body, *args, disk=None, **env):
-    """Run a program where /dev/shm has `size`, and the spill directory `disk` (None: as much as there is)."""
+    """Run a program where /dev/shm has `size`, and the spill directory `disk` (None: no limit of its own)."""
     (tmp_path / "program.py").write_text(textwrap.dedent(PREAMBLE) + textwrap.dedent(body))
     spill = tmp_path / "spill"
     spill.mkdir(exist_ok=True)
@@ -180,7 +213,7 @@ def inside(tmp_path, size, body, *args, disk=None, **env):
      ("12m", "handles", 70_000), ("64m", "arrays", 6000)],
 )  # fmt: skip
 def test_a_queue_whose_items_are_kept(tmp_path, size, kind, count):
-    """Producers put, the consumer keeps what it gets, and what waits is more than memory holds as well."""
+    """Producers put, the consumer keeps what it gets, and the waiting items need more than the memory as well."""
     body = """
         def produce(queue, kind, numbers, shared, go):
             go.wait()
@@ -222,7 +255,8 @@ def test_a_queue_whose_items_are_kept(tmp_path, size, kind, count):
 
 
 @pytest.mark.parametrize(
-    ("size", "start", "count"), [("4m", "fork", 4300), ("4m", "spawn", 600), ("64m", "fork", 1500), ("64m", "spawn", 1200)]
+    ("size", "start", "count"),
+    [("4m", "fork", 4300), ("4m", "spawn", 600), ("64m", "fork", 1500), ("64m", "spawn", 1200)],
 )
 def test_a_pool_whose_results_are_kept(tmp_path, size, start, count):
     body = """
@@ -301,7 +335,7 @@ def test_newcomers_while_memory_is_full(tmp_path, size):
 
 
 def test_names_and_forks_while_memory_is_full(tmp_path):
-    """Names of arrays, and a forked child's holds on thousands of them, find room in the books."""
+    """Names of arrays, and thousands of holds of a forked child, find space in the tables on disk."""
     body = """
         def look(conn, arrays):
             conn.send(sum(float(array[0]) for array in arrays))

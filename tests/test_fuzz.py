@@ -1,4 +1,7 @@
-"""The kept inputs of `make fuzz`, once more, without its tools: nothing found in the past comes back. (C targets: `make check-native`, too.)"""
+"""Run the kept inputs of `make fuzz` again, without its tools: no fault that was found comes back.
+
+(`make check-native` also runs those of the C targets.)
+"""
 
 import os
 import shutil
@@ -15,7 +18,8 @@ FUZZ = HERE / "fuzz"
 
 @pytest.mark.parametrize("name", ["arrays", "inbox", "wire"])
 def test_kept_inputs_of_python_targets(name):
-    done = subprocess.run([sys.executable, "-m", "tests.fuzz.python", name, "--replay", FUZZ / "corpus" / name], cwd=HERE.parent,
+    done = subprocess.run([sys.executable, "-m", "tests.fuzz.python", name, "--replay", FUZZ / "corpus" / name],
+        cwd=HERE.parent,
                           capture_output=True, text=True, timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[0]) > 10
@@ -30,7 +34,8 @@ def test_kept_inputs_of_the_plain_codec(tmp_path):
     program = tmp_path / "plain"
     built = subprocess.run(
         [compiler, "-std=gnu11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-         f"-I{sysconfig.get_path('include')}", f"-I{native}", f"-I{native}/native", f"-I{FUZZ}", FUZZ / "fuzz_plain.c", FUZZ / "replay.c",
+         f"-I{sysconfig.get_path('include')}", f"-I{native}", f"-I{native}/native", f"-I{FUZZ}", FUZZ / "fuzz_plain.c",
+         FUZZ / "replay.c",
          native / "native/base.c", "-o", program, f"-L{library}", f"-l{name}", f"-Wl,-rpath,{library}"],
         capture_output=True, text=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Beside joblib, asyncio, PyTorch and Arrow's C interfaces."""
+"""copyless together with joblib, asyncio, PyTorch and Arrow's C interfaces."""
 
 import asyncio
 import importlib.util
@@ -65,7 +65,10 @@ def test_joblib_hears_of_errors_and_killed_workers_and_goes_on():
 
 
 def test_one_job_runs_here():
-    assert joblib.Parallel(n_jobs=1, backend="copyless")(joblib.delayed(os.getpid)() for _ in range(2)) == [os.getpid()] * 2
+    assert (
+        joblib.Parallel(n_jobs=1, backend="copyless")(joblib.delayed(os.getpid)() for _ in range(2))
+        == [os.getpid()] * 2
+    )
 
 
 # ---- asyncio
@@ -118,7 +121,7 @@ def test_torch_tensors_stand_on_the_same_memory_and_outlive_the_array():
 
 def test_arrow_arrays_over_shared_arrays_cross_by_handle():
     array = copyless.array(np.arange(100_000))
-    over = pa.array(array)  # pyarrow takes NumPy's memory as it is
+    over = pa.array(array)  # pyarrow uses NumPy's memory without a copy
     assert copyless.is_shared(over)
     queue = copyless.Queue()
     queue.put(over)
@@ -128,7 +131,7 @@ def test_arrow_arrays_over_shared_arrays_cross_by_handle():
 
 
 def test_the_c_data_interface_carries_shared_memory():
-    """Whatever takes Arrow's capsules (polars, DuckDB, pandas) stands on the shared memory that a table lies in."""
+    """Every library that takes Arrow's capsules (polars, DuckDB, pandas) uses the shared memory of the table."""
     import polars as pl
 
     table = copyless.share(pa.table({"a": np.arange(10_000)}))

@@ -1,4 +1,4 @@
-"""The backend for joblib: workers that stay, clean starts, what is moved, how threads are limited, and the end of things."""
+"""The backend for joblib: workers that stay, clean starts, what is moved, how threads are limited, and how it ends."""
 
 import gc
 import os
@@ -33,7 +33,7 @@ def pid_after(seconds=0.0):
 
 
 def here(array):
-    """(where an array's elements begin in its block, whether it can be written to, whether it lies in shared memory)"""
+    """(the offset of an array's elements in its block, whether it is writable, whether it is in shared memory)"""
     return array.flags.writeable, copyless.is_shared(array)
 
 
@@ -145,7 +145,7 @@ def test_workers_stay_for_the_next_call_and_there_may_be_more_or_fewer():
         return set(parallel(n_jobs)(delayed(pid_after)(0.02) for _ in range(4 * n_jobs)))
 
     def running():
-        return {worker.pid for executor in copyless.joblib._executors for worker in executor._crew.workers}
+        return {worker.pid for executor in copyless.joblib._executors for worker in executor._worker_pool.workers}
 
     first = pids(2)
     until(lambda: first <= running() and len(running()) == 2)
@@ -164,11 +164,11 @@ def test_a_worker_without_tasks_ends_and_the_next_call_has_new_ones():
     with parallel(**more) as held:
         first = set(held(delayed(os.getpid)() for _ in range(4)))
         executor = held._backend._workers
-        until(lambda: not executor._crew.workers, seconds=30)
+        until(lambda: not executor._worker_pool.workers, seconds=30)
         again = set(held(delayed(os.getpid)() for _ in range(4)))
         assert held._backend._workers is executor
         assert not first & again
-    until(lambda: not executor._crew.workers, seconds=30)
+    until(lambda: not executor._worker_pool.workers, seconds=30)
 
 
 def test_two_threads_share_workers_and_one_that_fails_harms_not_the_other():
@@ -318,9 +318,9 @@ def test_max_nbytes_and_mmap_mode_win(how):
 
 
 def test_unknown_arguments_are_refused_and_a_folder_is_said_to_be_ignored():
-    with pytest.raises(TypeError, match="knows no parameter max_bytes"):
+    with pytest.raises(TypeError, match="has no parameter max_bytes"):
         copyless.joblib.Backend(max_bytes=3)
-    with pytest.raises(TypeError, match="knows no parameter timeout_seconds"):
+    with pytest.raises(TypeError, match="has no parameter timeout_seconds"):
         parallel(timeout_seconds=3)([delayed(abs)(1)])
     with pytest.raises(ValueError, match="mmap_mode must be one of"):
         parallel(mmap_mode="rw")([delayed(abs)(1)])
@@ -343,7 +343,7 @@ def test_threads_inside_of_workers_are_limited(method):
     import multiprocessing
 
     pytest.importorskip("threadpoolctl")
-    threads()  # they are loaded here, with as many as there are processors
+    threads()  # they are loaded here, with one thread for each processor
     context = None if method is None else multiprocessing.get_context(method)
     for inner in (1, 2, 3):
         with joblib.parallel_config("copyless", inner_max_num_threads=inner, context=context):
@@ -359,7 +359,7 @@ def test_a_limit_that_cannot_be_held_is_refused(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with joblib.parallel_config("copyless", inner_max_num_threads=1, context=multiprocessing.get_context("fork")):
-        with pytest.raises(ValueError, match="inner_max_num_threads cannot be held"):
+        with pytest.raises(ValueError, match="inner_max_num_threads cannot be enforced"):
             Parallel(2)([delayed(abs)(1)])
     with joblib.parallel_config("copyless", inner_max_num_threads=1):
         assert Parallel(2)([delayed(os.getenv)("OPENBLAS_NUM_THREADS")]) == ["1"]
@@ -392,11 +392,13 @@ def test_how_a_moved_array_arrives():
 
 @pytest.fixture
 def moves(monkeypatch):
-    """How many arrays were copied into shared memory by this process."""
+    """How many arrays this process copied into shared memory."""
     from copyless import arrays
 
     moved, move = [], arrays.array
-    monkeypatch.setattr(arrays, "array", lambda array, *more, **named: moved.append(array.shape) or move(array, *more, **named))
+    monkeypatch.setattr(
+        arrays, "array", lambda array, *more, **named: moved.append(array.shape) or move(array, *more, **named)
+    )
     return moved
 
 
@@ -413,7 +415,12 @@ def test_arrays_inside_of_things_are_moved_once_for_all_tasks(moves):
     def look(things, frame, estimator):
         listed, named = things
         parts = [listed[1], named["x"], estimator.weights]
-        return [here(part) for part in parts], float(frame["a"].sum()), named["x"].flags.f_contiguous, here(frame["b"].to_numpy())
+        return (
+            [here(part) for part in parts],
+            float(frame["a"].sum()),
+            named["x"].flags.f_contiguous,
+            here(frame["b"].to_numpy()),
+        )
 
     for _ in range(2):
         moves.clear()
@@ -429,7 +436,6 @@ def test_a_moved_array_goes_when_nobody_has_the_original_any_more():
     def arrays():
         for i in range(20):
             yield delayed(np.max)(np.full(MIB, i))
-
 
     most = []
 

@@ -1,4 +1,4 @@
-"""How long a block lives: messages in flight, families, times, failed serialisations."""
+"""How long a block lives: messages in flight, families, expiry, failed serialisations."""
 
 import gc
 import multiprocessing
@@ -26,7 +26,7 @@ def test_a_sent_array_arrives_whole_after_its_sender_let_it_go():
     a = copyless.array(np.arange(1000))
     theirs.send(a)
     del a
-    noise = [copyless.full(1000, -1) for _ in range(20)]  # would land on it if it were free
+    noise = [copyless.full(1000, -1) for _ in range(20)]  # one would be placed on it if it were free
     time.sleep(0.2)
     assert np.array_equal(ours.recv(), np.arange(1000))
     del noise
@@ -98,7 +98,7 @@ def test_a_second_load_succeeds_while_any_hold_remains():
     assert np.shares_memory(first, second)
     assert messages() == 0
     del first, second
-    with pytest.raises(copyless.StaleHandleError, match="gone"):
+    with pytest.raises(copyless.StaleHandleError, match="no longer exists"):
         pickle.loads(message)
 
 
@@ -165,7 +165,7 @@ def test_free_memory_goes_back_when_asked_and_when_idle():
 
 
 def test_a_process_that_ends_gives_idle_memory_back_once():
-    """It trims as it leaves, and then looks through its own segments: those that it is giving back are not given twice."""
+    """It trims while it exits, and then scans its own segments: a segment that it is removing is not removed twice."""
     copyless.zeros(1)
     python("""
         import copyless
@@ -205,7 +205,7 @@ def test_settings():
 
 
 def test_a_sender_in_another_pid_namespace_is_seen_to_live(tmp_path):
-    """Two containers over one directory: the locks tell who lives, not the numbers."""
+    """Two containers over one directory: the locks say which process lives, not the process numbers."""
     other = start_python(
         "import subprocess, sys\n"
         "subprocess.run(['unshare', '-rpf', '--mount-proc', sys.executable, '-u', '-c', "
@@ -249,11 +249,12 @@ def test_a_stopped_process_holds_nobody_up_outside_an_operation():
 
 
 def test_what_was_packed_and_never_put_goes_with_its_process():
-    """Found by the communicator's tests: a process that ended well left such a hold behind for ever."""
+    """Found by the communicator's tests: a process that exited normally left such a hold for ever."""
     python("""
         import copyless
-        from copyless import pickling
+        from copyless._transfer import packing
+
         a = copyless.full(10_000, 1, "i4")
-        packed = pickling.pack([a])
+        packed = packing.pack([a])
     """)
     until(lambda: copyless.reap() and not listing()["blocks"])

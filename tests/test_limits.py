@@ -1,4 +1,4 @@
-"""Each limit that is not the room for memory says which one it is, how high, and what helps."""
+"""Each limit other than free memory says which one it is, how high it is, and what helps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def report(call):
 
 
 def limited(code: str, *, mount: str = "") -> list[list]:
-    """What a program of its own reports, a list a line; `mount`: options of a tmpfs of its own at /dev/shm."""
+    """The report of a program in its own process, one list a line; `mount`: options of its own tmpfs at /dev/shm."""
     program = [sys.executable, "-c", textwrap.dedent(REPORT) + textwrap.dedent(code)]
     if mount:
         if os.geteuid() != 0:
@@ -88,6 +88,67 @@ def test_address_space_is_told_by_its_name():
         """
     )
     check(told, 12, "bytes of address space (RLIMIT_AS)", 2 << 30)
+
+
+def test_blocks_of_the_drop_in_and_files_tell_their_limits_too(tmp_path):
+    of_size, attached, space, file = limited(
+        f"""
+        import copyless, resource
+        from copyless.shared_memory import SharedMemory
+        there = SharedMemory(create=True, size=1 << 20)
+        big = SharedMemory(create=True, size=2 << 30)
+        here = int(open("/proc/self/statm").read().split()[0]) * 4096
+        name = big.name
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))
+        report(lambda: SharedMemory(create=True, size=9 << 20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        big.close()
+        resource.setrlimit(resource.RLIMIT_AS, (here - (1 << 30), resource.RLIM_INFINITY))
+        report(lambda: SharedMemory(name=name))
+        report(lambda: SharedMemory(create=True, size=2 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        big.unlink()
+        there.unlink()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, resource.RLIM_INFINITY))
+        report(lambda: copyless.memmap({str(tmp_path / "file")!r}, "u1", "w+", shape=(9 << 20,)))
+        """
+    )
+    check(of_size, 27, "bytes of one file (RLIMIT_FSIZE)", 3 << 20)
+    check(file, 27, "bytes of one file (RLIMIT_FSIZE)", 3 << 20)
+    for told in (attached, space):
+        check(told, 12, "bytes of address space (RLIMIT_AS)", told[3])
+        assert told[3] > 1 << 30
+
+
+def test_a_block_of_the_drop_in_tells_descriptors_and_inodes():
+    (told,) = limited(
+        """
+        import copyless, multiprocessing.shared_memory, os, resource
+        from copyless.shared_memory import SharedMemory
+        SharedMemory(create=True, size=100).unlink()
+        there = multiprocessing.shared_memory.SharedMemory(create=True, size=100)  # not mapped here by ours
+        name = there.name
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        while True:
+            try:
+                os.dup(0)
+            except OSError:
+                break
+        report(lambda: SharedMemory(name=name))
+        there.unlink()
+        """
+    )
+    check(told, 24, "open files of this process (RLIMIT_NOFILE)", 64)
+    (told,) = limited(
+        """
+        import copyless
+        from copyless.shared_memory import SharedMemory
+        keep = []
+        report(lambda: keep.extend(SharedMemory(create=True, size=2 << 20) for _ in range(100)))
+        """,
+        mount="size=1g,nr_inodes=40",
+    )
+    check(told, 28, "files on the mount (its inodes)", 40)
 
 
 def test_inodes_are_told_by_their_name():
@@ -151,7 +212,8 @@ def test_the_page_on_limits_tells_what_the_headers_say():
     page = (root / "docs" / "limits.md").read_text()
     native = root / "src" / "copyless" / "_core" / "native"
     headers = "".join(path.read_text() for path in native.rglob("*.h"))
-    rows = {"processes": "CL_CARETAKER", "segments": "CL_MAX_SEGMENTS", "holds": "CL_MAX_HOLDS", "names": "CL_MAX_NAMES",
+    rows = {"processes": "CL_CARETAKER", "segments": "CL_MAX_SEGMENTS", "holds": "CL_MAX_HOLDS",
+        "names": "CL_MAX_NAMES",
             "bytes of a name": "CL_NAME_MAX", "users of a queue": "CL_USERS", "leases of a queue": "CL_LEASES",
             "members of a ring": "CL_RING_MEMBERS", "subscriptions of a ring": "CL_RING_READERS",
             "slots of a ring": "CL_RING_SLOTS_MAX"}  # fmt: skip
@@ -192,6 +254,47 @@ def test_waiters_and_readers_are_set_at_creation():
         assert child.exitcode == 7
     with shared.read():
         pass
+
+
+def test_leases_are_set_at_creation():
+    import copyless
+
+    for wrong in (0, -1, 65537, 1 << 64):
+        with pytest.raises(ValueError, match="1 to 65,536"):
+            copyless.JoinableQueue(redeliver=True, leases=wrong)
+    for wrong in ("3", 1.5):
+        with pytest.raises(TypeError):
+            copyless.JoinableQueue(redeliver=True, leases=wrong)
+    with pytest.raises(ValueError, match="redeliver=True"):
+        copyless.JoinableQueue(leases=3)
+    copyless.JoinableQueue(redeliver=True, leases=65536).put(1)
+    q = copyless.JoinableQueue(redeliver=True, leases=3)
+    q.put_many(range(5))
+    child = copyless.get_context("fork").Process(target=_takes_two, args=(q,))
+    child.start()
+    try:
+        while q.stats().leased < 2:  # with the one of this process, these are as many as may be leased
+            child.join(0.01)
+        mine = q.get(timeout=30)
+        for take in (lambda: q.get(timeout=30), q.get_nowait, q.get_many):
+            with pytest.raises(LimitExceededError, match="more leases=") as told:
+                take()
+            assert (told.value.limit, q.qsize()) == (3, 2)
+        q.task_done(mine)
+        assert q.get(timeout=30) == 3
+    finally:
+        child.kill()
+        child.join()
+    with pytest.raises(LimitExceededError):
+        for _ in range(3):
+            q.get(timeout=30)
+
+
+def _takes_two(q) -> None:
+    import time
+
+    q.get(), q.get()
+    time.sleep(600)
 
 
 def _reads(lock) -> None:

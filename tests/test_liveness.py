@@ -1,4 +1,6 @@
-"""Which process is alive: a living one keeps its memory and its locks whatever it does, a dead one is found dead at once."""
+"""Which process is alive: a live process keeps its memory and its locks whatever it does; a dead one is noticed at
+once.
+"""
 
 import os
 import platform
@@ -21,7 +23,7 @@ needs_unshare = pytest.mark.skipif(
 
 
 def said(program):
-    """The next line of a program, without its end."""
+    """The next line of a program, without its line end."""
     line = program.stdout.readline()
     assert line, program.stderr.read()
     return line.rstrip("\n")
@@ -33,7 +35,7 @@ def tell(program, line=""):
 
 
 def is_held(lock):
-    """Whether somebody alive has the lock. It is let go again."""
+    """Whether a live process has the lock. If not, the lock is taken and released."""
     if lock.acquire(timeout=0.3):
         lock.release()
         return False
@@ -41,7 +43,7 @@ def is_held(lock):
 
 
 def expect_dead(lock):
-    """The holder is found dead, the lock is free again, and everything that it had is taken back."""
+    """The holder is found dead, the lock is free again, and all that the holder had is released."""
     with pytest.raises(copyless.OwnerDiedError):
         lock.acquire(timeout=20)
     assert lock.acquire(timeout=20)
@@ -50,12 +52,14 @@ def expect_dead(lock):
 
 
 def blocks_of_arrays():
-    """Blocks of at least 1,000 bytes: these tests make arrays larger than that, and locks are smaller."""
+    """Blocks of at least 1,000 bytes: arrays of these tests are larger than that, and locks are smaller."""
     return sum(block["bytes"] >= 1000 for block in _store.snapshot()["blocks"])
 
 
 def noise():
-    """Arrays of another process, of the sizes that the programs here use: they would land on memory that is given away."""
+    """Arrays of another process, of the sizes that the programs here use: they would be placed on memory that was
+    freed.
+    """
     return [copyless.full(n, 255, "u1") for n in (300_000, 1000, 2000) for _ in range(20)]
 
 
@@ -80,7 +84,7 @@ HELD = """
 
 @pytest.fixture(autouse=True)
 def programs_end():
-    """Also those of a test that failed."""
+    """Also those of a failed test."""
     yield
     while _started:
         _started.pop().kill()
@@ -112,7 +116,7 @@ def test_a_program_that_python_daemon_makes_a_daemon_keeps_its_memory():
             sys.stdin.readline()
     """)
     pid = int(said(daemon))
-    daemon.wait(20)  # the program that was started has ended: its grandchild is the daemon
+    daemon.wait(20)  # the started program has exited: its grandchild is the daemon
     lock = copyless.Lock(name="t-live")
     assert is_held(lock)
     others = noise()
@@ -127,7 +131,7 @@ def test_a_program_that_python_daemon_makes_a_daemon_keeps_its_memory():
 
 
 def test_a_daemon_that_goes_on_with_what_it_made_before():
-    """Objects of all kinds that were made before, by a process whose children they outlive."""
+    """Objects of all kinds that were made before, by a process whose children live longer than it."""
     daemon = program("""
         import daemon
         queue, lock, ring = copyless.Queue(), copyless.Lock(name="t-live"), copyless.RingBuffer(((5,), "u1"), slots=4)
@@ -145,7 +149,7 @@ def test_a_daemon_that_goes_on_with_what_it_made_before():
 
 
 def test_numbers_of_closed_descriptors_that_the_user_uses_again(tmp_path):
-    """All descriptors are closed at one go; each number then belongs to a file of the user's, which stays as it is."""
+    """All descriptors are closed at once. Each number then belongs to a file of the user, which must stay unchanged."""
     done = program(f"""
         import fcntl, sys
         queue, lock, ring = copyless.Queue(), copyless.Lock(), copyless.RingBuffer(((5,), "u1"), slots=4)
@@ -234,11 +238,11 @@ def test_others_see_a_program_that_closed_its_descriptors_live_and_die():
     holder.communicate()
 
 
-# ---- ends that look like life, and life that looks like an end
+# ---- dead processes that look alive, and live ones that look dead
 
 
 def test_a_zombie_is_dead():
-    """Its parent has not waited for it: it keeps its number and its time of start."""
+    """Its parent has not waited for it: it keeps its process number and its start time."""
     zombie = program("""
         lock = copyless.Lock(name="t-live")
         lock.acquire()
@@ -249,7 +253,7 @@ def test_a_zombie_is_dead():
     lock = copyless.Lock(name="t-live")
     assert is_held(lock)
     zombie.kill()
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not waited for
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # it has exited, and is not waited for
     expect_dead(lock)
     with open(f"/proc/{zombie.pid}/stat") as f:
         assert f.read().rpartition(") ")[2][0] == "Z"
@@ -355,7 +359,7 @@ def sharer(tmp_path_factory):
 @pytest.mark.parametrize("end", ["execs", "ends"])
 @pytest.mark.parametrize("kind", ["vfork", "CLONE_VM"])
 def test_an_owner_lives_until_the_last_that_shares_its_memory_has_left_it(sharer, kind, end):
-    """A killed process whose vfork child has not come to its exec: the memory is still used, so it is not given away."""
+    """A killed process whose vfork child has not reached its exec: the child uses the memory, so it is not freed."""
     holder = program(f"""
         import ctypes
         lock = copyless.Lock(name="t-live")
@@ -380,7 +384,7 @@ def test_an_owner_lives_until_the_last_that_shares_its_memory_has_left_it(sharer
     if end == "execs":
         with open(f"/proc/{child}/comm") as f:
             assert f.read() == "cat\n"
-    holder.communicate()  # closes its input, at which cat ends
+    holder.communicate()  # closes its input, at which cat exits
 
 
 SYSCALL_CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine())
@@ -410,7 +414,7 @@ def test_a_child_cloned_behind_the_c_library_is_told_and_does_not_keep_its_paren
             os._exit(0)
         import time
         time.sleep(60)
-    """)
+    """)  # noqa: E501
     clone = said(parent)
     assert clone.isdigit(), clone
     lock = copyless.Lock(name="t-live")
@@ -424,7 +428,7 @@ def test_a_child_cloned_behind_the_c_library_is_told_and_does_not_keep_its_paren
 
 
 def test_a_fork_by_c_code_is_a_fork():
-    """fork(2) without the hooks of Python, as an embedding server does it."""
+    """fork(2) without the hooks of Python, as in an embedding server."""
     parent = program("""
         import ctypes
         libc = ctypes.PyDLL(None)
@@ -470,7 +474,9 @@ def test_a_fork_by_c_code_is_a_fork():
 
 @needs_unshare
 def test_two_pid_namespaces_over_one_directory():
-    """Both have number 1. Arrays, queues and locks cross; each is alive for the other, and its death is found."""
+    """Both have process number 1. Arrays, queues and locks are shared; each sees the other alive, and notices its
+    death.
+    """
     code = textwrap.dedent("""
         import os, sys, copyless
         assert os.getpid() == 1
@@ -523,7 +529,7 @@ def test_two_pid_namespaces_over_one_directory():
     expect_dead(locks[1])
 
 
-# ---- systems on which a child cannot be kept from a mapping
+# ---- systems on which a child cannot be excluded from a mapping
 
 EMULATOR = next((path for name in ("qemu-x86_64", "qemu-x86_64-static") if (path := shutil.which(name))), None)
 
@@ -537,7 +543,7 @@ def test_this_system_keeps_liveness_by_a_mapping():
 
 @pytest.mark.skipif(EMULATOR is None or platform.machine() != "x86_64", reason="qemu's user mode is not installed")
 def test_a_system_that_ignores_madv_dontfork_is_found_out(tmp_path):
-    """There a descriptor holds the byte: said once when the store is opened, and by doctor."""
+    """On these a descriptor keeps the byte. This is reported once when the store is opened, and by doctor."""
     code = textwrap.dedent("""
         import os, sys, warnings, copyless
         from copyless._core import _store

@@ -1,5 +1,6 @@
-"""Managers: the standard library's interface; calls on one host, between hosts, and with whoever is killed."""
+"""Managers: the standard library's interface; calls on one host and between hosts; deaths of clients and servers."""
 
+import errno
 import gc
 import logging
 import multiprocessing
@@ -23,7 +24,7 @@ import psutil
 import pytest
 
 import copyless
-from copyless import OwnerDiedError, ServerEndedError, StaleHandleError, wire
+from copyless import OwnerDiedError, ServerEndedError, StaleHandleError
 from copyless.managers import (
     AcquirerProxy,
     BaseManager,
@@ -35,6 +36,11 @@ from copyless.managers import (
     SharedMemoryManager,
     SyncManager,
     Token,
+    _connection,
+    _endpoints,
+    _handshake,
+    _link,
+    _references,
 )
 from copyless.shared_memory import ShareableList, SharedMemory
 from tests.conftest import python, start_python, until
@@ -42,7 +48,7 @@ from tests.conftest import python, start_python, until
 FORK = multiprocessing.get_context("fork")
 CERTIFICATE = os.path.join(os.path.dirname(__file__), "data", "localhost.pem")
 KEY = b"a key for tests"
-GREETING = len(wire._GREETING) + 32
+GREETING = len(_handshake._GREETING) + 32
 
 
 # ---- classes that tests register
@@ -60,7 +66,7 @@ class Foo:
 
 
 class Wide:
-    """What goes wrong."""
+    """An error."""
 
     def unpicklable(self):
         return threading.Lock()
@@ -114,14 +120,14 @@ def get_queue():
 
 
 class QueueManager(BaseManager):
-    """Of the server."""
+    """A function of the server."""
 
 
 QueueManager.register("get_queue", callable=get_queue)
 
 
 class QueueClient(BaseManager):
-    """With the same interface, and nothing behind it."""
+    """With the same interface, but without a referent."""
 
 
 QueueClient.register("get_queue")
@@ -209,7 +215,7 @@ class serving:
             stream.close()
 
 
-# ---- what CPython's _TestMyManager, _TestRemoteManager and _TestManagerRestart check
+# ---- the checks of CPython's _TestMyManager, _TestRemoteManager and _TestManagerRestart
 
 
 def check_my_manager(manager):
@@ -219,7 +225,7 @@ def check_my_manager(manager):
     assert foo.f() == "f()"
     with pytest.raises(ValueError, match="from g") as caught:
         foo.g()
-    assert "in g" in str(caught.value.__cause__)  # the traceback there
+    assert "in g" in str(caught.value.__cause__)  # the traceback of the server
     assert foo._callmethod("f") == "f()"
     with pytest.raises(RemoteError, match="exposed"):
         foo._callmethod("_h")
@@ -233,7 +239,7 @@ def test_my_manager(context):
     check_my_manager(manager)
     manager.shutdown()
     assert manager._process.exitcode == 0
-    manager.shutdown()  # again is nothing
+    manager.shutdown()  # a second call does nothing
 
 
 def test_my_manager_as_context_manager():
@@ -344,21 +350,21 @@ def test_nested_proxies(sync):
     del inner
     gc.collect()
     again = outer[0]
-    again["b"] = 2  # what lies in the list is the dict itself
+    again["b"] = 2  # the list contains the dict itself
     assert again._id == ident
     assert dict(outer[0].items()) == {"a": 1, "b": 2}
     assert "DictProxy" in str(outer)
     outer.pop()
     del again
     gc.collect()
-    until(lambda: sync._number_of_objects() == 1)  # nobody needs it any more
+    until(lambda: sync._number_of_objects() == 1)  # no process uses it any more
 
 
 def test_changing_what_a_dict_holds_changes_a_copy(sync):  # H1: as documented for the standard library
     held = sync.dict(a=[])
     held["a"].append(1)
     assert held["a"] == []
-    held["a"] = sync.list()  # this is how
+    held["a"] = sync.list()  # this is the way
     held["a"].append(1)
     assert held["a"][:] == [1]
 
@@ -385,7 +391,7 @@ def test_locks_and_queues_are_used_directly(sync, context):
     assert items.get(timeout=20) == "from the child"
     assert (barrier.parties, barrier.n_waiting, barrier.broken) == (2, 0, False)
     child.join()
-    with pytest.raises(RuntimeError):  # as threading's, which the standard library's manager serves
+    with pytest.raises(RuntimeError):  # as in threading, which the standard library's manager uses
         lock.release()
 
 
@@ -410,7 +416,44 @@ def test_the_method_of_a_pool_and_its_results(sync):
         assert sorted(pool.imap_unordered(abs, [-3, 4])) == [3, 4]
 
 
-# ---- proxies on their way
+def test_a_proxy_that_came_in_a_message_knows_the_types_registered_with_sync_manager():
+    done = python("""
+        import multiprocessing, pickle
+        from multiprocessing.reduction import ForkingPickler
+        from copyless.managers import IteratorProxy, ListProxy, SyncManager
+
+        class Maker:
+            def rows(self): return [1, 2]
+
+        SyncManager.register("Rows", proxytype=ListProxy, create_method=False)
+        SyncManager.register("Maker", Maker, method_to_typeid={"rows": "Rows"})
+
+        class Derived(SyncManager): pass
+
+        Derived.register("Rows", proxytype=IteratorProxy, create_method=False)  # its own alone
+        with SyncManager(ctx=multiprocessing.get_context("fork")) as manager:
+            maker = pickle.loads(ForkingPickler.dumps(manager.Maker()))
+            keys = pickle.loads(ForkingPickler.dumps(manager.dict(a=1)))
+            assert maker._manager is None
+            print(type(maker.rows()).__name__, maker.rows()[:], type(keys.__iter__()).__name__)
+    """)
+    assert done.stdout == "ListProxy [1, 2] IteratorProxy\n", done.stderr
+
+
+def test_a_process_that_uses_a_proxy_loads_no_server():
+    done = python("""
+        import sys
+        from copyless import _loaders
+        from copyless.managers import ListProxy
+
+        print([name for name in ("manager", "server", "shared", "sync") if f"copyless.managers._{name}" in sys.modules])
+        from copyless.managers import SharedMemoryManager, SyncManager
+        print(SyncManager.__module__, SharedMemoryManager.__module__)
+    """)
+    assert done.stdout == "[]\ncopyless.managers copyless.managers\n", done.stderr
+
+
+# ---- proxies in transit
 
 
 def add(numbers):
@@ -454,11 +497,103 @@ def test_a_forked_child_keeps_what_its_parent_lets_go(sync):
     until(lambda: sync._number_of_objects() == 0)
 
 
+@pytest.mark.parametrize("where", ["in the thread that has a connection", "in one that has none"])
+def test_a_reference_that_no_memory_was_left_to_give_back_is_given_back_later(sync, monkeypatch, where):
+    held, others = [sync.list() for _ in range(3)], sync.list()
+    connection = sync._link._mine.own.connection
+    send, failures = connection.send, []
+
+    def fail_once(obj):
+        if obj[2] == "decref" and not failures:
+            failures.append(obj)
+            raise MemoryError("no room for a chunk")
+        send(obj)
+
+    monkeypatch.setattr(connection, "send", fail_once)
+    if where == "in one that has none":
+        thread = threading.Thread(target=held.clear)  # it reports with the next call
+        thread.start()
+        thread.join()
+        with pytest.raises(MemoryError, match="no room"):
+            others.append(1)
+    else:
+        held.clear()
+    others.append(2)
+    assert failures
+    until(lambda: sync._number_of_objects() == 1, lambda: sync._debug_info())
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("come", [True, False])
+def test_the_server_keeps_nothing_for_an_answer_that_was_not_had(sync, monkeypatch, error, come):
+    """No memory to load it, or Ctrl-C, before or after it has come: no process knows the object that it names."""
+    kept = sync.list()
+    connection = sync._link._mine.own.connection
+    recv = connection.recv
+
+    def fail_once():
+        monkeypatch.setattr(connection, "recv", recv)
+        if come:
+            recv()
+        raise error
+
+    monkeypatch.setattr(connection, "recv", fail_once)
+    with pytest.raises(error):
+        sync.Lock()
+    until(lambda: sync._number_of_objects() == 1, lambda: sync._debug_info())
+    kept.append(1)  # what is known is still there: the new connection was known before the old one ended
+    assert kept[:] == [1]
+
+
+def test_an_interrupted_call_loses_no_object_though_the_server_is_slow(monkeypatch):
+    """The end of the old connection may be seen before the new one is known."""
+    join = _references.References.join
+
+    def late(*args):
+        time.sleep(0.3)
+        return join(*args)
+
+    monkeypatch.setattr(_references.References, "join", late)
+    with SyncManager(ctx=FORK) as manager:
+        kept = manager.list([1])
+        connection = manager._link._mine.own.connection
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        connection.recv = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            kept.append(2)
+        assert kept[0] == 1
+
+
+@pytest.mark.parametrize("short", [lambda: OSError(errno.EMFILE, "Too many open files"), MemoryError])
+def test_a_link_on_one_host_is_not_given_up_for_what_is_short_for_a_moment(monkeypatch, short):
+    """Otherwise all its calls would use TCP from then on, without a message."""
+    with SyncManager(("127.0.0.1", 0), ctx=FORK) as manager:
+        link = manager._link
+        local = link.local
+        assert local not in (None, link.address)
+        connect = _link.connect
+
+        def fail_once(*args, **kwds):
+            monkeypatch.setattr(_link, "connect", connect)
+            raise short()
+
+        monkeypatch.setattr(_link, "connect", fail_once)
+        with pytest.raises((OSError, MemoryError)):
+            link.connect()
+        assert link.local == local
+        connection = link.connect()
+        assert connection.shared
+        connection.close()
+
+
 def test_a_process_that_is_killed_keeps_nothing_alive(sync):
     ready = copyless.Event()
 
     def child():
-        manager = SyncManager(sync.address, sync._authkey)  # the parent's own is the parent's
+        manager = SyncManager(sync.address, sync._authkey)  # the parent's own manager belongs to the parent
         manager.connect()
         kept = [manager.list() for _ in range(5)]
         ready.set()
@@ -477,8 +612,9 @@ FORKS = ("context", "os.fork")
 
 
 def in_a_fork(how, function):
-    """What a function returns in a forked child."""
+    """The result of a function in a forked child."""
     read, write = os.pipe()
+
     def run():
         try:
             said = repr(function())
@@ -514,9 +650,12 @@ def test_a_manager_belongs_to_the_process_that_began_it(how, kind):
         def use():
             said = []
             for call in (
-                one.list, one.dict, one.Lock, one.start, one.connect, one.get_server, one.join, one.__enter__, one._debug_info,
-                one._number_of_objects, server.Foo, memory.list_segments, lambda: memory.SharedMemory(10), lambda: memory.array(10),
-                lambda: memory.release(array), lambda: memory.Queue(), lambda: memory.ShareableList([1]), lambda: memory.Lock(),
+                one.list, one.dict, one.Lock, one.start, one.connect, one.get_server, one.join, one.__enter__,
+                one._debug_info,
+                one._number_of_objects, server.Foo, memory.list_segments, lambda: memory.SharedMemory(10),
+                lambda: memory.array(10),
+                lambda: memory.release(array), lambda: memory.Queue(), lambda: memory.ShareableList([1]),
+                lambda: memory.Lock(),
                 lambda: memory.RingBuffer("f8", 2),
             ):  # fmt: skip
                 try:
@@ -580,7 +719,7 @@ def test_proxies_work_in_a_fork_and_what_its_parent_holds_is_not_its_own(how, sy
     lock.release()
 
 
-def test_every_thread_has_a_line_of_its_own(mine):
+def test_every_thread_has_a_connection_of_its_own(mine):
     wide = mine.Wide()
     begun = time.monotonic()
     threads = [threading.Thread(target=wide.wait, args=(0.5,)) for _ in range(8)]
@@ -675,7 +814,7 @@ def test_bad_input(tmp_path):
         manager.list()
     with pytest.raises(ValueError, match="needs an address"):
         manager.connect()
-    with pytest.raises(ValueError, match="started no server"):
+    with pytest.raises(ValueError, match="did not start its server"):
         manager.shutdown()
     with pytest.raises(TypeError, match="callable"):
         manager.start(initializer=5)
@@ -698,7 +837,7 @@ def test_bad_input(tmp_path):
         manager.start()
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         BaseManager(str(tmp_path / "nobody"), KEY).connect()
-    with pytest.raises(ConnectionRefusedError, match="nobody serves"):
+    with pytest.raises(ConnectionRefusedError, match="no manager listens"):
         BaseManager("\0nobody", KEY).connect()
     assert repr(manager).startswith("<SyncManager shut down")
 
@@ -712,7 +851,7 @@ def test_a_busy_address_and_one_whose_server_was_killed(tmp_path):
     os.kill(manager._process.pid, signal.SIGKILL)
     manager.shutdown()
     assert os.path.exists(path)
-    with SyncManager(path, KEY, ctx=FORK) as again:  # the file is nobody's: it is replaced
+    with SyncManager(path, KEY, ctx=FORK) as again:  # the file has no server: it is replaced
         assert again.list([1])[:] == [1]
     assert not os.path.exists(path)
 
@@ -723,7 +862,7 @@ def test_a_busy_address_and_one_whose_server_was_killed(tmp_path):
 def test_arrays_cross_by_handle_on_one_host(mine):
     wide, image = mine.Wide(), copyless.zeros((200, 300))
     wide.fill(image, 7)
-    assert (image == 7).all()  # the server wrote into this very memory
+    assert (image == 7).all()  # the server wrote into this memory
     plain = np.zeros(100_000)
     wide.fill(plain, 7)
     assert (plain == 0).all()
@@ -867,10 +1006,10 @@ def test_tls(context, monkeypatch):
         remote.connect()
         assert remote.Wide().echo(np.arange(100_000))[0][0].sum() == sum(range(100_000))
         remote._link.local = None
-        line = remote._link.connect()
-        assert isinstance(line, wire.SharedLine)
-        line.close()
-        monkeypatch.setattr(wire, "GRACE", 0.5)
+        connection = remote._link.connect()
+        assert isinstance(connection, _connection.SharedConnection)
+        connection.close()
+        monkeypatch.setattr(_endpoints, "GRACE", 0.5)
         plain = MyManager(("localhost", manager.address[1]), KEY)
         with pytest.raises((AuthenticationError, OSError, EOFError)):
             plain.connect()
@@ -879,7 +1018,7 @@ def test_tls(context, monkeypatch):
             wrong.connect()
 
 
-def test_tls_carries_frames_between_hosts():
+def test_tls_carries_packets_between_hosts():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     client = HOSTS.replace(
         "authkey=t.KEY)", "authkey=t.KEY, ssl_context=__import__('ssl').create_default_context(cafile=t.CERTIFICATE))"
@@ -890,7 +1029,7 @@ def test_tls_carries_frames_between_hosts():
         assert done.stdout == "whole\n"
 
 
-# ---- who may not
+# ---- clients without permission
 
 
 def test_a_wrong_key():
@@ -902,7 +1041,7 @@ def test_a_wrong_key():
         right.connect()
         until(lambda: server.log)
     assert len(server.log) == 1
-    assert "another key" in server.log[0]
+    assert "another authkey" in server.log[0]
 
 
 def raw(address):
@@ -912,14 +1051,14 @@ def raw(address):
 
 
 def proven(address):
-    """A socket whose key is proven, as a client that means ill might have it."""
+    """A socket that has proven the key, as a malicious client might have."""
     sock = raw(address)
-    wire._prove_as_client(sock, KEY, time.monotonic() + 10)
+    _handshake._prove_as_client(sock, KEY, time.monotonic() + 10)
     return sock
 
 
-def test_noise_silence_and_oversized_frames_cost_a_line_of_the_log_each():
-    with serving(more="t.wire.GRACE = 0.5") as server:
+def test_noise_silence_and_oversized_packets_cost_a_line_of_the_log_each():
+    with serving(more="t._endpoints.GRACE = 0.5") as server:
         process = psutil.Process(server.process.pid)
 
         def ended(sock):
@@ -935,7 +1074,7 @@ def test_noise_silence_and_oversized_frames_cost_a_line_of_the_log_each():
         with raw(server.address) as noisy:
             noisy.sendall(os.urandom(4096))
             ended(noisy)
-        with raw(server.address) as slow:  # a byte now and then is silence too
+        with raw(server.address) as slow:  # a byte now and then counts as silence too
             for _ in range(20):
                 try:
                     slow.sendall(b"x")
@@ -945,11 +1084,11 @@ def test_noise_silence_and_oversized_frames_cost_a_line_of_the_log_each():
             ended(slow)
         before = process.memory_info().rss
         for head in (
-            wire._HEAD.pack(b"CLfr", 0, 1 << 62, 1 << 62),
-            wire._HEAD.pack(b"CLfr", 1 << 31, 10, 100),
-            wire._HEAD.pack(b"CLfr", 0, 1 << 40, 10),
-            wire._HEAD.pack(b"nope", 0, 10, 10),
-            wire._HEAD.pack(b"CLfr", 1, 4, 10) + struct.pack("<Q", 1 << 60),
+            _connection._HEAD.pack(b"CLfr", 0, 1 << 62, 1 << 62),
+            _connection._HEAD.pack(b"CLfr", 1 << 31, 10, 100),
+            _connection._HEAD.pack(b"CLfr", 0, 1 << 40, 10),
+            _connection._HEAD.pack(b"nope", 0, 10, 10),
+            _connection._HEAD.pack(b"CLfr", 1, 4, 10) + struct.pack("<Q", 1 << 60),
         ):
             with proven(server.address) as sock:
                 sock.sendall(head)
@@ -962,42 +1101,44 @@ def test_noise_silence_and_oversized_frames_cost_a_line_of_the_log_each():
     assert len(server.log) == 8
 
 
-def test_an_authenticated_clients_oversized_frame():
+def test_an_authenticated_clients_oversized_packet():
     with serving(more="t.LockManager.frame_limit = 1 << 20", COPYLESS_HOST="host-a") as server:
-        line = wire.SocketLine(proven(server.address))
-        line.send((b"session", os.getpid(), "pickle", None))
-        assert line.recv() is False
-        line._sock.sendall(wire._HEAD.pack(b"CLfr", 0, 1 << 34, 1 << 34))
-        with pytest.raises(wire.Closed):
-            line.recv()
-        line.close()
+        connection = _connection.SocketConnection(proven(server.address))
+        connection.send((b"session", os.getpid(), "pickle", None))
+        assert connection.recv() is False
+        connection._sock.sendall(_connection._HEAD.pack(b"CLfr", 0, 1 << 34, 1 << 34))
+        with pytest.raises(_endpoints.Closed):
+            connection.recv()
+        connection.close()
         until(lambda: server.log)
         assert "17,179,869,184 bytes" in server.log[0]
 
 
-def test_a_hundred_thousand_frames_of_noise():
-    """Random bytes, and a true client's bytes with some changed, before and after the key."""
+def test_a_hundred_thousand_packets_of_noise():
+    """Random bytes, and the bytes of a real client with some changed, before and after the key."""
     rng = random.Random(5)
-    with serving(more="t.wire.log.setLevel(100)", address=("127.0.0.1", 0)) as server:
+    with serving(more="t.logging.getLogger('copyless.managers').setLevel(100)", address=("127.0.0.1", 0)) as server:
         process = psutil.Process(server.process.pid)
-        good = wire._GREETING + bytes(32) + bytes(32)
+        good = _handshake._GREETING + bytes(32) + bytes(32)
         rss = None
-        for i in range(100_000 if "FRAMES" not in os.environ else int(os.environ["FRAMES"])):
+        for i in range(100_000 if "PACKETS" not in os.environ else int(os.environ["PACKETS"])):
             if i % 20 == 19:  # after the key: heads and hellos
                 sock = proven(server.address)
-                frame = bytearray(wire._HEAD.pack(b"CLfr", rng.randrange(3), rng.randrange(100), rng.randrange(200)))
+                packet = bytearray(
+                    _connection._HEAD.pack(b"CLfr", rng.randrange(3), rng.randrange(100), rng.randrange(200))
+                )
                 for _ in range(rng.randrange(1, 4)):
-                    frame[rng.randrange(len(frame))] = rng.randrange(256)
-                sock.sendall(frame[: rng.randrange(1, len(frame) + 1)])
+                    packet[rng.randrange(len(packet))] = rng.randrange(256)
+                sock.sendall(packet[: rng.randrange(1, len(packet) + 1)])
             else:
                 sock = socket.create_connection(server.address)
-                frame = bytearray(good)
+                packet = bytearray(good)
                 if i % 2:
                     for _ in range(rng.randrange(1, 5)):
-                        frame[rng.randrange(len(frame))] = rng.randrange(256)
+                        packet[rng.randrange(len(packet))] = rng.randrange(256)
                 else:
-                    frame = bytearray(rng.randbytes(rng.randrange(1, 200)))
-                sock.sendall(frame[: rng.randrange(1, len(frame) + 1)])
+                    packet = bytearray(rng.randbytes(rng.randrange(1, 200)))
+                sock.sendall(packet[: rng.randrange(1, len(packet) + 1)])
             # Without a pause in which ports in TIME_WAIT could use up the range.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
@@ -1083,7 +1224,7 @@ def test_a_block_unlinked_by_hand_is_no_trouble():  # C2
     first, second, third = (manager.SharedMemory(64) for _ in range(3))
     first.unlink()
     third.unlink()
-    again = SharedMemory(third.name, create=True, size=10)  # the name is another's now
+    again = SharedMemory(third.name, create=True, size=10)  # the name now belongs to another block
     begun = time.monotonic()
     manager.shutdown()
     assert time.monotonic() - begun < 0.5
@@ -1100,7 +1241,7 @@ def test_release_lets_one_go():  # C3
         for one in (block, array, items):
             manager.release(one)
         assert manager.list_segments() == []
-        with pytest.raises(ValueError, match="keeps no such"):
+        with pytest.raises(ValueError, match="this manager does not have this"):
             manager.release(array)
         del array, one
         with pytest.raises(StaleHandleError):
@@ -1198,7 +1339,7 @@ def test_an_orderly_end_is_heard_at_once():
 
 
 def churn(manager):
-    """Calls of all kinds, for ever."""
+    """Calls of all kinds, without end."""
     numbers, pairs, lock, items = manager.the_list(), manager.dict(), manager.the_lock(), manager.Queue()
     while True:
         items.put(np.zeros(2000))
@@ -1312,7 +1453,7 @@ def test_who_only_looks_whether_somebody_listens_is_not_logged_as_refused(when):
 
     def serve():
         try:
-            wire._prove_as_server(here, (b"key",), time.monotonic() + 60)
+            _handshake._prove_as_server(here, (b"key",), time.monotonic() + 60)
         except BaseException as error:
             raised.append(error)
 
@@ -1327,4 +1468,4 @@ def test_who_only_looks_whether_somebody_listens_is_not_logged_as_refused(when):
     there.close()
     server.join(60)
     here.close()
-    assert [type(error) for error in raised] == [wire.Silent]
+    assert [type(error) for error in raised] == [_endpoints.Silent]

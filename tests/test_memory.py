@@ -1,4 +1,4 @@
-"""Memory objects: what mpi4py's do, told by asking both, and what ours do beyond."""
+"""Memory objects: the behaviour of mpi4py's, compared with ours by running both, and what ours do beyond it."""
 
 import copy
 import gc
@@ -10,7 +10,7 @@ import pytest
 from copyless.memory import Alloc_mem, Free_mem, Get_address, Memory, buffer, memory
 from tests.conftest import python
 
-# Each expression is asked of mpi4py's class and of ours, with B the class; results and error types must agree.
+# Each expression is evaluated with mpi4py's class and with ours as B; results and error types must agree.
 EXPRESSIONS = """
 B().nbytes; B().address; B().obj; B().readonly; bool(B()); len(B(b"abc")); B(b"abc", 1); B(b"abc").readonly
 B(None); B(5); B("text"); B.allocate(-1); B.allocate(0).nbytes; B.allocate(1.5).nbytes; B.allocate("x")
@@ -31,7 +31,7 @@ bytes(mb); bytearray(mb); B(np.arange(6).reshape(2, 3)[:, ::2]); B(np.arange(6).
 B(np.arange(3.0)).nbytes; B(np.arange(3.0)).format; B(mb).obj is mb; B(mb).tobytes(); hash(mb) == hash(mb)
 MPI.Get_address(ba) == mb.address; MPI.Get_address(None); MPI.Alloc_mem(8).nbytes; MPI.Alloc_mem(0).nbytes
 MPI.Free_mem(MPI.Alloc_mem(8)); m.release(); m.release(); m.address; m.nbytes; m[0]; m.tobytes(); m.obj; m.readonly; len(m)
-"""
+"""  # noqa: E501
 ASK = """
 import sys, numpy as np
 expressions = [e.strip() for e in open(sys.argv[1]).read().replace("\\n", ";").split(";") if e.strip()]
@@ -86,8 +86,10 @@ def test_between_two_ranks_of_mpiexec(tmp_path):
 
     program = tmp_path / "ranks.py"
     program.write_text(
-        "from mpi4py import MPI\nfrom copyless.memory import Memory\nc = MPI.COMM_WORLD\nm = Memory.allocate(1000, clear=True)\n"
-        "if c.rank == 0:\n    m[:] = bytes(1000 * [7]); c.Send(m, 1)\nelse:\n    c.Recv(m, 0); print(sum(m), flush=True)\n"
+        "from mpi4py import MPI\nfrom copyless.memory import Memory\nc = MPI.COMM_WORLD\nm = Memory.allocate(1000, "
+        "clear=True)\n"
+        "if c.rank == 0:\n    m[:] = bytes(1000 * [7]); c.Send(m, 1)\nelse:\n    c.Recv(m, 0); print(sum(m), "
+        "flush=True)\n"
     )
     mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Names: who makes what a name leads to, how long it leads there, and who is told that it means something else."""
+"""Names: which process makes the object of a name, how long the name is valid, and which process gets an error when it
+means another object.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ import pytest
 
 import copyless
 import copyless.arrays as arrays_module
-import copyless.objects as objects_module
+from copyless._objects import base
+from copyless._transfer import names, shared_array
 from copyless.cli.look import listing
 from copyless.errors import StaleNameError
-from copyless.storage import names, objects
 
 from .conftest import python, start_python, until
 
@@ -38,7 +40,7 @@ def ramp(array: Any) -> None:
 def started(target: Callable[..., None], *args: Any) -> Any:
     process = FORK.Process(target=target, args=args, daemon=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads: these tests mean it
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork of a process with threads: intended here
         process.start()
     return process
 
@@ -81,7 +83,7 @@ def test_the_same_line_gives_the_same_array(make):
     first[1, 2] = 7
     assert second[1, 2] == 7
     assert len(calls) == 1
-    with pytest.raises(FileExistsError, match=r"copyless.open\('t-same'\), or exist_ok=True"):
+    with pytest.raises(FileExistsError, match=r"copyless.open\('t-same'\), pass exist_ok=True"):
         make(name="t-same")
     del calls
 
@@ -98,11 +100,11 @@ def test_another_shape_or_dtype_is_refused_and_both_are_shown(shape, dtype):
 
 def test_the_name_of_a_thing_of_another_kind_is_refused():
     kept = copyless.Queue(name="t-kind"), copyless.zeros(2, name="t-array")
-    with pytest.raises(FileExistsError, match="another thing"):
+    with pytest.raises(FileExistsError, match="another kind"):
         copyless.zeros(3, name="t-kind", exist_ok=True)
-    with pytest.raises(FileExistsError, match=r"another thing \(array\)"):
+    with pytest.raises(FileExistsError, match=r"another kind \(array\)"):
         copyless.Queue(name="t-array")
-    with pytest.raises(FileExistsError, match=r"another thing \(queue\)"):
+    with pytest.raises(FileExistsError, match=r"another kind \(queue\)"):
         copyless.zeros(3, name="t-kind")
     del kept
 
@@ -207,9 +209,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="needs a name"):
         copyless.zeros(3, exist_ok=True)
     for name in (None, "t-bad"):
-        with pytest.raises(TypeError, match="init is a function"):
+        with pytest.raises(TypeError, match="init must be a function"):
             copyless.zeros(3, name=name, init=5)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="init is a function"):
+        with pytest.raises(TypeError, match="init must be a function"):
             copyless.Queue(name=name, init=5)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="another array"):
             copyless.zeros(3, name=name, init=lambda a: a + 1)
@@ -239,7 +241,7 @@ def test_like_with_a_value():
 
 
 def test_of_twenty_that_race_one_makes_it(tmp_path):
-    """Whoever makes it writes a line; all see all of it."""
+    """The process that makes it writes a line; all processes see all of it."""
     log, sums, go, leave = tmp_path / "made", copyless.Queue(), copyless.Event(), copyless.Event()
 
     def make(array: Any) -> None:
@@ -265,7 +267,7 @@ def test_of_twenty_that_race_one_makes_it(tmp_path):
 
 
 def test_some_of_those_that_race_are_killed_at_it(tmp_path):
-    """The first five that make it die at it; the others have it all the same, from one who did not."""
+    """The first five processes that make it die while they do; the others still get it, from one that did not die."""
     log, sums, go, leave = tmp_path / "made", copyless.Queue(), copyless.Event(), copyless.Event()
 
     def make(array: Any) -> None:
@@ -336,7 +338,7 @@ def test_a_name_inside_its_own_init_is_an_error():
         copyless.zeros(2, name="t-inner", exist_ok=True, init=ramp)  # another name may
         copyless.zeros(3, name="t-itself", exist_ok=True, init=make)
 
-    with pytest.raises(RuntimeError, match="asks for 't-itself'"):
+    with pytest.raises(RuntimeError, match="init= of 't-itself' opens 't-itself'"):
         copyless.zeros(3, name="t-itself", exist_ok=True, init=make)
     assert copyless.zeros(3, name="t-itself", exist_ok=True, init=ramp).tolist() == [1, 2, 3]
 
@@ -366,7 +368,7 @@ def initialiser(name: str) -> Iterator[tuple[Any, Any]]:
 
     def run() -> None:
         mine = copyless.zeros(3, name=name, exist_ok=True, init=make)
-        leave.wait()  # others have it too
+        leave.wait()  # others use it too
         del mine
 
     process = started(run)
@@ -500,7 +502,7 @@ def test_signals_that_raise_at_any_instant_leave_no_turn_taken():
             assert make().qsize() == 1
         print(broken > 0)
     """)
-    assert done.stdout == "True\n"  # on stderr Python tells of those that came inside a destructor
+    assert done.stdout == "True\n"  # on stderr Python reports those that came inside a destructor
 
 
 def test_a_child_forked_inside_init_publishes_nothing():
@@ -523,7 +525,7 @@ def test_a_child_forked_inside_init_publishes_nothing():
         if pid == 0:
             os._exit(1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert "forked inside the init of 't-forked'" in told.get()
+    assert "forked inside init= of 't-forked'" in told.get()
     assert copyless.open("t-forked").tolist() == array.tolist()
     assert not making()
 
@@ -531,11 +533,13 @@ def test_a_child_forked_inside_init_publishes_nothing():
 # ---- a kill at every line
 
 
-FILES = {module.__file__ for module in (names, objects, arrays_module, objects_module)}
+FILES = {module.__file__ for module in (names, base, arrays_module, shared_array)}
 
 
 def killed_at(line: int, action: Callable[[], Any]) -> bool:
-    """Do something in a child, which is killed at the n-th line that it runs of the files that deal with names; whether it was."""
+    """Do something in a child, which is killed at the n-th line that it runs of the files that deal with names. Return
+    whether it was killed.
+    """
 
     def run() -> None:
         left = line
@@ -555,7 +559,7 @@ def killed_at(line: int, action: Callable[[], Any]) -> bool:
         kept = action()
         sys.settrace(None)
         del kept
-        os._exit(7)  # it came through, and ends without tidying up
+        os._exit(7)  # it was not killed, and exits without cleaning up
 
     code = ended(started(run))
     assert code in (-signal.SIGKILL, 7)
@@ -585,7 +589,7 @@ def unlink() -> None:
 
 
 def what_it_holds() -> list[int]:
-    """A newcomer says the line."""
+    """A new process runs the line."""
     return [int(each) for each in make_array()]
 
 
@@ -622,7 +626,7 @@ def test_a_newcomer_works_after_a_kill_at_every_line(before, action, after):
     assert line > 10
 
 
-# ---- what was shut down
+# ---- after shutdown
 
 
 @pytest.fixture(params=[True, False], ids=["persist", "held"])
@@ -640,7 +644,7 @@ def test_a_ring_that_was_shut_down_gives_its_name_away(persist):
     old.shutdown()
     new = copyless.RingBuffer(((5,), "f4"), slots=4, name="t-service", persist=persist)  # other frames, too
     assert new.put(np.zeros(5, "f4")) == 1
-    assert viewer.get().array.tolist() == [1, 2]  # who holds the old one has all of it, and is told
+    assert viewer.get().array.tolist() == [1, 2]  # a process with the old one gets all of it, and StaleNameError
     with pytest.raises(copyless.ClosedError):
         viewer.get()
     with pytest.raises(copyless.ClosedError):
@@ -700,7 +704,7 @@ def test_of_many_that_find_it_shut_down_one_makes_the_next(persist):
     assert [ended(each) for each in racers] == [0] * 8
 
 
-# ---- a name that was unlinked and made anew
+# ---- a name that was unlinked and made again
 
 
 def test_after_an_unlink_all_go_on():
@@ -731,12 +735,18 @@ def test_a_queue_whose_name_means_another_is_drained_and_then_told():
     with pytest.raises(StaleNameError):
         old.put_many([3])
     assert [child_side.get(), child_side.get(timeout=1)] == [1, 2]
-    for call in (child_side.get, child_side.get_many, lambda: child_side.get(timeout=0.001), child_side.get_nowait, lambda: list(old)):
+    for call in (
+        child_side.get,
+        child_side.get_many,
+        lambda: child_side.get(timeout=0.001),
+        child_side.get_nowait,
+        lambda: list(old),
+    ):
         with pytest.raises(StaleNameError):
             call()
     assert new.empty()
     assert old.stats().taken == 2
-    old.name = None  # who wants to keep it says so
+    old.name = None  # the way to keep the old one
     old.put(4)
     assert old.get() == 4
 
@@ -788,8 +798,14 @@ def test_event_loops_are_told():
     import asyncio
 
     async def wait() -> None:
-        q, ring, event = copyless.Queue(name="t-q"), copyless.RingBuffer(((1,), "u1"), name="t-ring"), copyless.Event(name="t-e")
-        waiting = [asyncio.ensure_future(each) for each in (q.aget(), ring.alatest(), ring.subscribe().aget(), event.await_())]
+        q, ring, event = (
+            copyless.Queue(name="t-q"),
+            copyless.RingBuffer(((1,), "u1"), name="t-ring"),
+            copyless.Event(name="t-e"),
+        )
+        waiting = [
+            asyncio.ensure_future(each) for each in (q.aget(), ring.alatest(), ring.subscribe().aget(), event.await_())
+        ]
         await asyncio.sleep(0)
         for name in ("t-q", "t-ring", "t-e"):
             copyless.unlink(name)
@@ -848,14 +864,14 @@ def test_the_name_goes_along_to_other_processes():
     process.start()
     assert out.get(timeout=60) == ("t-q", "told")
     assert ended(process) == 0
-    nameless = copyless.attach(copyless.handle(q))  # a handle is no name
+    nameless = copyless.attach(copyless.handle(q))  # a handle is not a name
     nameless.put(1)
     assert nameless.get() == 1
     del new
 
 
 def test_an_array_that_looks_like_an_object_is_left_alone():
-    """What an array holds is the user's: nothing is written into it."""
+    """The content of an array belongs to the user: nothing is written into it."""
     lock = copyless.Lock()
     array = copyless.zeros(256, "u1", name="t-looks")
     array[:64] = copyless.frombuffer(memoryview(lock.block), "u1")[:64]
@@ -864,28 +880,28 @@ def test_an_array_that_looks_like_an_object_is_left_alone():
     assert array.tolist() == before
 
 
-# ---- what is said
+# ---- texts
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: copyless.open("t-none"), lambda: copyless.unlink("t-none"), lambda: copyless.RingBuffer(name="t-none")]
+    "call",
+    [lambda: copyless.open("t-none"), lambda: copyless.unlink("t-none"), lambda: copyless.RingBuffer(name="t-none")],
 )
 def test_the_error_for_a_missing_name_says_what_may_have_happened(call):
-    with pytest.raises(FileNotFoundError, match=r"went with its last holder \(persist=True keeps it\)"):
+    with pytest.raises(FileNotFoundError, match=r"freed with its last holder \(persist=True keeps it\)"):
         call()
 
 
 def test_ls_shows_what_persists():
-    from rich.console import Console
-
     from copyless.cli.look import show_listing
+    from copyless.cli.text import Page
 
     kept = copyless.zeros(3, name="t-goes"), copyless.zeros(3, name="t-stays", persist=True)
     report = listing()
     assert {b["name"]: b["persistent"] for b in report["blocks"] if b["name"]} == {"t-goes": False, "t-stays": True}
-    console = Console(width=200, record=True, file=io.StringIO())
-    show_listing(report, console)
-    lines = console.export_text().splitlines()
+    page = io.StringIO()
+    show_listing(report, Page(page))
+    lines = page.getvalue().splitlines()
     assert "persist" in next(line for line in lines if "held by" in line)
     assert " yes " in next(line for line in lines if "t-stays" in line)
     assert " no " in next(line for line in lines if "t-goes" in line)

@@ -1,4 +1,4 @@
-"""The C floor's own tests: each file compiled with its kill points and run without an interpreter."""
+"""The tests of the C core: each file is compiled with its kill points and run without an interpreter."""
 
 import glob
 import importlib.util
@@ -15,11 +15,34 @@ TESTS = sorted(os.path.basename(path)[5:-2] for path in glob.glob(os.path.join(H
 
 
 def test_every_concept_has_one():
-    assert {"wait", "copy", "lock", "journal", "registry", "snapshot", "heap", "reap", "fork", "books", "holds", "kill"} <= set(TESTS)
+    assert {
+        "wait",
+        "copy",
+        "lock",
+        "journal",
+        "registry",
+        "snapshot",
+        "heap",
+        "reap",
+        "fork",
+        "books",
+        "holds",
+        "kill",
+    } <= set(TESTS)
     assert {"sync", "queue", "ring", "list", "damage"} <= set(TESTS)
 
 
-FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DCL_KILL_POINTS", f"-I{NATIVE}", f"-I{NATIVE}/structures"]
+FLAGS = [
+    "-std=gnu11",
+    "-O1",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-DCL_KILL_POINTS",
+    f"-I{NATIVE}",
+    f"-I{NATIVE}/structures",
+]
 
 
 def compiler() -> str:
@@ -30,7 +53,7 @@ def compiler() -> str:
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory):
-    """The C floor, compiled once."""
+    """The C core, compiled once."""
     place = tmp_path_factory.mktemp("objects")
     sources = glob.glob(os.path.join(NATIVE, "*.c")) + glob.glob(os.path.join(NATIVE, "structures", "*.c"))
     subprocess.run([compiler(), *FLAGS, "-c", *map(os.path.abspath, sources)], check=True, cwd=place)
@@ -48,7 +71,7 @@ def test_native(name, tmp_path, objects):
 
 
 def test_each_mutant_has_its_tests():
-    """Names in the C source and in the table that `make mutants` goes by are the same; whoever survives has a reason."""
+    """The C source and the table of `make mutants` have the same names; each mutant that survives has a reason."""
     spec = importlib.util.spec_from_file_location("mutants", os.path.join(HERE, "native", "mutants.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -62,7 +85,7 @@ def test_each_mutant_has_its_tests():
 
 @pytest.mark.parametrize("name", ["queue", "ring", "bells"])
 def test_model(name, tmp_path):
-    """Every interleaving of two on each side, and one death: see the file."""
+    """Every interleaving of two processes on each side, and one death: see the file."""
     program = str(tmp_path / name)
     source = os.path.join(HERE, "native", f"model_{name}.c")
     subprocess.run([compiler(), "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", source, "-o", program], check=True)

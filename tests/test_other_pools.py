@@ -1,4 +1,7 @@
-"""Shared arrays in the picklers of other packages. The packages themselves are asked in tests/clients/pools, with `make test-clients`."""
+"""Shared arrays in the picklers of other packages.
+
+The tests with the packages themselves are in tests/clients/pools; `make test-clients` runs them.
+"""
 
 import pickle
 import subprocess
@@ -8,7 +11,7 @@ import textwrap
 import pytest
 
 import copyless
-from copyless import _other_pools
+from copyless._transfer import other_pools as _other_pools
 
 
 def write(array, at):
@@ -42,7 +45,9 @@ def test_what_is_written_in_loky_arrives():
     assert array.tolist() == [0, 2, 1, 0]
 
 
-@pytest.mark.parametrize("module", ["joblib.externals.loky.backend.reduction", "loky.backend.reduction", "multiprocess.reduction"])
+@pytest.mark.parametrize(
+    "module", ["joblib.externals.loky.backend.reduction", "loky.backend.reduction", "multiprocess.reduction"]
+)
 def test_a_pickler_sends_a_handle_and_takes_its_hold_back_when_it_fails(module):
     reduction = pytest.importorskip(module)
     dumps = reduction.ForkingPickler.dumps if module.startswith("multiprocess") else reduction.dumps
@@ -83,7 +88,7 @@ def test_a_file_gets_the_data_while_such_packages_are_loaded():
 CLUSTER = """
     import sys, types, pickle, warnings
     import copyless
-    from copyless import _other_pools
+    from copyless._transfer import other_pools as _other_pools
 
     theirs = types.ModuleType({module!r})
     exec("import pickle\\ndef dumps(x): return pickle.dumps(x, 5)", vars(theirs))
@@ -126,7 +131,7 @@ def test_a_cluster_gets_the_data_with_one_warning_and_by_name_when_allowed(modul
 
 
 def test_a_name_is_asked_for_again_when_the_block_is_another():
-    """The name that a block had is not taken for that of the next array in its place."""
+    """The name that a block had is not taken for that of the next array at its address."""
     array = copyless.zeros(1000, name="in-place")
     _other_pools._allowed.add("dask")
     try:
@@ -139,5 +144,8 @@ def test_a_name_is_asked_for_again_when_the_block_is_another():
 
 
 def test_making_an_array_loads_no_package():
-    loaded = run("import sys, copyless; copyless.zeros(3); print([m for m in ('loky', 'joblib', 'multiprocess', 'dask', 'ray') if m in sys.modules])")
+    loaded = run(
+        "import sys, copyless; copyless.zeros(3); print([m for m in ('loky', 'joblib', 'multiprocess', 'dask', 'ray') "
+        "if m in sys.modules])"
+    )
     assert loaded == ["[]"]

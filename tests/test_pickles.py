@@ -1,4 +1,4 @@
-"""Every pickle that came from somewhere else is looked at before it is loaded: one damaged byte shall not ask for terabytes."""
+"""Every pickle from another process is checked before it is loaded: one damaged byte must not request terabytes."""
 
 import importlib.util
 import os
@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 
 import copyless
-from copyless import _loaders, wire, workers
+from copyless import _loaders
 from copyless._core import _pickles
-from copyless.comm import packets
-from copyless.comm.group import Group
+from copyless._transfer.sealed import unseal
+from copyless._workers.named_functions import function_of
+from copyless.comm import _packets
+from copyless.comm._group import Group
+from copyless.managers import _connection
 
-# Each asks for a terabyte or for a memo of as many places, and is cut off there: bytearrays, bytes, two numbers of the memo.
+# Each requests a terabyte or a memo of as many places, and is cut off there: bytearrays, bytes, two numbers of the
+# memo.
 BOMBS = {
     "bytearray": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
     "bytes": b"\x80\x05\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
@@ -28,11 +32,11 @@ BOMBS = {
 
 
 def packet(data, buffers=()):
-    return packets.Packet(data, [memoryview(buffer) for buffer in buffers]).open()
+    return _packets.Packet(data, [memoryview(buffer) for buffer in buffers]).open()
 
 
 def packet_of_several(data, buffers=()):
-    memory = packets.in_memory([memoryview(buffer) for buffer in buffers or [b"1"]])
+    memory = _packets.in_memory([memoryview(buffer) for buffer in buffers or [b"1"]])
     made = pickle.loads(bytes(ForkingPickler.dumps(_Together(data, memory, [len(buffer) for buffer in buffers]))))
     return made.open()
 
@@ -47,31 +51,33 @@ class _Together:
 
 
 def sealed(data, buffers=()):
-    return workers.unseal(_loaders.sealed(data, [], *buffers))
+    return unseal(_loaders.sealed(data, [], *buffers))
 
 
 def sealed_bytes(data, buffers=()):
-    return workers.unseal(data)
+    return unseal(data)
 
 
 def with_storages(data, buffers=()):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("without PyTorch")
-    from copyless import tensors
+    from copyless._libraries import torch as tensors
 
-    return tensors._with_storages(data, [], [], buffers)
+    return tensors.with_storages(data, [], [], buffers)
 
 
 CALLERS = {
     "loads": lambda data, buffers=(): _pickles.loads(data, buffers or None),
-    "a frame of a manager": lambda data, buffers=(): wire._unpickled(bytearray(data), list(buffers)),
+    "a packet of a manager": lambda data, buffers=(): _connection._SERIALIZERS["pickle"][1](
+        bytearray(data), list(buffers)
+    ),
     "a packet": packet,
     "a packet of several": packet_of_several,
     "sealed": sealed,
     "sealed bytes": sealed_bytes,
     "inline": lambda data, buffers=(): _loaders.mpi_inline(data, *buffers),
     "tensors": with_storages,
-    "a function's name": lambda data, buffers=(): workers._function_of(data),
+    "a function's name": lambda data, buffers=(): function_of(data),
 }
 
 
@@ -80,7 +86,7 @@ def test_no_caller_loads_a_pickle_that_asks_for_terabytes(caller):
     for bomb in BOMBS.values():
         with pytest.raises(copyless.CorruptSegmentError, match="more memory than it has bytes") as caught:
             CALLERS[caller](bomb)
-        assert isinstance(caught.value, pickle.UnpicklingError)  # who expects pickle's own error gets it
+        assert isinstance(caught.value, pickle.UnpicklingError)  # code that expects pickle's own error catches it
     assert CALLERS[caller](pickle.dumps(len, 5)) is len
 
 
@@ -93,9 +99,12 @@ def test_buffers_beside_a_pickle_arrive_through_every_caller():
             assert [bytes(found[0]), found[1]] == [b"a" * 100, 7], name
 
 
-def test_the_card_of_a_group_is_looked_at():
-    with pytest.raises(copyless.CorruptSegmentError, match="more memory"):
-        Group.of_card(BOMBS["bytes"])
+def test_the_handle_of_a_group_is_looked_at():
+    group = Group(2)
+    whole = group.handle
+    for damaged in (BOMBS["bytes"], b"", whole[:3], whole[:-1], whole[:40], b"\xff" * 4 + whole[4:], whole + b"\1"):
+        with pytest.raises(copyless.CorruptSegmentError, match="the handle of a group is damaged"):
+            Group.from_handle(damaged)
 
 
 def test_what_is_looked_at_may_be_empty_or_any_contiguous_buffer():
@@ -119,10 +128,10 @@ def test_a_pickle_of_a_megabyte_is_looked_at_too():
 
 def test_series_that_go_as_polars_pickles_them_are_looked_at():
     pl = pytest.importorskip("polars")
-    from copyless import frames
+    from copyless._libraries import polars
 
     series = pl.Series("o", [1, 2])
-    function, arguments = frames._Plainly(series).__reduce__()
+    function, arguments = polars._Plainly(series).__reduce__()
     assert function(*arguments).to_list() == [1, 2]
     with pytest.raises(copyless.CorruptSegmentError):
         function(BOMBS["bytearray"])
@@ -137,8 +146,8 @@ def test_messages_of_mpi_are_looked_at():
         from mpi4py import MPI
         import copyless
         from copyless import comm
-        from copyless.comm import mpi
-        from copyless.comm.packets import in_memory
+        from copyless.comm import _mpi_messages, mpi
+        from copyless.comm._packets import in_memory
         world, bombs = comm.world(), {list(BOMBS.values())!r}
 
         def refused(call):
@@ -158,20 +167,24 @@ def test_messages_of_mpi_are_looked_at():
             block = in_memory([memoryview(b"1")])
             refused(lambda: through(bomb))
             refused(lambda: through(bomb + b"x" * 100_000))
-            refused(lambda: mpi._decode(bomb))
-            refused(lambda: mpi._block(bomb, [], bytes(copyless.handle(block))))
-            detached = mpi._Detached(64, [len(bomb)])
-            refused(lambda: mpi._decode(pickle.dumps(detached, 5).ljust(64, b"0") + bomb.ljust(64, b"0")))
-        print(through(pickle.dumps({{1}})), mpi._decode(pickle.dumps({{2}})))
+            refused(lambda: _mpi_messages.decode(bomb))
+            refused(lambda: _mpi_messages.in_block(bomb, [], bytes(copyless.handle(block))))
+            detached = _mpi_messages.Detached(64, [len(bomb)])
+            refused(lambda: _mpi_messages.decode(pickle.dumps(detached, 5).ljust(64, b"0") + bomb.ljust(64, b"0")))
+        print(through(pickle.dumps({{1}})), _mpi_messages.decode(pickle.dumps({{2}})))
     """
-    done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True,
+    done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-c", textwrap.dedent(program)], capture_output=True,
+        text=True,
                           timeout=120)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split("\n") == ["refused"] * 5 * len(BOMBS) + ["{1} {2}", ""]
 
 
 def test_nothing_else_in_the_package_loads_a_pickle():
-    """`pickle.loads` itself is called in one place. (An unpickler of this process's own bytes, in `share`, is none of them.)"""
+    """`pickle.loads` itself is called in one place.
+
+    (An unpickler of this process's own bytes, in `share`, does not count.)
+    """
     sources = Path(__file__).parent.parent / "src/copyless"
     calls = re.compile(r"\b(?:pickle|cloudpickle|marshal)\.loads?\b|from (?:pickle|cloudpickle) import .*\bloads?\b")
     found = [

@@ -1,4 +1,6 @@
-"""Small values as pickles without the pickler: what is written, the pickle module reads; what is read, it would read so."""
+"""Small values as pickles without the pickler: the pickle module reads what is written, and reads the same from the
+same bytes.
+"""
 
 import pickle
 import pickletools
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import copyless
-from copyless._core import _queue
+from copyless._transfer import _plain
 
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300) | st.binary(max_size=300)
 VALUES = st.recursive(
@@ -26,7 +28,7 @@ VALUES = st.recursive(
 
 
 def same(a, b):
-    """Equal, of equal types throughout, and the same bits of floats."""
+    """Equal, of equal types throughout, and with the same bits of floats."""
     if type(a) is not type(b):
         return False
     if type(a) in (list, tuple):
@@ -39,20 +41,21 @@ def same(a, b):
 @settings(max_examples=500, deadline=None)
 @given(VALUES)
 def test_what_is_written_is_a_pickle(value):
-    data = _queue.plain_dumps(value)
+    data = _plain.plain_dumps(value)
     if data is None:
         return
     assert same(pickle.loads(data), value)
     pickletools.dis(data, out=open("/dev/null", "w"))  # noqa: SIM115
-    assert same(_queue.plain_loads(data)[0], value)
+    assert same(_plain.plain_loads(data)[0], value)
 
 
 @pytest.mark.parametrize(
-    "value", [None, 0, 255, 256, -1, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 1.5, "", "é€😀", b"", (), (1,), (1, 2), (1, 2, 3),
+    "value",
+    [None, 0, 255, 256, -1, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 1.5, "", "é€😀", b"", (), (1,), (1, 2), (1, 2, 3),  # noqa: E501
               (1, 2, 3, 4), [], {}, {"a": [1, {"b": (None, True)}]}, "x" * 300, b"y" * 300]
 )  # fmt: skip
 def test_small_values_take_the_short_way(value):
-    assert same(_queue.plain_loads(_queue.plain_dumps(value))[0], value)
+    assert same(_plain.plain_loads(_plain.plain_dumps(value))[0], value)
 
 
 def test_what_the_pickler_must_do_is_left_to_it():
@@ -78,23 +81,23 @@ def test_what_the_pickler_must_do_is_left_to_it():
         int,
         [[]] * 20,
     ):
-        assert _queue.plain_dumps(value) is None
+        assert _plain.plain_dumps(value) is None
     same_tuple = (1, 2)
-    assert _queue.plain_dumps([same_tuple, same_tuple]) is not None
+    assert _plain.plain_dumps([same_tuple, same_tuple]) is not None
 
 
 @settings(max_examples=300, deadline=None)
 @given(VALUES, st.integers(0, 5))
 def test_any_pickle_is_read_rightly_or_not_at_all(value, protocol):
     data = pickle.dumps(value, protocol)
-    read = _queue.plain_loads(data)
+    read = _plain.plain_loads(data)
     assert read is None or same(read[0], value)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 def test_noise_is_never_more_than_refused(noise, begins_well):
-    _queue.plain_loads(b"\x80\x05" + noise if begins_well else noise)
+    _plain.plain_loads(b"\x80\x05" + noise if begins_well else noise)
 
 
 @settings(max_examples=1000, deadline=None)
@@ -106,7 +109,7 @@ def test_noise_is_never_more_than_refused(noise, begins_well):
 )
 def test_opcodes_in_any_order_are_never_more_than_refused(opcodes):
     data = b"\x80\x05" + b"".join(opcodes)
-    read = _queue.plain_loads(data)
+    read = _plain.plain_loads(data)
     if read is not None:
         assert same(pickle.loads(data), read[0])
 
@@ -125,14 +128,22 @@ ARRAYS = st.builds(
 )
 MIXED = st.recursive(
     ATOMS | ARRAYS,
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5) | st.tuples(inner, inner)
+    ),
     max_leaves=10,
 )
 
 
 def same_with_arrays(a, b):
     if type(a) is np.ndarray:
-        return type(b) is np.ndarray and a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b) and b.flags.writeable
+        return (
+            type(b) is np.ndarray
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and np.array_equal(a, b)
+            and b.flags.writeable
+        )
     if type(a) in (list, tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same_with_arrays, a, b))
     if type(a) is dict:
@@ -143,7 +154,7 @@ def same_with_arrays(a, b):
 @settings(max_examples=300, deadline=None)
 @given(MIXED)
 def test_arrays_of_numbers_are_pickled_too(value):
-    both = _queue.arrays_dumps(value)
+    both = _plain.dumps(value)
     if both is None:
         return
     data, parts = both
@@ -162,9 +173,12 @@ class Sub(np.ndarray):
 
 
 LEFT = {
-    "in another order": np.asfortranarray(ONE), "with gaps": ONE[:, ::2], "empty": np.zeros((0, 3)), "of objects": np.array([None, 1]),
-    "of times": np.array(["2026-11-25"], "M8[s]"), "with fields": np.zeros(3, "i4,f8"), "of the other byte order": ONE.astype(">f8"),
-    "of text": np.array(["a"]), "complex": ONE.astype("c16"), "long double": ONE.astype("g"), "of a subclass": ONE.view(Sub),
+    "in another order": np.asfortranarray(ONE), "with gaps": ONE[:, ::2], "empty": np.zeros((0, 3)),
+    "of objects": np.array([None, 1]),
+    "of times": np.array(["2026-11-25"], "M8[s]"), "with fields": np.zeros(3, "i4,f8"),
+    "of the other byte order": ONE.astype(">f8"),
+    "of text": np.array(["a"]), "complex": ONE.astype("c16"), "long double": ONE.astype("g"),
+    "of a subclass": ONE.view(Sub),
     "twice": [ONE, ONE], "small and read-only": READ_ONLY[0], "too many": [np.ones(1) for _ in range(300)],
 }  # fmt: skip
 
@@ -172,7 +186,7 @@ LEFT = {
 @pytest.mark.parametrize("what", LEFT)
 def test_arrays_that_are_left_to_the_pickler(what):
     value = LEFT[what]
-    assert _queue.arrays_dumps(value) is None
+    assert _plain.dumps(value) is None
     queue = copyless.Queue()
     queue.put(value)
     got = queue.get()
@@ -188,7 +202,7 @@ def test_arrays_that_are_left_to_the_pickler(what):
 
 def test_arrays_beside_their_pickle_keep_what_they_are():
     large, zero = np.arange(6000, dtype="i4").reshape(2, 3000), np.array(5.0)
-    data, parts = _queue.arrays_dumps({"large": large, "again": large[0], "zero": zero, "fixed": READ_ONLY})
+    data, parts = _plain.dumps({"large": large, "again": large[0], "zero": zero, "fixed": READ_ONLY})
     assert [part.nbytes for part in parts] == [24000, 12000, 24000]
     assert len(data) < 300
     got = pickle.loads(data, buffers=[bytearray(part) for part in parts[:2]] + [parts[2]])
@@ -198,22 +212,22 @@ def test_arrays_beside_their_pickle_keep_what_they_are():
     assert got["large"].flags.writeable
     before = sys.getrefcount(large)
     for _ in range(100):
-        _queue.arrays_dumps([large, object()])  # fails behind the array
+        _plain.dumps([large, object()])  # fails after the array
     assert sys.getrefcount(large) == before
 
 
 def test_arrays_in_shared_memory_are_left_to_their_handles():
     shared = copyless.ones(3000)
     plain = np.asarray(shared)
-    assert _queue.arrays_dumps(plain.view(np.ndarray)) is None
-    _, parts = _queue.arrays_dumps(plain.view(np.ndarray), True)
+    assert _plain.dumps(plain.view(np.ndarray)) is None
+    _, parts = _plain.dumps(plain.view(np.ndarray), True)
     assert len(parts) == 1
     queue = copyless.Queue()
     queue.put({"shared": plain.view(np.ndarray), "own": ONE})
     got = queue.get()
     got["shared"][0] = 7
     assert shared[0] == 7
-    queue.put(got["own"])  # it came by value: it goes on so
+    queue.put(got["own"])  # it came by value, so it is sent on by value
     got["own"][0] = 9
     assert queue.get()[0, 0] == 1
 
@@ -232,7 +246,7 @@ def test_a_reduction_of_the_users_own_is_kept():
 
 @pytest.mark.parametrize("data", [b"\x80\x45N.", b"\x80\x06N.", b"\x80\x05N(N\x86t\x86.", b"\x80\x05](K\x01\x86e."])
 def test_what_pickle_refuses_is_refused(data):
-    """A protocol that there is not; a tuple that reaches below the mark."""
+    """A protocol that does not exist; a tuple that reaches below the mark."""
     with pytest.raises((ValueError, pickle.UnpicklingError)):
         pickle.loads(data)
-    assert _queue.plain_loads(data) is None
+    assert _plain.plain_loads(data) is None

@@ -1,4 +1,4 @@
-"""Pool and ProcessPoolExecutor: the standard library's interface; what dies costs only itself."""
+"""Pool and ProcessPoolExecutor: the standard library's interface; a death costs only the dead worker's task."""
 
 import asyncio
 import contextlib
@@ -73,7 +73,9 @@ class Counter:
 
 
 def test_functions_of_every_kind(context):
-    """By name, by value, bound to something: each comes as it was, and what has a state comes anew with each bundle."""
+    """By name, by value, bound to an object: each function is sent unchanged; one with state comes anew with each
+    chunk.
+    """
     array = np.arange(6).reshape(2, 3)
     offset = 5
     with Pool(2, context=context) as pool:
@@ -112,7 +114,7 @@ def test_closures_and_lambdas_go_by_value(context):
         assert pool.map(lambda x: x + n, range(3)) == [10, 11, 12]
         shared = copyless.zeros(3)
         pool.apply(lambda: fill(shared, 4))
-        assert shared[2] == 4  # what a closure holds crosses by handle
+        assert shared[2] == 4  # an array in a closure is sent by handle
         made = pool.apply(lambda: lambda x: x * n)
         assert made(2) == 20
     with ProcessPoolExecutor(1, mp_context=context) as executor:
@@ -130,7 +132,7 @@ def test_arrays_by_one_copy_and_shared_ones_by_handle(context):
         back = pool.apply(fill, (shared, 3))
         assert (shared == 3).all()
         back[0, 0] = 9
-        assert shared[0, 0] == 9  # the very memory
+        assert shared[0, 0] == 9  # the same memory
         assert [a.sum() for a in pool.map(copyless.array, [np.full(9, n) for n in range(5)])] == [0, 9, 18, 27, 36]
     del got, back
     gc.collect()
@@ -214,7 +216,7 @@ def _pid(_):
 
 
 class Awkward(Exception):
-    """Pickles, and does not unpickle."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, a, b):
         super().__init__(a)
@@ -324,7 +326,7 @@ def test_a_task_whose_worker_ends_fails_and_the_others_go_on(how):
             else:
                 assert result.get(20) == n * n
         deadline = time.monotonic() + 30
-        while len(pool._pool) != 2 and time.monotonic() < deadline:  # the last to end is replaced in a moment
+        while len(pool._pool) != 2 and time.monotonic() < deadline:  # the last one that exits is replaced in a moment
             time.sleep(0.01)
         assert len(pool._pool) == 2
 
@@ -452,7 +454,9 @@ def test_workers_end_when_their_parent_is_interrupted_at_its_exit(method, tmp_pa
         "    for _ in range(2): executor.submit(time.sleep, 2)\n"
         "    print(*executor._processes, flush=True)\n"
     )
-    program = subprocess.Popen([sys.executable, str(path), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    program = subprocess.Popen(
+        [sys.executable, str(path), method], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     pids = [int(pid) for pid in program.stdout.readline().split()]
     assert len(pids) == 2
     while program.poll() is None:  # it waits for the executor, then for its processes
@@ -466,13 +470,13 @@ def _gone(pid):
     try:
         with open(f"/proc/{pid}/stat") as f:
             return f.read().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it is reaped between open and read
         return True
 
 
 @pytest.mark.slow
 def test_a_storm_of_kills_loses_and_doubles_nothing():
-    """Every task is answered once: by its result, or by WorkerDiedError when its worker was killed in it."""
+    """Every task is answered once: by its result, or by WorkerDiedError when its worker was killed during it."""
     ran = copyless.zeros(4000, "i4")
 
     def work(n):
@@ -503,13 +507,13 @@ def test_a_storm_of_kills_loses_and_doubles_nothing():
                 died += 1
         assert kills > 100
         assert died <= kills
-        assert ran.max() == 1  # none was run twice
+        assert ran.max() == 1  # none ran twice
         assert (ran == 0).sum() <= died
         assert len(pool._pool) <= 3
 
 
 def test_a_storm_of_kills_of_those_whose_pools_they_are():
-    """Killed anywhere from the first worker's start on: the workers end, and nothing is left."""
+    """Killed at any moment from the first worker's start on: the workers exit, and nothing is left."""
     chance = random.Random(6)
 
     def own(connection, how):
@@ -644,3 +648,10 @@ def test_an_executor_that_has_nothing_to_do_starts_nothing():
         assert not executor._processes
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(pow, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["ApplyResult", "AsyncResult", "IMapIterator", "IMapUnorderedIterator", "MapResult", "Pool"]
+)
+def test_the_classes_of_a_pool_say_their_public_module(name):
+    assert getattr(copyless.pool, name).__module__ == "copyless.pool"

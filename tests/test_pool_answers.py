@@ -1,4 +1,4 @@
-"""Answers to the tasks of a bundle: many by one message, none lost or doubled with its worker, none late behind a long task."""
+"""Results of the tasks of a chunk: many in one message, none lost or doubled by a death, none late behind another."""
 
 import gc
 import multiprocessing
@@ -13,8 +13,14 @@ import numpy as np
 import pytest
 
 import copyless
-from copyless import Pool, ProcessPoolExecutor, WorkerDiedError, workers
-from copyless._core._answers import HEAD_BYTES, Log
+from copyless import Pool, ProcessPoolExecutor, WorkerDiedError
+from copyless._transfer.retry import send_when_room
+from copyless._transfer.sealed import sealed_error, unseal
+from copyless._workers import worker as worker_module
+from copyless._workers._answers import HEAD_BYTES, Log
+from copyless._workers.protocol import READY
+from copyless._workers.worker import Worker
+from copyless._workers.worker_pool import WorkerPool
 from copyless.errors import (
     ClosedError,
     LimitExceededError,
@@ -31,7 +37,7 @@ HOWS = ["imap", "imap_unordered", "map_async"]
 
 
 def results_of(pool, how, function, items, chunksize):
-    """What each task gave, its exception where it raised one."""
+    """The result of each task, or its exception."""
     if how == "map_async":
         return pool.map_async(function, items, chunksize).get(60)
     results, got = getattr(pool, how)(function, items, chunksize), []
@@ -94,7 +100,9 @@ def test_errors_in_the_middle_of_a_chunk_keep_their_places(how):
             if n % 10 == 3:
                 assert repr(value) == f"ValueError({n})"
             elif n % 10 == 5:
-                assert isinstance(value, (multiprocessing.pool.MaybeEncodingError, TypeError)) or hasattr(value, "co_code")
+                assert isinstance(value, (multiprocessing.pool.MaybeEncodingError, TypeError)) or hasattr(
+                    value, "co_code"
+                )
             else:
                 assert value == n
         assert len(got) == 100
@@ -122,7 +130,8 @@ def test_a_worker_killed_in_a_chunk_takes_no_answer_with_it(how, retries):
     assert sorted(values, key=str) == sorted(expected, key=str)
     if how == "imap":
         assert values == expected
-    # What had been answered when its worker died was not run again, except, with retries, the task that had ended last.
+    # A task that was answered before its worker died did not run again, except, with retries, the last one that had
+    # ended.
     assert set(runs.tolist()) <= ({1, 2} if retries else {1})
     assert (np.asarray(runs)[7::20] == (2 if retries else 1)).all()
 
@@ -137,7 +146,7 @@ def test_answers_do_not_wait_for_a_long_task_behind_them(how):
         return n
 
     with Pool(1, context=FORK) as pool:
-        pool.map(one_waits, range(100, 500), 200)  # the worker is in the middle of it all
+        pool.map(one_waits, range(100, 500), 200)  # the worker is in the middle of the chunk
         results = getattr(pool, how)(one_waits, range(10), 10)
         assert [results.next(30) for _ in range(5)] == list(range(5))
         may_end.set()
@@ -165,9 +174,9 @@ def test_answers_of_a_worker_that_is_killed_in_a_long_task_are_heard_when_it_bre
 
 
 def test_an_answer_that_was_written_down_is_heard_before_the_death_behind_it(tmp_path, monkeypatch):
-    """Killed after the answer and before the next task was marked; the parent is too busy to look into the log first."""
+    """Killed after the result and before the next task was marked. The parent is too busy to read the log first."""
     killed, went_on, me = tmp_path / "killed", copyless.Event(), os.getpid()
-    send, populate = workers._send, workers.Crew.populate
+    send, populate = Worker._send, WorkerPool.populate
 
     def send_or_die(*args):
         if os.getpid() != me and not killed.exists():
@@ -175,20 +184,20 @@ def test_an_answer_that_was_written_down_is_heard_before_the_death_behind_it(tmp
             os.kill(os.getpid(), signal.SIGKILL)
         send(*args)
 
-    def start_slowly(crew, wanted=None):
+    def start_slowly(pool, wanted=None):
         if killed.exists():
             assert went_on.wait(60)
-        populate(crew, wanted)
+        populate(pool, wanted)
 
     def task(n):
         if n == 0:
-            time.sleep(0.3)  # until the parent looks less often, and the answer is to be sent at once
+            time.sleep(0.3)  # until the parent checks less often, and the result must be sent at once
         else:
             went_on.set()
         return n * n
 
-    monkeypatch.setattr(workers, "_send", send_or_die)
-    monkeypatch.setattr(workers.Crew, "populate", start_slowly)
+    monkeypatch.setattr(Worker, "_send", send_or_die)
+    monkeypatch.setattr(WorkerPool, "populate", start_slowly)
     with Pool(2, context=FORK) as pool:
         assert pool.map(task, range(4), 4) == [0, 1, 4, 9]
     assert killed.exists()
@@ -205,7 +214,7 @@ def test_the_chunks_before_an_error_of_the_input_come_before_it():
             with pytest.raises(ValueError, match="midway"):
                 for value in results:
                     got.append(value)
-            assert sorted(got) == list(range(20))  # as in the standard library: the chunk in which it came is not run
+            assert sorted(got) == list(range(20))  # as in the standard library: the chunk of the error is not run
 
 
 @pytest.mark.parametrize("bad", [0, 1, 700, 999])
@@ -260,8 +269,8 @@ def test_threads_that_wait_for_one_chunk_share_it_and_all_hear_of_the_end(ordere
 
     threads = begin()
     if ordered:
-        results._tell_done(4, [4, 5, 6])
-    results._tell_done(0, [0, 1, 2, 3])
+        results._deliver_many(4, [4, 5, 6])
+    results._deliver_many(0, [0, 1, 2, 3])
     for thread in threads:
         thread.join(60)
     assert sorted(got) == [0, 1, 2]
@@ -281,11 +290,11 @@ def test_threads_that_wait_for_the_last_results_all_hear_of_the_end(ordered):
         got.extend(results)
 
     threads = [threading.Thread(target=take, daemon=True) for _ in range(4)]
-    results._ends(3)  # the input was read long before its results are there
+    results._ends(3)  # the input was read long before its results exist
     for thread in threads:
         thread.start()
     until(lambda: len(results._change._waiters) == 4)
-    results._tell_done(0, [0, 1, 2])
+    results._deliver_many(0, [0, 1, 2])
     for thread in threads:
         thread.join(10)
     assert sorted(got) == [0, 1, 2]
@@ -338,7 +347,7 @@ def test_the_input_is_read_no_further_ahead_than_the_bound(chunksize):
             assert value == taken[0]
             taken[0] += 1
         assert taken[0] == 200
-        # One result may be on its way to the caller while the next task is read.
+        # One result may be in transit to the caller while the next task is read.
         assert max(ahead) <= 21
 
 
@@ -399,7 +408,7 @@ def test_a_log_takes_what_has_room_and_refuses_the_rest():
         log.run(abs, 1, [1], 0, 1, 8, 0)
 
 
-# ---- what cannot be sent, or made again where it arrives
+# ---- results that cannot be sent, or not unpickled in the parent
 
 
 def boom(error):
@@ -407,7 +416,7 @@ def boom(error):
 
 
 class Unsendable:
-    """Cannot be pickled, nor shown."""
+    """Has neither a pickle nor a repr."""
 
     def __init__(self, error):
         self.error = error
@@ -420,7 +429,7 @@ class Unsendable:
 
 
 class Unloadable:
-    """Cannot be unpickled in another process than the one that pickles it."""
+    """Can be unpickled only in the process that pickled it."""
 
     def __init__(self, error):
         self.error = error
@@ -453,7 +462,7 @@ def takes(_):
 
 @pytest.mark.parametrize(
     "error_type",
-    [ValueError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, ClosedError, OutOfSharedMemory, RegistryBusyError,
+    [ValueError, MemoryError, SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, ClosedError, OutOfSharedMemory, RegistryBusyError,  # noqa: E501
      EOFError, pickle.PicklingError, RecursionError],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [Pool, ProcessPoolExecutor])
@@ -480,7 +489,7 @@ def test_what_cannot_travel_fails_its_task_and_neither_worker_nor_collector(kind
             assert not isinstance(caught.value, WorkerDiedError | multiprocessing.TimeoutError)
             assert run(os.getpid) == worker
         with pytest.raises(error_type):
-            run(takes, Unsendable(error))  # here, by the one who submits
+            run(takes, Unsendable(error))  # here, in the process that submits
         if kind is Pool:
             for made_by in (Unsendable, Unloadable):
                 kinds = results_of_any(made.imap(lambda n, by=made_by: by(error) if n == 5 else n, range(10), 10))
@@ -510,28 +519,30 @@ def results_of_any(results):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError("no room"), OutOfSharedMemory(28, "no room"), RegistryBusyError("busy"), OSError(24, "no descriptor"), LimitExceededError("full")],
+    [MemoryError("no room"), OutOfSharedMemory(28, "no room"), RegistryBusyError("busy"), OSError(24, "no descriptor"), LimitExceededError("full")],  # noqa: E501
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 @pytest.mark.parametrize("often", [1, 1000000])
 def test_a_result_that_finds_no_room_fails_its_task_and_not_its_worker(error, often, monkeypatch):
-    attach = workers.attach
+    attach = worker_module.attach
 
     class Narrow:
-        """The queue of the results, which does not take some."""
+        """The queue of results, which refuses some."""
 
         def __init__(self, queue):
             self.queue, self.refused = queue, 0
 
         def put(self, item):
-            if type(item) is tuple and item[0] and item[2] != workers._READY and must_refuse[0] and self.refused < often:
+            if type(item) is tuple and item[0] and item[2] != READY and must_refuse[0] and self.refused < often:
                 self.refused += 1
                 raise error
             self.queue.put(item)
 
     must_refuse = copyless.zeros(1, "i4")
     monkeypatch.setattr(
-        workers, "attach", lambda name: Narrow(found) if type(found := attach(name)) is copyless.SimpleQueue else found
+        worker_module,
+        "attach",
+        lambda name: Narrow(found) if type(found := attach(name)) is copyless.SimpleQueue else found,
     )
 
     def refused(n):
@@ -547,7 +558,7 @@ def test_a_result_that_finds_no_room_fails_its_task_and_not_its_worker(error, of
         with pytest.raises(type(error) if often == 1 else OutOfSharedMemory):
             pool.apply_async(refused, (0,)).get(60)
         assert pool.apply_async(accepted, (0,)).get(60) == worker
-        # A log that cannot be sent is read where it lies: nothing is lost.
+        # A log that cannot be sent is read in place: nothing is lost.
         must_refuse[0] = 1
         assert pool.map_async(abs, range(-9000, 0), 9000).get(60) == list(range(9000, 0, -1))
         assert pool.apply_async(accepted, (0,)).get(60) == worker
@@ -561,7 +572,7 @@ def test_a_result_that_finds_no_room_fails_its_task_and_not_its_worker(error, of
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_tasks_that_find_no_room_fail_with_that_and_the_pool_goes_on(tasks, shared, error, monkeypatch):
-    """Also where they name shared memory, whose holds a put that failed has let go."""
+    """Also for results that name shared memory, whose holds a failed put has released."""
     array, refused = copyless.ones(10), []
 
     def narrow(name):
@@ -588,7 +599,7 @@ def test_tasks_that_find_no_room_fail_with_that_and_the_pool_goes_on(tasks, shar
             assert refused
         assert pool.map(np.sum, items, 1) == [10 if shared else 1] * tasks
         pool.close()
-        pool.join()  # nothing is waited for any more
+        pool.join()  # no task is pending any more
 
 
 def test_an_error_that_names_shared_memory_is_insisted_on():
@@ -602,7 +613,7 @@ def test_an_error_that_names_shared_memory_is_insisted_on():
         q.put(item)
 
     error = ValueError(copyless.ones(1000))
-    workers.insist(put, workers.sealed_error, error)
+    send_when_room(put, sealed_error, error)
     sealed, _ = q.get()
-    assert workers.unseal(sealed).args[0].sum() == 1000
+    assert unseal(sealed).args[0].sum() == 1000
     assert len(tried) == 3

@@ -1,4 +1,6 @@
-"""A pool never waits for ever, is its maker's alone, and its workers hear none of their parent's signals."""
+"""A pool never waits for ever, belongs to the process that made it, and its workers run no signal handlers of the
+parent.
+"""
 
 import asyncio
 import concurrent.futures
@@ -17,6 +19,7 @@ import pytest
 
 import copyless
 from copyless import Pool, ProcessPoolExecutor, WorkerDiedError
+from copyless._workers.starting import missing_guard
 from copyless.errors import WrongProcessError
 from tests.conftest import python, until
 
@@ -40,7 +43,7 @@ def say(n):
 
 
 def in_child(how, run):
-    """What `run` returns in a forked child, as text."""
+    """The result of `run` in a forked child, as text."""
     if how == "Process":
         there, here = FORK.Pipe()
         child = FORK.Process(target=lambda: there.send(run()))
@@ -87,7 +90,8 @@ def test_a_forked_child_cannot_use_its_parents_pool(how):
             told = {
                 name: outcome_of(lambda name=name, args=args: getattr(pool, name)(*args))
                 for name, args in {
-                    "apply": (small, (1,)), "apply_async": (small, (1,)), "map": (small, [1]), "map_async": (small, [1]),
+                    "apply": (small, (1,)), "apply_async": (small, (1,)), "map": (small, [1]), "map_async": (small,
+                    [1]),
                     "starmap": (small, [(1,)]), "starmap_async": (small, [(1,)]), "imap": (small, [1]),
                     "imap_unordered": (small, [1]), "terminate": (), "join": (), "__enter__": (),
                 }.items()
@@ -152,7 +156,8 @@ def test_futures_of_the_parent_are_not_waited_for_in_a_forked_child(how):
                 )
             ]
             told.append(outcome_of(lambda: next(results)))
-            return [*told, repr(running)[:1], running.cancel(), running.done(), done.result(), outcome_of(failed.result), done.done(),
+            return [*told, repr(running)[:1], running.cancel(), running.done(), done.result(),
+                outcome_of(failed.result), done.done(),
                     len(concurrent.futures.wait([done, failed]).done)]  # fmt: skip
 
         assert in_child(how, run) == ["WrongProcessError"] * 15 + ["<", False, False, 7, "ValueError", True, 2]
@@ -188,7 +193,7 @@ def test_a_child_that_drops_its_parents_pool_ends_nothing():
     pool.join()
 
 
-# ---- it ends
+# ---- the end of a pool
 
 
 @pytest.fixture
@@ -239,7 +244,9 @@ def test_ending_in_the_middle_of_feeding_kills_no_thread(how, tracebacks_of_thre
         with Pool(2, context=FORK) as pool:
             result = getattr(pool, how)(slow, range(50000), 10)
             if round % 2:
-                until(lambda result=result: result._done > 0 if how == "map_async" else result._arrived or result._items)
+                until(
+                    lambda result=result: result._done > 0 if how == "map_async" else result._arrived or result._items
+                )
         with pytest.raises(WorkerDiedError):
             if how == "map_async":
                 result.get(30)
@@ -305,15 +312,18 @@ def test_busy_workers_that_ignore_signals_end_within_a_second():
 
 def test_only_a_missing_guard_is_told_of_a_missing_guard(tmp_path):
     with Pool(1, context=FORK) as pool:
-        pool._crew._ready.clear()
-        assert pool._crew._missing_guard(1) == ""
+        assert missing_guard(pool._worker_pool.context, 1) == ""
     program = tmp_path / "program.py"
     program.write_text(
         "import multiprocessing, copyless\n"
         "with copyless.Pool(1, context=multiprocessing.get_context('spawn')) as pool:\n"
         "    print(pool.map_async(abs, [-1]).get(120))\n"
     )
-    done = python("import runpy, sys; sys.argv[0] = sys.argv[1]; runpy.run_path(sys.argv[1], run_name='__main__')", str(program), check=False)
+    done = python(
+        "import runpy, sys; sys.argv[0] = sys.argv[1]; runpy.run_path(sys.argv[1], run_name='__main__')",
+        str(program),
+        check=False,
+    )
     assert done.returncode != 0
     assert "__main__" in done.stderr
 
@@ -323,7 +333,9 @@ def test_only_a_missing_guard_is_told_of_a_missing_guard(tmp_path):
 
 def test_workers_hear_no_handler_of_their_parent_and_ignore_what_it_ignores(tmp_path):
     def handlers():
-        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)], signal.set_wakeup_fd(-1)
+        return [
+            signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        ], signal.set_wakeup_fd(-1)
 
     heard = tmp_path / "heard"
     before = signal.signal(signal.SIGTERM, lambda *args: heard.write_text("heard"))
@@ -346,7 +358,7 @@ def test_a_pool_in_a_program_with_an_event_loop_does_not_wake_it():
         for _ in range(3):
             with Pool(2, context=FORK) as pool:
                 pool.map(small, range(3))
-                pool.apply_async(time.sleep, (600,))  # one is busy: it is ended by a signal
+                pool.apply_async(time.sleep, (600,))  # one is busy: a signal ends it
             await asyncio.sleep(0.05)
         return heard
 
@@ -448,7 +460,11 @@ LEFT_OPEN = {
 @pytest.mark.parametrize(
     ("what", "method"),
     [(what, "fork") for what in LEFT_OPEN]
-    + [(what, method) for method in ("spawn", "forkserver") for what in ("unused", "busy", "mid", "executor, mid", "raises")],
+    + [
+        (what, method)
+        for method in ("spawn", "forkserver")
+        for what in ("unused", "busy", "mid", "executor, mid", "raises")
+    ],
 )
 def test_the_interpreters_exit_with_open_workers_is_quiet(what, method, tmp_path):
     program = tmp_path / "program.py"
@@ -465,7 +481,9 @@ def test_the_interpreters_exit_with_open_workers_is_quiet(what, method, tmp_path
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 3 if what == "raises" else 0)
 
 
-@pytest.mark.parametrize("make", ["Pool(2, context=FORK)", "ProcessPoolExecutor(2, mp_context=FORK)", "managers.SyncManager()"])
+@pytest.mark.parametrize(
+    "make", ["Pool(2, context=FORK)", "ProcessPoolExecutor(2, mp_context=FORK)", "managers.SyncManager()"]
+)
 def test_a_forked_child_that_ends_as_programs_do_leaves_its_parents_processes_alone(tmp_path, make):
     script = tmp_path / "program.py"
     script.write_text(
@@ -502,3 +520,24 @@ if __name__ == "__main__":
     )
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("7\n", "")
+
+
+def test_a_wake_pipe_that_outlives_its_module_ends_without_a_word():
+    """At the end of the interpreter the names of a module are set to None while its objects still exist."""
+    code = """
+        from copyless._workers import wake_pipe
+        pipe = wake_pipe.WakePipe()
+        ends = pipe.reader, pipe._writer
+        import os
+        for name in list(vars(wake_pipe)):
+            if not name.startswith("__"):
+                setattr(wake_pipe, name, None)
+        del pipe
+        for end in ends:
+            try:
+                os.fstat(end)
+            except OSError:
+                print("closed")
+    """
+    done = python(code)
+    assert (done.stdout, done.stderr) == ("closed\n" * 2, "")

@@ -1,4 +1,6 @@
-"""Queues: what the standard library's promise and where it fails, values and shared things in them, deaths, event loops."""
+"""Queues: what the standard library promises and where it fails, values and shared objects in them, deaths, event
+loops.
+"""
 
 import asyncio
 import os
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Generic, TypeVar
 
 import numpy as np
 import pytest
@@ -44,7 +47,8 @@ class Unpicklable:
 
 
 VALUES = [
-    None, 1, -(2**80), 2.5, "text €", b"bytes", (1, "a"), [1, [2, [3]]], {"a": {"b": (None, True)}}, {1, 2}, 3 + 4j, Point(5),
+    None, 1, -(2**80), 2.5, "text €", b"bytes", (1, "a"), [1, [2, [3]]], {"a": {"b": (None, True)}}, {1, 2}, 3 + 4j,
+    Point(5),
     "x" * 100_000, list(range(50_000)), b"y" * 1_000_000, bytearray(b"z" * 10_000), range(10), [Point(1), b"q" * 9000],
 ]  # fmt: skip
 
@@ -135,8 +139,8 @@ def test_what_nobody_takes_goes_with_the_queue():
     q = copyless.Queue()
     for _ in range(50):
         q.put([copyless.zeros(1000), np.ones(10_000)])
-    q.put(q)  # a queue in itself does not keep itself alive
-    del q  # the leak fixture looks
+    q.put(q)  # a queue that is an item of itself does not keep itself alive
+    del q  # the leak fixture checks
 
 
 def test_files_cross_too(tmp_path):
@@ -159,7 +163,7 @@ def test_frames():
     assert frame.loc[3, "a"] == 3
 
 
-# ---- what the standard library's gets wrong
+# ---- faults of the standard library's queues
 
 
 def _put_and_exit(q, nbytes):
@@ -263,14 +267,14 @@ def test_producers_that_ended_well_may_have_successors(context):
     process.start()
     process.join()
     assert len(q.get()) == 10
-    later = threading.Timer(2.5, lambda: q.put("later"))  # by this very process, which nobody could have known
+    later = threading.Timer(2.5, lambda: q.put("later"))  # by this same process, which no one could have predicted
     later.start()
     assert q.get() == "later"
     other = copyless.Queue()
     process = context.Process(target=_put_and_exit, args=(other, 10))
     process.start()
     process.join()
-    assert list(other) == [b"x" * 10]  # iterating ends
+    assert list(other) == [b"x" * 10]  # iteration ends
 
 
 def test_a_dead_end_is_noticed(context):  # E8
@@ -281,7 +285,7 @@ def test_a_dead_end_is_noticed(context):  # E8
     process.kill()
     process.join()
     start = time.monotonic()
-    with pytest.raises(copyless.EndOfQueueError, match="nobody is left"):
+    with pytest.raises(copyless.EndOfQueueError, match="no process is left"):
         q.get()
     assert time.monotonic() - start < 20
     with pytest.raises(queue.Empty):
@@ -443,7 +447,7 @@ def test_bad_input_is_named(make):
         make()
 
 
-# ---- several at once
+# ---- several items at once
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -591,7 +595,7 @@ def test_leases_are_given_up_by_their_object():
     q.join(timeout=1)
 
 
-# ---- the end
+# ---- the end of a queue
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -702,7 +706,18 @@ def test_stats_and_repr():
     assert repr(q).startswith("<Queue 't-stats' 1 of 5 items")
     q.shutdown()
     assert "shut down" in repr(q)
-    assert copyless.Queue[int]
+
+
+def test_a_queue_of_a_type():
+    kind = TypeVar("kind")
+
+    class Own(copyless.Queue[kind], Generic[kind]):
+        pass
+
+    for own in (copyless.Queue[int](), copyless.Queue[kind][int](), Own[int]()):
+        own.put(1)
+        assert own.get() == 1
+    assert repr(copyless.Queue[int]) == "copyless.queues.Queue[int]"
 
 
 # ---- full memory
@@ -750,7 +765,7 @@ if __name__ == "__main__":
     import gc; gc.collect()
     copyless.trim()
     print([[f for f in os.listdir(os.path.join(os.environ["COPYLESS_SPILL"], d)) if f != "home.4"] for d in os.listdir(os.environ["COPYLESS_SPILL"])])
-"""
+"""  # noqa: E501
 
 
 def test_on_a_tiny_mount_everything_goes_through(small, tmp_path):
@@ -912,7 +927,7 @@ def test_the_queue_of_a_killed_family_is_taken_back():
 
 
 def test_a_thread_that_takes_arrays_while_another_forks_does_not_stop_both():
-    """A fork holds the store's tables and wants the GIL: who has the GIL must not wait for the tables."""
+    """A fork holds the store's tables and needs the GIL: a thread with the GIL must not wait for the tables."""
     done = python(
         """
         import os, threading
@@ -945,7 +960,7 @@ def test_a_thread_that_takes_arrays_while_another_forks_does_not_stop_both():
 
 @pytest.mark.parametrize("redeliver", [False, True])
 def test_a_shutdown_whose_caller_was_killed_in_it_still_ends(redeliver):
-    """As it stands after a kill between the mark and the dropping (each step: tests/native/test_queue.c)."""
+    """The state after a kill between the mark and the drop (each step: tests/native/test_queue.c)."""
     import ctypes
 
     def words(q):
@@ -999,7 +1014,7 @@ def test_get_many_loses_no_good_item_to_a_bad_one():
 
 
 def test_get_many_takes_nothing_that_it_has_no_memory_for():
-    """Each allocation on its way fails once: every item is handed out, lies in the queue, or is told of by an error."""
+    """Each allocation in the call fails once: every item is returned, stays in the queue, or is named by an error."""
     memory = pytest.importorskip("_testcapi")
     for n in range(40):
         q = copyless.Queue()
@@ -1155,7 +1170,7 @@ def test_deaths_and_nacks_count_as_deliveries():
             os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(pid, 0)
     q.nack(q.get(timeout=10))
-    q.join(10)  # nobody gets any more
+    q.join(10)  # no process gets any more
     for _ in range(2):
         (letter,) = q.dead_letters()
         assert letter.load()["plain"] == b"x" * 5000
@@ -1219,7 +1234,7 @@ def test_who_waits_is_woken_by_what_is_given_back():
         q.nack(item)
         waiter.join()
     assert len(seconds) == 20
-    assert min(seconds[1:]) < 0.04  # one who is not woken looks again only after 50 ms
+    assert min(seconds[1:]) < 0.04  # a sleeper that is not woken checks again only after 50 ms
 
 
 def test_max_deliveries_is_refused_where_it_means_nothing():
@@ -1227,7 +1242,7 @@ def test_max_deliveries_is_refused_where_it_means_nothing():
         copyless.JoinableQueue(max_deliveries=3)
     with pytest.raises(ValueError, match="1 or more"):
         copyless.JoinableQueue(redeliver=True, max_deliveries=0)
-    with pytest.raises(TypeError, match="whole number"):
+    with pytest.raises(TypeError, match="must be an integer"):
         copyless.JoinableQueue(redeliver=True, max_deliveries="3")
     with pytest.raises(ValueError, match="redeliver"):
         copyless.JoinableQueue().nack(1)
@@ -1235,12 +1250,12 @@ def test_max_deliveries_is_refused_where_it_means_nothing():
 
 def test_a_name_of_a_queue_of_another_class_tells_which_it_is():
     q = copyless.JoinableQueue(name="t-kinds", redeliver=True)
-    with pytest.raises(FileExistsError, match=r"is a JoinableQueue\(redeliver=True\): open it as that"):
+    with pytest.raises(FileExistsError, match=r"is a JoinableQueue\(redeliver=True\): use the same class"):
         copyless.JoinableQueue(name="t-kinds")
     with pytest.raises(FileExistsError, match="is a JoinableQueue"):
         copyless.Queue(name="t-kinds")
     q.put(1)
     assert q.get() == 1
     plain = copyless.Queue(name="t-plain")
-    with pytest.raises(FileExistsError, match=r"is a Queue: open"):
+    with pytest.raises(FileExistsError, match=r"is a Queue: use the same class"):
         copyless.JoinableQueue(name=plain.name)

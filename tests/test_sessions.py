@@ -1,4 +1,6 @@
-"""Notebooks and `python -i`: what a task reaches of `__main__` is as it is when it is submitted, never the old without a word."""
+"""Notebooks and `python -i`: a task uses the names of `__main__` as they are when it is submitted, never silently old
+ones.
+"""
 
 import subprocess
 import sys
@@ -22,7 +24,7 @@ def tell(what, value):
 
 
 def session(code, method="fork", arguments=("-c", "import sys; sys.ps1 = sys.ps2 = ''")):
-    """What an interactive interpreter prints, as {word: text}. Code is typed: an empty line ends a block."""
+    """The output of an interactive interpreter, as {word: text}. Code is typed: an empty line ends a block."""
     done = subprocess.run(
         [sys.executable, "-i", "-q", *arguments],
         input=START.format(method=method) + code, capture_output=True, text=True, timeout=120,
@@ -97,23 +99,29 @@ tell("value", run(of_value, 1))
 tell("names", run(str.upper, "abc"))
 tell("map", pool.map_async(through, range(3)).get(60) if hasattr(pool, "map_async") else list(pool.map(through, range(3))))
 {end}
-"""
+"""  # noqa: E501
 POOL = ("pool = copyless.Pool(2, context=context)", "pool.terminate()")
 EXECUTOR = (
     "pool = copyless.ProcessPoolExecutor(2, context)\n"
-    "pool.apply_async = lambda function, args: type('', (), {'get': lambda self, s, f=pool.submit(function, *args): f.result(s)})()\n",
+    "pool.apply_async = lambda function, args: type('', (), {'get': lambda self, s, f=pool.submit(function, *args): "
+    "f.result(s)})()\n",
     "pool.shutdown()",
 )
 
 
-@pytest.mark.parametrize(("made", "method"), [(POOL, "fork"), (EXECUTOR, "fork"), (POOL, "spawn"), (POOL, "forkserver")])
+@pytest.mark.parametrize(
+    ("made", "method"), [(POOL, "fork"), (EXECUTOR, "fork"), (POOL, "spawn"), (POOL, "forkserver")]
+)
 def test_what_was_redefined_runs_as_it_is_now(made, method):
     start, end = made
     told = session(REDEFINED.replace("{start}", start).replace("{end}", end), method)
     assert told == {
-        "first": str(["old"] * 6), "redefined": "new", "late": "late", "through": "new", "deep": "new", "partial": "new", "lambda": "new",
-        "closure": "new", "nested": "[2]", "method of the unchanged": "new", "of a child": "new", "method": "new", "class": "new",
-        "instance inside": "new", "instance back": "True", "cached": "new", "value": "new", "names": "ABC", "map": str(["new"] * 3),
+        "first": str(["old"] * 6), "redefined": "new", "late": "late", "through": "new", "deep": "new",
+        "partial": "new", "lambda": "new",
+        "closure": "new", "nested": "[2]", "method of the unchanged": "new", "of a child": "new", "method": "new",
+        "class": "new",
+        "instance inside": "new", "instance back": "True", "cached": "new", "value": "new", "names": "ABC",
+        "map": str(["new"] * 3),
     }  # fmt: skip
 
 

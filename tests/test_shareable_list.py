@@ -1,4 +1,4 @@
-"""ShareableList: the standard library's interface, and none of its losses."""
+"""ShareableList: the standard library's interface, without its losses."""
 
 import enum
 import os
@@ -33,7 +33,8 @@ def make():
 
 
 VALUES = [
-    "a\0", b"b\0\0", b"\0", "", b"", "€" * 8, "漢字", b"\xff" * 3, 0, -1, 2**63 - 1, -(2**63), 2.5, float("inf"), True, False, None,
+    "a\0", b"b\0\0", b"\0", "", b"", "€" * 8, "漢字", b"\xff" * 3, 0, -1, 2**63 - 1, -(2**63), 2.5, float("inf"), True,
+    False, None,
 ]  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_read_only_memory_cannot_be_written(make):
     view = ShareableList.__new__(ShareableList)
     view._stand(shm)
     assert view[1] == 2
-    with pytest.raises(TypeError, match="reading only"):
+    with pytest.raises(TypeError, match="is read-only"):
         view[1] = 3
 
 

@@ -1,4 +1,4 @@
-"""The drop-in SharedMemory: each known defect of the standard library's (A1 to A21), and what it should do instead."""
+"""The drop-in SharedMemory: each known defect of the standard library's (A1 to A21), and the right behaviour."""
 
 import contextlib
 import gc
@@ -22,7 +22,10 @@ from tests.conftest import python, start_python, until
 
 
 def descriptors_of(name: str) -> int:
-    """How many this process has of that object, removed or not. Others may be closed by threads of their own meanwhile."""
+    """How many mappings this process has of that object, removed or not.
+
+    Other threads may close some of them meanwhile.
+    """
     open_files = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -81,7 +84,7 @@ def test_a3_a_failed_create_leaves_nothing_and_prints_nothing():
 
 
 def test_a4_an_attacher_never_meets_an_empty_block():
-    """The maker goes on until it is told to stop: how the two take turns is the machine's affair."""
+    """The maker goes on until it is told to stop: the machine decides how the two take turns."""
     name, errors, met, missed = f"t-race-{os.getpid()}", [], 0, 0
     maker = start_python("""
         import select, sys
@@ -191,7 +194,7 @@ def test_a10_a_workers_block_survives_the_worker():
         # The parent is of the worker's family although it had not used the package before.
         s = S(name); print(bytes(s.buf[:2])); s.unlink()
     """
-    preamble = "import multiprocessing.process; import copyless.storage.store as store; store.need()\n"
+    preamble = "import multiprocessing.process; import copyless._storage.store as store; store.ensure_open()\n"
     import textwrap
 
     done = python(preamble + textwrap.dedent(code))
@@ -275,7 +278,8 @@ def test_a18_killed_all_at_once_leaves_nothing_after_the_next_use():
     group.wait()
     (name,) = names
     group.stdout.close()
-    # "Use" is any allocation; the second victim may take a moment to be gone, and nobody else may attach meanwhile.
+    # "Use" is any allocation. The second victim may need a moment to be gone, and no other process may attach
+    # meanwhile.
     until(lambda: (copyless.zeros(1), not exists(name))[1])
     with pytest.raises(FileNotFoundError):
         SharedMemory(name)

@@ -25,6 +25,11 @@ class Box(Point):
     _fields_ = [("corner", Point), ("name", ctypes.c_char * 8)]
 
 
+@pytest.mark.parametrize("lock", [True, False])
+def test_an_array_of_the_items_of_an_iterator(lock):
+    assert list(Array("i", (n * n for n in range(4)), lock=lock)) == [0, 1, 4, 9]
+
+
 @pytest.mark.parametrize("code", list("cubBhHiIlLqQfdg?"))
 def test_every_type_code(code):
     value = {"c": b"x", "u": "€", "?": True}.get(code, 7)
@@ -94,7 +99,7 @@ def test_pointers_are_refused_wherever_they_are(bad):
     for kind in (bad, bad * 3, Holder):
         with pytest.raises(TypeError, match="pointer"):
             RawValue(kind)
-    with pytest.raises(TypeError, match="no type code"):
+    with pytest.raises(TypeError, match="not a type code"):
         Value("no such type")
 
 

@@ -1,4 +1,4 @@
-"""COPYLESS_SPACE: programs that have nothing to do with each other share nothing, not even a lock or a limit."""
+"""COPYLESS_SPACE: unrelated programs share nothing, not even a lock or a limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from copyless.storage.settings import Settings, configure
+from copyless import configure
+from copyless._storage.settings import Settings
 from tests.conftest import METHODS, python, start_python
 
 HOLD = """
@@ -44,7 +45,7 @@ def test_the_same_name_in_two_spaces_is_two_arrays():
 
 
 def test_each_space_has_a_lock_of_its_own():
-    """A process that is stopped with the registry's lock in one space holds up nobody in another."""
+    """A process that is stopped with the registry's lock in one space delays no process in another."""
     place = os.environ.get("COPYLESS_DIR", "/dev/shm")
     with holder("one", 1), holder("two", 2):
         found = [os.stat(f"{place}/copyless-{os.geteuid()}-{space}/registry.4").st_ino for space in ("one", "two")]
@@ -66,7 +67,10 @@ def test_a_handle_of_another_space_says_so():
     try:
         handle = maker.stdout.readline().strip()
         done = python(
-            "import copyless, sys; copyless.attach(bytes.fromhex(sys.argv[1]))", handle, COPYLESS_SPACE="two", check=False
+            "import copyless, sys; copyless.attach(bytes.fromhex(sys.argv[1]))",
+            handle,
+            COPYLESS_SPACE="two",
+            check=False,
         )
         assert "ForeignHostError" in done.stderr, done.stderr
         assert "COPYLESS_SPACE" in done.stderr
@@ -100,7 +104,7 @@ def test_what_is_no_name_of_a_space_is_refused(bad):
         done = python("import copyless; copyless.zeros(1)", COPYLESS_SPACE=bad, check=False)
         said = done.stderr.splitlines()[-1]
         assert "COPYLESS_SPACE=" in said
-        assert "at most 32 letters" in said  # the last line says it all
+        assert "at most 32 letters" in said  # the last line has all of it
 
 
 def test_a_space_is_fixed_once_memory_is_in_use():
@@ -127,12 +131,12 @@ def test_the_commands_tell_a_mistyped_space_and_a_bad_setting_in_a_line():
     with holder("typed", 4):
         done = subprocess.run([*ls, "--space", "typd"], capture_output=True, text=True, timeout=60)
         assert json.loads(done.stdout)["blocks"] == []
-        assert "nothing of yours uses the space 'typd' now" in done.stderr
+        assert "none of your processes uses the space 'typd' now" in done.stderr
         assert "typed" in done.stderr
     wrong = {**os.environ, "COPYLESS_IDLE": "soon"}
     done = subprocess.run(ls, capture_output=True, text=True, timeout=60, env=wrong)
     assert done.returncode == 1
-    assert done.stderr.startswith("copyless: COPYLESS_IDLE='soon' is not understood: ")
+    assert done.stderr.startswith("copyless: COPYLESS_IDLE='soon' is invalid: ")
     assert len(done.stderr.splitlines()) == 1
 
 

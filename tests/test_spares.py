@@ -1,4 +1,4 @@
-"""A manager's small blocks, unlinked and made into new ones: never while anybody has them, and nothing stays behind."""
+"""A manager's small blocks are unlinked and reused: never while a process has them, and nothing is left behind."""
 
 import mmap
 import multiprocessing
@@ -95,7 +95,7 @@ def in_use_by(how, block):
             "copyless": "from copyless.shared_memory import SharedMemory as S",
             "standard library": "from multiprocessing.shared_memory import SharedMemory as S",
         }[how]
-        + "\nimport sys, os\nshm = S(sys.argv[1]); print(1); input(); print(bytes(shm.buf) == b'\\x55' * shm.size); os._exit(0)",
+        + "\nimport sys, os\nshm = S(sys.argv[1]); print(1); input(); print(bytes(shm.buf) == b'\\x55' * shm.size); os._exit(0)",  # noqa: E501
         block.name,
     )
     assert child.stdout.readline() == "1\n"
@@ -218,7 +218,7 @@ def test_killed_at_every_step_leaves_nothing(step, at):
         import os, signal, sys, fcntl, multiprocessing
         import copyless
         from copyless._core import _posix
-        from copyless.storage import spares
+        from copyless._storage import spare_blocks
         target, after, at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         manager = copyless.SharedMemoryManager(ctx=multiprocessing.get_context("fork"))
         manager.start()
@@ -263,7 +263,7 @@ def test_killed_at_every_step_leaves_nothing(step, at):
 
 @pytest.mark.parametrize("module", ["copyless.shared_memory", "multiprocessing.shared_memory"])
 def test_who_attaches_meanwhile_never_sees_another_block(module):
-    """Attach by name as the maker unlinks: the block of that name, whole, or nothing."""
+    """Attach by name while the maker unlinks: the block of that name, whole, or nothing."""
     attacher = start_python(
         """
         import importlib, sys

@@ -1,4 +1,4 @@
-"""Everything crosses through the standard library's own processes, pools, pipes and queues, under every start method."""
+"""Everything is sent by the standard library's own processes, pools, pipes and queues, under each start method."""
 
 import os
 import threading
@@ -45,7 +45,7 @@ def test_process_and_pipe(context):
     check(shared, ours.recv(), 0.0)  # as an argument
     ours.send(shared)
     check(shared, ours.recv(), 100.0)  # through the pipe
-    made = ours.recv()  # made by the child, who has let it go and ended
+    made = ours.recv()  # made by the child, which has released it and exited
     child.join()
     assert made.sum() == 3.5 * 1000
     ours.close()
@@ -149,7 +149,7 @@ def test_a_forked_child_keeps_what_its_parent_lets_go():
             os._exit(code)
     os.read(ready[0], 1)
     del a
-    others = [copyless.full(100_000, float(i)) for i in range(5)]  # would land on recycled memory
+    others = [copyless.full(100_000, float(i)) for i in range(5)]  # would be placed on recycled memory
     os.write(go[1], b"g")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     for fd in (*ready, *go):

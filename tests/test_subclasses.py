@@ -1,4 +1,4 @@
-"""Subclasses of what lies in shared memory arrive as they were sent: class, attributes, state and slots."""
+"""Subclasses of shared objects arrive as they were sent: class, attributes, state and slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import copyless
 from copyless import _loaders, sharedctypes
 
 BASES = {
-    "Queue": (), "JoinableQueue": (), "SimpleQueue": (), "Lock": (), "RLock": (), "RWLock": (), "Semaphore": (2,), "BoundedSemaphore": (2,),
+    "Queue": (), "JoinableQueue": (), "SimpleQueue": (), "Lock": (), "RLock": (), "RWLock": (), "Semaphore": (2,),
+    "BoundedSemaphore": (2,),
     "Event": (), "Condition": (), "Barrier": (2,), "RingBuffer": (((2, 3), "u1"), 4),
 }  # fmt: skip
 
@@ -31,7 +32,9 @@ def initialize(self, *args, **options):
 
 def derived(base, kind, **body):
     name = f"{kind}{base}"
-    made = type(name, (getattr(copyless, base),), {"__init__": initialize, "method": method, "__module__": __name__, **body})
+    made = type(
+        name, (getattr(copyless, base),), {"__init__": initialize, "method": method, "__module__": __name__, **body}
+    )
     globals()[name] = made
 
 
@@ -63,7 +66,7 @@ KINDS = ("Plain", "Stated", "Slotted", "Reduced")
 
 
 def use(obj):
-    """Something that shows in the other process that it is the same object in shared memory."""
+    """A property that shows in the other process that it is the same object in shared memory."""
     if hasattr(obj, "put") and not hasattr(obj, "spec"):
         obj.put("from here")
     elif hasattr(obj, "spec"):
@@ -140,7 +143,7 @@ def test_a_subclass_arrives(kind, way):
 
 
 class OfLength(copyless.Lock):
-    """One whose `__new__` wants to be told something."""
+    """Its `__new__` needs an argument."""
 
     def __new__(cls, length, *, unit="m"):
         made = super().__new__(cls)
@@ -161,7 +164,7 @@ def test_what_new_wants_arrives():
 
 
 def test_attributes_of_our_own_classes_arrive():
-    """Whoever adds an attribute to a plain object finds it there, too; what has none costs no more than its handle."""
+    """An attribute that is added to a plain object arrives too; an object without any costs no more than its handle."""
     for base, args in BASES.items():
         obj = getattr(copyless, base)(*args)
         plain = bytes(ForkingPickler.dumps(obj))

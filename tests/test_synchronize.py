@@ -1,4 +1,6 @@
-"""Locks and their kin: what the standard library's promise, what the death of each party means, names, event loops."""
+"""Locks and similar objects: what the standard library promises, what the death of each process means, names, event
+loops.
+"""
 
 import asyncio
 import multiprocessing
@@ -28,7 +30,7 @@ MAKERS = {
 
 
 def killed_holding(context, what, *args):
-    """A process that calls what(*args), says so, and is killed."""
+    """A process that calls what(*args), reports it, and is killed."""
     ready = copyless.Event()
     process = context.Process(target=_hold, args=(ready, what, *args))
     process.start()
@@ -59,7 +61,7 @@ def test_every_object_crosses_by_plain_pickle_name_and_handle(kind):
         assert other._address == made._address or other.block.number == made.block.number
     assert repr(made)
     array = copyless.zeros(3, name="t-array")
-    with pytest.raises(FileExistsError, match="another thing"):
+    with pytest.raises(FileExistsError, match="another kind"):
         MAKERS[kind](name="t-array")
     del array
 
@@ -119,7 +121,8 @@ def test_bad_input_is_named(make):
 def test_nothing_is_left_when_all_are_killed():  # F7: no sem.mp-* files, no tracker
     before = set(os.listdir("/dev/shm"))
     program = start_python(
-        "import copyless; keep = [copyless.Lock(), copyless.Event(), copyless.Condition(name='t-f7')]; print('up'); input()"
+        "import copyless; keep = [copyless.Lock(), copyless.Event(), copyless.Condition(name='t-f7')]; print('up'); "
+        "input()"
     )
     program.stdout.readline()
     program.kill()
@@ -143,6 +146,43 @@ def test_a_dead_holder_is_told_once(kind, context):  # F1
     assert lock.acquire(timeout=1)
     assert not lock.recovered
     lock.release()
+
+
+@pytest.mark.parametrize("kind", ["Lock", "RLock", "Semaphore"])
+def test_who_only_tries_learns_of_the_death_too(kind, context):
+    shared = copyless.Semaphore(2, robust=True) if kind == "Semaphore" else MAKERS[kind]()
+    killed_holding(context, shared.acquire)
+    if kind == "Semaphore":
+        assert shared.acquire(block=False)
+    with pytest.raises(copyless.OwnerDiedError, match="half"):
+        shared.acquire(block=False)
+    assert shared.acquire(block=False)
+    if kind != "RLock":
+        assert not shared.acquire(block=False)  # this process has it, and lives
+        assert not shared.acquire(timeout=0)
+
+
+@pytest.mark.parametrize("kind", ["Lock", "Semaphore"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_task_that_waits_learns_of_the_death_too(kind, when, context):
+    async def main():
+        shared = copyless.Semaphore(1, robust=True) if kind == "Semaphore" else copyless.Lock()
+        ready = copyless.Event()
+        process = context.Process(target=_hold, args=(ready, shared.acquire))
+        process.start()
+        assert ready.wait(30)
+        if when == "before":
+            process.kill()
+            process.join()
+        else:
+            threading.Timer(0.3, process.kill).start()
+        with pytest.raises(copyless.OwnerDiedError):
+            await asyncio.wait_for(shared.aacquire(), 30)
+        async with shared:
+            assert not await shared.aacquire(0.05)
+        process.join()
+
+    asyncio.run(main())
 
 
 def test_a_waiter_learns_of_the_death(context):
@@ -272,7 +312,7 @@ def test_a_killed_waiter_absorbs_no_notice(context):  # F2
     process.start()
     ready.acquire()
     with condition:
-        pass  # it waits now: it has let the lock go
+        pass  # it waits now: it has released the lock
 
     def wait():
         with condition:
@@ -301,7 +341,7 @@ def test_a_notice_given_to_one_who_dies_passes_on(context):
         pass
     os.kill(process.pid, signal.SIGSTOP)
     with condition:
-        condition.notify()  # to the stopped one, which waits longest
+        condition.notify()  # to the stopped one, which has waited longest
     woken = []
 
     def wait():
@@ -337,7 +377,7 @@ def test_a_condition_over_a_given_lock(context):
     assert condition.wait_for(lambda: False, timeout=0.02) is False
     assert condition.wait_for(lambda: 5) == 5
     condition.release()
-    with pytest.raises(TypeError, match="without its lock"):
+    with pytest.raises(TypeError, match="has no lock"):
         copyless.attach(copyless.handle(condition)).wait()
 
 
@@ -558,7 +598,7 @@ def test_locks_of_several_contexts_are_one(context):  # F5
 
 
 def test_an_rwlock_that_is_dropped_while_held_leaves_nothing_to_the_next_one():
-    """The next one lies in the same memory, and is another lock."""
+    """The next one is in the same memory, and is another lock."""
     lock = copyless.RWLock()
     lock.acquire_write()
     number = lock.block.number
@@ -574,7 +614,8 @@ def test_an_rwlock_that_is_dropped_while_held_leaves_nothing_to_the_next_one():
 
 
 @pytest.mark.parametrize(("make", "use", "take"), [
-    ("Condition()", "thing", "acquire"), ("RWLock()", "thing.read()", "acquire_write"), ("RWLock()", "thing.write()", "acquire_write"),
+    ("Condition()", "thing", "acquire"), ("RWLock()", "thing.read()", "acquire_write"),
+    ("RWLock()", "thing.write()", "acquire_write"),
 ])  # fmt: skip
 def test_signals_that_raise_at_any_instant_leave_nothing_held(make, use, take):
     done = python(f"""

@@ -1,4 +1,6 @@
-"""PyTorch: tensors in each channel, modules in shared memory, DataLoader, and torch.multiprocessing beside us."""
+"""PyTorch: tensors in each channel, modules in shared memory, DataLoader, and torch.multiprocessing in the same
+program.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ WAIT = 60
 
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of what torch calls beta or deprecated, and still has
+pytestmark = pytest.mark.filterwarnings("ignore")  # about what torch calls beta or deprecated, and still has
 torch.set_num_threads(1)
 
 
@@ -41,10 +43,12 @@ def bits(tensor):
 
 
 def look(tensor):
-    """All that must be as it was."""
+    """All properties that must be unchanged."""
     return (
-        type(tensor), tensor.dtype, tuple(tensor.shape), tensor.layout, tensor.device, tensor.requires_grad, tensor.is_conj(),
-        tensor.is_neg(), tensor.is_quantized, tensor.stride() if tensor.layout is torch.strided else None, dict(tensor.__dict__),
+        type(tensor), tensor.dtype, tuple(tensor.shape), tensor.layout, tensor.device, tensor.requires_grad,
+        tensor.is_conj(),
+        tensor.is_neg(), tensor.is_quantized, tensor.stride() if tensor.layout is torch.strided else None,
+        dict(tensor.__dict__),
         None if tensor.device.type == "meta" else bits(tensor),
         tensor.is_coalesced() if tensor.layout is torch.sparse_coo else None,
     )  # fmt: skip
@@ -93,8 +97,9 @@ def kinds():
     yield "by column", torch.eye(300).to_sparse_csc()
     yield "blocks", torch.eye(300).to_sparse_bsr((3, 3))
     yield "quantised", torch.quantize_per_tensor(torch.ones(9000), 0.1, 10, torch.quint8)
-    yield "quantised by channel", torch.quantize_per_channel(
-        torch.ones(90, 90), torch.full((90,), 0.1), torch.zeros(90), 0, torch.qint8
+    yield (
+        "quantised by channel",
+        torch.quantize_per_channel(torch.ones(90, 90), torch.full((90,), 0.1), torch.zeros(90), 0, torch.qint8),
     )
     yield "meta", torch.empty(3, 4, device="meta")
 
@@ -103,7 +108,7 @@ ALL = dict(kinds())
 
 
 class Channels:
-    """Each way through which an object can go, there and back in this process."""
+    """Each way to send an object, there and back in this process."""
 
     def __init__(self):
         self.queues = {
@@ -182,7 +187,8 @@ def test_every_kind_arrives_as_it_was_sent(channels):
 def test_tensors_that_overlap_still_do(channels):
     x = torch.arange(10_000.0)
     pairs = [
-        (x, x[5:50]), (x[5:50], x), (x[:50], x[30:80]), (x[:5], torch.nn.Parameter(x)), (x.view(100, 100), x.view(torch.int32)),
+        (x, x[5:50]), (x[5:50], x), (x[:50], x[30:80]), (x[:5], torch.nn.Parameter(x)),
+        (x.view(100, 100), x.view(torch.int32)),
         (x[:5].as_subclass(Own), x[2:9]), (x[:5], x.as_subclass(Own)), (torch.ones(9), torch.ones(9)[:0]),
     ]  # fmt: skip
     for way, go in channels.ways.items():
@@ -254,14 +260,14 @@ def test_what_cannot_cross_is_refused_and_the_channel_goes_on(channels):
         if way != "manager":
             with pytest.raises(UnsendableError, match=r"detach\(\)"):
                 go(computed)
-            with pytest.raises(RuntimeError):  # as torch.multiprocessing raises
+            with pytest.raises(RuntimeError):  # as torch.multiprocessing does
                 go([computed])
-        with pytest.raises(UnsendableError, match="given back"):
+        with pytest.raises(UnsendableError, match="freed its memory"):
             go(freed)
         assert go(torch.ones(3)).tolist() == [1, 1, 1], way
 
 
-# ---- torch's own shared memory, and other things that can be had once
+# ---- torch's own shared memory, and other objects that can be received only once
 
 
 def test_torchs_shared_memory_stays_shared_where_that_can_be(channels):
@@ -292,13 +298,13 @@ def test_messages_that_last_refuse_what_can_be_had_once():
     for q in lasting:
         for thing in (one, ends[0], theirs[0], DupFd(one.fileno())):
             for put in (q.put, lambda obj, q=q: q.put_many([obj]), lambda obj, q=q: q.put({"deep": [obj]})):
-                with pytest.raises(UnsendableError, match="can be had once"):
+                with pytest.raises(UnsendableError, match="can be received only once"):
                     put(thing)
         assert q.empty()
     copyless.unlink("torch-test-kept")
     with copyless.ProcessPoolExecutor(1, retries=1) as executor:
         for thing in (one, ends[0], torch.ones(3).share_memory_()):
-            with pytest.raises(UnsendableError, match="can be had once"):
+            with pytest.raises(UnsendableError, match="can be received only once"):
                 executor.submit(square, thing).result(WAIT)
     q = copyless.Queue()  # and other queues take them
     for thing in (one, ends[0], theirs[0]):
@@ -352,8 +358,8 @@ def test_a_tensor_outlives_its_sender_and_is_delivered_again(shared, tmp_path):
 
 
 def test_another_program_takes_tensors_by_a_name_when_this_one_has_gone():
-    put = "import copyless, torch; copyless.Queue(name='torch-test', persist=True).put({'w': torch.arange(5000.).view(50, 100).T})"
-    take = "import copyless; w = copyless.Queue(name='torch-test', persist=True).get(timeout=5)['w']; print(w.shape, w[3, 7].item())"
+    put = "import copyless, torch; copyless.Queue(name='torch-test', persist=True).put({'w': torch.arange(5000.).view(50, 100).T})"  # noqa: E501
+    take = "import copyless; w = copyless.Queue(name='torch-test', persist=True).get(timeout=5)['w']; print(w.shape, w[3, 7].item())"  # noqa: E501
     for program, said in ((put, ""), (take, "torch.Size([100, 50]) 703.0\n")):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT)
         assert (done.stdout, done.returncode) == (said, 0), done.stderr
@@ -364,7 +370,7 @@ def test_another_program_takes_tensors_by_a_name_when_this_one_has_gone():
 
 
 def step(model, inputs):
-    """One step of training on what may be shared parameters."""
+    """One step of training on parameters that may be shared."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(inputs).sum().backward()
     optimizer.step()
@@ -397,8 +403,8 @@ def test_pools_modules_and_data_loaders_under_each_start_method(method):
         assert torch.equal(state["0.weight"], 2 * model[0].weight)
         assert state["0.weight"].data_ptr() != state["1.weight"].data_ptr()  # the worker made two
         assert pool.map(square, list(torch.arange(4.0))) == [0, 1, 4, 9]
-        assert pool.apply(step, (shared, torch.ones(1, 8)))  # tied there too
-    assert not torch.equal(shared[0].weight, before)  # what was learnt there is seen here
+        assert pool.apply(step, (shared, torch.ones(1, 8)))  # tied in the worker too
+    assert not torch.equal(shared[0].weight, before)  # what the worker learnt is visible here
     process = context.Process(target=step, args=(shared, torch.ones(1, 8)))  # multiprocessing's own pickler
     after = shared[0].weight.detach().clone()
     process.start()
@@ -432,7 +438,7 @@ def test_process_arguments_in_torchs_memory_stay_shared():
     assert weights.tolist() == [1] * 50
 
 
-# ---- torch.multiprocessing beside us
+# ---- torch.multiprocessing in the same program
 
 
 def pass_on(theirs, ours, answers):
@@ -452,7 +458,9 @@ def test_both_kinds_of_queue_in_one_program():
     process.start()
     plain, shared = torch.ones(5000), copyless.share(torch.ones(5000))
     for one in (plain, shared):
-        theirs.put(one.clone() if one is plain else one)  # torch moves what it sends into its shared memory, in a thread
+        theirs.put(
+            one.clone() if one is plain else one
+        )  # torch moves what it sends into its shared memory, in a thread
         ours.put(one)
         assert answers.get(timeout=WAIT)[1] == answers.get(timeout=WAIT)[1] == 2
     process.join()
@@ -501,7 +509,7 @@ def test_nothing_of_ours_imports_torch():
         for obj in (1, [np.ones(5000)], {1, 2}, copyless.zeros(3)):
             q.put(obj); q.get(timeout=60); one.send(obj); other.recv()
         copyless.explain(copyless.share([np.ones(3)])); copyless.is_shared([1])
-        assert "torch" not in sys.modules and "copyless.tensors" not in sys.modules
+        assert "torch" not in sys.modules and "copyless._libraries.torch" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=WAIT)
 
@@ -515,7 +523,7 @@ def test_multiprocessings_pickler_takes_a_module_in_our_memory_as_it_lies():
     assert copyless.is_shared(shared)
 
 
-# ---- told
+# ---- messages
 
 
 def test_explain_and_is_shared_know_tensors():
@@ -530,7 +538,13 @@ def test_explain_and_is_shared_know_tensors():
     module = copyless.share(torch.nn.Linear(3, 40))
     assert [part.path for part in copyless.explain(module)] == ["weight", "bias"]
     assert copyless.explain(module).copied_bytes == 0
-    assert [copyless.is_shared(one) for one in (private, ours, ours[3:], torchs, module)] == [False, True, True, False, True]
+    assert [copyless.is_shared(one) for one in (private, ours, ours[3:], torchs, module)] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ]
     assert not copyless.is_shared(torch.ones(3, device="meta"))
     assert copyless.share(ours) is ours
 
@@ -561,7 +575,7 @@ def talk(world):
         got = send()
         assert [look(one) for one in got] == [look(one) for one in sent]
         assert got[1].data_ptr() - got[0].data_ptr() == sent[1].data_ptr() - sent[0].data_ptr()
-        got[0][5] = -world.rank  # nobody else's
+        got[0][5] = -world.rank  # no other rank's
         world.barrier()
         assert got[1][0, 0] == -world.rank
     world.send(copyless.share(sent[0]), (world.rank + 1) % n)

@@ -1,11 +1,15 @@
-"""wait() for many things, and the descriptors of queues and events: what is ready, nothing missed, deaths, forks, stops."""
+"""wait() for many objects, and the descriptors of queues and events: what is ready, nothing missed, deaths, forks,
+stops.
+"""
 
 import asyncio
 import concurrent.futures
+import contextlib
 import io
 import multiprocessing
 import multiprocessing.pool
 import os
+import queue
 import select
 import selectors
 import signal
@@ -17,14 +21,15 @@ import time
 import types
 from multiprocessing import connection as stdlib
 
+import numpy as np
 import pytest
 
 import copyless
 import copyless.connection
 from copyless import waiting
 
-LONG = 30.0  # seconds within which everything here comes, on whatever machine
-GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, were they missed
+LONG = 30.0  # seconds within which every event here comes, on any machine
+GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, if they were missed
 
 
 def _later(call, *args, seconds=0.05):
@@ -184,7 +189,7 @@ def test_item_of_producers_that_all_died():
     child.start()
     child.join()
     assert q.get() == 1
-    assert copyless.wait([q], 0.2) == []  # with a limit of time nobody asks who is left, as in get
+    assert copyless.wait([q], 0.2) == []  # with a timeout no call asks which processes are left, as in get
     assert copyless.wait([q]) == [q]
     with pytest.raises(copyless.EndOfQueueError):
         q.get()
@@ -294,7 +299,7 @@ def test_timeouts_are_never_early_and_not_late():
             took = time.monotonic() - begun
             assert took >= timeout
             late.append(took - timeout)
-    assert sorted(late)[len(late) // 2] < 0.5  # the median: seconds here are minutes of a lost deadline
+    assert sorted(late)[len(late) // 2] < 0.5  # the median: a lost deadline would take minutes, not seconds
     begun = time.monotonic()
     assert copyless.wait([q], 0) == copyless.wait([q, pipe[0]], -1) == []
     assert time.monotonic() - begun < LONG
@@ -345,7 +350,7 @@ def test_the_gil_is_free_meanwhile():
     assert len(ran) == 1000
 
 
-# ---- many, often, and who dies
+# ---- many, often, and deaths
 
 
 def _put_at_random(queues, n, seed):
@@ -416,7 +421,7 @@ def test_no_wake_up_waits_for_a_slice():
         jobs.put(i)
         assert copyless.wait([answers], LONG) == [answers]
         assert answers.get() == i
-    assert time.monotonic() - begun < GO_ON * 0.02  # were they found after a slice: 0.1 s each
+    assert time.monotonic() - begun < GO_ON * 0.02  # found only after a slice, each would take 0.1 s
     other.join()
 
 
@@ -487,7 +492,7 @@ def test_select_and_selectors():
     q, event = copyless.Queue(), copyless.Event()
     assert select.select([q, event, q._reader], [], [], 0)[0] == []
     q.put(0)
-    assert select.select([q], [], [], 0)[0] == [q]  # at once, whenever the thread comes to it
+    assert select.select([q], [], [], 0)[0] == [q]  # at once, whenever the thread runs
     q.get()
     _later(q.put, 1)
     assert select.select([q, event, q._reader], [], [], LONG)[0] == [q, q._reader]
@@ -511,7 +516,7 @@ def test_who_sees_the_end_of_a_process_sees_what_it_put():
         fd = q.fileno()
         producer.start()
         stdlib.wait([producer.sentinel], LONG)
-        assert select.select([fd], [], [], 0)[0] == [fd]  # the number: nobody looks at the queue itself
+        assert select.select([fd], [], [], 0)[0] == [fd]  # the number: the queue itself is not read
         producer.join()
 
 
@@ -660,7 +665,10 @@ def test_a_wait_that_cannot_begin_keeps_no_descriptor():
 
 @pytest.mark.parametrize("where", ["here", "in a forked child"])
 def test_a_program_that_closes_all_descriptors_keeps_its_own_files(where):
-    """As daemons do when they start: our numbers are files of the program's then. They are neither written nor read nor closed."""
+    """As daemons do when they start: our descriptor numbers are then files of the program.
+
+    They are neither written nor read nor closed.
+    """
     code = """
 import copyless, os, select, sys, tempfile
 q, other, (end, _) = copyless.Queue(), copyless.Queue(), os.pipe()
@@ -783,7 +791,7 @@ def test_await():
         asyncio.run(main())
 
 
-# ---- a `select` that is another's
+# ---- a `select` of another package
 
 
 @pytest.mark.parametrize("has_poll", [True, False])
@@ -810,7 +818,7 @@ def test_a_patched_select_is_what_waits(monkeypatch, has_poll):
 
 @pytest.mark.parametrize("name", ["test_wait", "test_wait_socket"])
 def test_cpythons_own_tests_of_wait(name):
-    """In a process of its own: they replace nothing but the function."""
+    """In a process of its own: these packages replace only the function."""
     pytest.importorskip("test._test_multiprocessing")
     code = f"""
 import multiprocessing.connection, unittest, copyless
@@ -904,3 +912,128 @@ def test_tasks_of_one_thread_wait_for_each_other(package, code):
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- other processes that change the awaited object all the time, but never so that the wait ends
+
+
+def _publish(ring, stop):
+    frame = np.zeros(4)
+    while not stop.is_set():
+        ring.put(frame)
+
+
+def _read(ring, stop):
+    while not stop.is_set():
+        with ring.latest():
+            pass
+
+
+def _answer_until(asked, answered, stop):
+    while not stop.is_set():
+        answered.put(asked.get(timeout=60))
+
+
+def _ask(asked, answered, stop):
+    while not stop.is_set():
+        asked.put(1)
+        while not copyless.wait([answered], 0.1):
+            pass
+        answered.get()
+
+
+@contextlib.contextmanager
+def _wait_for_a_frame(context, stop):
+    """Frames come all the time, and none is new enough."""
+    ring = copyless.RingBuffer.like(np.zeros(4), slots=8)
+    process = context.Process(target=_publish, args=(ring, stop))
+    process.start()
+    ring.latest(60).release()
+    yield lambda timeout: ring.latest(timeout, after=1 << 40)
+    stop.set()
+    process.join(60)
+
+
+@contextlib.contextmanager
+def _wait_for_room(context, stop):
+    """One reader has had nothing yet, so there is no room; another takes and returns the newest frame all the time."""
+    ring = copyless.RingBuffer.like(np.zeros(4), slots=8)
+    _slow = ring.subscribe(policy="block")
+    for _ in range(8):
+        ring.put(np.zeros(4), timeout=60)
+    process = context.Process(target=_read, args=(ring, stop))
+    process.start()
+    yield lambda timeout: ring.put(np.zeros(4), timeout=timeout)
+    stop.set()
+    process.join(60)
+
+
+@contextlib.contextmanager
+def _wait_for_one_of_several(context, stop):
+    """Another thread of this process waits for another object, which is ready all the time."""
+    asked, answered, empty = copyless.Queue(), copyless.Queue(), copyless.Queue()
+    process = context.Process(target=_answer_until, args=(asked, answered, stop))
+    thread = threading.Thread(target=_ask, args=(asked, answered, stop), daemon=True)
+    process.start()
+    thread.start()
+
+    def wait(timeout):
+        assert copyless.wait([empty], timeout) == []
+        raise queue.Empty
+
+    yield wait
+    stop.set()
+    thread.join(60)
+    asked.put(1)
+    process.join(60)
+
+
+def _write_until(lock, stop, up):
+    with lock.write():
+        up.set()
+        stop.wait()
+
+
+def _give_up(lock, stop):
+    while not stop.is_set():
+        if lock.acquire_write(timeout=0.00002):
+            lock.release_write()
+
+
+@contextlib.contextmanager
+def _wait_for_a_lock(context, stop, write=False):
+    """One process writes, another gives up waiting for that again and again."""
+    lock, up = copyless.RWLock(), copyless.Event()
+    writer = context.Process(target=_write_until, args=(lock, stop, up))
+    writer.start()
+    assert up.wait(60)
+    hasty = context.Process(target=_give_up, args=(lock, stop))
+    hasty.start()
+
+    def wait(timeout):
+        assert not (lock.acquire_write if write else lock.acquire_read)(timeout=timeout)
+        raise queue.Empty
+
+    yield wait
+    stop.set()
+    hasty.join(60)
+    writer.join(60)
+
+
+def _wait_to_write(context, stop):
+    return _wait_for_a_lock(context, stop, True)
+
+
+@pytest.mark.parametrize(
+    "begin", [_wait_for_a_frame, _wait_for_room, _wait_for_one_of_several, _wait_for_a_lock, _wait_to_write]
+)
+def test_who_is_woken_for_nothing_all_the_time_is_late_for_nobody(begin):
+    with begin(multiprocessing.get_context("spawn"), copyless.Event()) as wait:
+        for _ in range(15):  # by luck one or the other succeeded before
+            timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                timer.start()
+                wait(20)
+            timer.join()
+            with pytest.raises((queue.Empty, queue.Full)):
+                wait(0.02)

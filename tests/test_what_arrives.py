@@ -1,4 +1,6 @@
-"""What arrives is what was sent: type, dtype, metadata, schema, order and values, after `share` and through each channel."""
+"""What arrives is what was sent: type, dtype, metadata, schema, order and values, after `share` and through each
+channel.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import copyless
-from copyless import pickling
+from copyless._transfer import in_flight
 
 pl = pytest.importorskip("polars")
 
@@ -20,7 +22,7 @@ RANKS = pl.Enum(["low", "mid", "high"])
 
 
 def by_pickler(obj):
-    """As multiprocessing's own pipes and queues have it."""
+    """As in multiprocessing's own pipes and queues."""
     return pickle.loads(bytes(ForkingPickler.dumps(obj)))
 
 
@@ -63,7 +65,7 @@ def test_what_polars_cannot_give_to_arrow_goes_as_polars_pickles_it(way):
         assert arrived.equals(frame)
     assert copyless.is_shared(shared["a"])
     why = {part.path: part.why for part in copyless.explain(shared)}["column 'b'"]
-    assert "as polars pickles it" in why
+    assert "polars pickles the column" in why
     assert "share()" not in why
 
 
@@ -103,7 +105,7 @@ def _fails(table):
 
 def test_a_reduction_that_fails_gives_way_to_the_types_own_pickling_and_explain_says_so(monkeypatch):
     monkeypatch.setattr(ForkingPickler, "_extra_reducers", dict(ForkingPickler._extra_reducers))
-    pickling.register(Table, pickling.or_as_pickle(_fails))
+    in_flight.register(Table, in_flight.or_as_pickle(_fails))
     assert by_queue(Table()).values == by_pickler(Table()).values == list(range(1000))
     (part,) = copyless.explain(Table())
     assert "LookupError: no way" in part.why
@@ -114,7 +116,7 @@ def test_a_reduction_that_fails_gives_way_to_the_types_own_pickling_and_explain_
 
 
 def alike(a, b):
-    """Whether two dtypes are the same in all that NumPy's equality passes over, too."""
+    """Whether two dtypes are equal, also in all that NumPy's equality ignores."""
     if a.names is not None:
         fields = [len(a.fields[n]) == len(b.fields[n]) and alike(a.fields[n][0], b.fields[n][0]) for n in a.names]
         if not all(fields) or a.isalignedstruct != b.isalignedstruct:
@@ -123,7 +125,7 @@ def alike(a, b):
             return False
     if a.subdtype is not None and not (alike(a.base, b.base) and a.shape == b.shape):
         return False
-    # A long and a long long of one size are one type to NumPy's own pickles too.
+    # A long and a long long of one size are one type in NumPy's own pickles too.
     same_type = a.type is b.type or (a.kind == b.kind and a.kind in "iu")
     return a == b and same_type and a.metadata == b.metadata and a.itemsize == b.itemsize
 
@@ -201,11 +203,11 @@ def test_a_dtype_of_a_library_arrives():
             assert alike(way(shared).dtype, dtype)
 
 
-# ---- arrays of derived classes, dataclasses, what explain and is_shared say
+# ---- arrays of derived classes, dataclasses, results of explain and is_shared
 
 
 class Quantity(np.ndarray):
-    """With attributes that only __array_finalize__ carries."""
+    """With attributes that only __array_finalize__ passes on."""
 
     def __array_finalize__(self, obj):
         self.unit = getattr(obj, "unit", None)
@@ -230,7 +232,7 @@ class Info(np.ndarray):
 
 
 class Locked(np.ndarray):
-    """With an attribute that cannot be sent, which NumPy's own pickling leaves out."""
+    """With an attribute that cannot be sent, which NumPy's own pickling drops."""
 
 
 def quantity(n=3000):
@@ -265,7 +267,7 @@ DERIVED = {
 
 
 def says(array):
-    """All that an array of these says of itself."""
+    """The whole state of an array of these classes."""
     said = [type(array), alike(array.dtype, array.dtype), array.dtype, array.shape, np.asarray(array).tolist()]
     if isinstance(array, np.ma.MaskedArray):
         said += [np.ma.getmaskarray(array).tolist(), array.fill_value, array.hardmask, array.filled().tolist()]
@@ -321,7 +323,7 @@ def test_what_own_pickling_can_send_is_sent_though_an_attribute_cannot():
     assert shared.lock is array.lock
     assert type(by_queue(shared)) is Locked
     (part,) = copyless.explain(shared)
-    assert "its own type pickles it" in part.why
+    assert "is pickled by its own type" in part.why
     assert "share()" not in part.why
 
 
@@ -394,8 +396,10 @@ def test_is_shared_and_explain_agree_for_slices_and_columns():
 
 def test_explain_advises_nothing_that_was_just_done_and_nothing_that_does_not_help():
     pd = pytest.importorskip("pandas")
-    for private in (b"x" * 9000, "x" * 9000, set(range(5000)), bytearray(9000), np.zeros(2000), masked(), quantity(), Job(np.zeros(3000)),
-                    np.full(2000, None), [np.zeros(3000), "x" * 9000], pd.DataFrame({"a": np.zeros(3000), "o": [None, {}, ()] * 1000})):  # fmt: skip
+    for private in (b"x" * 9000, "x" * 9000, set(range(5000)), bytearray(9000), np.zeros(2000), masked(), quantity(),
+        Job(np.zeros(3000)),
+                    np.full(2000, None), [np.zeros(3000), "x" * 9000],
+                    pd.DataFrame({"a": np.zeros(3000), "o": [None, {}, ()] * 1000})):  # fmt: skip
         before, shared = copyless.explain(private), copyless.share(private)
         after = copyless.explain(shared)
         assert not any("copyless.share() moves it" in part.why for part in after)

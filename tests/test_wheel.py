@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import snippets
+from tests.snippets import ROOT
 
 
 @pytest.fixture(scope="module")
 def wheel():
-    """That of this checkout: `make wheel` makes it, and the gate does so before these tests."""
+    """The wheel of this checkout: `make wheel` builds it, and CI does so before these tests."""
     wheels = sorted((ROOT / "dist").glob("copyless-*.whl"), key=os.path.getmtime)
     if not wheels:
         pytest.skip("no wheel: make wheel")
@@ -23,21 +24,25 @@ def wheel():
 
 @pytest.fixture(scope="module")
 def bare(wheel, tmp_path_factory):
-    """An environment with the wheel and nothing to compile with; how to run something in it."""
+    """An environment with the wheel and without a compiler; how to run a command in it."""
     home = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
     path = str(home / "venv" / "bin")
     environment = {"PATH": path, "HOME": str(home), "COPYLESS_DIR": os.environ["COPYLESS_DIR"]}
-    environment |= {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "http", "HTTP"))}
+    environment |= {
+        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "http", "HTTP"))
+    }
 
-    def start(*words, **more):
+    def start(*words, cwd=home, **more):
         return subprocess.run(
-            [os.path.join(path, words[0]), *words[1:]], cwd=home, env=environment | more, capture_output=True, text=True,
+            [os.path.join(path, words[0]), *words[1:]], cwd=cwd, env=environment | more, capture_output=True, text=True,
             timeout=250,
         )  # fmt: skip
 
     assert all(shutil.which(name, path=path) is None for name in ("cc", "gcc", "clang", "ninja", "meson"))
-    done = start("python", "-m", "pip", "--disable-pip-version-check", "-q", "install", "--only-binary", ":all:", str(wheel))
+    done = start(
+        "python", "-m", "pip", "--disable-pip-version-check", "-q", "install", "--only-binary", ":all:", str(wheel)
+    )
     assert done.returncode == 0, done.stderr
     return start
 
@@ -52,26 +57,44 @@ def test_its_tag_and_its_symbols(wheel):
 
 
 def test_a_symbol_that_the_promised_glibc_lacks_is_found(wheel, tmp_path):
-    """The check itself: a library that asks for what only this system's glibc has."""
+    """The check itself, on a library that needs a symbol that only this system's glibc has."""
     build = Path(sys.executable).parent.parent / "wheel" / "bin" / "python"
     if not build.exists():
         pytest.skip("make wheel makes the environment that reads symbols")
     source = tmp_path / "late.c"
-    source.write_text("int no_such_function_in_any_libc(void);\nint ask(void) { return no_such_function_in_any_libc(); }\n")
+    source.write_text(
+        "int no_such_function_in_any_libc(void);\nint ask(void) { return no_such_function_in_any_libc(); }\n"
+    )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "late.so", source], check=True)
     shutil.make_archive(str(tmp_path / "late"), "zip", tmp_path, "late.so")
-    done = subprocess.run([build, ROOT / "wheels" / "symbols.py", tmp_path / "late.zip"], capture_output=True, text=True)
+    done = subprocess.run(
+        [build, ROOT / "wheels" / "symbols.py", tmp_path / "late.zip"], capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "late.so: no_such_function_in_any_libc has no version" in done.stdout
 
 
-def test_the_first_example_of_the_readme_runs(bare, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.S | re.M)
-    program = tmp_path / "first.py"
-    program.write_text(blocks[0])
-    done = bare("python", str(program))
+@pytest.fixture(scope="module")
+def pandas(bare, tmp_path_factory):
+    """A directory with pandas, beside the bare environment: only the README's DataFrames need it."""
+    place = str(tmp_path_factory.mktemp("pandas"))
+    options = ("--disable-pip-version-check", "-q", "--only-binary", ":all:", "--target", place)
+    done = bare("python", "-m", "pip", "install", *options, "pandas")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[0. 1. 2. 3. 0.]\n"
+    return place
+
+
+@pytest.mark.parametrize("snippet", snippets.README, ids=lambda snippet: f"{snippet.number}")
+def test_a_program_of_the_readme_prints_what_it_says(snippet, bare, tmp_path, request):
+    memory = f"{os.environ['COPYLESS_DIR']}-of-a-wheel"
+    more = {"PYTHONPATH": request.getfixturevalue("pandas")} if "import pandas" in snippet.code else {}
+    snippet.write(tmp_path)
+    os.mkdir(memory, 0o700)
+    try:
+        done = bare(*snippet.command, cwd=tmp_path, COPYLESS_DIR=memory, **more)
+    finally:
+        shutil.rmtree(memory)
+    assert (done.stdout, done.stderr, done.returncode) == (snippet.shown, "", 0)
 
 
 def test_the_command_works(bare, tmp_path):

@@ -1,4 +1,4 @@
-"""What a forked child may do with what its parent made: one table of everything, under fork and plain os.fork()."""
+"""What a forked child may do with objects of its parent: one table of all of them, under fork and plain os.fork()."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pytest
 
 import copyless
 from copyless import comm, managers
+from copyless.comm import _local_world
 
-# ---- two ways to be a child
+# ---- two kinds of children
 
 
 def by_fork(target, *args):
@@ -43,7 +44,7 @@ WAYS = pytest.mark.parametrize("in_child", [by_fork, by_process])
 
 
 def answers(in_child, function, *args):
-    """What a function returns in a forked child."""
+    """The result of a function in a forked child."""
     here, there = os.pipe()
 
     def target():
@@ -57,7 +58,8 @@ def answers(in_child, function, *args):
         return pickle.load(file)
 
 
-# ---- what belongs to its maker: a box that holds the object, what may be called in a child, and how the parent looks that all is right
+# ---- objects that belong to their maker: a box that holds the object, what a child may call, and how the parent checks
+# that all is right
 
 
 def square(x):
@@ -103,9 +105,9 @@ def manager():
 @pytest.fixture(autouse=True)
 def no_world_left():
     yield
-    if comm.local._world is not None:
-        comm.local._world._engine.close()
-        comm.local._world = None
+    if _local_world._world is not None:
+        _local_world._world._engine.close()
+        _local_world._world = None
 
 
 def communicator():
@@ -203,7 +205,7 @@ def lease(redeliver):
 
     def right(box):
         with pytest.raises(TimeoutError):
-            q.join(0.01)  # nobody acknowledged it
+            q.join(0.01)  # it was not acknowledged
         if redeliver:
             assert q.stats().leased == 1
         box[0].__exit__(None, None, None)
@@ -215,7 +217,7 @@ def lease(redeliver):
 MINE = {
     "Pool": (pool, {"close"}),
     "executor": (executor, {"shutdown", "__enter__"}),  # `shutdown` is its close
-    "manager": (manager, {"address", "shutdown"}),  # its address is what a child connects to
+    "manager": (manager, {"address", "shutdown"}),  # a child connects to its address
     "communicator": (communicator, {"Free", "Abort"}),
     "request": (request, {"Free", "free"}),
     "message": (message, {"free"}),
@@ -229,14 +231,16 @@ SPECIAL = ("__enter__", "__iter__", "__next__", "__len__", "__getitem__", "__set
 
 
 def use(obj, name):
-    """Call a public method, or look at a property, with something for each argument that it needs."""
+    """Call a public method, or read a property, with a value for each argument that it needs."""
     method = getattr(obj, name)
     if not callable(method):
         return
     try:
         parameters = inspect.signature(method).parameters.values()
-        needs = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    except ValueError:  # of a function of C: (obj, dest, ...)
+        needs = [
+            p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+    except ValueError:  # a function of C: (obj, dest, ...)
         needs = [None, None][: 2 if "send" in name else 0]
     result = method(*[0 for _ in needs])
     if hasattr(result, "asend"):
@@ -247,14 +251,21 @@ def use(obj, name):
 
 def public(obj):
     kind = type(obj)
-    names = [name for name in dir(kind) if not name.startswith("_") and not isinstance(inspect.getattr_static(kind, name), (classmethod, staticmethod))]
-    return [name for name in names if not inspect.isclass(getattr(kind, name)) and (callable(getattr(kind, name)) or isinstance(inspect.getattr_static(kind, name), property))] + [
-        name for name in SPECIAL if hasattr(kind, name)
+    names = [
+        name
+        for name in dir(kind)
+        if not name.startswith("_") and not isinstance(inspect.getattr_static(kind, name), (classmethod, staticmethod))
     ]
+    return [
+        name
+        for name in names
+        if not inspect.isclass(getattr(kind, name))
+        and (callable(getattr(kind, name)) or isinstance(inspect.getattr_static(kind, name), property))
+    ] + [name for name in SPECIAL if hasattr(kind, name)]
 
 
 def try_all(box, free):
-    """What did not raise WrongProcessError, and that repr does not."""
+    """The calls that did not raise WrongProcessError, and that repr does not raise."""
     obj, told, tried = box[0], [], 0
     for name in public(obj):
         if name in free:
@@ -277,7 +288,7 @@ def try_all(box, free):
 
 
 def collect(box):
-    """Let the object go in the child, where nobody else has it."""
+    """Drop the object in the child, which has the last reference there."""
     box.clear()
     gc.collect()
 
@@ -294,7 +305,7 @@ def test_what_belongs_to_its_maker(title, in_child):
     assert told == []
 
 
-# ---- what many share works in the child as with the standard library
+# ---- objects shared by many work in the child as in the standard library
 
 
 def of_queue(kind, **options):
@@ -341,7 +352,7 @@ def of_rlock():
 
     def right(answer):
         assert answer == (False, False)
-        assert lock.acquire(False)  # it is still this thread's
+        assert lock.acquire(False)  # it still belongs to this thread
         lock.release()
         lock.release()
         with pytest.raises(copyless.NotHeldError):

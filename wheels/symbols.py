@@ -1,7 +1,8 @@
-"""What the extension modules of a wheel ask of the C library.
+"""The symbols that the extension modules of a wheel need from the C library.
 
-A symbol that the promised glibc does not have links all the same when the compiler's own stub lacks it: undefined, and without
-a version. auditwheel reads only versions, so it grants the tag, and the import fails on the user's machine.
+If the compiler's own stub lacks a symbol that the promised glibc does not have, it is linked all the same: undefined,
+and without a version. auditwheel reads only versions, so it assigns the tag, and the import fails on the user's
+machine.
 
     python wheels/symbols.py WHEEL... [--glibc 2.28]
 """
@@ -15,12 +16,12 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-# Python's own, which the interpreter exports without versions.
+# Python's own symbols, which the interpreter exports without versions.
 OF_PYTHON = ("Py", "_Py")
 
 
 def undefined(stream: io.BufferedIOBase) -> list[tuple[str, str]]:
-    """The dynamic symbols that others must provide, strong ones: name, and version or ''."""
+    """The dynamic symbols that other libraries must provide, strong ones: name, and version or ''."""
     elf = ELFFile(stream)
     names: dict[int, str] = {}
     needs = elf.get_section_by_name(".gnu.version_r")
@@ -53,7 +54,7 @@ def wrong(stream: io.BufferedIOBase, glibc: str) -> list[str]:
 
 
 def wrong_in_wheel(wheel: Path, glibc: str) -> list[str]:
-    """A line for each symbol that `glibc` (as "2.28") has not, or that has no version."""
+    """A line for each symbol that `glibc` (as "2.28") does not have, or that has no version."""
     with zipfile.ZipFile(wheel) as files:
         libraries = [name for name in files.namelist() if name.endswith(".so") or ".so." in name]
         if not libraries:

@@ -1,8 +1,15 @@
-"""Every error the package raises. Each is also a built-in that code already catches."""
+"""Every error that copyless raises. Each class also derives from a built-in exception that programs already catch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+
+from copyless._typing import TYPE_CHECKING, Any
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown as _QueueShutDown
+else:
+    _QueueShutDown = Exception
 
 __all__ = [
     "BootUnknownError",
@@ -17,6 +24,7 @@ __all__ = [
     "OwnerDiedError",
     "RegistryBusyError",
     "ServerEndedError",
+    "ShutDown",
     "StaleHandleError",
     "StaleNameError",
     "SystemLimitError",
@@ -30,13 +38,21 @@ __all__ = [
 
 
 class CopylessError(Exception):
-    """Base of all errors that are copyless's own."""
+    """Base class of all errors of copyless."""
 
 
 class OutOfSharedMemory(CopylessError, OSError, MemoryError):
-    """There is no room for a block. Says where, how large that is, what was asked for, and how to widen it.
+    """There is no room for a block of shared memory.
 
-    `asked` is the request in bytes (0 when it is not known), `directory` the storage directory.
+    The text names the mount, its size, the size that was requested, and what to do. Also an `OSError` (usually ENOSPC)
+    and a `MemoryError`.
+
+    Attributes
+    ----------
+    asked : int
+        The request in bytes; 0 if it is not known.
+    directory : str
+        The storage directory.
     """
 
     asked: int = 0
@@ -47,9 +63,16 @@ class OutOfSharedMemory(CopylessError, OSError, MemoryError):
 
 
 class LimitExceededError(CopylessError):
-    """There are as many of something as there can be. Says of what, and what helps.
+    """A fixed limit is reached. The text names the limit and what to do.
 
-    `limit` is how many there can be, `present` how many there are (0 each when it is not known), `remedy` what helps.
+    Attributes
+    ----------
+    limit : int
+        The limit; 0 if it is not known.
+    present : int
+        How many are in use; 0 if it is not known.
+    remedy : str
+        What to do.
     """
 
     limit: int = 0
@@ -61,92 +84,122 @@ class LimitExceededError(CopylessError):
 
 
 class TableFullError(LimitExceededError, OutOfSharedMemory):
-    """A table of fixed size has no free entry. Also an `OutOfSharedMemory`, for who goes another way then."""
+    """A table of fixed size has no free entry.
+
+    Also an `OutOfSharedMemory`, so that programs that have another way without shared memory take it here too.
+    """
 
 
 class SystemLimitError(LimitExceededError, OutOfSharedMemory):
-    """The process or the system may not have more of something that is not memory's room: descriptors, address space, ...
+    """A limit of the process or the system other than memory is reached: open files, threads, address space, file size.
 
-    `errno` is the system's. Also an `OutOfSharedMemory`, for who goes another way then.
+    `errno` is the system's. Also an `OutOfSharedMemory`, so that programs that have another way without shared memory
+    take it here too.
     """
 
 
 class StaleHandleError(CopylessError, ValueError):
-    """What the handle names is gone. It never shows another's bytes."""
+    """The memory or object that a handle names no longer exists. A stale handle never gives access to other data."""
 
 
 class StaleNameError(StaleHandleError):
-    """The name by which a queue, a ring or a lock is known here was unlinked, and another has it by now: open it anew."""
+    """The name of this queue, ring or lock was unlinked and now belongs to another object. Open the name again."""
 
 
 class CorruptSegmentError(CopylessError, ValueError):
-    """A shared file, or a field in one, is not what it must be: truncated, grown, replaced or overwritten."""
+    """A shared file, or a field in one, is damaged: truncated, grown, replaced or overwritten."""
 
 
 class ForeignHostError(CopylessError, ValueError):
-    """The handle was made on another host, or in another storage directory: send the object itself, by value.
+    """The handle was made on another host or in another storage directory. Send the object itself, by value.
 
-    Also raised when the storage directory itself is in use by another host (or by this one before it was last booted),
-    and for a queue's item that lies in a directory which this process does not see.
+    Also raised when the storage directory is in use by another host, when it was made before this host was last booted,
+    and when an item of a queue lies in a directory that this process does not see.
     """
 
 
 class BootUnknownError(CopylessError, OSError):
-    """This boot's identity cannot be read, so nothing in the storage directory can be trusted or removed."""
+    """The identity of the current boot cannot be read, so the storage directory can be neither trusted nor removed."""
 
 
 class RegistryBusyError(CopylessError, TimeoutError):
-    """Another process was making or removing the storage directory's registry, and did not go on in time."""
+    """Another process was making or removing the registry of the storage directory, or held its lock, and did not go on
+    in time.
+    """
 
 
 class OwnerDiedError(CopylessError, RuntimeError):
-    """The process that held what was asked for has died."""
+    """The process that held the requested lock, permit, item or rank has died."""
 
 
 class WrongProcessError(CopylessError, RuntimeError):
-    """What is used here belongs to the process that this one was forked from."""
+    """The object belongs to the parent process and cannot be used in this forked child."""
 
 
 class UnsendableError(CopylessError, TypeError, RuntimeError):
-    """The object cannot go this way. Says why, and what to send instead.
+    """The object cannot be sent this way. The text says why, and what to send instead.
 
-    A TypeError as what cannot be pickled raises, and a RuntimeError as `torch.multiprocessing` raises.
+    A `TypeError`, as for any object that cannot be pickled, and a `RuntimeError`, as `torch.multiprocessing` raises.
     """
 
 
 class UnnamedError(CopylessError, ValueError):
-    """What is sent this way may be loaded many times and later than this process lives, so it needs a name that keeps it.
+    """The array needs a name: its message may be loaded several times, or after this process has ended.
 
-    No TypeError, which Ray takes for a reason to look into each attribute of the object.
+    Not a `TypeError`: Ray would answer one by inspecting each attribute of the object.
     """
 
 
 class NotHeldError(CopylessError, ValueError, RuntimeError, AssertionError):
-    """A lock or semaphore was released more often than acquired, or by one who does not hold it.
+    """A lock or semaphore was released too often, or by a thread or process that does not hold it.
 
-    All that the standard library raises there: ValueError and AssertionError in multiprocessing, RuntimeError in threading.
+    Derives from everything that the standard library raises in this case: `ValueError` and `AssertionError` in
+    multiprocessing, `RuntimeError` in threading.
     """
 
 
 class ServerEndedError(CopylessError, EOFError, ConnectionError):
-    """The manager's server process has ended, or the connection to it."""
+    """The server process of the manager, or the connection to it, has ended."""
 
 
 class ClosedError(CopylessError, ValueError):
-    """The object was closed."""
+    """The object is closed."""
+
+
+class ShutDown(ClosedError, _QueueShutDown):
+    """The queue was shut down. Also a `queue.ShutDown`, where Python has it (3.13)."""
+
+    __module__ = "copyless.queues"  # its public place, which pickles name
 
 
 class EndOfQueueError(ClosedError, EOFError):
-    """Nothing more will come: every process that put into the queue has ended or closed it, and no other has it."""
+    """No more items can arrive: all producers have ended or closed the queue, and no other process has it."""
 
 
 if TYPE_CHECKING:
-    from copyless.crew_errors import TaskUnreadableError, WorkerDiedError
+    from concurrent.futures.process import BrokenProcessPool as _Broken
+
+    class WorkerDiedError(CopylessError, _Broken):
+        """The worker process that ran this task was killed or has ended. Other tasks continue."""
+
+    class TaskUnreadableError(CopylessError, _Broken):
+        """A task, or its result, could not be unpickled by its receiver. The text has the error and its traceback."""
+
+
+_OF_TASKS = {
+    "WorkerDiedError": "The worker process that ran this task was killed or has ended. Other tasks continue.",
+    "TaskUnreadableError": "A task, or its result, could not be unpickled by its receiver. The text has the error "
+    "and its traceback.",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("TaskUnreadableError", "WorkerDiedError"):  # their base lies in a module that is slow to import
-        from copyless import crew_errors
+    if name not in _OF_TASKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from concurrent.futures.process import BrokenProcessPool  # slow to import
 
-        return getattr(crew_errors, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for each, text in _OF_TASKS.items():
+        globals().setdefault(
+            each, type(each, (CopylessError, BrokenProcessPool), {"__doc__": text, "__module__": __name__})
+        )
+    return globals()[name]

@@ -1,4 +1,4 @@
-"""`multiprocessing.heap`, the very same module: our objects of ctypes lie elsewhere."""
+"""`multiprocessing.heap`, the same module object: the ctypes objects of copyless do not use it."""
 
 import sys
 from multiprocessing import heap

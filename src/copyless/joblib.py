@@ -1,13 +1,14 @@
 """A backend for joblib: ``import copyless.joblib``, then ``joblib.Parallel(n_jobs=4, backend="copyless")``.
 
-Tasks run in worker processes that stay when a call ends and serve the next, as those of joblib's own ``loky`` backend do. They
-are started by spawn, so that nothing of this process's threads (of OpenMP, of OpenBLAS) is in them, with the numbers of threads
-they may use in their environment, and without the program's main module: it needs no guard, and what it defines goes by value.
+Tasks run in worker processes that stay after a call and serve the next one, like those of joblib's own ``loky``
+backend. Workers are started by spawn, so that no thread of this process (of OpenMP, of OpenBLAS) affects them, and with
+the numbers of threads that they may use in their environment. They do not import the program's main module: it needs no
+guard, and functions and classes that it defines are sent by value.
 
-Arrays and tables in shared memory go by handle. A private array above `max_nbytes`, wherever it lies in the arguments (a list, a
-DataFrame, an estimator), is copied once for all tasks of a call, into shared memory, and arrives as `mmap_mode` says. What is
-changed in it before the call ends does not reach the tasks that follow, as with joblib's own backends. Results are the
-caller's own memory, and come by one copy.
+Arrays and tables in shared memory are sent as handles. A private array above `max_nbytes`, wherever it is in the
+arguments (in a list, a DataFrame, an estimator), is copied into shared memory once for all tasks of a call, and arrives
+as `mmap_mode` says. Changes to it before the call ends do not reach the remaining tasks, as with joblib's own backends.
+Results are copied once, into memory of the caller's own.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -42,21 +42,33 @@ try:
     from joblib.disk import memstr_to_bytes
     from joblib.externals.loky import process_executor as loky
     from joblib.parallel import BatchedCalls
-except ImportError as error:
-    raise ImportError(f"the backend for joblib needs joblib: pip install 'copyless[joblib]' ({error})") from None
+except ImportError as _error:
+    raise ImportError(f"the backend for joblib needs joblib: pip install 'copyless[joblib]' ({_error})") from None
 
-from copyless import _loaders, arrays, pickling, workers
-from copyless._core import _pickles, _queue
-from copyless._spawning import Spawn
+from copyless import _libraries, _loaders, _platform, arrays
+from copyless._core import _pickles
+from copyless._storage.settings import states_threads, update_environment
+from copyless._transfer import _array_type, _plain, in_flight, packing
+from copyless._transfer.sealed import seal, unseal
+from copyless._workers.named_functions import WITH_NAMES, function_of, name_of
+from copyless._workers.protocol import ATOMS, FULL, NAMED, ROWS
+from copyless._workers.spawning import Spawn
 from copyless.errors import CopylessError, TaskUnreadableError, WorkerDiedError
 from copyless.futures import ProcessPoolExecutor
 
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
 __all__ = ["Backend", "CopylessBackend", "TerminatedWorkerError", "UnreadableTaskError", "shutdown"]
 
-_IDLE = 300.0  # seconds: joblib's own
-_ROOM = 16  # workers that an executor can be widened to, at least
+Reductions = dict[type, Callable[[Any], object]]
+
+_IDLE = 300.0  # seconds; joblib's own default
+_ROOM = 16  # workers to which an executor can grow, at least
 _UNUSED = 3  # executors that are kept for later calls
-# What `Parallel` passes on whether its user said it or not.
+# Options that `Parallel` always passes on, whether the user gave them or not.
 _DEFAULTS = {"max_nbytes": 1 << 20, "temp_folder": None, "mmap_mode": "r", "verbose": 0}
 _KNOWN = {
     *_DEFAULTS, "context", "retries", "initializer", "initargs", "idle_worker_timeout", "prefer", "require", "prewarm",
@@ -65,75 +77,79 @@ _MODES = ("r", "r+", "w+", "c", None)
 
 
 class TerminatedWorkerError(WorkerDiedError, loky.TerminatedWorkerError):  # type: ignore[misc]
-    """A worker process was killed or ended while it ran a task; also the error of that name of joblib's own backend."""
+    """A worker process was killed or ended while it ran a task. Also joblib's error of that name."""
 
 
 class UnreadableTaskError(TaskUnreadableError, loky.BrokenProcessPool, pickle.PicklingError):  # type: ignore[misc]
-    """A task, its result or its exception could not be unpickled, or pickled; also what joblib's own backend raises then."""
+    """A task, its result or its exception could not be pickled or unpickled. Also the error that joblib's own backend
+    raises then.
+    """
 
 
-# ---- the workers, which calls share
+# ---- workers, which calls share
 
 
 _lock = threading.RLock()
-_executors: list[_Workers] = []  # the last used last
+_executors: list[_Workers] = []  # the most recently used one last
 
 
 class _Workers(ProcessPoolExecutor):
-    """Worker processes of one kind (`key`), and who uses them."""
+    """Worker processes with the same options (`key`), and the backends that use them."""
 
-    def __init__(self, key: Any, count: int, context: Any, retries: int, idle: float | None, begin: tuple[Any, ...]) -> None:
+    def __init__(self, key: object, count: int, context: Any, retries: int, idle: float | None, begin: Any) -> None:
         self._room, self._idle = max(2 * count, joblib.cpu_count(), _ROOM), idle
         super().__init__(count, context, _loaders.joblib_begin, begin, retries=retries)
         self.key = key
-        self.users: list[tuple[int, weakref.ref[Any]]] = []  # (thread, backend)
-        self._call = workers._name_of(_loaders.joblib_call)
+        self.users: list[tuple[int, weakref.ref[CopylessBackend]]] = []  # (thread, backend)
+        self._call = name_of(_loaders.joblib_call)
 
     def is_usable(self) -> bool:
-        return not self._shut_down and self._crew.broken is None and self._crew.is_mine()
+        return not self._shut_down and self._worker_pool.broken is None and self._worker_pool.is_mine()
 
     def is_held(self) -> bool:
-        """Whether a backend has it, in a call or (``with Parallel(...)``) between two."""
+        """Whether a backend has it, in a call or (``with Parallel(...)``) between two calls."""
         self.users = [(who, user) for who, user in self.users if user() is not None]
-        return bool(self.users) or self._crew.unfinished() > 0
+        return bool(self.users) or self._worker_pool.unfinished() > 0
 
-    def is_busy(self, thread: int | None = None, but: Any = None) -> bool:
-        """Whether a call of this thread runs in it; None: of any."""
+    def is_busy(self, thread: int | None = None, but: CopylessBackend | None = None) -> bool:
+        """Whether a call of this thread runs in it; with None, a call of any thread."""
         found = [(who, user()) for who, user in self.users]
         if any(thread in (None, who) and user is not but and user is not None and user._running for who, user in found):
             return True
-        return thread is None and self._crew.unfinished() > 0
+        return thread is None and self._worker_pool.unfinished() > 0
 
     def resize(self, count: int) -> bool:
         if count < self._max_workers and self.is_busy():
-            return True  # others have their tasks in it
-        if count != self._max_workers and not self._crew.resize(count):
+            return True  # other calls have tasks in it
+        if count != self._max_workers and not self._worker_pool.resize(count):
             return False
         self._max_workers = count
-        self._crew.window = min(count + 1, workers.ROWS)
+        self._worker_pool.window = min(count + 1, ROWS)
         return True
 
-    def submit_batch(self, batch: Any, moved: _Moved) -> Any:
-        """A future of the results of some of joblib's tasks, sealed."""
-        lasting = bool(self._crew._how[3])
+    def submit_batch(self, batch: BatchedCalls, moved: _Moved) -> Future[Any]:
+        """A future of the results of a batch of joblib's tasks, sealed."""
+        lasting = bool(self._worker_pool.retries)
 
-        def seal(crew: Any) -> Any:
+        def pack(pool: object) -> object:
             try:
                 calls = [(moved.name_of(function), args, kwargs) for function, args, kwargs in batch.items]
-                task: Any = self._call, workers.FULL | workers._NAMED, [((moved.nested(batch), calls), {})]
-                plain = _queue.plain_dumps(task)
-                return workers.seal(task, make=moved.pickler, lasting=lasting) if plain is None else plain
+                task: Any = self._call, FULL | NAMED, [((moved.nested(batch), calls), {})]
+                plain = _plain.plain_dumps(task)
+                return seal(task, make=moved.pickler, lasting=lasting) if plain is None else plain
             except CopylessError:
                 raise
-            except Exception as error:  # as joblib's own backend says it
+            except Exception as error:  # the text of joblib's own backend
                 why = f"Could not pickle the task to send it to the workers: {type(error).__name__}: {error}"
                 raise pickle.PicklingError(why) from error
 
-        return self._submit(seal)
+        return self._submit(pack)
 
 
-def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Workers:
-    """Workers of this kind: those that there are, unless a call of this very thread is at work with them (a generator half read)."""
+def _lease(key: object, count: int, make: Callable[[], _Workers], user: CopylessBackend) -> _Workers:
+    """Workers with these options: existing ones, unless a call of this thread already uses them (a generator that is
+    half read).
+    """
     with _lock:
         thread, found = threading.get_ident(), None
         for executor in reversed(list(_executors)):
@@ -142,7 +158,7 @@ def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Wo
             elif found is None and executor.key == key and not executor.is_busy(thread):
                 if executor.resize(count):
                     found = executor
-                elif not executor.is_held():  # too small
+                elif not executor.is_held():  # too few workers
                     _drop(executor)
         if found is None:
             found = make()
@@ -154,7 +170,7 @@ def _lease(key: Any, count: int, make: Callable[[], _Workers], user: Any) -> _Wo
         return found
 
 
-def _give_back(executor: _Workers, user: Any) -> None:
+def _give_back(executor: _Workers, user: CopylessBackend) -> None:
     with _lock:
         executor.users = [(thread, who) for thread, who in executor.users if who() not in (None, user)]
         if executor not in _executors and not executor.users:
@@ -174,14 +190,16 @@ def _drop_unused() -> None:
 
 
 def shutdown(wait: bool = True) -> None:
-    """End the workers that are kept for later calls; those of calls that run, when the calls end. Later calls start new ones.
+    """End the workers that are kept for later calls. Workers of a running call end with the call. Later calls start new
+    ones.
 
-    Nobody needs it: workers end by themselves, `idle_worker_timeout` after their last task, and with the program.
+    Calling it is never necessary: workers end by themselves, `idle_worker_timeout` after their last task, and with the
+    program.
 
     Parameters
     ----------
-    wait
-        Whether to wait until they have ended.
+    wait : bool
+        Wait until the workers have ended.
 
     Examples
     --------
@@ -195,14 +213,14 @@ def shutdown(wait: bool = True) -> None:
 
 
 def _end(executors: list[_Workers], wait: bool = True) -> None:
-    for executor in executors:  # all at once
+    for executor in executors:  # all at the same time
         executor.shutdown(wait=False)
     for executor in executors if wait else ():
         executor.shutdown(wait=True)
 
 
 def _end_workers() -> None:
-    """This process ends: multiprocessing would wait for its workers, and they for tasks."""
+    """At exit of this process: end the workers. Otherwise multiprocessing would wait for them, and they for tasks."""
     _end(list(_executors))
     if "joblib.externals.loky.process_executor" in sys.modules and multiprocessing.parent_process() is not None:
         loky._python_exit()
@@ -218,25 +236,32 @@ os.register_at_fork(after_in_child=_after_fork)
 Finalize(None, _end_workers, exitpriority=100)
 
 
-# ---- what a call sends
+# ---- what a call sends to its workers
 
 
 @functools.cache
-def _pickler_class() -> Any:
-    cloud: Any = pickling.cloud_pickler()
+def _pickler_class() -> Callable[..., pickle.Pickler]:
+    cloud: Any = packing.cloud_pickler()
     of_cloudpickle = dict(cloud.dispatch_table.maps[2])
 
     class Pickler(cloud):  # type: ignore[misc]
-        def __init__(self, stream: Any, beside: Any, own: dict[Any, Any]) -> None:
-            known = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-            self.dispatch_table = {**of_cloudpickle, **copyreg.dispatch_table, **known, **pickling.ours, **own}
+        def __init__(self, stream: io.BytesIO, beside: Callable[[pickle.PickleBuffer], bool], own: Reductions) -> None:
+            known = in_flight.extra_reducers()
+            self.dispatch_table = {
+                **of_cloudpickle,
+                **copyreg.dispatch_table,
+                **known,
+                **in_flight.ours,
+                **_libraries.reductions(),
+                **own,
+            }
             super().__init__(stream, 5, buffer_callback=beside)
 
     return Pickler
 
 
-def _has_name(function: Any) -> bool:
-    """Whether a worker finds a function by its name, and nobody wants it by value."""
+def _has_name(function: Callable[..., object]) -> bool:
+    """Whether a worker can find a function by its name, and it need not be sent by value."""
     from cloudpickle.cloudpickle import _should_pickle_by_reference
 
     if function.__module__ == "__main__":
@@ -244,14 +269,14 @@ def _has_name(function: Any) -> bool:
     return not isinstance(function, FunctionType) or bool(_should_pickle_by_reference(function))
 
 
-def _plainly(array: Any) -> Any:
-    """As an array crosses without us."""
-    reduction = pickling.reduction_of(np.ndarray)
+def _plainly(array: NDArray[Any]) -> object:
+    """The reduction of an array without copyless."""
+    reduction = in_flight.reduction_of(np.ndarray)
     return array.__reduce_ex__(5) if reduction is None else reduction(array)
 
 
-def _over_file(array: Any) -> Any:
-    """How an array over a `numpy.memmap` crosses: it is mapped again. None for others."""
+def _over_file(array: NDArray[Any]) -> object:
+    """The reduction of an array over a `numpy.memmap`, which maps the file again; None for other arrays."""
     found = None if array.base is None else _get_backing_memmap(array)
     if isinstance(found, np.memmap) and found.filename is not None:
         return _reduce_memmap_backed(array, found)
@@ -259,62 +284,71 @@ def _over_file(array: Any) -> Any:
 
 
 class _Moved:
-    """What was moved into shared memory for a call, by the identity of what it is a copy of."""
+    """The objects that were copied into shared memory for a call, by the identity of the original."""
 
     def __init__(self, least: int | None, mode: str | None) -> None:
         self._least, self._mode = least, mode
-        self._arrays: dict[int, tuple[weakref.ref[Any], Any]] = {}
-        self._others: dict[Any, tuple[Any, Any]] = {}
-        self._own: dict[Any, Any] = {np.ndarray: self._array, np.memmap: self._array}
-        self._knows: set[str] = set()
-        self._names: dict[int, tuple[Any, Any]] = {}
+        self._arrays: dict[int, tuple[weakref.ref[NDArray[Any]], NDArray[Any]]] = {}
+        self._others: dict[object, tuple[object, Any]] = {}
+        self._own: Reductions = {np.ndarray: self._array, np.memmap: self._array}
+        self._registered: set[str] = set()  # libraries
+        self._names: dict[int, tuple[object, object]] = {}
         self._nested: bytes | None = None
 
-    def name_of(self, function: Any) -> Any:
-        """A function as the pickle of its name; itself where it goes by value, since it may be another for the next batch."""
-        if type(function) not in workers._WITH_NAMES:
+    def name_of(self, function: Callable[..., object]) -> object:
+        """The pickle of a function's name; the function itself if it is sent by value, since it may change before
+        the next batch.
+        """
+        if type(function) not in WITH_NAMES:
             return function
         known = self._names.get(id(function))
         if known is None:
-            name = workers._name_of(function) if _has_name(function) else None
+            name = name_of(function) if _has_name(function) else None
             known = self._names[id(function)] = function, function if name is None else name
         return known[1]
 
-    def nested(self, batch: Any) -> bytes:
-        """The backend that calls inside of tasks have, and how many jobs: as joblib says it, the same for all batches."""
+    def nested(self, batch: BatchedCalls) -> bytes:
+        """The backend and number of jobs for nested calls, as joblib determines them: the same for all batches."""
         if self._nested is None:
             self._nested = pickle.dumps((batch._backend, batch._n_jobs), 5)
         return self._nested
 
-    def pickler(self, stream: Any, beside: Any) -> Any:
+    def pickler(self, stream: io.BytesIO, beside: Callable[[pickle.PickleBuffer], bool]) -> pickle.Pickler:
         if self._least is not None:
             for library in ("pyarrow", "polars"):
-                if library in sys.modules and library not in self._knows:
-                    self._know(library)
+                if library in sys.modules and library not in self._registered:
+                    self._register(library)
         return _pickler_class()(stream, beside, self._own)
 
-    def _know(self, library: str) -> None:
-        """Tables of a library that was imported meanwhile: what lies in them cannot be written to, so all modes are one."""
-        with contextlib.suppress(ImportError, AttributeError):  # it is being imported
-            from copyless import frames
-
+    def _register(self, library: str) -> None:
+        """Register the tables of a library that was imported meanwhile. They are read-only, so all modes are the
+        same.
+        """
+        with contextlib.suppress(ImportError, AttributeError):  # the library is still being imported
             if library == "pyarrow":
-                import pyarrow as pa
+                from copyless._libraries import arrow
 
-                self._own.update(dict.fromkeys(frames._every(pa.Buffer), self._buffer))
+                self._own.update(dict.fromkeys(arrow.buffer_kinds(), self._buffer))
                 if "pandas" in sys.modules:
-                    frames._register_pandas()
+                    from copyless._libraries import pandas
+
+                    pandas.LIBRARY.register()
             else:
                 import polars as pl
 
                 self._own.update(dict.fromkeys((pl.DataFrame, pl.Series), self._polars))
-            self._knows.add(library)
+            self._registered.add(library)
 
-    def _array(self, array: Any) -> Any:
+    def _array(self, array: NDArray[Any]) -> object:
         mapped = _over_file(array)
         if mapped is not None:
             return mapped
-        if self._least is None or array.nbytes <= self._least or array.dtype.hasobject or arrays.shared_memory_of(array):
+        if (
+            self._least is None
+            or array.nbytes <= self._least
+            or array.dtype.hasobject
+            or _array_type.shared_memory_of(array)
+        ):
             return _plainly(array)
         key = id(array)
         known = self._arrays.get(key)
@@ -322,46 +356,54 @@ class _Moved:
             shared = arrays.array(array.view(np.ndarray)).view(np.ndarray)
             shared.flags.writeable = self._mode in ("r+", "w+")
 
-            def forget(reference: Any) -> None:
+            def forget(reference: object) -> None:
                 if self._arrays.get(key, (None,))[0] is reference:
                     del self._arrays[key]
 
             known = self._arrays[key] = weakref.ref(array, forget), shared
         return _loaders.joblib_array, (known[1], self._mode in ("c", None))
 
-    def _buffer(self, buffer: Any) -> Any:
-        from copyless import frames
+    def _buffer(self, buffer: pa.Buffer) -> object:
+        from copyless._libraries import arrow
 
-        if buffer.size > self._least and buffer.is_cpu and not frames.is_buffer_shared(buffer):
-            key = buffer.address, buffer.size  # the objects that stand for a buffer come and go
+        if buffer.size > self._least and buffer.is_cpu and not arrow.is_buffer_shared(buffer):
+            key = buffer.address, buffer.size  # the Python objects for one buffer are temporary
             if key not in self._others:
-                self._others[key] = buffer, frames.move(buffer)
+                self._others[key] = buffer, arrow.LIBRARY.move(buffer)
             buffer = self._others[key][1]
-        reduction = pickling.reduction_of(type(buffer))
+        reduction = in_flight.reduction_of(type(buffer))
         return buffer.__reduce_ex__(5) if reduction is None else reduction(buffer)
 
-    def _polars(self, table: Any) -> Any:
-        from copyless import frames, sharing
+    def _polars(self, table: pl.DataFrame | pl.Series) -> object:
+        from copyless import _share
+        from copyless._libraries import polars
 
         if table.estimated_size() <= self._least:
             return table.__reduce_ex__(5)
         if id(table) not in self._others:
-            self._others[id(table)] = table, sharing.share(table)
-        return frames._polars_crossing(self._others[id(table)][1])
+            self._others[id(table)] = table, _share.share(table)
+        return polars.crossing(self._others[id(table)][1])
 
 
 # ---- in a worker
 
 
-_arrays_here: dict[int, weakref.ref[Any]] = {}  # those moved for a call that are here
-_limits: Any = None
+_arrays_here: dict[int, weakref.ref[NDArray[Any]]] = {}  # the arrays of calls that have arrived in this worker
+_limits: object = None
 
 
-def _begin(environment: dict[str, str], initializer: Any, threads: int | None, depth: int) -> None:
-    """A worker starts. `threads`: what libraries that were loaded before their variables were set may use."""
+def _begin(
+    environment: dict[str, str],
+    initializer: tuple[Callable[..., object], tuple[object, ...]] | None,
+    threads: int | None,
+    depth: int,
+) -> None:
+    """Start a worker. `threads`: how many threads libraries may use that were loaded before their variables were
+    set.
+    """
     global _limits
-    os.environ.update(environment)
-    loky._CURRENT_DEPTH = depth  # what is nested here falls back, and ends, as in joblib's own workers
+    update_environment(environment)
+    loky._CURRENT_DEPTH = depth  # nested calls fall back, and end, as in joblib's own workers
     if threads is not None:
         with contextlib.suppress(ImportError):
             from threadpoolctl import threadpool_limits
@@ -372,16 +414,21 @@ def _begin(environment: dict[str, str], initializer: Any, threads: int | None, d
         function(*arguments)
 
 
-def _arrived(array: Any, copies: bool) -> Any:
+def _arrived(array: NDArray[Any], copies: bool) -> NDArray[Any]:
     if copies:
-        return array.copy(order="K")
+        copied: NDArray[Any] = array.copy(order="K")
+        return copied
     key = id(array)
-    _arrays_here[key] = weakref.ref(array, lambda reference: _arrays_here.get(key) is reference and _arrays_here.pop(key))
+    _arrays_here[key] = weakref.ref(
+        array, lambda reference: _arrays_here.get(key) is reference and _arrays_here.pop(key)
+    )
     return array
 
 
-def _result_array(array: Any) -> Any:
-    """An array in a result: what was moved for the call goes by value, so that no two results are the same memory."""
+def _result_array(array: NDArray[Any]) -> object:
+    """The reduction of an array in a result. An array that was copied for the call is sent by value, so that no two
+    results share memory.
+    """
     mapped = _over_file(array)
     if mapped is not None:
         return mapped
@@ -392,31 +439,31 @@ def _result_array(array: Any) -> Any:
     return _plainly(array if known is None or known() is not root else array.copy(order="K"))
 
 
-def _result_pickler(stream: Any, beside: Any) -> Any:
+def _result_pickler(stream: io.BytesIO, beside: Callable[[pickle.PickleBuffer], bool]) -> pickle.Pickler:
     return _pickler_class()(stream, beside, {np.ndarray: _result_array, np.memmap: _result_array})
 
 
 @functools.lru_cache(8)
-def _nested(data: bytes) -> Any:
+def _nested(data: bytes) -> object:
     return _pickles.loads(data)
 
 
-def _call(nested: bytes, calls: list[Any]) -> Any:
-    """The results of a batch: a list of plain ones, or the list sealed."""
-    items = [(workers._function_of(f) if type(f) is bytes else f, args, kwargs) for f, args, kwargs in calls]
+def _call(nested: bytes, calls: list[Any]) -> object:
+    """The results of a batch: a list of plain values, or the list sealed."""
+    items = [(function_of(f) if type(f) is bytes else f, args, kwargs) for f, args, kwargs in calls]
     del calls
     results = BatchedCalls(items, _nested(nested))()
     del items
-    if all(type(value) in workers._ATOMS for value in results):
+    if all(type(value) in ATOMS for value in results):
         return results
-    return workers.seal(results, make=_result_pickler)
+    return seal(results, make=_result_pickler)
 
 
 # ---- the backend
 
 
-def _context_given() -> Any:
-    """The ``context=`` of the `Parallel` that makes a backend now: it keeps its own, and passes another."""
+def _context_given() -> object:
+    """The ``context=`` of the `Parallel` that makes a backend now: `Parallel` keeps it and passes on another one."""
     frame, constructor = inspect.currentframe(), joblib.Parallel.__init__.__code__
     frame = None if frame is None else frame.f_back
     while frame is not None and frame.f_code is not constructor and frame.f_code.co_name == "__init__":
@@ -427,38 +474,39 @@ def _context_given() -> Any:
 
 
 class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """CopylessBackend(nesting_level=None, inner_max_num_threads=None, *, max_nbytes="1M", mmap_mode="r", context=None, retries=0,
-    idle_worker_timeout=300, initializer=None, initargs=())
+    """CopylessBackend(nesting_level=None, inner_max_num_threads=None, *, max_nbytes="1M", mmap_mode="r", context=None,
+    retries=0, idle_worker_timeout=300, initializer=None, initargs=())
 
-    What ``backend="copyless"`` stands for; its parameters may be given to `joblib.parallel_config` and to `joblib.Parallel`, whose
-    own win where both say something.
+    The backend for ``backend="copyless"``. Its parameters can be given to `joblib.parallel_config` and to
+    `joblib.Parallel`; those of `joblib.Parallel` take precedence.
 
     Parameters
     ----------
     inner_max_num_threads
-        Threads that OpenMP, OpenBLAS, MKL and their kin may use in each worker; None: as many as there are processors for it.
+        Threads that OpenMP, OpenBLAS, MKL and similar libraries may use in each worker; None: the processors divided by
+        the number of workers.
     max_nbytes
         Bytes above which an array is copied into shared memory once for all tasks of a call; None: never.
     mmap_mode
-        How such an array arrives: "r" read-only; "r+" or "w+": what a task writes the others see, the caller does not;
-        "c" or None: each task has a copy of its own.
+        How such an array arrives: "r": read-only. "r+" or "w+": writable; other tasks see the changes, the caller does
+        not. "c" or None: each task has its own copy.
     context
-        A context of `multiprocessing.get_context`, which says how workers start, in the place of our own spawn. Under
-        spawn and forkserver the program then needs a main guard. `Parallel` loses it where the backend is made before:
-        give it to `parallel_config` there.
+        A context of `multiprocessing.get_context`, which determines the start method; default: spawn without the main
+        module. With a context of spawn or forkserver, the program needs a main guard. `Parallel` does not pass it on if
+        the backend was made before: give it to `parallel_config` then.
     retries
-        How often a task whose worker died runs again.
+        How often a task runs again if its worker died.
     idle_worker_timeout
-        Seconds after which a worker that had nothing to do ends.
+        Seconds after which an idle worker ends.
     initializer, initargs
-        Called in each worker as it starts.
+        A function that each worker calls when it starts, and its arguments.
 
     Raises
     ------
     TypeError
-        For a parameter that it does not know.
+        For an unknown parameter.
     ValueError
-        For an `mmap_mode` that there is not, and where `inner_max_num_threads` cannot be held: in workers that are forked, without
+        For an unknown `mmap_mode`, and if `inner_max_num_threads` cannot be enforced: in forked workers without
         threadpoolctl.
 
     Examples
@@ -471,11 +519,13 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     supports_retrieve_callback = True
     supports_inner_max_num_threads = True
 
-    _workers: Any = None
-    _done: Any = None
-    _running = False  # a call
+    _workers: _Workers | None = None
+    _done: threading.Event
+    _running = False  # whether a call runs
 
-    def __init__(self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **asked: Any) -> None:
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **asked: Any
+    ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.backend_kwargs = asked
         _check_known(asked)
@@ -483,9 +533,9 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._moved = _Moved(None, None)
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """How many workers: `n_jobs`, or for -1, -2, ... all processors, all but one, ...
+        """The number of workers: `n_jobs`, or for -1, -2, ... all processors, all but one, ...
 
-        1, with a warning, where joblib's own backend falls back: in a daemonic process, and nested below threads.
+        It is 1, with a warning, where joblib's own backend falls back: in a daemonic process, and nested below threads.
         """
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
@@ -507,7 +557,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if count == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         _check_known(passed)
-        passed.pop("context", None)  # what joblib says whatever its user did
+        passed.pop("context", None)  # joblib always passes it on
         for name, value in _DEFAULTS.items():
             if passed.get(name, value) == value:
                 passed.pop(name, None)
@@ -529,7 +579,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return count
 
     def _lease(self) -> _Workers:
-        """Workers as the options have them."""
+        """Workers with the options of this backend."""
         options = self._options
         environment = self._prepare_worker_env(self._count)
         context, threads = options.get("context"), self.inner_max_num_threads
@@ -537,14 +587,14 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             starts: Any = Spawn(multiprocessing.get_context("spawn"), environment, imports_main=False)
         elif context.get_start_method() == "spawn":
             starts = Spawn(context, environment, imports_main=True)
-        else:  # libraries may be loaded before a variable can be set
+        else:  # libraries may be loaded before their variables can be set
             starts = context
             if threads is not None and not _has_threadpoolctl():
                 raise ValueError(
-                    f"inner_max_num_threads cannot be held in workers started by {context.get_start_method()}: "
-                    "pip install threadpoolctl, or leave context= away"
+                    f"inner_max_num_threads cannot be enforced in workers started by {context.get_start_method()}: "
+                    "pip install threadpoolctl, or leave out context="
                 )
-            if threads is None and "OMP_NUM_THREADS" not in os.environ:
+            if threads is None and not states_threads():
                 threads = int(environment["OMP_NUM_THREADS"])
         idle = options.get("idle_worker_timeout")
         idle = _IDLE if idle is None else idle
@@ -555,11 +605,20 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         depth = loky._CURRENT_DEPTH + 1
         if 0 < loky.MAX_DEPTH < depth:
             raise loky.LokyRecursionError(
-                f"processes cannot be nested deeper than {loky.MAX_DEPTH}: the variable LOKY_MAX_DEPTH changes that"
+                f"processes cannot be nested deeper than {loky.MAX_DEPTH}: set the variable LOKY_MAX_DEPTH to "
+                "allow more"
             )
-        key = tuple(sorted(environment.items())), threads, options["retries"], idle, _Same(context, initializer, *initargs)
+        key = (
+            tuple(sorted(environment.items())),
+            threads,
+            options["retries"],
+            idle,
+            _Same(context, initializer, *initargs),
+        )
         begin = environment, begins, threads, depth
-        return _lease(key, self._count, lambda: _Workers(key, self._count, starts, options["retries"], idle, begin), self)
+        return _lease(
+            key, self._count, lambda: _Workers(key, self._count, starts, options["retries"], idle, begin), self
+        )
 
     def _release(self) -> None:
         executor, self._workers = self._workers, None
@@ -569,22 +628,23 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def start_call(self) -> None:
         with _lock:
             mine, thread = self._workers, threading.get_ident()
-            # Between two calls of one `with` others use the workers: they may have ended, or be at work with a half read generator.
+            # Between two calls of one `with`, other calls use the workers: they may have ended, or be busy with a
+            # generator that is half read.
             if mine is None or not mine.is_usable() or mine.is_busy(thread, but=self) or not mine.resize(self._count):
                 self._release()
                 self._workers = self._lease()
             self._running = True
         self._moved = _Moved(self._max_nbytes, self._mode)
         self._done = threading.Event()
-        self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
-    def submit(self, func: Any, callback: Any = None) -> Any:
-        if self._workers is None:  # another call with this object ended meanwhile
+    def submit(self, func: BatchedCalls, callback: Callable[[Any], object] | None = None) -> Future[Any]:
+        if self._workers is None:  # meanwhile another call of this object has ended
             self._workers = self._lease()
-        future: Any
+        future: Future[Any]
         try:
             future = self._workers.submit_batch(func, self._moved)
-        except Exception as error:  # in a thread of ours nobody would hear of it
+        except Exception as error:  # in this thread no caller would see it
             future = Future()
             future.set_exception(error)
         self._futures.add(future)
@@ -595,7 +655,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     apply_async = submit  # joblib before 1.5
 
     @staticmethod
-    def _tell(done: Any, callback: Any, future: Any) -> None:
+    def _tell(done: threading.Event, callback: Callable[[Future[Any]], object], future: Future[Any]) -> None:
         try:
             callback(future)
         finally:
@@ -605,35 +665,41 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
-        """Before the results are taken: wait until all are there, where nobody can take one before. joblib looks every 10 ms."""
-        parallel, done = self.parallel, self._done
+        """Called before results are taken: wait until all are there, if no result can be taken before.
+
+        joblib checks every 10 ms.
+        """
+        parallel: Any = self.parallel
+        done = self._done
         if not parallel.return_generator and parallel.timeout is None:
             while not _is_over(parallel):
                 done.wait(1)
                 done.clear()
         yield
 
-    def retrieve_result_callback(self, future: Any) -> Any:
+    def retrieve_result_callback(self, future: Future[Any]) -> Any:
         try:
             results = future.result()
         except WorkerDiedError as error:
             raise TerminatedWorkerError(*error.args) from error.__cause__
         except TaskUnreadableError as error:
             raise UnreadableTaskError(*error.args) from error.__cause__
-        return results if type(results) is list else workers.unseal(results)
+        return results if type(results) is list else unseal(results)
 
     def stop_call(self) -> None:
         self._running = False
         self._moved = _Moved(self._max_nbytes, self._mode)
 
     def terminate(self) -> None:
-        """The call ends; the workers stay for the next."""
+        """End the call. The workers stay for the next one."""
         self._running = False
         self._release()
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """End the workers with what they are at; where another thread's tasks are in them, only drop what has not begun."""
+        """End the workers with their tasks. If another thread has tasks in them, only drop the tasks that have not
+        begun.
+        """
         executor = self._workers
         if executor is not None:
             with _lock:
@@ -643,12 +709,12 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 if alone and executor in _executors:
                     _executors.remove(executor)
             if alone:
-                nested = [pid for worker in executor._crew.workers for pid in _descendants(worker.pid)]
+                nested = [pid for worker in executor._worker_pool.workers for pid in _descendants(worker.pid)]
                 executor.kill_workers()
-                for pid in nested:  # what the tasks started would look for its parent long after
+                for pid in nested:  # processes that tasks started would notice the end of their parent only much later
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL)
-                executor.shutdown(wait=True)  # no callback of this call may run in the next
+                executor.shutdown(wait=True)  # no callback of this call may run during the next one
             else:
                 for waiting in list(self._futures):
                     waiting.cancel()
@@ -660,49 +726,48 @@ Backend = CopylessBackend
 
 
 def _descendants(pid: int) -> list[int]:
-    """The processes that a worker and its children started, but for the trackers, which clean up behind them and end."""
+    """The processes that a worker and its children started, except the resource trackers, which clean up after them
+    and end.
+    """
     found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as stream:
-                children = [int(child) for child in stream.read().split()]
-            for child in children:
-                with open(f"/proc/{child}/cmdline", "rb") as stream:
-                    if b"resource_tracker" in stream.read():
-                        continue
-                found += [child, *_descendants(child)]
+    for child in _platform.children_of(pid):
+        command = _platform.command_line(child)
+        if command is not None and b"resource_tracker" not in command:
+            found += [child, *_descendants(child)]
     return found
 
 
 def _is_over(parallel: Any) -> bool:
-    """Whether a call awaits nothing any more."""
+    """Whether a call waits for nothing any more."""
     waits = getattr(parallel, "_wait_retrieval", None)
     return waits is None or parallel._aborting or not waits()
 
 
 class _Same:
-    """Equal to one of the same objects, which it keeps; numbers and texts may be other objects of the same value."""
+    """Equal to one that holds the same objects; numbers and texts compare by value."""
 
-    def __init__(self, *objects: Any) -> None:
+    def __init__(self, *objects: object) -> None:
         self._objects = objects
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Same) or len(self._objects) != len(other._objects):
             return False
         pairs = zip(self._objects, other._objects)  # noqa: B905
-        return all(a is b or (type(a) is type(b) and type(a) in workers._ATOMS and a == b) for a, b in pairs)
+        return all(a is b or (type(a) is type(b) and type(a) in ATOMS and a == b) for a, b in pairs)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
-class _Begins(tuple[Any, ...]):
-    """(function, arguments) that each worker calls first: pickled by value, and as the process starts, as locks of multiprocessing want it."""
+class _Begins(tuple[object, ...]):
+    """(function, arguments) that each worker calls first. Pickled by value, and while the process starts, as locks of
+    multiprocessing require.
+    """
 
     __slots__ = ()
 
     def __reduce__(self) -> Any:
         stream = io.BytesIO()
-        pickling.cloud_pickler()(stream, 5).dump(tuple(self))
+        packing.cloud_pickler()(stream, 5).dump(tuple(self))
         return _loaders.joblib_begins, (stream.getvalue(),)
 
 
@@ -714,14 +779,17 @@ def _has_threadpoolctl() -> bool:
     return True
 
 
-def _check_known(options: dict[str, Any]) -> None:
+def _check_known(options: dict[str, object]) -> None:
     unknown = sorted(set(options) - _KNOWN)
     if unknown:
-        raise TypeError(f"the copyless backend knows no parameter {', '.join(unknown)}: it knows {', '.join(sorted(_KNOWN))}")
+        raise TypeError(
+            f"the copyless backend has no parameter {', '.join(unknown)}: its parameters are "
+            f"{', '.join(sorted(_KNOWN))}"
+        )
 
 
 def register() -> None:
-    """Make ``backend="copyless"`` known to joblib; importing this module does."""
+    """Register ``backend="copyless"`` with joblib. Importing this module does it."""
     register_parallel_backend("copyless", CopylessBackend)
 
 

@@ -1,42 +1,46 @@
-"""Memory objects, as `mpi4py.MPI` has them, with no MPI needed.
+"""Memory objects with the interface of `mpi4py.MPI`; MPI is not needed.
 
-`Memory` (also `memory` and `buffer`) mirrors ``MPI.buffer`` of mpi4py 4.1; `Alloc_mem`, `Free_mem` and `Get_address`
-mirror the functions of the same names. The differences: allocated memory is shared memory and recycled warm; views stay
-valid after `Memory.release`; `Free_mem` refuses what `Alloc_mem` did not give instead of aborting the process.
+`Memory` (also `memory` and `buffer`) mirrors ``MPI.buffer`` of mpi4py 4.1. `Alloc_mem`, `Free_mem` and `Get_address`
+mirror the functions of the same names. The differences: allocated memory is shared memory, and freed memory is reused
+without new page faults; views stay valid after `Memory.release`; `Free_mem` raises an error for memory that `Alloc_mem`
+did not return, where MPI aborts the process.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from copyless._transfer._memory import Memory
+from copyless._typing import TYPE_CHECKING
 
-from copyless._core._memory import Memory
+if TYPE_CHECKING:
+    from copyless._typing import BufferLike
 
 __all__ = ["Alloc_mem", "Free_mem", "Get_address", "Memory", "buffer", "memory"]
 
 memory = buffer = Memory
 
 
-def Alloc_mem(size: int, info: Any = None) -> Memory:
-    """Allocate shared memory for message passing.
+def Alloc_mem(size: int, info: object = None) -> Memory:
+    """Allocate shared memory for message passing. Mirrors `mpi4py.MPI.Alloc_mem`.
 
     Parameters
     ----------
     size : int
         Bytes; 0 or more.
     info : optional
-        Taken for likeness with MPI, and not used.
+        Accepted for compatibility with MPI, and not used.
 
     Returns
     -------
     Memory
-        Writable, `size` bytes, aligned to 64 bytes at least. Free it with `Free_mem`, or let it be collected.
+        Writable, `size` bytes, aligned to at least 64 bytes. Release it with `Free_mem`, or let it be
+        garbage-collected.
 
     Raises
     ------
     ValueError
         For a negative size.
     OutOfSharedMemory
-        When there is no room.
+        If there is no room.
 
     Examples
     --------
@@ -54,14 +58,16 @@ def Alloc_mem(size: int, info: Any = None) -> Memory:
 
 
 def Free_mem(mem: Memory) -> None:
-    """Free what `Alloc_mem` gave. Arrays that still stand on it keep the bytes until they are gone.
+    """Release memory that `Alloc_mem` returned. Mirrors `mpi4py.MPI.Free_mem`.
+
+    Arrays over the memory keep it valid until they are deleted.
 
     Raises
     ------
     TypeError
-        When `mem` is no `Memory`.
+        If `mem` is not a `Memory`.
     ValueError
-        When `Alloc_mem` did not give it, or it is freed already.
+        If `Alloc_mem` did not return it, or it was already freed.
 
     Examples
     --------
@@ -69,14 +75,16 @@ def Free_mem(mem: Memory) -> None:
     >>> Free_mem(Alloc_mem(8))
     """
     if not isinstance(mem, Memory):
-        raise TypeError(f"Free_mem takes what Alloc_mem gave, not {type(mem).__name__!r}")
+        raise TypeError(f"Free_mem takes a Memory that Alloc_mem returned, not {type(mem).__name__!r}")
     if not mem._from_alloc_mem:
-        raise ValueError(f"{mem!r} did not come from Alloc_mem, or is freed already")
+        raise ValueError(f"{mem!r} was not returned by Alloc_mem, or was freed already")
     mem.release()
 
 
-def Get_address(location: Any) -> int:
-    """Address of the first byte of a buffer-like object in this process; 0 for None (MPI's BOTTOM).
+def Get_address(location: BufferLike | None) -> int:
+    """The address of the first byte of a buffer-like object in this process; 0 for None (MPI's BOTTOM).
+
+    Mirrors `mpi4py.MPI.Get_address`.
 
     Examples
     --------

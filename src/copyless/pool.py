@@ -1,329 +1,67 @@
-"""`Pool`: the standard library's, on shared memory, that a killed worker does not hang.
+"""`Pool`: the pool of the standard library, on shared memory. If a worker is killed, the pool does not hang.
 
-Mirrors `multiprocessing.Pool`: same methods, signatures, results and error types. What is different:
+Mirrors `multiprocessing.Pool`: same methods, signatures, results and error types. The differences:
 
-* Arguments and results travel by one copy into shared memory (shared arrays by handle), whatever their size.
-* Lambdas and closures may be given; they go by value, with cloudpickle.
-* In a notebook or `python -i`, functions and classes run as they are when the task is submitted, also where they were defined anew since.
-* A killed worker fails exactly the task it held, with `WorkerDiedError`, or has it run again (``retries=``) with the arguments as
-  they were put at first; it is replaced, and everything else goes on.
-* Without `chunksize`, tasks go in bundles whose size follows the time they take: some milliseconds each.
-* An exception that does not survive pickling arrives as text instead of ending the pool.
-* ``progress=True`` shows a bar for `map` and its kin.
+* Arguments and results are copied once, into shared memory, whatever their size. Shared arrays are sent as handles.
+* Functions may be lambdas and closures; they are sent by value, with cloudpickle.
+* In a notebook or `python -i`, a task runs functions and classes as they are when the task is submitted, including
+  those that were redefined since the workers started.
+* If a worker is killed, exactly the task that it ran fails, with `WorkerDiedError`. With ``retries=`` the task runs
+  again, with the arguments as they were first sent. The worker is replaced, and all other tasks continue.
+* Without `chunksize`, tasks are sent in bundles that take some milliseconds each.
+* An exception that does not survive pickling arrives as text. It does not end the pool.
+* ``progress=True`` shows a progress bar for `map`, `imap` and their variants.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import multiprocessing
-import os
 import threading
-import time
 import warnings
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import TimeoutError
-from multiprocessing.pool import CLOSE, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback, ThreadPool  # type: ignore[attr-defined]
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from copyless import waiting, workers
-from copyless._core import _answers
 from copyless._one_process import check_process
+from copyless._platform import processors
 from copyless._standard_names import standard_names
-from copyless.errors import TaskUnreadableError, WorkerDiedError
-from copyless.storage.settings import processors
-from copyless.workers import SINGLE, STARRED, Bundle, Crew
+from copyless._typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from copyless._workers import results
+from copyless._workers.bundle import Bundle
+from copyless._workers.feeder import MapFeeder, feed_iterable
+from copyless._workers.protocol import FULL, SINGLE, STARRED
+from copyless._workers.worker_pool import WorkerPool
 
 __all__ = ["AsyncResult", "Pool", "ThreadPool"]
+
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+    from multiprocessing.pool import ThreadPool as ThreadPool
+
+    from typing_extensions import Self
+
+    from copyless._progress import TaskBar
+    from copyless._typing import Context
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-os.register_at_fork(after_in_child=_answers._forked)
-
-_BUNDLE_SECONDS = 0.005  # what a bundle of unknown tasks should take
-_MOST = 8192  # tasks in one
-_SHARE = 10  # the last bundles take at least such a part of that time
-_AT_A_TIME = 32  # bundles, where their size is given
-_FEW = 64  # tasks of a range that go as a list
-_INSTEAD = "its workers and its results are its parent's. Make a Pool of its own there"
-
-
-def outcome(kind: int, value: Any) -> tuple[bool, Any]:
-    """(whether it succeeded, result or exception) of what a worker reports."""
-    if kind == workers._DONE:
-        return True, value
-    if kind == workers._RAISED:
-        return False, _revive(*value)
-    if kind == workers._UNSENDABLE:
-        return False, MaybeEncodingError(value[1], value[2])
-    return False, value
+# as in multiprocessing.pool, which is imported only when such an error is raised
+RUN: str = "RUN"
+CLOSE: str = "CLOSE"
+TERMINATE: str = "TERMINATE"
+AsyncResult = results.AsyncResult
+ApplyResult = results.AsyncResult
+MapResult = results.MapResult
+IMapIterator = results.IMapIterator
+IMapUnorderedIterator = results.IMapIterator
 
 
-def _revive(sealed: Any, text: str) -> BaseException:
-    """An exception of a worker, with its traceback there as its cause."""
-    error: BaseException
-    if sealed is None:
-        error = TaskUnreadableError(f"the task raised an exception that cannot be pickled:\n{text}")
-    else:
-        try:
-            error = workers.unseal(sealed)
-        except BaseException:
-            error = TaskUnreadableError(f"the task raised an exception that cannot be unpickled:\n{text}")
-    error.__cause__ = RemoteTraceback(f'\n"""\n{text}"""')
-    return error
+def _bar(progress: bool, total: int | None, function: object) -> TaskBar | None:
+    if not progress:
+        return None
+    from copyless._progress import task_bar
 
-
-class AsyncResult(Generic[T]):
-    """What `apply_async` returns."""
-
-    def __init__(self, callback: Any, error_callback: Any) -> None:
-        self._event = threading.Event()
-        self._callback, self._error_callback = callback, error_callback
-        self._success = False
-        self._value: Any = None
-        self._pool: Any = None  # the pool lives while its results are awaited
-        self._pid = os.getpid()
-
-    def ready(self) -> bool:
-        """Whether it has ended."""
-        return self._event.is_set()
-
-    def _for_wait(self) -> waiting.Part:
-        if not self._event.is_set():
-            check_process(self._pid, self, _INSTEAD)
-        return waiting.Part(lambda deaths: self._event.is_set())
-
-    def successful(self) -> bool:
-        """Whether it has ended without an exception. ValueError when it has not ended."""
-        if not self.ready():
-            raise ValueError(f"{self!r} not ready")
-        return self._success
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait at most `timeout` seconds for its end."""
-        self._wait(timeout)
-
-    def _wait(self, timeout: float | None) -> bool:
-        if not self._event.is_set():
-            check_process(self._pid, self, _INSTEAD)  # where nobody would ever tell it
-        return self._event.wait(timeout)
-
-    def get(self, timeout: float | None = None) -> T:
-        """The result; raises what the task raised, or `multiprocessing.TimeoutError` after `timeout` seconds."""
-        if not self._wait(timeout):
-            raise TimeoutError
-        if self._success:
-            return self._value  # type: ignore[no-any-return]
-        raise self._value
-
-    def _tell(self, i: int, kind: int, value: Any) -> None:
-        self._set(*outcome(kind, value))
-
-    def _set(self, success: bool, value: Any) -> None:
-        self._success, self._value = success, value
-        call = self._callback if success else self._error_callback
-        try:
-            if call is not None:
-                call(value)
-        finally:
-            self._event.set()
-            self._callback = self._error_callback = self._pool = None
-            waiting.ring()
-
-
-ApplyResult = AsyncResult
-
-
-class MapResult(AsyncResult[list[T]]):
-    """What `map_async` and `starmap_async` return: the list of results, or the first exception, once all have ended."""
-
-    def __init__(self, length: int, callback: Any, error_callback: Any, bar: Any = None) -> None:
-        super().__init__(callback, error_callback)
-        self._results: list[Any] = [None] * length
-        self._lock = threading.Lock()  # of what follows
-        self._left = length
-        self._error: tuple[int, Any] | None = None
-        self._more: Callable[[], None] | None = None  # called when at most `_more_at` are left, until it changes that
-        self._more_at = length
-        self._bar = bar
-        if not length:
-            self._set(True, [])
-
-    def _tell(self, i: int, kind: int, value: Any) -> None:
-        success = kind == workers._DONE
-        if not success:
-            success, value = outcome(kind, value)
-        if success:
-            self._results[i] = value
-        else:
-            with self._lock:
-                if self._error is None or i < self._error[0]:
-                    self._error = i, value
-        if self._bar is not None:
-            self._bar.advance()
-        self._count(1)
-
-    def _tell_done(self, i: int, values: list[Any]) -> None:
-        self._results[i : i + len(values)] = values
-        if self._bar is not None:
-            self._bar.advance(len(values))
-        self._count(len(values))
-
-    def _fail(self, at: int, tasks: int, error: BaseException) -> None:
-        """So many tasks will never run. By whoever feeds, beside the collector."""
-        with self._lock:
-            if self._error is None or at < self._error[0]:
-                self._error = at, error
-        self._count(tasks)
-
-    def _count(self, ended: int) -> None:
-        with self._lock:
-            self._left = left = self._left - ended
-        if self._more is not None and 0 < left <= self._more_at:
-            self._more()
-        if not left:
-            self._more = None
-            results, self._results = self._results, []
-            if self._bar is not None:
-                self._bar.stop()
-            self._set(*((True, results) if self._error is None else (False, self._error[1])))
-
-    @property
-    def _done(self) -> int:
-        return len(self._results) - self._left
-
-
-class IMapIterator(_answers.Ready, Generic[T]):
-    """What `imap` returns: results in order, as soon as each is there."""
-
-    if TYPE_CHECKING:
-
-        def __iter__(self) -> Iterator[T]: ...
-        def __next__(self) -> T: ...
-        def next(self, timeout: float | None = None) -> T: ...
-
-    def __init__(self, pool: Any, ordered: bool, bar: Any = None, limited: bool = False) -> None:
-        self._pool = pool
-        self._ordered = ordered
-        self._items: dict[int, tuple[bool, list[Any]]] = {}  # by the task that they begin with
-        self._arrived: deque[tuple[bool, list[Any]]] = deque()
-        self._at = 0
-        self._length: int | None = None
-        self._error: BaseException | None = None  # of the input: told after all that came before it
-        self._pid = os.getpid()
-        lock = threading.RLock()
-        self._change = threading.Condition(lock)
-        self._bar = bar
-        self._taken = 0  # by the caller
-        self._makes_room = threading.Condition(lock) if limited else None
-
-    def _tell(self, i: int, kind: int, value: Any) -> None:
-        success, value = outcome(kind, value)
-        self._put(i, success, [value])
-
-    def _tell_done(self, i: int, values: list[Any]) -> None:
-        self._put(i, True, values)
-
-    def _put(self, i: int, success: bool, values: list[Any]) -> None:
-        tasks = len(values)
-        with self._change:
-            if self._ordered:
-                self._items[i] = success, values
-            else:
-                self._arrived.append((success, values))
-            self._change.notify()
-        if self._bar is not None:
-            self._bar.advance(tasks)
-
-    def _ends(self, length: int, error: BaseException | None = None) -> None:
-        with self._change:
-            self._length, self._error = length, error
-            self._change.notify_all()
-        if error is not None and self._bar is not None:
-            self._bar.stop()
-
-    def _count_taken(self, tasks: int) -> None:
-        self._taken = tasks
-        if self._makes_room is not None:
-            self._makes_room.notify()
-
-    def _await_taken(self, tasks: int, seconds: float) -> bool:
-        """Whether so many results have been taken."""
-        assert self._makes_room is not None
-        with self._change:
-            return self._makes_room.wait_for(lambda: self._taken >= tasks, seconds)
-
-    def _is_there(self) -> bool:
-        if self._at == self._length or self._left():
-            return True
-        return self._at in self._items if self._ordered else bool(self._arrived)
-
-    def _wait(self, timeout: float | None) -> Any:
-        """The next result, when none is at hand."""
-        check_process(self._pid, self, _INSTEAD)
-        with self._change:
-            self._count_taken(self._at - self._left())
-            if not self._change.wait_for(self._is_there, timeout):
-                raise TimeoutError from None
-            if self._left():  # another thread has taken a chunk meanwhile: its rest is for whoever comes next
-                self._change.notify()
-                return self.next(timeout)
-            if self._at == self._length:
-                self._change.notify()
-                self._pool = None
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
-                raise StopIteration from None
-            success, values = self._items.pop(self._at) if self._ordered else self._arrived.popleft()
-            self._at += len(values)
-            several = success and len(values) > 1
-            if several:
-                self._give(values)  # taken when the next is asked for
-            if self._is_there():
-                self._change.notify()  # another thread that waits: nobody else tells it
-            if several:
-                return self.next(timeout)
-            self._count_taken(self._at)
-        if success:
-            return values.pop()
-        raise values.pop()
-
-
-IMapUnorderedIterator = IMapIterator
-
-
-class _Bar:
-    """A progress bar of rich; silent where there is no terminal to draw it on."""
-
-    def __init__(self, total: int | None, title: str) -> None:
-        from rich.progress import Progress
-
-        self._progress = Progress(transient=False)
-        self._task = self._progress.add_task(title, total=total)
-        self._total, self._count = total, 0
-        self._progress.start()
-
-    def advance(self, tasks: int = 1) -> None:
-        self._count += tasks
-        self._progress.advance(self._task, tasks)
-        if self._count == self._total:
-            self._progress.stop()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-
-def _bar(progress: bool, total: int | None, function: Any) -> Any:
-    return _Bar(total, getattr(function, "__name__", "map")) if progress and total != 0 else None
-
-
-def _batch(items: Any, style: int) -> Any:
-    return items if style == SINGLE else [tuple(args) for args in items]
+    return task_bar(progress, total, function)
 
 
 class Pool:
@@ -334,22 +72,25 @@ class Pool:
     Parameters
     ----------
     processes
-        How many; None: as many as this process may use processors.
+        Number of workers; None: the number of processors that this process may use.
     initializer, initargs
-        Called in each worker as it starts. When it raises, the pool is broken: every task fails with that traceback.
+        A function that each worker calls when it starts, and its arguments. If it raises, the pool is broken: every
+        task fails with that traceback.
     maxtasksperchild
-        Tasks after which a worker is replaced; None: never.
+        Tasks after which a worker is replaced; None: no limit.
     context
-        A context of `multiprocessing.get_context`, which says how processes start.
+        A context of `multiprocessing.get_context` or `copyless.get_context`, which determines the start method.
     retries
-        How often a task whose worker died runs again; 0: it fails with `WorkerDiedError`.
+        How often a task runs again if its worker died; 0: it fails with `WorkerDiedError`.
 
     Raises
     ------
     ValueError
-        For fewer than one process; and by every method once the pool is closed.
+        For an invalid number; and from every method after the pool is closed.
+    TypeError
+        If `initializer` cannot be called.
     WrongProcessError
-        By every method but `close` in a forked child of the process that made it.
+        From every method but `close`, in a forked child of the process that made the pool.
 
     Examples
     --------
@@ -362,10 +103,10 @@ class Pool:
     def __init__(
         self,
         processes: int | None = None,
-        initializer: Any = None,
+        initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-        context: Any = None,
+        context: BaseContext | Context | None = None,
         *,
         retries: int = 0,
     ) -> None:
@@ -381,38 +122,50 @@ class Pool:
             raise TypeError("initializer must be a callable")
         self._ctx = context or multiprocessing.get_context()
         self._processes = processes
-        self._crew = Crew(
+        self._worker_pool = WorkerPool(
             processes,
             context=self._ctx,
             initializer=initializer,
             initargs=tuple(initargs),
             max_tasks=maxtasksperchild,
             retries=retries,
+            make_process=None if type(self).Process is Pool.Process else self.Process,
         )
-        self._terminate = Finalize(self, self._crew.terminate, exitpriority=15)
+        self._terminate = Finalize(self, self._worker_pool.terminate, exitpriority=15)
         self._state = RUN
 
-    def __del__(self, _warn: Any = warnings.warn, RUN: str = RUN) -> None:
-        if self._state == RUN and self._crew.is_mine():
+    def __del__(self, _warn: Callable[..., object] = warnings.warn, RUN: str = RUN) -> None:
+        if self._state == RUN and self._worker_pool.is_mine():
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
 
     def __repr__(self) -> str:
         cls = self.__class__
-        crew = getattr(self, "_crew", None)
-        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={len(crew.workers) if crew else 0}>"
+        pool = getattr(self, "_worker_pool", None)
+        return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={len(pool.workers) if pool else 0}>"
 
-    def __reduce__(self) -> Any:
+    def _repr_html_(self) -> str:
+        from copyless import _html
+
+        title = type(self).__name__
+        return _html.tell(self, lambda: _html.of_pool(title, self._worker_pool, self._state, self._processes))
+
+    @staticmethod
+    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:
+        """A process for a worker, not started. A derived class may make others; multiprocessing's has it too."""
+        return ctx.Process(*args, **kwds)
+
+    def __reduce__(self) -> NoReturn:
         raise NotImplementedError("pool objects cannot be passed between processes or pickled")
 
     @property
     def _pool(self) -> list[Any]:
-        return self._crew.workers
+        return self._worker_pool.workers
 
     def _repopulate_pool(self) -> None:
-        self._crew.populate()
+        self._worker_pool.populate()
 
     def _check_process(self) -> None:
-        check_process(self._crew.pid, self, _INSTEAD)
+        check_process(self._worker_pool.pid, self, results.INSTEAD)
 
     def _check_running(self) -> None:
         self._check_process()
@@ -421,28 +174,55 @@ class Pool:
 
     # ---- one task
 
-    def apply(self, func: Callable[..., T], args: Iterable[Any] = (), kwds: Any = None) -> T:
-        """The result of ``func(*args, **kwds)``, run by a worker."""
+    def apply(self, func: Callable[..., T], args: Iterable[object] = (), kwds: Mapping[str, object] | None = None) -> T:
+        """Run ``func(*args, **kwds)`` in a worker and return its result.
+
+        Raises
+        ------
+        Exception
+            What the function raised, with the worker's traceback as its cause.
+        WorkerDiedError
+            If the worker was killed or ended.
+        TaskUnreadableError
+            If the task or its result could not be unpickled.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> with copyless.Pool(1) as pool:
+        ...     pool.apply(divmod, (7, 3))
+        (2, 1)
+        """
         return self.apply_async(func, args, kwds).get()
 
     def apply_async(
         self,
         func: Callable[..., T],
-        args: Iterable[Any] = (),
-        kwds: Any = None,
+        args: Iterable[object] = (),
+        kwds: Mapping[str, object] | None = None,
         callback: Callable[[T], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult[T]:
-        """As `apply`, without waiting. `callback(result)` or `error_callback(exception)` is called by a thread of the pool."""
+        """`apply` without waiting. Returns an `AsyncResult`, whose `get` raises what `apply` would.
+
+        A thread of the pool calls `callback(result)` or `error_callback(exception)`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> with copyless.Pool(1) as pool:
+        ...     pool.apply_async(divmod, (7, 3)).get()
+        (2, 1)
+        """
         self._check_running()
         result: AsyncResult[T] = AsyncResult(callback, error_callback)
         result._pool = self
         try:
-            sealed = self._crew.seal(func, workers.FULL, [(tuple(args), dict(kwds or {}))])
+            sealed = self._worker_pool.seal(func, FULL, [(tuple(args), dict(kwds or {}))])
         except Exception as error:
             result._set(False, error)
             return result
-        self._crew.submit([Bundle(sealed, 1, result._tell)])
+        self._worker_pool.submit([Bundle(sealed, 1, result._deliver)])
         return result
 
     # ---- many
@@ -455,28 +235,50 @@ class Pool:
         *,
         progress: bool = False,
     ) -> list[T]:
-        """The list of ``func(item)``, run by the workers; the first exception, once all have ended.
+        """The list of ``func(item)`` for all items, computed by the workers.
+
+        If tasks raise, the first exception is raised after all tasks have ended.
 
         Parameters
         ----------
         func, iterable
-            The iterable is read at once.
+            The function and its arguments. The iterable is read at once.
         chunksize
-            Tasks that travel together; None: it follows the time they take.
+            Tasks that are sent together; None: as many as take some milliseconds.
         progress
-            Show a bar.
+            Show a progress bar (needs the extra ``cli``).
+
+        Raises
+        ------
+        Exception, WorkerDiedError, TaskUnreadableError
+            As `apply`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> with copyless.Pool(2) as pool:
+        ...     pool.map(abs, [-1, -2, 3])
+        [1, 2, 3]
         """
         return self._map(func, iterable, SINGLE, chunksize, None, None, progress).get()
 
     def starmap(
         self,
         func: Callable[..., T],
-        iterable: Iterable[Iterable[Any]],
+        iterable: Iterable[Iterable[object]],
         chunksize: int | None = None,
         *,
         progress: bool = False,
     ) -> list[T]:
-        """As `map`, of ``func(*item)``."""
+        """`map` with several arguments: the list of ``func(*item)``.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> with copyless.Pool(2) as pool:
+        ...     pool.starmap(pow, [(2, 3), (3, 2)])
+        [8, 9]
+        """
         return self._map(func, iterable, STARRED, chunksize, None, None, progress).get()
 
     def map_async(
@@ -489,20 +291,22 @@ class Pool:
         *,
         progress: bool = False,
     ) -> MapResult[T]:
-        """As `map`, without waiting."""
+        """`map` without waiting. Returns a result whose `get` returns the list; `callback` is called with the list."""
         return self._map(func, iterable, SINGLE, chunksize, callback, error_callback, progress)
 
     def starmap_async(
         self,
         func: Callable[..., T],
-        iterable: Iterable[Iterable[Any]],
+        iterable: Iterable[Iterable[object]],
         chunksize: int | None = None,
         callback: Callable[[list[T]], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
         *,
         progress: bool = False,
     ) -> MapResult[T]:
-        """As `starmap`, without waiting."""
+        """`starmap` without waiting. Returns a result whose `get` returns the list; `callback` is called with the
+        list.
+        """
         return self._map(func, iterable, STARRED, chunksize, callback, error_callback, progress)
 
     def _map(
@@ -522,8 +326,8 @@ class Pool:
         result: MapResult[T] = MapResult(len(items), callback, error_callback, _bar(progress, len(items), func))
         if not items:
             return result
-        crew, result._pool = self._crew, self
-        feeder = _Feeder(crew, func, items, style, result)
+        result._pool = self
+        feeder = MapFeeder(self._worker_pool, func, items, style, result)
         try:
             if chunksize is None:
                 feeder.begin()
@@ -544,16 +348,25 @@ class Pool:
         buffersize: int | None = None,
         progress: bool = False,
     ) -> IMapIterator[T]:
-        """Results one by one, in order; the iterable is read by a thread of the pool.
+        """An iterator over the results, in order. A thread of the pool reads the iterable.
 
         Parameters
         ----------
         func, iterable
-            As for `map`.
+            The function and its arguments.
         chunksize
-            Tasks that travel together.
+            Tasks that are sent together.
         buffersize
-            Read the iterable at most so many tasks ahead of the results taken; None: without limit.
+            How many tasks the pool reads ahead of the results that were taken; None: no limit.
+        progress
+            Show a progress bar (needs the extra ``cli``).
+
+        Examples
+        --------
+        >>> import copyless
+        >>> with copyless.Pool(2) as pool:
+        ...     list(pool.imap(abs, [-1, -2, 3]))
+        [1, 2, 3]
         """
         return self._imap(func, iterable, chunksize, True, buffersize, progress)
 
@@ -566,11 +379,17 @@ class Pool:
         buffersize: int | None = None,
         progress: bool = False,
     ) -> IMapIterator[T]:
-        """As `imap`, each result as soon as it is there."""
+        """`imap` that returns each result as soon as it is available. Parameters are those of `imap`."""
         return self._imap(func, iterable, chunksize, False, buffersize, progress)
 
     def _imap(
-        self, func: Callable[..., T], iterable: Any, chunksize: int, ordered: bool, buffersize: int | None, progress: bool
+        self,
+        func: Callable[..., T],
+        iterable: object,
+        chunksize: int,
+        ordered: bool,
+        buffersize: int | None,
+        progress: bool,
     ) -> IMapIterator[T]:
         self._check_running()
         if chunksize < 1:
@@ -579,10 +398,10 @@ class Pool:
             raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
         total = len(iterable) if hasattr(iterable, "__len__") else None
         result: IMapIterator[T] = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
-        self._crew.promise(1)
+        self._worker_pool.promise(1)
         reader = threading.Thread(
-            target=_read,
-            args=(self._crew, func, iterable, chunksize, result, buffersize),
+            target=feed_iterable,
+            args=(self._worker_pool, func, iterable, chunksize, result, buffersize),
             name="copyless-imap",
             daemon=True,
         )
@@ -592,153 +411,31 @@ class Pool:
     # ---- the end
 
     def close(self) -> None:
-        """Take no more tasks; the workers end when all are done."""
+        """Accept no more tasks. The workers end when all tasks are done."""
         if self._state == RUN:
             self._state = CLOSE
-            self._crew.close()
+            self._worker_pool.close()
 
     def terminate(self) -> None:
-        """End the workers at once; what was not done fails with `WorkerDiedError`."""
+        """End the workers at once. Unfinished tasks fail with `WorkerDiedError`."""
         self._check_process()
         self._state = TERMINATE
         self._terminate()
 
     def join(self) -> None:
-        """Wait for the workers to end, after `close` or `terminate`. ValueError when the pool still runs."""
+        """Wait until the workers have ended. Raises ValueError before `close` or `terminate`."""
         self._check_process()
         if self._state == RUN:
             raise ValueError("Pool is still running")
-        self._crew.join()
+        self._worker_pool.join()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         self._check_running()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._crew.is_mine():  # a forked child may leave the block: the pool goes on
+        if self._worker_pool.is_mine():  # a forked child that leaves the block does not end the pool
             self.terminate()
-
-
-class _Feeder:
-    """Gives the tasks of a `map` to the workers in bundles that take some milliseconds each, a few ahead."""
-
-    def __init__(self, crew: Crew, func: Any, items: Any, style: int, result: MapResult[Any]) -> None:
-        self._crew, self._func, self._items, self._style, self._result = crew, func, items, style, result
-        self._at = 0
-        self._began = time.perf_counter()
-        self._lock = threading.RLock()
-        self._size = 1
-        self._made: int | None = None  # tasks in bundles that are about to be given; None: they are being made
-
-    def begin(self) -> None:
-        self._crew.promise(1)
-        try:
-            self._result._more = self._more  # called by the collector, which hears of no task before the first is fed
-            pace = self._crew.pace
-            with self._lock:
-                # A function that was mapped just now begins as it ended, with half of the tasks.
-                learned = pace is not None and pace[0]() == self._func
-                most = len(self._items) // (4 * self._crew.processes)
-                self._feed(min(int(_BUNDLE_SECONDS / pace[1]), most) if learned else 1)  # type: ignore[index]
-        except BaseException:
-            self._crew.promise(-1)
-            raise
-
-    def _more(self) -> None:
-        with self._lock:
-            self._look()
-
-    def _look(self) -> None:
-        if self._at < len(self._items) and self._result._left <= self._result._more_at:
-            spent = (time.perf_counter() - self._began) * self._crew.processes
-            seconds = max(spent / max(self._result._done, 1), 1e-9)
-            with contextlib.suppress(TypeError):  # what has no weak references is not remembered
-                self._crew.pace = weakref.ref(self._func), seconds
-            at = self._at
-            try:
-                self._feed(int(_BUNDLE_SECONDS / seconds))
-            except BaseException as error:  # the workers broke, or were terminated: nobody else counts what was not fed
-                unfed = len(self._items) - at if self._made is None else len(self._items) - self._at + self._made
-                self._result._more, self._at = None, len(self._items)
-                self._crew.promise(-1)
-                self._result._fail(at, unfed, error)
-
-    def _feed(self, size: int) -> None:
-        left = len(self._items) - self._at
-        fair = max(left // (2 * self._crew.processes), size // _SHARE)  # the last are smaller, but not by much less than a bundle's price
-        self._size = size = max(1, min(size, _MOST, fair))
-        self._made = None
-        bundles = self._bundles(2 * self._crew.processes, size)
-        self._made = sum(bundle.count for bundle in bundles)
-        self._result._more_at = len(self._items) - self._at + self._crew.processes * self._size // 2 + 1
-        if bundles:
-            self._crew.submit(bundles, promised=True)
-        if self._at == len(self._items):
-            self._result._more = None
-            self._crew.promise(-1)
-
-    def feed_all(self, size: int) -> None:
-        """All tasks in bundles of one size, some at a time: the first are done while the last are made."""
-        self._crew.promise(1)
-        try:
-            while bundles := self._bundles(_AT_A_TIME, size):
-                self._crew.submit(bundles, promised=True)
-        finally:
-            self._crew.promise(-1)
-
-    def _bundles(self, most: int, size: int) -> list[Bundle]:
-        """The next bundles. Where one cannot be pickled, it and all behind it fail; an exception when that is the first."""
-        bundles: list[Bundle] = []
-        result = self._result
-        while len(bundles) < most and (batch := self._items[self._at : self._at + size]):
-            if type(batch) is range and len(batch) <= _FEW:
-                batch = list(batch)  # which needs no pickler
-            try:
-                sealed = self._crew.seal(self._func, self._style, _batch(batch, self._style))
-            except Exception as error:
-                if self._at == 0:
-                    raise
-                at, self._at = self._at, len(self._items)
-                result._fail(at, len(self._items) - at, error)
-                break
-            bundles.append(Bundle(sealed, len(batch), result._tell, self._at, None, result._tell_done))
-            self._at += len(batch)
-        return bundles
-
-
-def _read(crew: Crew, func: Any, iterable: Any, chunksize: int, result: IMapIterator[Any], buffersize: int | None) -> None:
-    """Read the iterable of an `imap`, in a thread."""
-    at = given = 0  # tasks read, and given to the workers
-    failed: BaseException | None = None
-    bundles: list[Bundle] = []
-    try:
-        items = iter(iterable)
-        # What is at hand goes some bundles at a time, at first fewer; an iterable may make us wait for the next.
-        most, largest = 1, _AT_A_TIME if buffersize is None and type(iterable) in (list, tuple, range) else 1
-        while True:
-            while buffersize is not None and not result._await_taken(at + chunksize - buffersize, 0.5):
-                if crew.broken is not None or crew.terminating:
-                    raise WorkerDiedError(crew.broken or "the pool was terminated")
-            batch = list(itertools.islice(items, chunksize))
-            if not batch:
-                break
-            bundles.append(Bundle(crew.seal(func, SINGLE, batch), len(batch), result._tell, at, None, result._tell_done))
-            at += len(batch)
-            if len(bundles) >= most:
-                most, ready, bundles = min(2 * most, largest), bundles, []
-                crew.submit(ready, promised=True)
-                given = at
-    except BaseException as error:  # whatever it is, the one who waits hears of it, after the chunks before it
-        failed = error
-    try:
-        if bundles:
-            crew.submit(bundles, promised=True)
-            given = at
-    except BaseException as error:
-        failed = error
-    finally:
-        crew.promise(-1)
-    result._ends(given, failed)
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`multiprocessing.popen_fork`, the very same module: processes are the standard library's own."""
+"""`multiprocessing.popen_fork`, the same module object: processes are those of the standard library."""
 
 import sys
 from multiprocessing import popen_fork

@@ -1,4 +1,4 @@
-"""`multiprocessing.popen_forkserver`, the very same module: processes are the standard library's own."""
+"""`multiprocessing.popen_forkserver`, the same module object: processes are those of the standard library."""
 
 import sys
 from multiprocessing import popen_forkserver

@@ -1,4 +1,4 @@
-"""`multiprocessing.process`, the very same module: processes are the standard library's own."""
+"""`multiprocessing.process`, the same module object: processes are those of the standard library."""
 
 import sys
 from multiprocessing import process

@@ -1,52 +1,54 @@
 """Queues between processes whose items lie in shared memory.
 
-Mirrors `multiprocessing.queues`: same names, signatures and error types. What is different:
+Mirrors `multiprocessing.queues`: same names, signatures and error types. The differences:
 
-* `put` is synchronous. When it returns, the item is in shared memory and outlives its producer; it is a snapshot, what
-  cannot be pickled raises there, and the next `get_nowait`, by whomever, finds it. There is no feeder thread.
-* Large buffers (arrays, frames) are copied once, into shared memory; the receiver's object stands on that memory,
-  its own, and writable unless it was read-only when it was put. Shared arrays, locks and queues cross by handle, whatever their size.
-* A process killed anywhere costs the others nothing: no lock stays locked, no item is lost or comes twice.
-* When shared memory is full, items go by a file on disk (`COPYLESS_SPILL`), with one warning; `stats` counts them.
-* Added: ``name=`` and ``persist=``, ``maxbytes=``, `put_many` and `get_many`, `aput` and `aget` for event loops, `shutdown`
-  as `queue.Queue` has it since Python 3.13, iteration, `stats`, and for `JoinableQueue` ``redeliver=True``.
+* `put` is synchronous. When it returns, a snapshot of the item is in shared memory and outlives its producer, and the
+  next `get_nowait` of any process finds it. An object that cannot be pickled raises its error there. There is no feeder
+  thread.
+* Large buffers (of arrays, DataFrames) are copied once, into shared memory. The receiver's object uses that memory,
+  which belongs to the receiver alone; it is writable unless the buffer was read-only when it was put. Shared arrays,
+  locks and queues are sent as handles, whatever their size.
+* If a process is killed anywhere, other processes are not affected: no lock stays locked, and no item is lost or
+  delivered twice.
+* When shared memory is full, items spill to files on disk (`COPYLESS_SPILL`), with one warning; `stats` counts them.
+* Added: ``name=`` and ``persist=``, ``maxbytes=``, `put_many` and `get_many`, `aput` and `aget` for event loops,
+  `shutdown` as in `queue.Queue` since Python 3.13, iteration, `stats`, and ``redeliver=True`` of `JoinableQueue`.
 
-Small items of plain values cost well under a microsecond on each side and no system call.
+A small item of plain values costs well under a microsecond on each side and no system call.
 """
 
 from __future__ import annotations
 
-import asyncio
+import operator
 import os
-import queue
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
-from multiprocessing import util
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from copyless import _loaders, aio, pickling, waiting
-from copyless._core import _blocks, _queue, _store, c_library
+from copyless import _loaders, waiting
+from copyless._core import _blocks, _store, c_library
+from copyless._core._blocks import Late
+from copyless._objects import _queue, cooperative
+from copyless._objects.base import Init, Naming, Shared, pickled_by
 from copyless._one_process import check_process
 from copyless._standard_names import standard_names
-from copyless.errors import ClosedError, OwnerDiedError
-from copyless.objects import Init, Naming, Shared, pickled_by
-from copyless.storage.store import tell_of_removal
+from copyless._storage.store import new_object
+from copyless._typing import TYPE_CHECKING, Any, Generic, TypeVar
+from copyless.errors import ClosedError, OwnerDiedError, ShutDown
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from copyless._objects.queue_stats import QueueStats
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 
 T = TypeVar("T")
-_LOOK_AGAIN = 0.02  # seconds
-_SIMPLE, _PLAIN, _JOINABLE = 0, 4, 8  # which class, in the flags of the head
+_SIMPLE, _PLAIN, _JOINABLE = 0, 4, 8  # the class of a queue, in the flags of its head
+_LEASES_MOST = 65536
 _NOTHING = _queue.NOTHING_HERE
-_base: type[Exception] = getattr(queue, "ShutDown", Exception)
-
-
-class ShutDown(ClosedError, _base):  # type: ignore[misc,valid-type]
-    """The queue was shut down. Also a `queue.ShutDown`, where Python has it (3.13)."""
 
 
 def _say_goodbye(reference: weakref.ref[Any], pid: int) -> None:
@@ -55,48 +57,11 @@ def _say_goodbye(reference: weakref.ref[Any], pid: int) -> None:
         q._say_goodbye()
 
 
-def _tell_of_spilling() -> None:
-    warnings.warn(
-        "shared memory is full: items of queues go by files on disk, more slowly (stats() counts them). Give /dev/shm more "
-        "room (Docker: --shm-size), or set COPYLESS_DIR; COPYLESS_SPILL='' turns this off",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-
-
-_queue.know(pickling.pack, pickling.direct, pickling.load, ShutDown, _tell_of_spilling, tell_of_removal)
-
-
-class QueueStats(NamedTuple):
-    """Counts since the queue was made.
-
-    Attributes
-    ----------
-    put, taken : int
-        Items.
-    size, bytes : int
-        Items that lie in it now, and the bytes of their contents.
-    spilled : int
-        Items that went by a file on disk, because shared memory was full.
-    leased : int
-        Items taken and not yet acknowledged (only with ``redeliver=True``); dead letters do not count.
-    lost : int
-        Items that died with their consumers or were shut away (only joinable queues).
-    """
-
-    put: int
-    taken: int
-    size: int
-    bytes: int
-    spilled: int
-    leased: int
-    lost: int
-
-
 class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
+    _in_tasks = cooperative.queue_methods
 
-    if TYPE_CHECKING:  # what C has, of what the queue holds
+    if TYPE_CHECKING:  # methods that the Cython class has, with the type of the items
 
         def put(self, obj: T, block: bool = True, timeout: float | None = None) -> None: ...
         def get(self, block: bool = True, timeout: float | None = None) -> T: ...
@@ -105,7 +70,7 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
         self, maxsize: int, maxbytes: int, naming: Naming, flags: int = 0, leases: int = 0, deliveries: int = 0
     ) -> None:
         if maxsize > 0x7FFFFFFF:
-            raise ValueError(f"maxsize is at most {0x7FFFFFFF:,}, not {maxsize:,}")
+            raise ValueError(f"maxsize must be at most {0x7FFFFFFF:,}, not {maxsize:,}")
         if maxbytes < 0:
             raise ValueError(f"maxbytes must be 0 (unlimited) or more bytes, not {maxbytes}")
         name = naming[0]
@@ -113,7 +78,7 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
 
         def make() -> _blocks.Block:
             nbytes = _queue.HEAD_BYTES + leases * _queue.LEASE_BYTES
-            block = _blocks.new_object(nbytes, c_library.KIND_QUEUE, max(maxsize, 0), leases, flags)
+            block = new_object(nbytes, c_library.KIND_QUEUE, max(maxsize, 0), leases, flags)
             begin = _queue._Queue()
             begin._stand(block)
             begin._begin_with(maxbytes)
@@ -124,7 +89,10 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
         if self._flags != flags:
             there = _class_of(self._flags).__name__ + "(redeliver=True)" * bool(self._flags & _queue.REDELIVER)
             raise FileExistsError(
-                17, f"the queue of that name is a {there}: open it as that, in every program, or take another name", name
+                17,
+                f"the queue of that name is a {there}: use the same class and options in every program, or "
+                "choose another name",
+                name,
             )
 
     @classmethod
@@ -141,7 +109,7 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
 
     @property
     def _reader(self) -> waiting.Reader:
-        """For programs that wait for the standard library's pipe: see `copyless.waiting.Reader`."""
+        """For programs that wait for the pipe of a standard queue: see `copyless.waiting.Reader`."""
         return waiting.Reader(self)
 
     @property
@@ -149,57 +117,156 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
         return waiting.Writer(self)
 
     def _poll(self, timeout: float | None = 0.0) -> bool:
-        """Whether there is an item, waiting at most `timeout` seconds for one; as the standard library's queues have it."""
+        """Whether there is an item, after waiting at most `timeout` seconds for one. The standard library's queues
+        have it.
+        """
         return bool(waiting.wait([self], timeout))
 
     def _puts(self) -> None:
-        """Called at this process's first put: at its end it says that it puts no more, unless it is killed."""
+        """Called at the first put of this process. When the process ends normally, it records that it puts no more."""
+        from multiprocessing import util  # loads `subprocess`
+
         util.Finalize(self, _say_goodbye, (weakref.ref(self), os.getpid()), exitpriority=10)
 
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
-        """Put several objects at once: how many were put, which with a limit of time may be fewer.
+        """Put several objects at once. Returns how many were put; with a timeout, this may be fewer than were given.
 
-        They become visible together as far as there is room for them together. Raises Full when none found room. Where memory and
-        the disk are full, fewer are put as well; OutOfSharedMemory when it is none.
+        Objects for which there is room together become visible together. Costs one lock and at most one wake-up for
+        each such group.
+
+        Parameters
+        ----------
+        objects : iterable
+            The objects.
+        block : bool
+            If false, do not wait for room.
+        timeout : float or None
+            Seconds to wait for room; None: without limit.
+
+        Raises
+        ------
+        queue.Full
+            If no object found room.
+        OutOfSharedMemory
+            If memory and disk are full and no object was put.
+        ClosedError, ShutDown
+            As `put`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.Queue()
+        >>> q.put_many([1, 2, 3]), q.get_many()
+        (3, [1, 2, 3])
         """
         return super().put_many(objects, block, timeout)
 
     def get_many(self, max_items: int | None = None, block: bool = True, timeout: float | None = None) -> list[T]:
-        """Take what is there, waiting for the first: a list of at least one and at most `max_items` objects.
+        """Wait for one object, then take all that are there: a list of at least one and at most `max_items` objects.
 
-        An object with large buffers or shared arrays ends the list. Raises Empty as `get` does. An item that cannot be unpickled costs
-        the others nothing: they are returned, and the next `get` or `get_many` of this object raises its error, once. Ctrl-C breaks it
-        off at once; what it had taken, the next `get` or `get_many` of this object returns.
+        An object with large buffers or shared arrays ends the list. If an item cannot be unpickled, the others are
+        returned, and the next `get` or `get_many` of this object raises its error once. Ctrl-C interrupts the call at
+        once; the next `get` or `get_many` of this object returns what was already taken.
+
+        Parameters
+        ----------
+        max_items : int or None
+            The most objects to take; None: all.
+        block : bool
+            If false, do not wait.
+        timeout : float or None
+            Seconds to wait for the first object; None: without limit.
+
+        Raises
+        ------
+        queue.Empty
+            If there is no object within the time.
+        ClosedError, ShutDown, EndOfQueueError
+            As `get`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.Queue()
+        >>> q.put("a"); q.put("b"); q.put("c")
+        >>> q.get_many(2), q.get_many()
+        (['a', 'b'], ['c'])
         """
         return super().get_many(max_items, block, timeout)
 
     async def aput(self, obj: T, timeout: float | None = None) -> None:
-        """As `put`, in an event loop. Raises Full after `timeout` seconds. Cancelled, it has put nothing."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        """`put` for an event loop: the loop runs on while there is no room. A task that is cancelled has put nothing.
+
+        Raises
+        ------
+        queue.Full
+            If there is no room within `timeout` seconds (None: no limit).
+        ClosedError, ShutDown
+            As `put`.
+
+        Examples
+        --------
+        >>> import asyncio, copyless
+        >>> q = copyless.Queue()
+        >>> async def main():
+        ...     await q.aput("item")
+        ...     return await q.aget()
+        >>> asyncio.run(main())
+        'item'
+        """
+        from copyless._objects import event_loops
+
+        deadline, pause = None if timeout is None else time.monotonic() + timeout, event_loops.SOON
         while True:
             try:
-                packed = self._pack(obj, 0)
+                packed = self._try_pack(obj)
                 break
-            except Full:  # the registry's lock was not to be had: its holder is stopped, perhaps. The loop goes on meanwhile
+            except Late:
+                # the registry's lock is held, perhaps by a stopped process: let the loop go on meanwhile
+                import asyncio
+
                 held = _store.lock_word()
-                while held and _store.lock_word() == held and (deadline is None or time.monotonic() < deadline):
-                    await asyncio.sleep(_LOOK_AGAIN if deadline is None else min(_LOOK_AGAIN, max(deadline - time.monotonic(), 0)))
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise
-                await asyncio.sleep(0)
+            while True:
+                nap = pause if deadline is None else min(pause, deadline - time.monotonic())
+                if nap <= 0:
+                    raise Full
+                await asyncio.sleep(nap)
+                pause = min(2 * pause, event_loops.LATER)
+                if not held or _store.lock_word() != held:
+                    break
         key, left = (self._key, "room"), None if deadline is None else max(deadline - time.monotonic(), 0)
-        if not await aio.until(key, lambda: self._try_put(packed), self._watch_room, left, False):
+        if not await event_loops.until(key, lambda: self._try_put(packed), self._watch_room, left, False):
             raise Full
 
     async def aget(self, timeout: float | None = None) -> T:
-        """As `get`, in an event loop: any number of tasks wait with one thread. Cancelled, it loses nothing."""
-        item = await aio.until((self._key, "items"), self._try_get, self._watch_items, timeout, _NOTHING)
+        """`get` for an event loop: any number of tasks wait with one thread. A task that is cancelled loses no item.
+
+        Raises
+        ------
+        queue.Empty
+            If there is no item within `timeout` seconds (None: no limit).
+        ClosedError, ShutDown, EndOfQueueError
+            As `get`.
+
+        Examples
+        --------
+        >>> import asyncio, copyless
+        >>> q = copyless.Queue()
+        >>> q.put("item")
+        >>> asyncio.run(q.aget())
+        'item'
+        """
+        from copyless._objects import event_loops
+
+        item: T = await event_loops.until((self._key, "items"), self._try_get, self._watch_items, timeout, _NOTHING)
         if item is _NOTHING:
             raise Empty
-        return item  # type: ignore[no-any-return]
+        return item
 
     def __iter__(self) -> Iterator[T]:
-        """Take items until the queue is shut down, or every process that put has ended or closed it and no other has it."""
+        """Take items until the queue is shut down, or until all producers have ended or closed it and no other
+        process has it.
+        """
         while True:
             try:
                 item = self._next()
@@ -216,30 +283,50 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
             yield item
 
     def shutdown(self, immediate: bool = False) -> None:
-        """End the queue for everyone. Mirrors `queue.Queue.shutdown` of Python 3.13.
+        """End the queue for all processes. Mirrors `queue.Queue.shutdown` of Python 3.13.
 
-        From now on `put` raises `ShutDown`, and so does `get` once the queue is empty; with `immediate` at once, and what
-        lies in it is dropped and counts as acknowledged.
+        From now on `put` raises `ShutDown`, and so does `get` once the queue is empty. With `immediate`, `get` raises
+        it at once; the items are dropped and count as acknowledged.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.Queue()
+        >>> q.put(1); q.shutdown()
+        >>> list(q)
+        [1]
         """
         self._shut(immediate)
 
     def close(self) -> None:
-        """This process is done with the queue: using this object raises `ClosedError`, a ValueError.
+        """Close the queue in this process: using this object then raises `ClosedError` (a ValueError).
 
-        Others go on; what was put stays. When every process that ever put has closed the queue or ended, and no other has it,
-        iterating over it ends. To end the queue for everyone, `shutdown` it.
+        Other processes go on, and the items stay. Iteration in another process ends when all producers have closed the
+        queue or ended and no other process has it. To end the queue for all processes, use `shutdown`.
         """
         if not self.closed:
             self._close_role()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
     def stats(self) -> QueueStats:
-        """What went through, and what lies in it."""
+        """How many items were put and taken, and how many are in the queue; see `QueueStats`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.Queue()
+        >>> q.put(1); q.put(2); q.get()
+        1
+        >>> q.stats().put, q.stats().taken, q.stats().size
+        (2, 1, 1)
+        """
+        from copyless._objects.queue_stats import QueueStats
+
         put, taken, nbytes, spilled, lost, leased = self._numbers()
         return QueueStats(put, taken, put - taken, nbytes, spilled, leased, lost)
 
@@ -253,13 +340,39 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
         name = "" if self.name is None else f" {self.name!r}"
         return f"<{type(self).__name__}{name} {self._state_text()}>"
 
+    def _repr_html_(self) -> str:
+        from copyless import _html
+
+        return _html.tell(self, lambda: _html.of_queue(self))
+
 
 @pickled_by(_loaders.simple_queue)
 class SimpleQueue(_Base[T]):
     """SimpleQueue(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
-    A queue without limit: `put`, `get`, `empty`, `close`, and what all queues here have. Mirrors
-    `multiprocessing.SimpleQueue`, whose `put` waits for ever when a pipe is full; this one never waits.
+    A queue without limits: `put` never waits. Mirrors `multiprocessing.SimpleQueue`, whose `put` waits while its pipe
+    is full.
+
+    Parameters
+    ----------
+    name
+        Programs that give the same name share one queue; the first one makes it.
+    persist
+        Keep the named queue when no process uses it, until `copyless.unlink`. Without it, the queue is freed with its
+        last user.
+    exist_ok
+        If false, FileExistsError is raised when the name is taken.
+    init
+        A function that is called with the new queue before other processes can find it, by the process that makes it.
+    ctx
+        Accepted as in the standard library, and not used.
+
+    Raises
+    ------
+    OutOfSharedMemory
+        If there is no room.
+    FileExistsError
+        If the name is taken by an object of another kind, or taken at all with ``exist_ok=False``.
 
     Examples
     --------
@@ -282,11 +395,29 @@ class SimpleQueue(_Base[T]):
         self._make(0, 0, (name, persist, exist_ok, init))
 
     def put(self, obj: T) -> None:  # type: ignore[override]
-        """Put an object in; see the module."""
+        """Put an object into the queue. When this returns, a snapshot of the object is in shared memory.
+
+        Raises
+        ------
+        ShutDown, ClosedError
+            If the queue was shut down, or this object is closed.
+        OutOfSharedMemory
+            If memory and disk are full.
+        """
         super().put(obj)
 
     def get(self) -> T:  # type: ignore[override]
-        """Take the first object, waiting for one."""
+        """Take the first object; wait until there is one.
+
+        Raises
+        ------
+        ShutDown
+            If the queue is empty and was shut down.
+        EndOfQueueError
+            If no process is left that could put an item.
+        ClosedError
+            If this object is closed.
+        """
         return super().get()
 
 
@@ -294,20 +425,43 @@ class SimpleQueue(_Base[T]):
 class Queue(_Base[T]):
     """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
-    A queue of many producers and many consumers, first in first out. Mirrors `multiprocessing.Queue`.
+    A first-in, first-out queue with any number of producers and consumers. Mirrors `multiprocessing.Queue`.
 
-    Arrays arrive in memory of the receiver's own; one that is read-only when it is put arrives read-only, as with pickle's protocol 5
-    (the standard library's queues pickle with an older one up to Python 3.13, which makes it writable).
+    A received array has its own memory. It is read-only if it was read-only when it was put, as with pickle protocol 5.
+    (Up to Python 3.13 the queues of the standard library use an older protocol, which makes it writable.)
 
     Parameters
     ----------
     maxsize
-        Most items; 0: no limit.
+        The most items in the queue; 0: no limit.
     maxbytes
-        Most bytes of items' contents that lie in it; 0: no limit. An item larger than that goes when the queue is empty.
-        What was received does not count any more.
-    name, persist, exist_ok, init, ctx
-        As for `copyless.Lock`. Who comes first decides the limits. A queue that was shut down gives its name to the next that is made.
+        The most bytes of contents in the queue; 0: no limit. A larger item is put when the queue is empty. Received
+        items do not count.
+    name
+        Programs that give the same name share one queue; the first one makes it.
+    persist
+        Keep the named queue when no process uses it, until `copyless.unlink`. Without it, the queue is freed with its
+        last user.
+    exist_ok
+        If false, FileExistsError is raised when the name is taken.
+    init
+        A function that is called with the new queue before other processes can find it, by the process that makes it.
+    ctx
+        Accepted as in the standard library, and not used.
+
+    Raises
+    ------
+    ValueError
+        For limits that are out of range.
+    OutOfSharedMemory
+        If there is no room.
+    FileExistsError
+        If the name is taken by an object of another kind, or taken at all with ``exist_ok=False``.
+
+    Notes
+    -----
+    If the name exists, the limits of the existing queue hold. The name of a queue that was shut down is free for a new
+    one.
 
     Examples
     --------
@@ -335,45 +489,58 @@ class Queue(_Base[T]):
         self._make(maxsize, maxbytes, (name, persist, exist_ok, init))
 
     def put_nowait(self, obj: T) -> None:
-        """`put` without waiting: Full when there is no room."""
+        """`put` without waiting. Raises `queue.Full` if there is no room."""
         self.put(obj, False)
 
     def get_nowait(self) -> T:
-        """`get` without waiting: Empty when there is nothing."""
+        """`get` without waiting. Raises `queue.Empty` if there is no item."""
         return self.get(False)
 
     def join_thread(self) -> None:
-        """Nothing to wait for: there is no thread. As in the standard library, only after `close`."""
+        """Return at once: there is no feeder thread. As in the standard library, allowed only after `close`."""
         assert self.closed, f"Queue {self!r} not closed"
 
     def cancel_join_thread(self) -> None:
-        """Nothing to cancel: what was put is in shared memory already."""
+        """Do nothing: there is no feeder thread, and every item is already in shared memory."""
 
 
 @pickled_by(_loaders.joinable_queue)
 class JoinableQueue(Queue[T]):
-    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, name=None, persist=False, exist_ok=True, init=None, ctx=None)
+    """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, leases=1024, name=None,
+    persist=False, exist_ok=True, init=None, ctx=None)
 
-    A queue that knows what was taken and not yet acknowledged. Mirrors `multiprocessing.JoinableQueue`.
+    A queue that counts the items that were put and not yet acknowledged. Mirrors `multiprocessing.JoinableQueue`.
 
     Parameters
     ----------
     maxsize, maxbytes, name, persist, exist_ok, init, ctx
         As for `Queue`.
     redeliver
-        At least once instead of at most once: what a consumer that died had taken and not acknowledged is handed out
-        again, byte for byte as it was put. Acknowledge with ``with q.lease() as item:`` or ``q.task_done(item)``. Items
-        arrive in memory of the consumer's own (copy-on-write when large). At most 1,024 items may be taken and not
-        acknowledged at a time.
+        Deliver each item at least once instead of at most once. If a consumer dies with items that it has not
+        acknowledged, the queue delivers them again, byte for byte as they were put. Acknowledge an item with ``with
+        q.lease() as item:`` or ``q.task_done(item)``. Each received item has its own memory (copy-on-write if it is
+        large).
     max_deliveries
-        With `redeliver`: how often an item is handed out at most. One whose consumers died, gave it back (`nack`) or could not
-        unpickle it so many times is set aside: `join` does not wait for it, and `dead_letters` shows it. Each counts as one
-        taken and not acknowledged until it is discarded. None: without limit.
+        With `redeliver`: how often an item is delivered at most; None: no limit. An item whose consumers died, gave it
+        back (`nack`) or could not unpickle it that many times becomes a dead letter: `join` does not wait for it, and
+        `dead_letters` lists it. It counts as unacknowledged until it is discarded.
+    leases
+        With `redeliver`: how many items may be unacknowledged at a time, in all processes together: 1 to 65,536. Each
+        takes 64 bytes of the queue. Beyond that `get` raises `LimitExceededError`, and the item stays in the queue. The
+        process that makes the queue sets it. A get and its acknowledgement search through the leases in use.
 
-    `get` raises the error of an item that cannot be unpickled; with `redeliver` the item stays in the queue.
+    Raises
+    ------
+    ValueError, TypeError
+        For limits that are out of range, or `max_deliveries` or `leases` without `redeliver`.
+    OutOfSharedMemory, FileExistsError
+        As `Queue`.
 
-    Without `redeliver`, an item dies with the consumer that took it; `join` then raises `OwnerDiedError` with the count
-    instead of waiting for ever.
+    Notes
+    -----
+    `get` raises the error of an item that cannot be unpickled; with `redeliver` the item stays in the queue. Without
+    `redeliver`, an item is lost if its consumer dies; `join` then raises `OwnerDiedError` with the count instead of
+    waiting for ever.
 
     Examples
     --------
@@ -396,6 +563,7 @@ class JoinableQueue(Queue[T]):
         maxbytes: int = 0,
         redeliver: bool = False,
         max_deliveries: int | None = None,
+        leases: int | None = None,
         name: str | None = None,
         persist: bool = False,
         exist_ok: bool = True,
@@ -405,42 +573,57 @@ class JoinableQueue(Queue[T]):
         flags = _queue.JOINABLE | (_queue.REDELIVER if redeliver else 0)
         if max_deliveries is not None:
             if not redeliver:
-                raise ValueError("max_deliveries= is for a queue that delivers again: redeliver=True")
+                raise ValueError("max_deliveries= needs redeliver=True")
             if not hasattr(max_deliveries, "__index__"):
-                raise TypeError(f"max_deliveries is a whole number, 1 or more, not {max_deliveries!r}")
+                raise TypeError(f"max_deliveries must be an integer of 1 or more, not {max_deliveries!r}")
             if not 1 <= max_deliveries <= 0x7FFFFFFF:
-                raise ValueError(f"max_deliveries is 1 or more, not {max_deliveries}")
+                raise ValueError(f"max_deliveries must be 1 or more, at most 2,147,483,647, not {max_deliveries}")
+        if leases is not None:
+            if not redeliver:
+                raise ValueError("leases= needs redeliver=True")
+            leases = operator.index(leases)
+            if not 1 <= leases <= _LEASES_MOST:
+                raise ValueError(f"leases must be 1 to {_LEASES_MOST:,}, not {leases}")
         self._make(
             maxsize,
             maxbytes,
             (name, persist, exist_ok, init),
             flags,
-            _queue.LEASES if redeliver else 0,
+            (leases or _queue.LEASES) if redeliver else 0,
             max_deliveries or 0,
         )
 
     def _stood(self) -> None:
-        self._taken: dict[int, list[tuple[Any, int]]] = {}  # by id: objects taken here, with their numbers
+        self._taken: dict[
+            int, list[tuple[Any, int]]
+        ] = {}  # by id: objects that this process took, with their sequence numbers
         self._taken_by = os.getpid()
         self._taking = threading.Lock()
 
     def _be_of_this_process(self) -> None:
-        if self._taken_by != os.getpid():  # a forked child has taken nothing yet, and a thread that is not there holds no lock
+        if self._taken_by != os.getpid():  # a forked child has taken nothing, and no thread of it holds the lock
             self._stood()
 
-    def _leased(self, sequence: int, obj: Any) -> Any:
+    def _leased(self, sequence: int, obj: object) -> Any:
         self._be_of_this_process()
         with self._taking:
             self._taken.setdefault(id(obj), []).append((obj, sequence))
         return obj
 
-    def task_done(self, item: Any = _NOTHING) -> None:
-        """Acknowledge an item: with `redeliver` the one given (the object that `get` returned), else any one.
+    def task_done(self, item: object = _NOTHING) -> None:
+        """Acknowledge an item: with `redeliver` the given one (the object that `get` returned), otherwise any one.
 
         Raises
         ------
         ValueError
-            When called more often than there were items, or for an object that this process did not take.
+            If it is called more often than there were items, or for an object that this process did not take.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.JoinableQueue()
+        >>> q.put("job"); q.get(); q.task_done(); q.join()
+        'job'
         """
         if not self.redelivers:
             if not self._done(0):
@@ -448,31 +631,33 @@ class JoinableQueue(Queue[T]):
             return
         self._done(self._sequence_of(item, "task_done"))
 
-    def _sequence_of(self, item: Any, what: str) -> int:
-        """The number of an item that was taken here; it is forgotten."""
+    def _sequence_of(self, item: object, what: str) -> int:
+        """The sequence number of an item that this process took. The item is forgotten."""
         self._be_of_this_process()
         with self._taking:
             if item is _NOTHING and self._taken:
-                item = next(iter(self._taken.values()))[0][0]  # the one taken first
+                item = next(iter(self._taken.values()))[0][0]  # the one that was taken first
             entries = self._taken.get(id(item), [])
             if not entries:
                 raise ValueError(
                     "task_done() called too many times"
                     if item is _NOTHING
-                    else f"{what}(item) is for the very object that get() returned in this process, once"
+                    else f"{what}(item) takes the very object that get() returned in this process, and each one "
+                    "only once"
                 )
             _, sequence = entries.pop(0)
             if not entries:
                 del self._taken[id(item)]
         return sequence
 
-    def nack(self, item: Any) -> None:
-        """Give an item back, of a queue with `redeliver`: it is handed out again, or after `max_deliveries` set aside.
+    def nack(self, item: object) -> None:
+        """Give an item back to a queue with `redeliver`. It is delivered again, or becomes a dead letter after
+        `max_deliveries`.
 
         Raises
         ------
         ValueError
-            For an object that this process did not take, or acknowledged already.
+            For an object that this process did not take or has acknowledged, or if the queue does not redeliver.
 
         Examples
         --------
@@ -484,69 +669,119 @@ class JoinableQueue(Queue[T]):
         (None, [<DeadLetter 0: 2 deliveries, 8 bytes>])
         """
         if not self.redelivers:
-            raise ValueError("nack() is for a queue that delivers again: redeliver=True")
+            raise ValueError("nack() needs a queue made with redeliver=True")
         self._nack(self._sequence_of(item, "nack"))
 
-    def dead_letters(self) -> list[DeadLetter]:
-        """What was handed out `max_deliveries` times and never acknowledged, oldest first; each a copy of its bytes."""
+    def dead_letters(self) -> list[DeadLetter[T]]:
+        """The items that were delivered `max_deliveries` times and never acknowledged, oldest first; see `DeadLetter`.
+
+        Copies the bytes of each. The items stay in the queue until they are discarded.
+        """
         return sorted(DeadLetter(self, *letter) for letter in self._dead_letters())
 
     def lease(self, block: bool = True, timeout: float | None = None) -> Lease[T]:
-        """``with q.lease() as item:`` takes an item and acknowledges it at the end.
+        """``with q.lease() as item:`` takes an item and acknowledges it at the end of the block.
 
-        When the block raises, the item is not acknowledged: with `redeliver` it is handed out again once this process
-        has ended, or at once by `nack(item)`; `task_done(item)` gives it up.
+        If the block raises, the item is not acknowledged. With `redeliver`, it is delivered again when this process has
+        ended, or at once after `nack(item)`; `task_done(item)` gives it up.
 
-        A process forked inside the block does not acknowledge its parent's item: leaving the block there is a
+        A process that is forked inside the block does not acknowledge its parent's item: leaving the block there raises
         `WrongProcessError`.
+
+        Parameters
+        ----------
+        block : bool
+            If false, do not wait for an item.
+        timeout : float or None
+            Seconds to wait for an item; None: without limit.
+
+        Raises
+        ------
+        queue.Empty, ShutDown, ClosedError
+            As `get`.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> q = copyless.JoinableQueue(redeliver=True)
+        >>> q.put("job")
+        >>> with q.lease() as job:
+        ...     job
+        'job'
         """
         return Lease(self, block, timeout)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until every item put has been acknowledged.
+        """Wait until every item has been acknowledged.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds to wait; None: without limit.
 
         Raises
         ------
         OwnerDiedError
-            When all that is missing was taken by processes that have died; it says how many. They then count as done.
+            If all unacknowledged items were taken by processes that have died. The text has their number; they then
+            count as done.
         TimeoutError
             After `timeout` seconds.
+
+        Examples
+        --------
+        >>> import copyless
+        >>> copyless.JoinableQueue().join()
         """
         left = self._join(timeout)
         if left > 0:
             raise OwnerDiedError(
-                f"{left} items were taken by processes that died before they called task_done(). They are lost, and now "
-                "count as done (redeliver=True hands such items out again)"
+                f"{left} items were taken by processes that died before they called task_done(). They are lost "
+                "and now count as done (with redeliver=True the queue delivers such items again)"
             )
         if left < 0:
             raise TimeoutError(f"{self._unfinished()} items are not acknowledged after {timeout} seconds")
 
 
-class DeadLetter:
-    """An item that was set aside; see `JoinableQueue.dead_letters`.
+class DeadLetter(Generic[T]):
+    """An item that was delivered too often; see `JoinableQueue.dead_letters`.
 
     Attributes
     ----------
     sequence : int
-        Which item of the queue it was, from 0.
+        The item's number in the queue, from 0.
     deliveries : int
-        How often it was handed out.
+        How often it was delivered.
     data : bytes
-        As it lies in the queue.
+        Its bytes, as they lie in the queue.
+
+    Examples
+    --------
+    >>> import copyless
+    >>> q = copyless.JoinableQueue(redeliver=True, max_deliveries=1)
+    >>> q.put("job")
+    >>> q.nack(q.get())
+    >>> letter, = q.dead_letters()
+    >>> letter.load(), letter.discard(), q.dead_letters()
+    ('job', True, [])
     """
 
-    def __init__(self, q: JoinableQueue[Any], sequence: int, deliveries: int, data: bytes, ntokens: int) -> None:
+    sequence: int
+    deliveries: int
+    data: bytes
+
+    def __init__(self, q: JoinableQueue[T], sequence: int, deliveries: int, data: bytes, ntokens: int) -> None:
         self._queue, self.sequence, self.deliveries, self.data, self._ntokens = q, sequence, deliveries, data, ntokens
 
-    def load(self) -> Any:
-        """The object; raises what its unpickling raises."""
-        return self._queue._load_letter(self.data, self._ntokens)
+    def load(self) -> T:
+        """Unpickle the object. Raises what unpickling raises."""
+        item: T = self._queue._load_letter(self.data, self._ntokens)
+        return item
 
     def discard(self) -> bool:
-        """Take it out of the queue for good; whether it was there still."""
+        """Remove the item from the queue for good. Returns whether it was still there."""
         return self._queue._discard(self.sequence)
 
-    def __lt__(self, other: DeadLetter) -> bool:
+    def __lt__(self, other: DeadLetter[T]) -> bool:
         return self.sequence < other.sequence
 
     def __repr__(self) -> str:
@@ -554,21 +789,21 @@ class DeadLetter:
 
 
 class Lease(Generic[T]):
-    """``with q.lease() as item:``; see `JoinableQueue.lease`."""
+    """The context manager ``with q.lease() as item:``; see `JoinableQueue.lease`."""
 
     def __init__(self, q: JoinableQueue[T], block: bool, timeout: float | None) -> None:
         self._queue, self._block, self._timeout = q, block, timeout
         self._pid = os.getpid()
 
     def _check_process(self) -> None:
-        check_process(self._pid, self, "its item is acknowledged by its parent. Take an item there")
+        check_process(self._pid, self, "the parent acknowledges its item. Take another item in the child")
 
     def __enter__(self) -> T:
         self._check_process()
         self._item = self._queue.get(self._block, self._timeout)
         return self._item
 
-    def __exit__(self, kind: Any, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
         if kind is None:
             self._check_process()
             self._queue.task_done(self._item) if self._queue.redelivers else self._queue.task_done()
@@ -581,5 +816,5 @@ def _class_of(flags: int) -> type[Any]:
     return JoinableQueue if flags & _JOINABLE else Queue if flags & _PLAIN else SimpleQueue
 
 
-if not TYPE_CHECKING:  # a checker shall see a misspelt name
+if not TYPE_CHECKING:  # so that a type checker reports a misspelt name
     __getattr__, __dir__ = standard_names(__name__, "multiprocessing.queues")

@@ -1,4 +1,6 @@
-"""`multiprocessing.reduction`, the very same module: what is registered with its pickler counts for both."""
+"""`multiprocessing.reduction`, the same module object: reductions that are registered with its pickler apply to both
+packages.
+"""
 
 import sys
 from multiprocessing import reduction

@@ -1,4 +1,4 @@
-"""`multiprocessing.resource_sharer`, the very same module: connections and sockets cross as they do there."""
+"""`multiprocessing.resource_sharer`, the same module object: connections and sockets are sent as they are there."""
 
 import sys
 from multiprocessing import resource_sharer

@@ -1,4 +1,4 @@
-"""`multiprocessing.resource_tracker`, the very same module: there is one tracker in a program, and ours needs none."""
+"""`multiprocessing.resource_tracker`, the same module object: a program has one tracker, and copyless needs none."""
 
 import sys
 from multiprocessing import resource_tracker

@@ -1,15 +1,16 @@
-"""`SharedMemory` and `ShareableList`: the standard library's, without its tracker and without their losses.
+"""`SharedMemory` and `ShareableList`, as in the standard library, without a tracker process and without lost data.
 
-Departs from `multiprocessing.shared_memory` where that loses, leaks or crashes:
+The differences to `multiprocessing.shared_memory`:
 
-* attaching never destroys, there is no tracker process and nothing is printed at exit;
-* a new block is sized, reserved and mapped before its name appears, so an attacher never meets an empty one, and a full
-  mount raises `OutOfSharedMemory` instead of killing the first writer;
-* `close` never raises; memory stays while any view of it is alive, the descriptor goes at once;
-* with ``track=None`` (the default) the block goes when the process family that created it, and all who attached through
-  copyless, have ended, however they ended.
+* Attaching to a block never removes it. There is no tracker process, and nothing is printed at exit.
+* A new block is sized, reserved and mapped before its name appears, so that a process that attaches never finds an
+  empty one. A full mount raises `OutOfSharedMemory`; it does not kill the first process that writes.
+* `close` never raises. It closes the descriptor at once; the memory stays as long as any view of it exists.
+* With ``track=None`` (the default) the block is removed when the process family that created it and all processes that
+  attached it through copyless have ended, however they ended.
 
-It stays a plain POSIX object at the standard library's own place and name: programs on either module share by name.
+A block is a plain POSIX object at the same place and under the same name as in the standard library, so that programs
+that use either module share blocks by name.
 """
 
 from __future__ import annotations
@@ -24,36 +25,43 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from copyless import _loaders
 from copyless._core import _blocks, _list, _posix, _store
-from copyless._core.failures import out_of_shared_memory
+from copyless._core.failures import no_room, out_of_shared_memory, refused, system_limit
+from copyless._platform import OBJECTS_DIRECTORY, OBJECTS_PREFIX, give_name, nameless_file, reserve_room
 from copyless._standard_names import standard_names
-from copyless.storage.spares import PLACE_PREFIX, Spare, Spares
-from copyless.storage.store import need
+from copyless._storage.spare_blocks import Spare, Spares
+from copyless._storage.store import ensure_open
+from copyless._typing import Generic
+from copyless.errors import SystemLimitError
 
 __all__ = ["ShareableList", "SharedMemory"]
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T", bound="float | str | bytes | None")
+
 _USE_POSIX = True
 _SHM_NAME_PREFIX = "/psm_"
-_PLACE = "/dev/shm"
-_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO of that name is empty, and does not wait
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # opening a FIFO of that name does not wait
 _O_CREX = os.O_CREAT | os.O_EXCL
 
 
 def _make_filename() -> str:
-    """A random name that fits the shortest limit of any system."""
+    """A random name within the shortest limit of any system."""
     return _SHM_NAME_PREFIX + secrets.token_hex(4)
 
 
 def _file_name(name: str) -> bytes:
-    """The name as a file's, checked before anything is made."""
+    """The file name for a name, checked before anything is created."""
     text = os.fsencode(name.removeprefix("/"))
     if b"\0" in text:
         raise ValueError(f"embedded null character in the name {name!r}")
     if not text or text in (b".", b"..") or b"/" in text:
-        raise ValueError(f"a name of shared memory must not be empty or hold '/': {name!r}")
+        raise ValueError(f"a name of shared memory must not be empty or contain '/': {name!r}")
     if len(text) > 255:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
     return text
@@ -67,32 +75,32 @@ class SharedMemory:
     Parameters
     ----------
     name : str, optional
-        Without ``/``; a new block gets a random one when it is not given.
+        The name, without ``/``. Default for a new block: a random one.
     create : bool
-        Make a new block; else attach one that exists.
+        Create a new block; otherwise attach an existing one.
     size : int
         Bytes of a new block, above 0; ignored when attaching.
     track : bool, optional
-        None: the block goes when its creator's process family and all attachers have ended. False: it stays until
-        `unlink`. True: as the standard library since 3.13, by its resource tracker.
+        None: the block is removed when its creator's process family and all processes that attached it have ended.
+        False: it exists until `unlink`. True: the standard library's resource tracker removes it, as since Python 3.13.
     readonly : bool
-        Map it for reading only.
+        Map the block for reading only.
     mode : int
         Permission bits of a new block.
 
     Raises
     ------
     FileExistsError, FileNotFoundError, PermissionError
-        As the standard library.
+        As in the standard library.
     OutOfSharedMemory
-        When there is no room; nothing half made remains.
+        If there is no room. Nothing is left behind.
     ValueError
-        For a size or a name that cannot be.
+        For an invalid size or name.
 
     Notes
     -----
-    Pickles as its name: after the last `unlink`, loading raises `FileNotFoundError`. For memory that passes from hand to
-    hand use `copyless.Memory` or an array.
+    Pickles as its name: after `unlink`, loading the pickle raises `FileNotFoundError`. To send memory between
+    processes, use `copyless.Memory` or an array instead.
 
     Examples
     --------
@@ -104,7 +112,7 @@ class SharedMemory:
     b'hello'
     """
 
-    # Class attributes as the standard library has them: subclasses override _flags and _mode.
+    # Class attributes as in the standard library: subclasses override _flags and _mode.
     _name: str | None = None
     _mapping: _blocks.Mapping | None = None
     _buf: memoryview | None = None
@@ -113,10 +121,12 @@ class SharedMemory:
     _prepend_leading_slash = True
     _identity: tuple[int, int] | None = None
     _size = 0
-    _stands: weakref.ref[ShareableList] | None = None  # whom to tell that this was closed
-    _family = True  # it lives as long as its creator's process family; else as long as any process holds it
-    _spares: Spares | None = None  # of its manager: where a small one goes when it is unlinked, and comes from
-    _fill: Callable[[_blocks.Mapping], None] | None = None  # writes what must lie in a block before it has a name
+    _stands: weakref.ref[ShareableList[Any]] | None = None  # the list to inform when this is closed
+    _family = True  # it exists as long as its creator's process family; if false, as long as any process holds it
+    # of its manager: small blocks are taken from here, and returned when they are unlinked
+    _spares: Spares | None = None
+    # writes the content that a block must have before it gets a name
+    _fill: Callable[[_blocks.Mapping], None] | None = None
 
     def __init__(
         self,
@@ -140,7 +150,7 @@ class SharedMemory:
         self._readonly = readonly
         if mode is not None:
             self._mode = mode
-        need()
+        ensure_open()
         if create:
             self._create(name, size)
         else:
@@ -158,7 +168,7 @@ class SharedMemory:
         wanted = None if name is None else "/" + _str(name).removeprefix("/")
         if wanted is not None:
             _file_name(wanted)
-            _store.scan()  # a dead creator's name is free again
+            _store.scan()  # frees the names of dead creators
         spare = None if self._spares is None else self._spares.take(size)
         if spare is None:
             mapping, identity = self._make(wanted, size)
@@ -183,8 +193,7 @@ class SharedMemory:
             mapping = _blocks.Mapping(fd, size, self._readonly)
             if self._fill is not None:
                 self._fill(mapping)
-            source = f"/proc/self/fd/{fd}"
-            self._publish(wanted, mapping, identity, lambda path: os.link(source, path, src_dir_fd=fd))
+            self._publish(wanted, mapping, identity, lambda path: give_name(fd, path))
             if self._spares is not None and size <= _RECENT_BYTES:
                 self._spares.follow(Spare(os.dup(fd), identity, size))
         finally:
@@ -200,7 +209,7 @@ class SharedMemory:
             if self._track is None:
                 mapping.record(text, *identity, self._family)
             try:
-                link(PLACE_PREFIX + text)
+                link(OBJECTS_PREFIX + text)
                 return
             except FileExistsError:
                 if self._track is None:
@@ -210,39 +219,48 @@ class SharedMemory:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._name) from None
 
     def _reserve(self, size: int) -> int:
-        """A nameless file of `size` bytes that are really there."""
+        """A file of `size` bytes without a name, whose space is allocated."""
         try:
-            fd = os.open(_PLACE, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, self._mode)
+            fd = nameless_file(OBJECTS_DIRECTORY, self._mode)
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise out_of_shared_memory(errno.ENOSPC, "the mount has no free inode", size, _PLACE) from None
-            raise OSError(error.errno, f"{error.strerror}: shared memory needs a tmpfs at {_PLACE}", _PLACE) from None
+                raise no_room(error, "the mount has no free inode", size, OBJECTS_DIRECTORY) from None
+            limit = system_limit(error.errno or 0, "making a block", size, OBJECTS_DIRECTORY)
+            raise limit or OSError(
+                error.errno, f"{error.strerror}: shared memory needs a tmpfs at {OBJECTS_DIRECTORY}", OBJECTS_DIRECTORY
+            ) from None
         try:
             os.fchmod(fd, self._mode)
             if size >= 1 << 62:
-                raise OverflowError(f"a block of {size:,} bytes")
+                raise OverflowError(f"a block of {size:,} bytes is too large")
             _posix.check_capacity(fd, size)
-            os.posix_fallocate(fd, 0, size)
+            reserve_room(fd, size)
         except BaseException as error:
             os.close(fd)
             if isinstance(error, MemoryError):
-                raise out_of_shared_memory(
-                    errno.ENOSPC, str(error.args[1]).split(";")[0].removeprefix("out of shared memory: "), size, _PLACE
+                what = str(error.args[1]).split(";")[0].removeprefix("out of shared memory: ")
+                raise out_of_shared_memory(errno.ENOSPC, what, size, OBJECTS_DIRECTORY) from None  # already counted
+            if isinstance(error, OverflowError):
+                raise refused(
+                    out_of_shared_memory(errno.ENOSPC, "the mount has no room", size, OBJECTS_DIRECTORY)
                 ) from None
-            if isinstance(error, OverflowError) or (
-                isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG)
-            ):
-                raise out_of_shared_memory(errno.ENOSPC, "the mount has no room", size, _PLACE) from None
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
+                raise no_room(error, "the mount has no room", size, OBJECTS_DIRECTORY) from None
             raise
         return fd
 
     def _attach(self, name: str, size: int) -> None:
         text = _file_name(name)
-        path = PLACE_PREFIX + text
+        path = OBJECTS_PREFIX + text
         there = _posix.file_identity(path)
         mapping = None if there is None else _mappings.get(self._key(there[:2]))
-        # Asked again, now that it cannot become another block: we have it.
-        if there is not None and mapping is not None and there == _posix.file_identity(path) and mapping.nbytes == there[2]:
+        # Check again, now that this process holds the block and the name cannot move to another one unnoticed.
+        if (
+            there is not None
+            and mapping is not None
+            and there == _posix.file_identity(path)
+            and mapping.nbytes == there[2]
+        ):
             self._name, self._mapping, self._identity = name, mapping, (there[0], there[1])
             return
         flags = self._flags & ~os.O_RDWR | (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY
@@ -252,11 +270,14 @@ class SharedMemory:
                 mapping, *identity = _posix.posix_open(
                     path, text, flags, self._mode, self._readonly, self._track is None
                 )
+            except SystemLimitError:  # of address space
+                raise
             except OSError as error:
-                raise OSError(error.errno, os.strerror(error.errno or 0), name) from None
+                limit = system_limit(error.errno or 0, f"opening {name}", 0)
+                raise limit or OSError(error.errno, os.strerror(error.errno or 0), name) from None
             if mapping is not None:
                 break
-            # The standard library makes a block in two steps; an empty one is most likely about to be sized.
+            # The standard library creates a block in two steps; an empty one will most likely get its size soon.
             deadline = deadline or time.monotonic() + 1.0
             if flags & os.O_CREAT and size:
                 os.truncate(path, size)
@@ -271,7 +292,7 @@ class SharedMemory:
         self._remember()
 
     def _remember(self) -> None:
-        """Let further instances of this process share the mapping."""
+        """Let other instances in this process share the mapping."""
         mapping, identity = self._mapping, self._identity
         if mapping is not None and identity is not None:
             _mappings[self._key(identity)] = mapping
@@ -293,7 +314,7 @@ class SharedMemory:
         state = ", closed" if self._mapping is None else ", readonly=True" if self._readonly else ""
         return f"{type(self).__name__}({self.name!r}, size={self.size}{state})"
 
-    def __enter__(self) -> SharedMemory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -301,7 +322,7 @@ class SharedMemory:
 
     @property
     def buf(self) -> memoryview:
-        """The bytes. Views of it, and arrays over it, stay valid after `close` and `unlink`.
+        """The bytes, as a memoryview. Views of it, and arrays over it, stay valid after `close` and `unlink`.
 
         Raises
         ------
@@ -316,7 +337,7 @@ class SharedMemory:
 
     @property
     def name(self) -> str:
-        """Unique name, by which others attach."""
+        """The unique name, by which other processes attach the block."""
         return (self._name or "").removeprefix("/")
 
     @property
@@ -325,25 +346,25 @@ class SharedMemory:
         return self._size
 
     def fileno(self) -> int:
-        """A descriptor of the block, opened anew at each call; it is the caller's to close.
+        """A new descriptor of the block at each call. The caller must close it.
 
         Raises
         ------
         FileNotFoundError
             After `unlink`.
         """
-        path = os.path.join(os.fsencode(_PLACE), _file_name(_str(self._name)))
+        path = os.path.join(os.fsencode(OBJECTS_DIRECTORY), _file_name(_str(self._name)))
         fd = os.open(path, (os.O_RDONLY if self._readonly else os.O_RDWR) | _SAFELY)
         st = os.fstat(fd)
         if (st.st_dev, st.st_ino) != self._identity:
             os.close(fd)
-            raise FileNotFoundError(errno.ENOENT, "the name has been given to another block", self.name)
+            raise FileNotFoundError(errno.ENOENT, "the name now belongs to another block", self.name)
         return fd
 
     def close(self) -> None:
-        """Let this instance's access go. Never raises; may be called again.
+        """Close this instance's access to the block. Never raises, and may be called again.
 
-        The memory is unmapped when the last view made from it is gone, at once if there is none.
+        The memory is unmapped when the last view of it is deleted, or at once if there is none.
         """
         mapping, identity = self._mapping, self._identity
         self._buf = self._mapping = None
@@ -356,12 +377,12 @@ class SharedMemory:
             _recent.append((identity, mapping))
 
     def unlink(self) -> None:
-        """Take the name away; the memory goes when the last process has closed it.
+        """Remove the name. The memory is freed when the last process has closed the block.
 
         Raises
         ------
         FileNotFoundError
-            When the name is gone already.
+            If the name was already removed.
         """
         if not self._name:
             return
@@ -372,7 +393,7 @@ class SharedMemory:
             spare = self._spares.of(identity)
         try:
             if spare is None:
-                os.unlink(PLACE_PREFIX + text)
+                os.unlink(OBJECTS_PREFIX + text)
             else:
                 spare.rename(text)
         except FileNotFoundError:
@@ -380,7 +401,7 @@ class SharedMemory:
                 spare.discard()
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._name) from None
         if self._track is None and identity is not None:
-            need()
+            ensure_open()
             _posix.posix_forget(text, *identity)
         if self._track:
             self._tell_tracker("unregister")
@@ -393,9 +414,9 @@ class SharedMemory:
                 spare.discard()
 
 
-# Mappings of this process by device, inode, read-only, tracked: a second instance of a block costs one system call.
-# The last few small ones closed stay mapped, because workers attach and close the same block for every task; a block
-# unlinked meanwhile by another process stays in memory until they are pushed out: 4 MiB at most.
+# Mappings of this process by (device, inode, read-only, tracked), so that a second instance of a block costs one system
+# call. The last few small blocks that were closed stay mapped, because workers attach and close the same block for
+# every task. If another process unlinks such a block, its memory stays until the mapping is evicted: 4 MiB at most.
 _Key = tuple[int, int, bool, bool]
 _mappings: weakref.WeakValueDictionary[_Key, _blocks.Mapping] = weakref.WeakValueDictionary()
 _recent: collections.deque[tuple[tuple[int, int], _blocks.Mapping]] = collections.deque(maxlen=4)
@@ -403,7 +424,10 @@ _RECENT_BYTES = 1 << 20
 
 
 def _forget(identity: tuple[int, int]) -> _blocks.Mapping | None:
-    """A block is to be unlinked: keep nothing of it that no instance uses. What was kept, if it may be written and is held."""
+    """Drop the kept mappings of a block that is about to be unlinked, unless an instance uses them.
+
+    Returns the mapping that was kept, if it is writable and holds the block.
+    """
     for readonly in (False, True):
         for tracked in (False, True):
             _mappings.pop((*identity, readonly, tracked), None)
@@ -419,7 +443,10 @@ def _forget(identity: tuple[int, int]) -> _blocks.Mapping | None:
 
 
 class _posixshmem:
-    """What programs call of the standard library's module of C. A block of ours that is unlinked by it leaves our books, too."""
+    """The functions of the standard library's C module that programs call.
+
+    If such a function unlinks a block of copyless, its entry in the registry is removed too.
+    """
 
     @staticmethod
     def shm_open(path: str, flags: int, mode: int = 511) -> int:
@@ -427,11 +454,11 @@ class _posixshmem:
 
     @staticmethod
     def shm_unlink(path: str) -> None:
-        there = _posix.file_identity(PLACE_PREFIX + _file_name(path))
+        there = _posix.file_identity(OBJECTS_PREFIX + _file_name(path))
         _posix_module().shm_unlink(path)
         if there is not None:
             _forget(there[:2])
-            need()
+            ensure_open()
             _posix.posix_forget(_file_name(path), *there[:2])
 
 
@@ -440,54 +467,59 @@ def _posix_module() -> Any:
 
 
 def exists(name: str, identity: tuple[int, int]) -> bool:
-    """Whether a name is still that of the block with this device and inode."""
-    there = _posix.file_identity(PLACE_PREFIX + _file_name("/" + name.removeprefix("/")))
+    """Whether a name still belongs to the block with this device and inode."""
+    there = _posix.file_identity(OBJECTS_PREFIX + _file_name("/" + name.removeprefix("/")))
     return there is not None and there[:2] == identity
 
 
 def discard(name: str, identity: tuple[int, int]) -> None:
-    """Unlink a block by its name, unless the name is another's by now."""
+    """Unlink a block by its name, unless the name now belongs to another block."""
     if exists(name, identity):
         text = _file_name("/" + name.removeprefix("/"))
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(os.fsencode(_PLACE), text))
+            os.unlink(os.path.join(os.fsencode(OBJECTS_DIRECTORY), text))
         _forget(identity)
         _posix.posix_forget(text, *identity)
 
 
 def _str(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"a name is a str, not {type(name).__name__!r}")
+        raise TypeError(f"a name must be a str, not {type(name).__name__!r}")
     return name
 
 
-class ShareableList(_list._Slots):
+class ShareableList(_list._Slots, Generic[T]):
     """ShareableList(sequence=None, *, name=None)
 
-    A list of fixed length in shared memory, of int (64 bits), float, bool, str, bytes and None, whose items any process
-    reads and replaces. Mirrors `multiprocessing.shared_memory.ShareableList`, and keeps what that loses: bytes and text come
-    back exactly, trailing zeros too, and a reader never sees half of a value that another process is writing.
+    A list of fixed length in shared memory. Its items are int (64 bits), float, bool, str, bytes or None.
+
+    Mirrors `multiprocessing.shared_memory.ShareableList`. Any process can read and replace items. Unlike there, bytes
+    and text are returned exactly, including trailing zeros, and a reader never sees half of a value that another
+    process writes.
 
     Parameters
     ----------
     sequence
-        The items. A text or bytes item keeps room for as many bytes as it has (at least 8, in eights) times two.
+        The items. A text or bytes item has room for twice its bytes (in units of 8, at least 8).
     name
-        Of the new list; without a sequence, of the one to attach.
+        The name of the new list; without `sequence`, of the list to attach.
 
     Raises
     ------
     TypeError, OverflowError
-        For an item of another type, or an integer beyond 64 bits; nothing is made, nothing is changed.
+        For an item of another type, or an integer of more than 64 bits. Nothing is created or changed.
     ValueError
-        For a text or bytes item longer than the room of its slot ("exceeds available storage"); nothing is changed.
+        For a text or bytes item that is longer than the room of its slot ("exceeds available storage"). Nothing is
+        changed.
     CorruptSegmentError
-        When the name is of something else, such as a list that the standard library made.
+        If the name belongs to something else, such as a list of the standard library.
+    OutOfSharedMemory
+        If there is no room.
 
     Notes
     -----
-    Pickles as its name. Reading takes no lock and no system call; writing one uncontended lock of its slot. It lives in
-    `shm`, a `SharedMemory`, whose `close` and `unlink` are its own.
+    Pickles as its name. Reading an item takes no lock and no system call; writing one takes the lock of its slot. The
+    attribute `shm` is the `SharedMemory` of the list, with `close` and `unlink`.
 
     Examples
     --------
@@ -501,7 +533,25 @@ class ShareableList(_list._Slots):
 
     _family = True
 
-    def __init__(self, sequence: Iterable[Any] | None = None, *, name: str | None = None) -> None:
+    if TYPE_CHECKING:  # methods that the Cython class has, with the type of the items
+
+        @property
+        def shm(self) -> SharedMemory: ...
+        def __getitem__(self, position: int) -> T: ...
+        def __setitem__(self, position: int, value: T) -> None: ...
+
+    @overload
+    def __init__(self, sequence: None = None, *, name: str | None = None) -> None: ...
+    @overload
+    def __init__(self, sequence: Iterable[T], *, name: str | None = None) -> None: ...
+    @overload
+    def __init__(
+        self: ShareableList[float | str | bytes | None],
+        sequence: Iterable[float | str | bytes | None],
+        *,
+        name: str | None = None,
+    ) -> None: ...
+    def __init__(self, sequence: Iterable[object] | None = None, *, name: str | None = None) -> None:
         if sequence is None and name is not None:
             self._stand(SharedMemory(name))
             self.shm._stands = weakref.ref(self)
@@ -532,20 +582,20 @@ class ShareableList(_list._Slots):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         return (self[at] for at in range(len(self)))
 
     def __contains__(self, value: object) -> bool:
         return any(item is value or item == value for item in self)
 
-    def count(self, value: Any) -> int:
-        """How often a value is in it."""
+    def count(self, value: T) -> int:
+        """How often a value occurs in the list."""
         return sum(item == value for item in self)
 
-    def index(self, value: Any) -> int:
-        """The first position of a value; ValueError when there is none."""
+    def index(self, value: T) -> int:
+        """The first position of a value. ValueError if the list does not have it."""
         for at, item in enumerate(self):
             if item == value:
                 return at
@@ -558,11 +608,12 @@ class ShareableList(_list._Slots):
 
     @property
     def format(self) -> str:
-        """What each slot holds now, in the codes of `struct` as the standard library gives them."""
+        """The present content of each slot in the codes of `struct`, as in the standard library."""
         return "".join(self._get_packing_format(at) for at in range(len(self)))
 
-    __class_getitem__: Any = classmethod(types.GenericAlias)
+    if not TYPE_CHECKING:
+        __class_getitem__ = classmethod(types.GenericAlias)
 
 
-if not TYPE_CHECKING:  # a checker shall see a misspelt name
+if not TYPE_CHECKING:  # so that a type checker reports a misspelt name
     __getattr__, __dir__ = standard_names(__name__, "multiprocessing.shared_memory")

@@ -1,36 +1,57 @@
 """ctypes objects in shared memory: `RawValue, RawArray, Value, Array, copy, synchronized`.
 
-Mirrors `multiprocessing.sharedctypes`: same names, signatures and results. What is different:
+Mirrors `multiprocessing.sharedctypes`: same names, signatures and results. The differences:
 
-* Every object may be pickled: it goes to any process by its handle, through `Process`, pools, queues and pipes.
-* Values and arrays lie at multiples of 64 bytes, so two of them never share a cache line. When there is no room,
-  `OutOfSharedMemory` says so; nothing goes to a file on a disk unseen.
-* The lock survives a kill: the next acquirer gets `OwnerDiedError`, once.
-* Types may also be given as NumPy's (``"int32"``, ``np.dtype(...)``), arrays with ``shape=``; `numpy.asarray` and
-  `numpy.frombuffer` stand on the same memory.
-* `Value.add`, `exchange` and `compare_exchange` change a value in one step, where ``v.value += 1`` is two.
-* Types that hold pointers are refused: an address means nothing in another process.
+* Every object can be pickled. `Process`, pools, queues and pipes send it to any process as a handle.
+* Values and arrays are aligned to 64 bytes, so two of them never share a cache line. If there is no room,
+  `OutOfSharedMemory` is raised; data never goes to a file on a disk unnoticed.
+* The lock survives a kill: if its holder dies, the next process to acquire it gets `OwnerDiedError` once.
+* NumPy dtypes are accepted as types (``"int32"``, ``np.dtype(...)``), and ``shape=`` makes arrays of several
+  dimensions. `numpy.asarray` and `numpy.frombuffer` give arrays over the same memory.
+* `Value.add`, `exchange` and `compare_exchange` change a value atomically; ``v.value += 1`` is a read and a write.
+* Types with pointers are refused, since an address is valid in one process only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import sharedctypes as _stdlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
-from copyless import _loaders, pickling
+from copyless import _loaders
 from copyless._core import _blocks, _handles, _value, c_library
-from copyless._core._memory import Memory
 from copyless._standard_names import standard_names
-from copyless.storage.blocks import allocate
-from copyless.storage.store import need
+from copyless._storage.store import allocate, ensure_open, new_object
+from copyless._transfer import in_flight, reductions
+from copyless._transfer._memory import Memory
+from copyless._typing import Generic, TypeVar
 from copyless.synchronize import RLock
+
+if TYPE_CHECKING:
+    from _ctypes import _CData, _SimpleCData
+    from multiprocessing import synchronize as _stdlib_locks
+
+    import numpy as np
+    from numpy.typing import DTypeLike, NDArray
+    from typing_extensions import Buffer
+
+    from copyless.synchronize import Lock, SemLock
+
+    _LockLike = SemLock | _stdlib_locks.SemLock
+    _DType = np.dtype[Any] | type[np.generic | float]
 
 __all__ = ["Array", "RawArray", "RawValue", "Value", "copy", "synchronized"]
 
-typecode_to_type: dict[str, Any] = {
+T = TypeVar("T")
+CT = TypeVar("CT", bound="_CData")
+B = TypeVar("B", bound="SynchronizedBase[_CData]")
+FT = TypeVar("FT", bound="ctypes.Structure | ctypes.Union")
+_IntCode = Literal["b", "B", "h", "H", "i", "I", "l", "L", "q", "Q"]
+_FloatCode = Literal["f", "d", "g"]
+
+typecode_to_type: dict[str, type[_SimpleCData[Any]]] = {
     "c": ctypes.c_char, "u": ctypes.c_wchar,
     "b": ctypes.c_byte, "B": ctypes.c_ubyte,
     "h": ctypes.c_short, "H": ctypes.c_ushort,
@@ -41,8 +62,9 @@ typecode_to_type: dict[str, Any] = {
     "g": ctypes.c_longdouble, "?": ctypes.c_bool,
 }  # fmt: skip
 
-_FEW = 4096  # bytes: a value, rather than data
-_SimpleCData: type = ctypes.c_int.__mro__[1]
+_FEW = 4096  # bytes: up to here it counts as a value, above as data
+if not TYPE_CHECKING:
+    _SimpleCData = ctypes.c_int.__mro__[1]
 _POINTERS = (
     ctypes._Pointer,
     ctypes.CFUNCTYPE(None).__mro__[1],
@@ -56,8 +78,8 @@ _POINTERS = (
 # ---- types
 
 
-def _type_of(typecode_or_type: Any) -> Any:
-    """The ctypes type of a type code, a ctypes type, or what NumPy takes for a dtype."""
+def _type_of(typecode_or_type: object) -> Any:
+    """The ctypes type for a type code, a ctypes type, or anything that NumPy accepts as a dtype."""
     kind = typecode_to_type.get(typecode_or_type) if isinstance(typecode_or_type, str) else typecode_or_type
     if not (isinstance(kind, type) and hasattr(kind, "from_buffer")):
         kind = _from_numpy(typecode_or_type)
@@ -67,7 +89,7 @@ def _type_of(typecode_or_type: Any) -> Any:
     return kind
 
 
-_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+_checked: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def _from_numpy(what: Any) -> Any:
@@ -78,8 +100,8 @@ def _from_numpy(what: Any) -> Any:
     except (TypeError, NotImplementedError):
         codes = "".join(typecode_to_type)
         raise TypeError(
-            f"{what!r} is no type code ({codes}), no ctypes type and no NumPy dtype that has one in C; "
-            "for other dtypes make an array: copyless.zeros(shape, dtype)"
+            f"{what!r} is not a type code ({codes}), a ctypes type, or a NumPy dtype with an equivalent in "
+            "C: for other dtypes make an array with copyless.zeros(shape, dtype)"
         ) from None
 
 
@@ -87,8 +109,8 @@ def _refuse_pointers(kind: Any, whole: Any) -> None:
     if issubclass(kind, _POINTERS):
         inside = "" if kind is whole else f" in {whole.__name__}"
         raise TypeError(
-            f"{kind.__name__}{inside} is a pointer: an address of one process means nothing in another. Share what it "
-            "points to, or its index in an array"
+            f"{kind.__name__}{inside} is a pointer, and an address is valid in one process only: share the "
+            "data that it points to, or an index into an array"
         )
     if issubclass(kind, ctypes.Array):
         _refuse_pointers(kind._type_, whole)
@@ -102,53 +124,55 @@ def _refuse_pointers(kind: Any, whole: Any) -> None:
 class _Wrapper:
     """Keeps the memory of a ctypes object, as the standard library's objects keep theirs."""
 
-    def __init__(self, memory: Any) -> None:
+    def __init__(self, memory: Buffer) -> None:
         self._memory = memory
 
     def create_memoryview(self) -> memoryview:
         return memoryview(self._memory)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         view = Memory(memoryview(self._memory))
-        handle = pickling.memory_handle(view, pickling.message_kind())
+        handle = reductions.memory_handle(view, in_flight.message_kind())
         assert handle is not None
-        return _loaders.ctypes_wrapper, (pickling.note(handle),)
+        return _loaders.ctypes_wrapper, (in_flight.note(handle),)
 
 
-def _over(kind: Any, memory: Any, offset: int = 0) -> Any:
-    """A ctypes object over memory, which lives as long as it."""
+def _over(kind: Any, memory: Buffer, offset: int = 0) -> Any:
+    """A ctypes object over memory; it keeps the memory alive."""
     obj = kind.from_buffer(memory, offset)
     obj._wrapper = _Wrapper(memory)
-    pickling.register(kind, _reduce)
+    in_flight.register(kind, _reduce)
     return obj
 
 
 def _reduce(obj: Any) -> Any:
     size = ctypes.sizeof(obj)
     handle = (
-        _handles.handle_of(ctypes.addressof(obj), size, _handles.KIND_MEMORY, pickling.message_kind()) if size else None
+        _handles.handle_of(ctypes.addressof(obj), size, _handles.KIND_MEMORY, in_flight.message_kind())
+        if size
+        else None
     )
     if handle is not None:
-        return _loaders.ctypes_object, (*_describe(type(obj)), _Message(pickling.note(handle)))
+        return _loaders.ctypes_object, (*_describe(type(obj)), _Message(in_flight.note(handle)))
     if hasattr(obj, "_wrapper") and not isinstance(obj._wrapper, _Wrapper):
         return _stdlib.reduce_ctype(obj)  # type: ignore[attr-defined]
     return obj.__reduce__()
 
 
 class _Message:
-    """Stands for memory in a pickle, which loads it by its handle."""
+    """Represents memory in a pickle, and loads it by its handle."""
 
     def __init__(self, handle: bytes) -> None:
         self._handle = handle
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _loaders.load, (self._handle,)
 
 
-reduce_ctype = _reduce  # as the standard library calls it
+reduce_ctype = _reduce  # the name in the standard library
 
 
-def rebuild_ctype(type_: Any, wrapper: Any, length: int | None) -> Any:
+def rebuild_ctype(type_: Any, wrapper: object, length: int | None) -> Any:
     """An object of ctypes over the memory of a wrapper. Mirrors `multiprocessing.sharedctypes.rebuild_ctype`."""
     kind = type_ if length is None else type_ * length
     if isinstance(wrapper, _Wrapper):
@@ -156,8 +180,8 @@ def rebuild_ctype(type_: Any, wrapper: Any, length: int | None) -> Any:
     return _stdlib.rebuild_ctype(type_, wrapper, length)  # type: ignore[attr-defined]
 
 
-def _describe(kind: Any) -> tuple[Any, tuple[int, ...]]:
-    """An array type has no name that could be pickled: (its innermost type, lengths from within)."""
+def _describe(kind: Any) -> tuple[type[_CData], tuple[int, ...]]:
+    """(innermost type, lengths from the inside out) of an array type, which has no name that could be pickled."""
     lengths: list[int] = []
     while issubclass(kind, ctypes.Array) and "_Array_" in kind.__name__:  # not a class of the user's own
         lengths.insert(0, kind._length_)
@@ -171,12 +195,13 @@ def _assemble(kind: Any, lengths: tuple[int, ...]) -> Any:
     return kind
 
 
-def _rebuild(kind: Any, lengths: tuple[int, ...], memory: Any) -> Any:
-    return _over(_assemble(kind, lengths), memory)
+def _rebuild(kind: type[_CData], lengths: tuple[int, ...], memory: Buffer) -> _CData:
+    made: _CData = _over(_assemble(kind, lengths), memory)
+    return made
 
 
-def _zeros(size: int) -> Any:
-    need()
+def _zeros(size: int) -> _blocks.Block:
+    ensure_open()
     block = allocate(max(size, 1))
     if block.recycled:
         block.clear()
@@ -186,7 +211,11 @@ def _zeros(size: int) -> Any:
 # ---- the standard library's functions
 
 
-def RawValue(typecode_or_type: Any, *args: Any) -> Any:
+@overload
+def RawValue(typecode_or_type: type[CT], *args: object) -> CT: ...
+@overload
+def RawValue(typecode_or_type: str | _DType, *args: object) -> Any: ...
+def RawValue(typecode_or_type: Any, *args: object) -> Any:
     """A ctypes object in shared memory, without a lock. Mirrors `multiprocessing.sharedctypes.RawValue`.
 
     Parameters
@@ -194,14 +223,19 @@ def RawValue(typecode_or_type: Any, *args: Any) -> Any:
     typecode_or_type
         A type code of the `array` module (or ``c``, ``?``, ``g``), a ctypes type (structures too), or a NumPy dtype.
     *args
-        Given to the type; none: zeros.
+        Initial values, passed to the type; default: zeros.
+
+    Returns
+    -------
+    ctypes object
+        Aligned to 64 bytes. `Process`, pools, queues and pipes send it as a handle.
 
     Raises
     ------
     TypeError
-        For an unknown type, or one that holds pointers.
+        For an unknown type, or one with pointers.
     OutOfSharedMemory
-        When there is no room.
+        If there is no room.
 
     Examples
     --------
@@ -215,8 +249,8 @@ def RawValue(typecode_or_type: Any, *args: Any) -> Any:
     return obj
 
 
-def _array_type(typecode_or_type: Any, size_or_initializer: Any, shape: Any) -> tuple[Any, Any]:
-    """(array type, what it begins with or None)."""
+def _array_type(typecode_or_type: object, size_or_initializer: Any, shape: Any) -> tuple[Any, Any]:
+    """(array type, initial values or None)."""
     kind = _type_of(typecode_or_type)
     if shape is not None:
         lengths = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -224,12 +258,12 @@ def _array_type(typecode_or_type: Any, size_or_initializer: Any, shape: Any) -> 
     elif isinstance(size_or_initializer, int) or hasattr(size_or_initializer, "__index__"):
         lengths, begin = (size_or_initializer.__index__(),), None
     elif size_or_initializer is None:
-        raise TypeError("an array needs a size, or items, or shape=")
+        raise TypeError("an array needs a size, a sequence of items, or shape=")
     else:
         begin = size_or_initializer if hasattr(size_or_initializer, "__len__") else list(size_or_initializer)
         lengths = (len(begin),)
     if any(length < 0 for length in lengths):
-        raise ValueError(f"an array's length is 0 or more, not {lengths}")
+        raise ValueError(f"an array's length must be 0 or more, not {lengths}")
     return _assemble(kind, tuple(reversed(lengths))), begin
 
 
@@ -244,19 +278,51 @@ def _begin(obj: Any, begin: Any) -> None:
         obj.__init__(*begin)
 
 
+@overload
 def RawArray(
-    typecode_or_type: Any, size_or_initializer: Any = None, *, shape: int | Sequence[int] | None = None
+    typecode_or_type: type[CT], size_or_initializer: SupportsIndex | Iterable[object], *, shape: None = None
+) -> ctypes.Array[CT]: ...
+@overload
+def RawArray(
+    typecode_or_type: str | _DType, size_or_initializer: SupportsIndex | Iterable[object], *, shape: None = None
+) -> Any: ...
+@overload
+def RawArray(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: Iterable[object] | None = None,
+    *,
+    shape: SupportsIndex | Sequence[int],
+) -> Any: ...
+def RawArray(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: SupportsIndex | Iterable[object] | None = None,
+    *,
+    shape: SupportsIndex | Sequence[int] | None = None,
 ) -> Any:
     """A ctypes array in shared memory, without a lock. Mirrors `multiprocessing.sharedctypes.RawArray`.
 
     Parameters
     ----------
     typecode_or_type
-        As for `RawValue`.
+        As for `RawValue`: a type code, a ctypes type, or a NumPy dtype.
     size_or_initializer
-        How many elements (zeros), or the elements.
+        The number of elements, which are zero, or a sequence of initial values.
     shape
-        An array of arrays of this shape; `size_or_initializer` is then what it is filled with, if given.
+        Make an array of arrays with this shape; `size_or_initializer`, if given, is its initial value.
+
+    Returns
+    -------
+    ctypes array
+        Aligned to 64 bytes; `numpy.asarray` gives an array over the same memory.
+
+    Raises
+    ------
+    TypeError
+        For an unknown type, one with pointers, or if neither size, items nor shape are given.
+    ValueError
+        For a negative length.
+    OutOfSharedMemory
+        If there is no room.
 
     Examples
     --------
@@ -267,49 +333,110 @@ def RawArray(
     >>> list(a[1])
     [5.0, 5.0, 5.0]
     """
-    kind, begin = _array_type(typecode_or_type, size_or_initializer, shape)
+    return _raw_array(*_array_type(typecode_or_type, size_or_initializer, shape))
+
+
+def _raw_array(kind: Any, begin: Any) -> Any:
     obj = _over(kind, _zeros(ctypes.sizeof(kind)))
     _begin(obj, begin)
     return obj
 
 
-def _with_lock(kind: Any, lock: Any) -> tuple[Any, Any, Any]:
-    """(ctypes object of zeros, its lock, the block when both lie in one)."""
+def _with_lock(kind: Any, lock: Any) -> tuple[Any, _LockLike, _blocks.Block | None]:
+    """(ctypes object of zeros, its lock, the block if both lie in one)."""
     if lock not in (True, None):
         if not hasattr(lock, "acquire"):
             raise AttributeError(f"{lock!r} has no method 'acquire'")
         return _over(kind, _zeros(ctypes.sizeof(kind))), lock, None
-    need()
+    ensure_open()
     size = max(ctypes.sizeof(kind), 1)
-    block = _blocks.new_object(
+    block = new_object(
         _value.DATA_OFFSET + size,
         c_library.KIND_RLOCK,
         0,
         0,
         0,
-        where=_blocks.AMONG_ARRAYS,  # what lies behind the lock is the user's
+        where=_blocks.AMONG_ARRAYS,  # the bytes behind the lock are user data
         spill=size <= _FEW,
     )
     return _over(kind, block, _value.DATA_OFFSET), RLock._from_block(block), block
 
 
-def Value(typecode_or_type: Any, *args: Any, lock: Any = True, ctx: object = None) -> Any:
+@overload
+def Value(
+    typecode_or_type: type[_SimpleCData[T]],
+    *args: object,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+) -> Synchronized[T]: ...
+@overload
+def Value(typecode_or_type: type[CT], *args: object, lock: Literal[False], ctx: object = None) -> CT: ...
+@overload
+def Value(
+    typecode_or_type: type[FT], *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> _SynchronizedFields[FT]: ...
+@overload
+def Value(
+    typecode_or_type: type[ctypes.Array[Any]],
+    *args: object,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+) -> SynchronizedArray[Any]: ...
+@overload
+def Value(
+    typecode_or_type: _IntCode, *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[int]: ...
+@overload
+def Value(
+    typecode_or_type: _FloatCode, *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[float]: ...
+@overload
+def Value(
+    typecode_or_type: Literal["?"], *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[bool]: ...
+@overload
+def Value(
+    typecode_or_type: Literal["c"], *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[bytes]: ...
+@overload
+def Value(
+    typecode_or_type: Literal["u"], *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[str]: ...
+@overload
+def Value(
+    typecode_or_type: str | _DType, *args: object, lock: Literal[True] | _LockLike | None = True, ctx: object = None
+) -> Synchronized[Any]: ...
+@overload
+def Value(
+    typecode_or_type: str | _DType | type[_CData],
+    *args: object,
+    lock: bool | _LockLike | None = True,
+    ctx: object = None,
+) -> Any: ...
+def Value(typecode_or_type: Any, *args: object, lock: bool | _LockLike | None = True, ctx: object = None) -> Any:
     """A ctypes object in shared memory with a lock. Mirrors `multiprocessing.Value`.
 
     Parameters
     ----------
     typecode_or_type, *args
-        As for `RawValue`.
+        As for `RawValue`: a type code, a ctypes type or a NumPy dtype, and the initial value.
     lock
-        True: a new `RLock`; False: none, as `RawValue`; or a lock of yours.
+        True: a new `RLock`. False: no lock; the result is a `RawValue`. Or an existing lock.
     ctx
-        Accepted as the standard library does, and not needed.
+        Accepted as in the standard library, and not used.
 
     Returns
     -------
     Synchronized
-        With `value` (or a structure's fields), `get_lock`, `get_obj`, `acquire`, `release`, ``with``; and for numbers `add`,
-        `exchange` and `compare_exchange`, each in one step.
+        Has `value` (or the fields of a structure), `get_lock`, `get_obj`, `acquire`, `release` and ``with``. Numbers
+        also have `add`, `exchange` and `compare_exchange`, which are atomic.
+
+    Raises
+    ------
+    TypeError
+        For an unknown type, or one with pointers.
+    OutOfSharedMemory
+        If there is no room.
 
     Examples
     --------
@@ -329,15 +456,146 @@ def Value(typecode_or_type: Any, *args: Any, lock: Any = True, ctx: object = Non
     return _synchronized(obj, guard, block)
 
 
+@overload
 def Array(
-    typecode_or_type: Any,
-    size_or_initializer: Any = None,
+    typecode_or_type: type[ctypes.c_char] | Literal["c"],
+    size_or_initializer: SupportsIndex | Iterable[object],
     *,
-    lock: Any = True,
+    lock: Literal[True] | _LockLike | None = True,
     ctx: object = None,
-    shape: int | Sequence[int] | None = None,
+    shape: None = None,
+) -> SynchronizedString: ...
+@overload
+def Array(
+    typecode_or_type: type[_SimpleCData[T]],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[T]: ...
+@overload
+def Array(
+    typecode_or_type: _IntCode,
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[int]: ...
+@overload
+def Array(
+    typecode_or_type: _FloatCode,
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[float]: ...
+@overload
+def Array(
+    typecode_or_type: Literal["?"],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[bool]: ...
+@overload
+def Array(
+    typecode_or_type: Literal["u"],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[str]: ...
+@overload
+def Array(
+    typecode_or_type: type[CT],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[False],
+    ctx: object = None,
+    shape: None = None,
+) -> ctypes.Array[CT]: ...
+@overload
+def Array(
+    typecode_or_type: type[FT],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[FT]: ...
+@overload
+def Array(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> SynchronizedArray[Any]: ...
+@overload
+def Array(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: SupportsIndex | Iterable[object],
+    *,
+    lock: bool | _LockLike | None = True,
+    ctx: object = None,
+    shape: None = None,
+) -> Any: ...
+@overload
+def Array(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: Iterable[object] | None = None,
+    *,
+    lock: Literal[True] | _LockLike | None = True,
+    ctx: object = None,
+    shape: SupportsIndex | Sequence[int],
+) -> SynchronizedArray[Any]: ...
+@overload
+def Array(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: Iterable[object] | None = None,
+    *,
+    lock: bool | _LockLike | None = True,
+    ctx: object = None,
+    shape: SupportsIndex | Sequence[int],
+) -> Any: ...
+def Array(
+    typecode_or_type: str | _DType | type[_CData],
+    size_or_initializer: SupportsIndex | Iterable[object] | None = None,
+    *,
+    lock: object = True,
+    ctx: object = None,
+    shape: SupportsIndex | Sequence[int] | None = None,
 ) -> Any:
-    """A ctypes array in shared memory with a lock. Mirrors `multiprocessing.Array`; parameters as for `RawArray` and `Value`.
+    """A ctypes array in shared memory with a lock. Mirrors `multiprocessing.Array`.
+
+    Parameters
+    ----------
+    typecode_or_type
+        A type code, a ctypes type, or a NumPy dtype.
+    size_or_initializer
+        The number of elements, which are zero, or a sequence of initial values.
+    lock
+        True: a new `RLock`. False: no lock; the result is a `RawArray`. Or an existing lock.
+    shape
+        Make an array of arrays with this shape; `size_or_initializer`, if given, is its initial value.
+    ctx
+        Accepted as in the standard library, and not used.
+
+    Returns
+    -------
+    SynchronizedArray
+        Each access takes the lock. `numpy.asarray` gives an array over the same memory, without the lock.
+
+    Raises
+    ------
+    TypeError, ValueError, OutOfSharedMemory
+        As `RawArray`.
 
     Examples
     --------
@@ -349,14 +607,15 @@ def Array(
     """
     kind, begin = _array_type(typecode_or_type, size_or_initializer, shape)
     if lock is False:
-        return RawArray(typecode_or_type, size_or_initializer, shape=shape)
+        return _raw_array(kind, begin)
     obj, guard, block = _with_lock(kind, lock)
     _begin(obj, begin)
     return _synchronized(obj, guard, block)
 
 
-def copy(obj: Any) -> Any:
-    """A new shared object, without a lock, with the content of a ctypes object.
+def copy(obj: CT) -> CT:
+    """A new shared object, without a lock, with the content of a ctypes object. Mirrors
+    `multiprocessing.sharedctypes.copy`.
 
     Examples
     --------
@@ -367,13 +626,37 @@ def copy(obj: Any) -> Any:
     """
     kind = type(obj)
     _refuse_pointers(kind, kind)
-    made = _over(kind, _zeros(ctypes.sizeof(kind)))
+    made: CT = _over(kind, _zeros(ctypes.sizeof(kind)))
     ctypes.memmove(ctypes.addressof(made), ctypes.addressof(obj), ctypes.sizeof(kind))
     return made
 
 
-def synchronized(obj: Any, lock: Any = None, ctx: object = None) -> Any:
-    """A wrapper that accesses a ctypes object under a lock: a new `RLock` unless one is given.
+@overload
+def synchronized(obj: _SimpleCData[T], lock: _LockLike | None = None, ctx: object = None) -> Synchronized[T]: ...
+@overload
+def synchronized(
+    obj: ctypes.Array[ctypes.c_char], lock: _LockLike | None = None, ctx: object = None
+) -> SynchronizedString: ...
+@overload
+def synchronized(
+    obj: ctypes.Array[_SimpleCData[T]], lock: _LockLike | None = None, ctx: object = None
+) -> SynchronizedArray[T]: ...
+@overload
+def synchronized(
+    obj: ctypes.Array[Any], lock: _LockLike | None = None, ctx: object = None
+) -> SynchronizedArray[Any]: ...
+@overload
+def synchronized(obj: FT, lock: _LockLike | None = None, ctx: object = None) -> _SynchronizedFields[FT]: ...
+def synchronized(obj: _CData, lock: _LockLike | None = None, ctx: object = None) -> Any:
+    """A wrapper whose every access to a ctypes object takes a lock. Mirrors
+    `multiprocessing.sharedctypes.synchronized`.
+
+    Parameters
+    ----------
+    obj
+        A ctypes object.
+    lock
+        The lock; default: a new `RLock`.
 
     Examples
     --------
@@ -385,20 +668,25 @@ def synchronized(obj: Any, lock: Any = None, ctx: object = None) -> Any:
     return _synchronized(obj, RLock() if lock is None else lock, None)
 
 
-# ---- what guards them
+# ---- wrappers with a lock
 
 
-def _synchronized(obj: Any, lock: Any, block: Any) -> Any:
+def _synchronized(obj: _CData, lock: _LockLike, block: _blocks.Block | None) -> Any:
     cls = _class_over(obj)
     made = cls.__new__(cls)
-    code = type(obj)._type_ if isinstance(obj, _SimpleCData) else ""  # type: ignore[attr-defined]
-    made._stand(obj, lock, block, code, ctypes.sizeof(obj))
+    made._stand(obj, lock, block, _code_of(obj), ctypes.sizeof(obj))
     made._together = block is not None
     return made
 
 
-def _class_over(obj: Any) -> Any:
-    """Which class wraps a ctypes object."""
+def _code_of(obj: object) -> str:
+    """The type code of a simple ctypes object."""
+    kind: Any = type(obj)
+    return kind._type_ if isinstance(obj, _SimpleCData) else ""
+
+
+def _class_over(obj: object) -> Any:
+    """The class that wraps a ctypes object."""
     if isinstance(obj, _SimpleCData):
         return Synchronized
     if isinstance(obj, ctypes.Array):
@@ -406,17 +694,17 @@ def _class_over(obj: Any) -> Any:
     return _class_for(type(obj))
 
 
-def _restore_as(kind: Any, lock: Any, obj: Any) -> Any:
+def _restore_as(kind: type[B], lock: _LockLike, obj: _CData) -> B:
     made = kind.__new__(kind)
     SynchronizedBase.__init__(made, obj, lock)
     return made
 
 
-_classes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_classes: weakref.WeakKeyDictionary[type, type[SynchronizedBase[Any]]] = weakref.WeakKeyDictionary()
 
 
-def _class_for(kind: Any) -> Any:
-    """A class with a property for each field of a structure, as the standard library makes it."""
+def _class_for(kind: Any) -> type[SynchronizedBase[Any]]:
+    """A class with a property for each field of a structure, as in the standard library."""
     made = _classes.get(kind)
     if made is None:
         names = [field[0] for base in reversed(kind.__mro__) for field in base.__dict__.get("_fields_", ())]
@@ -426,55 +714,64 @@ def _class_for(kind: Any) -> Any:
 
 
 def _guarded(name: str) -> Any:
-    def get(self: Any) -> Any:
+    def get(self: SynchronizedBase[Any]) -> object:
         with self._lock:
             return getattr(self._obj, name)
 
-    def put(self: Any, value: Any) -> None:
+    def put(self: SynchronizedBase[Any], value: object) -> None:
         with self._lock:
             setattr(self._obj, name, value)
 
     return property(get, put)
 
 
-def _restore(description: Any, lock: Any, obj: Any) -> Any:
+def _restore(description: tuple[type[_CData], tuple[int, ...]] | None, lock: Any, obj: _CData | None) -> object:
     if obj is not None:
         return _synchronized(obj, lock, None)
+    assert description is not None
     kind = _assemble(*description)
     return _synchronized(_over(kind, lock.block, _value.DATA_OFFSET), lock, lock.block)
 
 
-class SynchronizedBase(_value._Value):
-    """A ctypes object whose every access takes a lock; ``with`` holds it over several."""
+class SynchronizedBase(_value._Value, Generic[CT]):
+    """A ctypes object whose every access takes a lock. A ``with`` block holds the lock over several accesses."""
 
     _together = False  # the lock and the object lie in one block
 
-    def __init__(self, obj: Any, lock: Any = None, ctx: object = None) -> None:  # for subclasses: ours are made by _synchronized
-        code = type(obj)._type_ if isinstance(obj, _SimpleCData) else ""  # type: ignore[attr-defined]
-        self._stand(obj, RLock() if lock is None else lock, None, code, ctypes.sizeof(obj))
+    if TYPE_CHECKING:  # methods that the Cython class has
 
-    def __reduce__(self) -> Any:
+        def get_obj(self) -> CT: ...
+        def get_lock(self) -> Lock | RLock: ...
+
+    def __init__(
+        self, obj: CT, lock: _LockLike | None = None, ctx: object = None
+    ) -> None:  # for subclasses of users: copyless makes its own in _synchronized
+        self._stand(obj, RLock() if lock is None else lock, None, _code_of(obj), ctypes.sizeof(obj))
+
+    def __reduce__(self) -> tuple[object, ...]:
         if type(self) is not _class_over(self._obj):
             return _loaders.synchronized_as, (type(self), self._lock, _Raw(self._obj)), dict(self.__dict__) or None
         if self._together:
             return _loaders.synchronized, (_describe(type(self._obj)), self._lock, None)
         return _loaders.synchronized, (None, self._lock, _Raw(self._obj))
 
-    def __enter__(self) -> Any:
-        return self._lock.__enter__()
+    def __enter__(self) -> bool:
+        got: bool = self._lock.__enter__()
+        return got
 
-    def __exit__(self, *exc: Any) -> Any:
-        return self._lock.__exit__(*exc)
+    def __exit__(self, *exc: object) -> None:
+        self._lock.__exit__(*exc)
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Acquire the lock; see `copyless.RLock`."""
-        return self._lock.acquire(block, timeout)  # type: ignore[no-any-return]
+        """Acquire the lock; parameters and result are those of `copyless.RLock.acquire`."""
+        got: bool = self._lock.acquire(block, timeout)
+        return got
 
     def release(self) -> None:
         """Release the lock."""
         self._lock.release()
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         import numpy as np
 
         array = np.asarray(self._obj)
@@ -487,50 +784,88 @@ class SynchronizedBase(_value._Value):
 
 
 class _Raw:
-    """Stands for a ctypes object in a pickle: by its handle, whatever the pickler."""
+    """Represents a ctypes object in a pickle of any pickler: by its handle."""
 
-    def __init__(self, obj: Any) -> None:
+    def __init__(self, obj: object) -> None:
         self._obj = obj
 
     def __reduce__(self) -> Any:
         return _reduce(self._obj)
 
 
-class Synchronized(SynchronizedBase):
-    """A number, or a character."""
+class Synchronized(SynchronizedBase["_SimpleCData[T]"], Generic[T]):
+    """A number or a character in shared memory, with a lock; see `copyless.Value`."""
+
+    if TYPE_CHECKING:  # what the Cython class has
+        value: T
+
+        def add(self, amount: T) -> T: ...
+        def exchange(self, value: T) -> T: ...
+        def compare_exchange(self, expected: T, value: T) -> bool: ...
 
 
-class SynchronizedArray(SynchronizedBase):
-    """An array; slices are lists."""
+if TYPE_CHECKING:
 
-    value = property()  # only strings have one
+    class _SynchronizedFields(SynchronizedBase[CT]):
+        """What `_class_for` makes: the fields of a structure are attributes."""
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
+
+
+class SynchronizedArray(SynchronizedBase["ctypes.Array[_SimpleCData[T]]"], Generic[T]):
+    """An array in shared memory, with a lock; see `copyless.Array`. Slices of it are lists."""
+
+    if not TYPE_CHECKING:
+        value = property()  # only strings have `value`
 
     def __len__(self) -> int:
         return len(self._obj)
 
-    def __getitem__(self, i: Any) -> Any:
+    if TYPE_CHECKING:  # by __len__ and __getitem__
+
+        def __iter__(self) -> Iterator[T]: ...
+
+    @overload
+    def __getitem__(self, i: SupportsIndex) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: SupportsIndex | slice) -> Any:
         with self._lock:
             return self._obj[i]
 
-    def __setitem__(self, i: Any, value: Any) -> None:
+    @overload
+    def __setitem__(self, i: SupportsIndex, value: T) -> None: ...
+    @overload
+    def __setitem__(self, i: slice, value: Iterable[T]) -> None: ...
+    def __setitem__(self, i: SupportsIndex | slice, value: Any) -> None:
         with self._lock:
             self._obj[i] = value
 
-    def __getslice__(self, start: int, stop: int) -> Any:
+    def __getslice__(self, start: int, stop: int) -> list[T]:
         with self._lock:
-            return self._obj[start:stop]
+            items: list[T] = self._obj[start:stop]
+        return items
 
-    def __setslice__(self, start: int, stop: int, values: Any) -> None:
+    def __setslice__(self, start: int, stop: int, values: Iterable[T]) -> None:
         with self._lock:
             self._obj[start:stop] = values
 
 
-class SynchronizedString(SynchronizedArray):
-    """An array of characters: `value` is its text up to the first zero, `raw` all of it."""
+class SynchronizedString(SynchronizedArray[bytes]):
+    """An array of characters in shared memory, with a lock.
 
-    value = _guarded("value")
-    raw = _guarded("raw")
+    `value` is the text before the first zero byte, `raw` has all bytes.
+    """
+
+    value: bytes = _guarded("value")
+    raw: bytes = _guarded("raw")
+
+    if TYPE_CHECKING:  # slices are bytes
+
+        def __getitem__(self, i: SupportsIndex | slice) -> bytes: ...  # type: ignore[override]
+        def __setitem__(self, i: SupportsIndex | slice, value: bytes) -> None: ...  # type: ignore[override]
 
 
-if not TYPE_CHECKING:  # a checker shall see a misspelt name
+if not TYPE_CHECKING:  # so that a type checker reports a misspelt name
     __getattr__, __dir__ = standard_names(__name__, "multiprocessing.sharedctypes")

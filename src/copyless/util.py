@@ -1,4 +1,4 @@
-"""`multiprocessing.util`, the very same module: its finalizers, loggers and hooks are those of every process."""
+"""`multiprocessing.util`, the same module object: its finalizers, loggers and hooks apply to every process."""
 
 import sys
 from multiprocessing import util

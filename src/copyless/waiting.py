@@ -1,11 +1,11 @@
-"""Waiting for the first of many things, and what queues and events have for `select` and its kin.
+"""`wait` for the first of many objects; descriptors of queues and events for `select`, `selectors` and event loops.
 
-Mirrors `multiprocessing.connection.wait`, and takes more. `native/structures/bells.h` and docs/design/waiting.md say how.
+Mirrors `multiprocessing.connection.wait` and accepts more objects. `native/structures/bells.h` and
+docs/design/waiting.md explain how it works.
 """
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import io
 import os
@@ -15,50 +15,67 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from typing import Any, NamedTuple
 
-from copyless._cooperative import is_patched
 from copyless._core import _bells
 from copyless._core._blocks import Object
+from copyless._platform import DescriptorSet
+from copyless._threads import is_patched
+from copyless._typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
-__all__ = ["Part", "Reader", "Selectable", "Writer", "await_", "is_patched", "ring", "wait"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
-_MPI_SHORTEST, _MPI_LONGEST = 5e-5, 5e-4  # seconds between two looks at MPI
-WHOLE = 0xFFFFFFFF  # the object itself, no subscription of it
+    from typing_extensions import Self
+
+    from copyless._typing import AnyQueue, Waitable
+
+__all__ = ["Part", "Poll", "Reader", "Selectable", "Writer", "await_", "is_patched", "ring", "wait"]
+
+_MPI_SHORTEST, _MPI_LONGEST = 5e-5, 5e-4  # seconds between two calls of MPI
+WHOLE = 0xFFFFFFFF  # the object itself, not one of its subscriptions
 _POLLED = 1 | 2  # POLLIN, POLLPRI
 
 
-class Part(NamedTuple):
-    """What an object that is none of shared memory's is waited for by; see `_for_wait`.
+class Part:
+    """How to wait for an object that is not in shared memory; see `_for_wait`.
 
     Attributes
     ----------
     is_ready : callable, optional
-        Called with whether to look for deaths, too. None: it is ready when the first of `sources` is.
+        Called with whether to check for deaths too. None: the object is ready when the first of `sources` is.
     sources : list of (object, reader)
-        What rings this process's bell when it may have become ready.
+        What rings this process's bell when the object may have become ready.
     polls : bool
-        Nobody tells: it is asked again and again.
+        Nothing announces that the object is ready: it is checked again and again.
     """
 
-    is_ready: Callable[[bool], bool] | None = None
-    sources: tuple[tuple[Object, int], ...] = ()
-    polls: bool = False
+    __slots__ = ("is_ready", "polls", "sources")
+
+    is_ready: Callable[[bool], bool] | None
+    sources: tuple[tuple[Object, int], ...]
+    polls: bool
+
+    def __init__(
+        self,
+        is_ready: Callable[[bool], bool] | None = None,
+        sources: tuple[tuple[Object, int], ...] = (),
+        polls: bool = False,
+    ) -> None:
+        self.is_ready, self.sources, self.polls = is_ready, sources, polls
 
 
 READY = Part(lambda deaths: True)
 
 
-# ---- what is ready by the doing of this process: futures, results of pools, messages of ranks
+# ---- objects that this process itself makes ready: futures, results of pools, messages of ranks
 
-_wakers: set[_bells.Eventfd] = set()  # of the waits that are under way here
-_free: collections.deque[_bells.Eventfd] = collections.deque()  # those of none, kept for the next
-_told: weakref.WeakSet[Any] = weakref.WeakSet()  # what calls `ring` when it is done
+_wakers: set[_bells.WakeDescriptor] = set()  # of the waits that are running in this process
+_free: collections.deque[_bells.WakeDescriptor] = collections.deque()  # unused ones, kept for the next wait
+_told: weakref.WeakSet[Any] = weakref.WeakSet()  # objects that call `ring` when they are done
 
 
 def _forget_all() -> None:
-    """In a forked child: the eventfds are the parent's too."""
+    """In a forked child: drop the descriptors, which the parent uses too."""
     _wakers.clear()
     _free.clear()
 
@@ -67,20 +84,28 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def ring(_: object = None) -> None:
-    """Have all waits of this process look again. From any thread."""
+    """Make all waits of this process check their objects again. Any thread may call it."""
     for each in tuple(_wakers):
         each.write()
 
 
-def _of_future(future: Future[Any]) -> Part:
+def _of_future(future: Future[object]) -> Part:
     if future not in _told:
-        future.add_done_callback(ring)  # once: it cannot be taken back, and a program may wait for it in a loop
+        # once: a callback cannot be removed, and a program may wait for the future in a loop
+        future.add_done_callback(ring)
         _told.add(future)
     return Part(lambda deaths: future.done())
 
 
+def _is_future(each: object) -> TypeGuard[Future[object]]:
+    futures: Any = sys.modules.get("concurrent.futures")  # loaded if any future exists
+    return futures is not None and isinstance(each, futures.Future)
+
+
 def _of_result(result: Any) -> Part:
-    """An AsyncResult of the standard library's pools, which call nobody back that comes later."""
+    """How to wait for an AsyncResult of the standard library's pools, which have no callback that can be added
+    later.
+    """
     event = result._event
     if event not in _told:
         tell = event.set
@@ -102,8 +127,8 @@ def _is_result(each: object) -> bool:
 # ---- one wait
 
 
-class _Poll:
-    """`select.poll`, or where that was taken away (eventlet) `select.select`."""
+class Poll:
+    """`select.poll`, or `select.select` if `poll` was removed (eventlet)."""
 
     def __init__(self, fds: Iterable[int]) -> None:
         self._fds = list(fds)
@@ -118,20 +143,20 @@ class _Poll:
             self._poll.register(fd, _POLLED)
 
     def __call__(self, seconds: float | None) -> list[int]:
-        """Those that can be read, or have ended."""
+        """The descriptors that are readable or have ended."""
         if self._poll is not None:
             return [fd for fd, _ in self._poll.poll(None if seconds is None else seconds * 1000)]
         return select.select(self._fds, [], [], seconds)[0]
 
 
 class _Parts:
-    """The objects of one wait, each by what it is waited for."""
+    """The objects of one wait, grouped by how to wait for them."""
 
-    def __init__(self, objects: list[Any], ends: bool) -> None:
+    def __init__(self, objects: list[Waitable], ends: bool) -> None:
         self.objects = objects
         self.polls = False
         self._sources: list[tuple[Object, int]] = []
-        self._index: list[int] = []  # of whom each source is the answer; -1: of nobody
+        self._index: list[int] = []  # the object that each source makes ready; -1: none
         self._asked: list[tuple[int, Callable[[bool], bool]]] = []
         self.fds: dict[int, list[int]] = {}
         for i, each in enumerate(objects):
@@ -139,7 +164,7 @@ class _Parts:
                 self._add(i, Part(None, ((each, WHOLE),)))
             elif (about := getattr(type(each), "_for_wait", None)) is not None:
                 self._add(i, about(each))
-            elif isinstance(each, Future):
+            elif _is_future(each):
                 self._add(i, _of_future(each))
             elif _is_result(each):
                 self._add(i, _of_result(each))
@@ -148,7 +173,7 @@ class _Parts:
         self.memory = _bells.Waiting(self._sources)
         if ends:
             self.memory.forget_who_is_left()
-        self.poll = _Poll(self.fds)
+        self.poll = Poll(self.fds)
 
     def _add(self, i: int, part: Part) -> None:
         if part.is_ready is not None:
@@ -158,9 +183,9 @@ class _Parts:
         self.polls |= part.polls
 
     def look(self, ask: bool = False, deaths: bool = False) -> list[Any]:
-        """Those that are ready now, in order. `ask`: be rung from now on."""
+        """The objects that are ready now, in order. With `ask`, changes ring the bell from now on."""
         found: set[int] = set()
-        if self.fds:  # first: who sees that a process has ended sees what it did before
+        if self.fds:  # first: after the end of a process is seen, everything that it did before is seen too
             for fd in self.poll(0):
                 found.update(self.fds.get(fd, ()))
         if self._sources:
@@ -171,57 +196,58 @@ class _Parts:
 
     @property
     def looks_again(self) -> bool:
-        """Whether something may become ready that nobody tells: by a death."""
+        """Whether an object may become ready without an announcement: by a death."""
         return bool(self._sources) or bool(self._asked)
 
 
-def _descriptor(each: Any) -> int:
+def _descriptor(each: object) -> int:
     fileno = getattr(each, "fileno", None)
     fd = each if isinstance(each, int) else fileno() if fileno is not None else None
     if not isinstance(fd, int):
         raise ValueError(
-            f"wait() cannot wait for {each!r}: it takes what has a fileno(), descriptors, and of copyless queues, events, locks, "
-            "semaphores, subscriptions of rings, requests and messages of comm, futures and results of pools"
+            f"wait() cannot wait for {each!r}: it takes file descriptors, objects with fileno(), and these "
+            "objects of copyless: queues, events, locks, semaphores, subscriptions of rings, requests and "
+            "messages of comm, futures and results of pools"
         )
     if fd < 0:
-        raise ValueError(f"a descriptor is 0 or more, not {fd}")
+        raise ValueError(f"a descriptor must be 0 or more, not {fd}")
     return fd
 
 
 class _Waker:
-    """An eventfd that is written when the objects of a wait may be ready."""
+    """A descriptor that is written to when the objects of a wait may be ready."""
 
     def __init__(self, parts: _Parts) -> None:
-        self._eventfd = self._taken()
-        self.fd = self._eventfd.fd
-        self.empty = self._eventfd.empty
+        self._descriptor = self._taken()
+        self.fd = self._descriptor.fd
+        self.empty = self._descriptor.empty
         self._pid = os.getpid()
         try:
-            self._listeners = parts.memory.listeners(self._eventfd)
+            self._listeners = parts.memory.listeners(self._descriptor)
         except BaseException:  # no thread could be started
-            _free.append(self._eventfd)
+            _free.append(self._descriptor)
             raise
-        _wakers.add(self._eventfd)
+        _wakers.add(self._descriptor)
 
     @staticmethod
-    def _taken() -> _bells.Eventfd:
+    def _taken() -> _bells.WakeDescriptor:
         while True:
             try:
                 found = _free.pop()
             except IndexError:
-                return _bells.Eventfd()
+                return _bells.WakeDescriptor()
             if found.is_there():
                 return found
 
     def close(self) -> None:
         self._listeners = []
         if self._pid == os.getpid():
-            _wakers.discard(self._eventfd)
-            _free.append(self._eventfd)
+            _wakers.discard(self._descriptor)
+            _free.append(self._descriptor)
 
 
 class _Clock:
-    """How long to sleep before one looks again by oneself."""
+    """How long to sleep before the next check."""
 
     def __init__(self, parts: _Parts, timeout: float | None) -> None:
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -234,12 +260,12 @@ class _Clock:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
     def deaths(self) -> bool:
-        """Whether it is time to look for them."""
+        """Whether it is time to check for deaths."""
         self._slices += 1
         return self._pause is None and self._slices % _bells.LOOK_SLICES == 0
 
     def pause(self) -> float | None:
-        """Seconds; None: until something happens."""
+        """Seconds to sleep; None: until something happens."""
         limits = [] if self._deadline is None else [max(0.0, self._deadline - time.monotonic())]
         if self._slice is not None:
             limits.append(self._slice)
@@ -251,39 +277,48 @@ class _Clock:
 
 def _check(timeout: float | None) -> None:
     if timeout is not None and timeout != timeout:
-        raise ValueError("timeout is not a number")
+        raise ValueError("timeout must be a number of seconds, not NaN")
 
 
-def wait(object_list: Iterable[Any], timeout: float | None = None) -> list[Any]:
-    """Wait until one of many things is ready: the list of all that are, in the order given; empty after `timeout` seconds.
+def wait(object_list: Iterable[Waitable], timeout: float | None = None) -> list[Any]:
+    """Wait until at least one of several objects is ready. Returns all that are ready, in the order given.
 
-    Mirrors `multiprocessing.connection.wait`, and is `copyless.connection.wait`.
+    Mirrors `multiprocessing.connection.wait`; also available as `copyless.connection.wait`.
 
     Parameters
     ----------
     object_list
-        Up to some thousand of
+        Up to some thousand objects:
 
-        * what the standard library's takes: connections, sockets, sentinels of processes, descriptors, whatever has a `fileno()`;
-        * `Queue`, `SimpleQueue`, `JoinableQueue`: ready when there is an item to take;
-        * `Event`: when it is set; `Lock`, `RLock`, `Semaphore`: when it could be acquired;
-        * a subscription of a `RingBuffer`: when there is a frame to take;
-        * futures, ours and those of `concurrent.futures`, and results of pools: when they are done;
-        * requests and messages of `copyless.comm`: when they have ended.
+        * everything that the standard library accepts: connections, sockets, sentinels of processes, descriptors,
+          objects with `fileno()`;
+        * `Queue`, `SimpleQueue`, `JoinableQueue`: ready when there is an item;
+        * `Event`: ready when it is set; `Lock`, `RLock`, `Semaphore`: ready when it could be acquired;
+        * a subscription of a `RingBuffer`: ready when there is a new frame;
+        * futures of copyless and of `concurrent.futures`, and results of pools: ready when they are done;
+        * requests and messages of `copyless.comm`: ready when they are complete.
     timeout
-        Seconds; 0: only look. None: for ever.
+        Seconds to wait; 0: only check. None: without limit.
 
-    Ready means that the call that takes would not wait now; it takes nothing itself, so another may be faster. Also ready is what would
-    raise: a queue that was shut down or closed, a lock whose holder has died (within 200 ms), a request whose rank has died.
+    Returns
+    -------
+    list
+        The objects that are ready; empty after `timeout`.
 
     Raises
     ------
     TypeError, ValueError
-        For what cannot be waited for: a `Condition`, a `Barrier`, an `RWLock`.
+        For an object that cannot be waited for: a `Condition`, a `Barrier`, an `RWLock`.
 
-    Costs, if nothing but shared memory is waited for, no descriptor and no thread: this process sleeps on one word. With
-    descriptors or futures among them an eventfd, and a wake by another thread. Requests on MPI are asked again every half
-    millisecond, for MPI moves only when it is called.
+    Notes
+    -----
+    An object is ready if the call that takes from it would not wait now. `wait` itself takes nothing, so another
+    process may take it first. An object is also ready if that call would raise: a queue that was shut down or closed, a
+    lock whose holder has died (within 200 ms), a request whose rank has died.
+
+    If all objects are in shared memory, waiting costs no descriptor and no thread: the process sleeps on one word. With
+    descriptors or futures it costs an eventfd and a wake-up by another thread. Requests on MPI are checked every half
+    millisecond, because MPI makes progress only when it is called.
 
     Examples
     --------
@@ -295,9 +330,9 @@ def wait(object_list: Iterable[Any], timeout: float | None = None) -> list[Any]:
     >>> copyless.wait([jobs, stop]) == [jobs]
     True
     """
-    objects = list(object_list)
+    objects: list[Any] = list(object_list)
     _check(timeout)
-    sources = [(each, WHOLE) for each in objects if isinstance(each, Object)]
+    sources: list[tuple[Object, int]] = [(each, WHOLE) for each in objects if isinstance(each, Object)]
     if objects and len(sources) == len(objects) and not is_patched():
         memory = _bells.Waiting(sources)
         if memory.is_of_one_store:
@@ -319,8 +354,10 @@ def wait(object_list: Iterable[Any], timeout: float | None = None) -> list[Any]:
         waker.close()
 
 
-async def await_(object_list: Iterable[Any], timeout: float | None = None) -> list[Any]:
-    """As `wait`, in an event loop: no thread waits, and cancelled it has taken nothing. Named as `Event.await_`.
+async def await_(object_list: Iterable[Waitable], timeout: float | None = None) -> list[Any]:
+    """`wait` for an event loop. No thread waits, and a task that is cancelled has taken nothing.
+
+    Parameters, result and errors are those of `wait`. The name follows `Event.await_`.
 
     Examples
     --------
@@ -332,6 +369,8 @@ async def await_(object_list: Iterable[Any], timeout: float | None = None) -> li
     >>> asyncio.run(main())
     True
     """
+    import asyncio
+
     objects = list(object_list)
     _check(timeout)
     parts = _Parts(objects, timeout is not None)
@@ -340,16 +379,17 @@ async def await_(object_list: Iterable[Any], timeout: float | None = None) -> li
         return found
     clock, waker = _Clock(parts, timeout), _Waker(parts)
     loop, rung = asyncio.get_running_loop(), asyncio.Event()
-    # The loop gets one descriptor that nobody else has: a program may have readers of its own for those that it waits for.
-    with select.epoll() as epoll:
+    # The loop gets one descriptor of its own: the program may have registered readers for the descriptors that it waits
+    # for.
+    with DescriptorSet() as together:
         try:
-            epoll.register(waker.fd, select.EPOLLIN)
+            together.add(waker.fd)
             for fd in parts.fds:
                 try:
-                    epoll.register(fd, select.EPOLLIN | select.EPOLLPRI)
-                except PermissionError:  # a file on disk, which is ready always
+                    together.add(fd)
+                except PermissionError:  # a file on disk, which is always ready
                     return [objects[i] for i in parts.fds[fd]]
-            loop.add_reader(epoll.fileno(), rung.set)
+            loop.add_reader(together.fileno(), rung.set)
             while True:
                 waker.empty()
                 rung.clear()
@@ -361,13 +401,13 @@ async def await_(object_list: Iterable[Any], timeout: float | None = None) -> li
                 except (TimeoutError, asyncio.TimeoutError):
                     pass
         finally:
-            loop.remove_reader(epoll.fileno())
+            loop.remove_reader(together.fileno())
             waker.close()
 
 
-# ---- what queues and events have for select, selectors, event loops, and the standard library's own wait
+# ---- descriptors of queues and events, for select, selectors, event loops, and the standard library's own wait
 
-_making = threading.RLock()  # a signal's handler may ask for one while its thread makes one
+_making = threading.RLock()  # re-entrant: a signal handler may ask for a descriptor while its thread makes one
 
 
 def _make_anew() -> None:
@@ -379,17 +419,19 @@ os.register_at_fork(after_in_child=_make_anew)
 
 
 class Selectable:
-    """What has a descriptor that is readable while it is ready."""
+    """Base class of objects that have a descriptor that is readable while they are ready."""
 
     _signal: Any
 
     def fileno(self) -> int:
-        """A descriptor of this process for `select`, `selectors` and event loops: readable while there is something to take.
+        """A descriptor of this process for `select`, `selectors` and event loops. It is readable while there is an item
+        to take.
 
-        Never unreadable while there is; readable for a moment too long when another process was faster. Made when it is first
-        asked for, anew in a forked child, closed with this object. Do not read from it.
+        It is never unreadable while there is an item. It may stay readable for a moment after another process took the
+        item. It is created at the first call, created again in a forked child, and closed with this object. Do not read
+        from it.
 
-        For `Event`: readable while it is set.
+        For `Event`: readable while the event is set.
         """
         signal = self._signal
         if signal is None:
@@ -398,23 +440,26 @@ class Selectable:
                 if signal is None:
                     source: Any = self
                     made = _bells.Signal(source)
-                    if self._signal is None:  # else a handler was faster: its number has been given out
+                    if self._signal is None:  # otherwise a signal handler was faster, and its descriptor is in use
                         self._signal = made
                     signal = self._signal
                     if getattr(self, "closed", False):
                         signal.shut()
-        return signal.fileno()  # type: ignore[no-any-return]
+                    elif getattr(self, "_keeps", False):
+                        signal.keep(True)
+        number: int = signal.fileno()
+        return number
 
 
-_closed_readers: weakref.WeakSet[Any] = weakref.WeakSet()
-_closed_writers: weakref.WeakSet[Any] = weakref.WeakSet()
+_closed_readers: weakref.WeakSet[AnyQueue] = weakref.WeakSet()
+_closed_writers: weakref.WeakSet[AnyQueue] = weakref.WeakSet()
 
 
 class _End:
-    _closed: weakref.WeakSet[Any]
+    _closed: weakref.WeakSet[AnyQueue]
     readable = writable = False
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: AnyQueue) -> None:
         self._source = source
 
     @property
@@ -422,15 +467,16 @@ class _End:
         return self._source in self._closed or bool(self._source.closed)
 
     def close(self) -> None:
-        """Nothing is freed: the queue goes on, and its descriptor goes with it."""
+        """Mark as closed. The queue stays usable, and its descriptor is closed with the queue."""
         self._closed.add(self._source)
 
     def fileno(self) -> int:
         if self.closed:
             raise OSError("handle is closed")
-        return self._source.fileno()  # type: ignore[no-any-return]
+        number: int = self._source.fileno()
+        return number
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -445,18 +491,18 @@ class _End:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._source!r}>"
 
-    def __reduce__(self) -> Any:
-        raise TypeError(f"this {type(self).__name__} is a part of its queue: send the queue")
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"this {type(self).__name__} is part of a queue: send the queue")
 
 
 class Reader(_End):
-    """`q._reader`, which the standard library's queues have and programs wait for: `fileno`, `poll`, `closed`."""
+    """The attribute `_reader` of standard queues, which programs wait for: `fileno`, `poll`, `closed`."""
 
     _closed = _closed_readers
     readable = True
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        """Whether there is an item, waiting at most `timeout` seconds for one."""
+        """Whether there is an item, after waiting at most `timeout` seconds for one."""
         if self.closed:
             raise OSError("handle is closed")
         return bool(wait([self._source], timeout))
@@ -467,24 +513,25 @@ class Reader(_End):
         return Part(None, ((self._source, WHOLE),))
 
     def recv(self, *args: object) -> Any:
-        """Raises: the items of a queue lie in shared memory, not in a pipe."""
+        """Raise UnsupportedOperation: the items of a queue are in shared memory, not in a pipe."""
         raise io.UnsupportedOperation(
-            "nothing can be received here: items lie in shared memory. Take them by get() of the queue"
+            "this object carries no bytes, because the items are in shared memory: use get() of the queue"
         )
 
-    recv_bytes = recv_bytes_into = recv
+    recv_bytes = recv
+    recv_bytes_into = recv
 
 
 class Writer(_End):
-    """`q._writer`, which programs close."""
+    """The attribute `_writer` of standard queues, which programs close."""
 
     _closed = _closed_writers
     writable = True
 
     def send(self, *args: object) -> Any:
-        """Raises: the items of a queue lie in shared memory, not in a pipe."""
+        """Raise UnsupportedOperation: the items of a queue are in shared memory, not in a pipe."""
         raise io.UnsupportedOperation(
-            "nothing can be sent here: items lie in shared memory. Put them in by put() of the queue"
+            "this object carries no bytes, because the items are in shared memory: use put() of the queue"
         )
 
     send_bytes = send

@@ -1,11 +1,13 @@
-"""Other people's packages, with only the import changed: their own tests are run, and compared with what is known to differ.
+"""Run the tests of other packages with only the import changed, and compare the results with the known differences.
 
-`make test-clients` runs each `tests/clients/*/run.py`. One says where its package is had from (the source archive of the package
-index, by its checksum, or GitHub's archive of one commit, by the digest of the files that are used), which tests are run, how many
-pass, and which cannot, each with its reason. A failure that is not listed fails; so does a listed test that passes, and so do tests
-that are no longer run. What came out is written into docs/design/testing.md.
+`make test-clients` runs each `tests/clients/*/run.py`. It says where the source of its package comes from (the source
+archive of the package index, by its checksum, or GitHub's archive of one commit, by the digest of the files that are
+used), which tests are run, how many pass, and which cannot pass, each with its reason. A failure that is not listed is
+an error; so are a listed test that passes and tests that are no longer run. The results are written to
+docs/design/testing.md.
 
-Archives are kept in build/clients/archives. Where neither address can be reached they may be put there by hand; the message says which.
+Archives are kept in build/clients/archives. Where no address can be reached, put them there by hand; the message says
+which.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ BEGIN, END = "<!-- clients: written by `make test-clients` -->", "<!-- /clients 
 
 
 class Archive(NamedTuple):
-    """Where a package's source is had from."""
+    """The origin of a package's source."""
 
     file: str  # its name in build/clients/archives
     parts: tuple[str, ...]  # folders and files in it that are used
-    digest: str  # of the file (of the package index), or of those parts (of GitHub, whose archives are packed anew at times)
+    # of the file (package index), or of those parts (GitHub, which repacks its archives at times)
+    digest: str
     github: str = ""  # owner/name/commit; else the package index
 
 
@@ -67,12 +70,14 @@ def _digest_of_parts(root: pathlib.Path, parts: Sequence[str]) -> str:
     for part in sorted(parts):
         below = root / part
         for file in sorted(below.rglob("*.py")) if below.is_dir() else [below]:
-            total.update(file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+            total.update(
+                file.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest()
+            )
     return total.hexdigest()
 
 
 def get(archive: Archive) -> pathlib.Path:
-    """The unpacked source, checked. SystemExit with what to do when it cannot be had."""
+    """The unpacked source, checked. SystemExit says what to do if it is not available."""
     ARCHIVES.mkdir(parents=True, exist_ok=True)
     file = ARCHIVES / archive.file
     if not file.exists():
@@ -81,7 +86,8 @@ def get(archive: Archive) -> pathlib.Path:
         except (OSError, StopIteration, ValueError) as error:
             where = f"https://github.com/{archive.github}" if archive.github else "the package index (PIP_INDEX_URL)"
             raise SystemExit(
-                f"{archive.file} cannot be fetched from {where}: {type(error).__name__}: {error}. Put it at {file} by hand"
+                f"{archive.file} cannot be fetched from {where}: {type(error).__name__}: {error}. Put it at {file} by "
+                f"hand"
             ) from None
         file.write_bytes(data)
     if not archive.github and hashlib.sha256(file.read_bytes()).hexdigest() != archive.digest:
@@ -90,7 +96,7 @@ def get(archive: Archive) -> pathlib.Path:
     shutil.rmtree(root, ignore_errors=True)
     with tarfile.open(file) as tar:
         for member in tar.getmembers():
-            _, _, inside = member.name.partition("/")  # below the one folder that all lies in
+            _, _, inside = member.name.partition("/")  # below the one folder that contains everything
             if member.isfile() and any(inside == part or inside.startswith(part + "/") for part in archive.parts):
                 target = root / inside
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +104,9 @@ def get(archive: Archive) -> pathlib.Path:
                 assert source is not None
                 target.write_bytes(source.read())
     if archive.github and (found := _digest_of_parts(root, archive.parts)) != archive.digest:
-        raise SystemExit(f"{file}: its files are not those that were looked at (digest {found}, not {archive.digest}): remove it")
+        raise SystemExit(
+            f"{file}: its files are not those that were looked at (digest {found}, not {archive.digest}): remove it"
+        )
     return root
 
 
@@ -112,7 +120,7 @@ _EXECUTOR = re.compile(r"^(\s*)from concurrent\.futures import ProcessPoolExecut
 
 
 def changed(source: str) -> str:
-    """A program's text with each import of multiprocessing, and of its executor, made one of ours."""
+    """The text of a program in which each import of multiprocessing, and of its executor, is replaced by ours."""
     source = _IMPORT_AS.sub(r"\1import copyless as \2", source)
     source = _IMPORT_SUBMODULE.sub(r"\1import copyless.\2, copyless as multiprocessing", source)
     source = _IMPORT.sub(r"\1import copyless as multiprocessing", source)
@@ -121,7 +129,7 @@ def changed(source: str) -> str:
 
 
 def change(root: pathlib.Path) -> int:
-    """Change the imports of all files below a folder; how many files that were."""
+    """Change the imports of all files below a folder. Return how many files changed."""
     files = 0
     for file in root.rglob("*.py"):
         before = file.read_text(encoding="utf-8")
@@ -135,12 +143,15 @@ def change(root: pathlib.Path) -> int:
 # ---- running and comparing
 
 
-def outcomes(root: pathlib.Path, arguments: Sequence[str], seconds: int = 1800, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """By test: passed, failed or skipped, of a run of pytest in `root`."""
+def outcomes(
+    root: pathlib.Path, arguments: Sequence[str], seconds: int = 1800, environment: dict[str, str] | None = None
+) -> dict[str, str]:
+    """By test: passed, failed or skipped, from a run of pytest in `root`."""
     report = BUILD / f"{root.name}.xml"
     report.unlink(missing_ok=True)
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", os.devnull, "--timeout=180",
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "-c", os.devnull,
+        "--timeout=180",
                "--timeout-method=signal", f"--junitxml={report}", *arguments]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
     try:
@@ -155,12 +166,14 @@ def outcomes(root: pathlib.Path, arguments: Sequence[str], seconds: int = 1800, 
         test = f"{case.get('classname')}.{case.get('name')}"
         kinds = {child.tag for child in case}
         result = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-        found[test] = "failed" if "failed" in (result, found.get(test)) else result  # an error at its end is a second case
+        found[test] = (
+            "failed" if "failed" in (result, found.get(test)) else result
+        )  # an error at its end is a second case
     return found
 
 
 def outcomes_here(runner: str, seconds: int = 1800, environment: dict[str, str] | None = None) -> dict[str, str]:
-    """The same, of the cases that stand beside a runner."""
+    """The same, for the cases beside a runner."""
     BUILD.mkdir(parents=True, exist_ok=True)
     return outcomes(pathlib.Path(runner).parent, ["cases.py", "--noconftest"], seconds, environment)
 
@@ -194,22 +207,43 @@ def judge(name: str, version: str, found: dict[str, str], passes: int, known: di
     passed = {test for test, result in found.items() if result == "passed"}
     wrong = [f"failed, and should pass: {test}" for test in sorted(failed) if not is_known(test)]
     wrong += [f"passes, and is listed as one that cannot: {test}" for test in sorted(passed) if test in known]
-    wrong += [f"is listed, and no test: {test}" for test in known if not any(test in (each, each.partition("[")[0]) for each in found)]
+    wrong += [
+        f"is listed, and no test: {test}"
+        for test in known
+        if not any(test in (each, each.partition("[")[0]) for each in found)
+    ]
     if len(passed) < passes:
         wrong.append(f"{len(passed)} passed; it were {passes}")
-    print(f"{name} {version}: {len(passed)} of {len(passed) + len(failed)} passed, {len(failed)} as known" if not wrong else "\n".join(wrong))
+    print(
+        f"{name} {version}: {len(passed)} of {len(passed) + len(failed)} passed, {len(failed)} as known"
+        if not wrong
+        else "\n".join(wrong)
+    )
     if not arguments.no_report and not wrong:
         write(name, version, len(passed), len(failed))
     return 1 if wrong else 0
 
 
 def write(name: str, version: str, passed: int, failed: int) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=TOP, capture_output=True, text=True).stdout.strip() or "-"
+    commit = (
+        subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=TOP, capture_output=True, text=True).stdout.strip()
+        or "-"
+    )
     text = REPORT.read_text()
     head, _, rest = text.partition(BEGIN)
     body, _, tail = rest.partition(END)
-    rows = {line.split("|")[1].strip(): line for line in body.splitlines() if line.startswith("| ") and "| package |" not in line}
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in body.splitlines()
+        if line.startswith("| ") and "| package |" not in line
+    }
     differ = "none" if not failed else f"{failed}, each with its reason in `tests/clients/{name}/run.py`"
-    rows[name] = f"| {name} | {version} | {passed} of {passed + failed} | {differ} | {commit} | {date.today().isoformat()} |"
-    table = ["| package | version | passed | differences | commit | date |", "|---|---|---|---|---|---|", *(rows[each] for each in sorted(rows))]
+    rows[name] = (
+        f"| {name} | {version} | {passed} of {passed + failed} | {differ} | {commit} | {date.today().isoformat()} |"
+    )
+    table = [
+        "| package | version | passed | differences | commit | date |",
+        "|---|---|---|---|---|---|",
+        *(rows[each] for each in sorted(rows)),
+    ]
     REPORT.write_text(head + BEGIN + "\n" + "\n".join(table) + "\n\n" + END + tail)

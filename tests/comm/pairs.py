@@ -1,7 +1,8 @@
-"""Requests of ours that are pending, beside every blocking call: nothing may hang where mpi4py does not.
+"""Pending requests of copyless, combined with every blocking call: no call may hang where mpi4py does not.
 
-Run under mpiexec on any number of ranks. Each rank begins something towards its neighbours, goes into a blocking call, and ends it
-after that; in the other case the neighbour is in a send that ends only when this rank receives. `PAIRS=some` names blocking calls to try.
+Run under mpiexec on any number of ranks. Each rank starts an operation with its neighbours, makes a blocking call, and
+then completes the operation. In the other case the neighbour is in a send that ends only when this rank receives.
+`PAIRS=some` names the blocking calls to try.
 """
 
 import faulthandler
@@ -18,7 +19,7 @@ faulthandler.dump_traceback_later(140, exit=True)
 world = mpi.Intracomm(MPI.COMM_WORLD).Dup()
 rank, size = world.rank, world.size
 right, left = (rank + 1) % size, (rank - 1) % size
-quiet = world.Dup()  # of blocking calls that are no collective operations of `world`
+quiet = world.Dup()  # for blocking calls that are not collective operations of `world`
 
 
 def buffers(n=3):
@@ -65,7 +66,7 @@ def group_calls():
     yield "Split_type", lambda: freed(world.Split_type(MPI.COMM_TYPE_SHARED))
     yield "Create_cart", lambda: freed(world.Create_cart([size]))
     yield "Create_group", lambda: freed(world.Create_group(world.Get_group()))
-    # Of two ranks each: what each sends the other, it sends before it waits.
+    # For two ranks each: each sends the other its data before it waits.
     yield "sendrecv", lambda: quiet.sendrecv(rank, right, 3, None, left, 3)
     yield "Sendrecv", lambda: quiet.Sendrecv(one, right, 3, one.copy(), left, 3)
     yield "isend, recv", lambda: (quiet.isend(rank, right, 3), quiet.recv(None, left, 3))
@@ -85,7 +86,7 @@ def ssend_to(send, what):
 
 
 def begun(kind, n):
-    """What is pending over the blocking call; what ends it: whether all came."""
+    """The operation that is pending during the blocking call, and what completes it: whether all arrived."""
     what = b"x" * n
     if kind == "isend":
         request = world.isend(what, right, 5)
@@ -105,7 +106,7 @@ def begun(kind, n):
         sent = world.isend(what, right, 5)
         message = world.improbe(left, 5)
         return lambda: (message or world.mprobe(left, 5)).recv() == what and sent.wait() is None
-    # The other case: a rank's neighbour is in a send that does not end before this rank receives.
+    # The other case: the neighbour of a rank is in a send that does not end before this rank receives.
     assert kind in ("irecv, ssend", "irecv, send", "irecv, Ssend")
     request = world.irecv(None, left, 5)
     if size == 1:
@@ -142,7 +143,7 @@ def main():
                 if isinstance(end, tuple):
                     late, end = end
                     if rank == 0 if size % 2 else rank % 2 == 0:
-                        call()  # while the left neighbour's send waits for this rank's receive
+                        call()  # while the send of the left neighbour waits for this rank's receive
                         late()
                     else:
                         late()

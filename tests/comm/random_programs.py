@@ -1,7 +1,7 @@
-"""Random programs of sends, receives and collectives: what each rank receives from ours is what plain mpi4py gives.
+"""Random programs of sends, receives and collectives: each rank receives from copyless what plain mpi4py gives.
 
-Run under mpiexec (ours on MPI) or copyless run (ours local; the model is then what the program itself says). Every rank draws the same
-program from a seed and plays its part.
+Run under mpiexec (copyless on MPI) or copyless run (local ranks; the expected values then follow from the program
+itself). Every rank generates the same program from a seed and runs its own part.
 """
 
 import random
@@ -42,9 +42,13 @@ def program(seed):
     draw = random.Random(seed)
     steps = []
     for i in range(30):
-        what = draw.choice(["p2p"] * 5 + ["bcast", "gather", "scatter", "allgather", "alltoall", "allreduce", "scan", "barrier"])
+        what = draw.choice(
+            ["p2p"] * 5 + ["bcast", "gather", "scatter", "allgather", "alltoall", "allreduce", "scan", "barrier"]
+        )
         if what == "p2p":
-            pairs = [(draw.randrange(size), draw.randrange(size), draw.randrange(3)) for _ in range(draw.randrange(1, 6))]
+            pairs = [
+                (draw.randrange(size), draw.randrange(size), draw.randrange(3)) for _ in range(draw.randrange(1, 6))
+            ]
             how = [draw.choice(["recv", "irecv", "mprobe"]) for _ in pairs]
             steps.append((what, pairs, how, [thing(draw, 10 * i + k) for k in range(len(pairs))]))
         else:
@@ -57,7 +61,11 @@ def play(c, steps, ours):
     for step in steps:
         if step[0] == "p2p":
             _, pairs, how, things = step
-            sends = [c.isend(obj, dest, tag) for (source, dest, tag), obj in zip(pairs, things, strict=True) if source == rank]
+            sends = [
+                c.isend(obj, dest, tag)
+                for (source, dest, tag), obj in zip(pairs, things, strict=True)
+                if source == rank
+            ]
             late = []
             for (source, dest, tag), by in zip(pairs, how, strict=True):
                 if dest != rank:
@@ -95,7 +103,7 @@ def play(c, steps, ours):
 
 
 def said(steps):
-    """What this rank hears, from the program's own text."""
+    """What this rank should receive, according to the program."""
     heard = []
     for step in steps:
         if step[0] == "p2p":
@@ -104,7 +112,8 @@ def said(steps):
             continue
         what, root, things = step
         answers = {
-            "bcast": lambda root=root, t=things: t[root], "gather": lambda root=root, t=things: t if rank == root else None,
+            "bcast": lambda root=root, t=things: t[root],
+            "gather": lambda root=root, t=things: t if rank == root else None,
             "scatter": lambda t=things: t[rank], "allgather": lambda t=things: t,
             "alltoall": lambda t=things: [(r, t[rank]) for r in range(size)],
             "allreduce": lambda root=root: [x for r in range(size) for x in (r, len(str(root)))],

@@ -1,4 +1,4 @@
-"""What every rank checks, on whatever transport it was started: run by test_comm.py under copyless run and mpiexec."""
+"""The checks that every rank makes, on any transport: test_comm.py runs this under copyless run and mpiexec."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ right, left = (rank + 1) % size, (rank - 1) % size
 
 
 class Slow:
-    """An object with many buffers, and one that counts how it is made."""
+    """An object with many buffers, and one that counts how often it is made."""
 
     def __init__(self, n):
         self.arrays = [np.full(3000, i, "i4") for i in range(n)]
@@ -252,7 +252,7 @@ def communicators():
     assert world.recv(None, left, 5) == "world"
     assert request.wait() == "other"
     type(sent[0]).waitall(sent)
-    again = type(world)(world)  # another wrapper of the same: receives of one come before those of the other
+    again = type(world)(world)  # another wrapper of the same one: receives of the first come before those of the second
     request = world.irecv(None, left, 6)
     sent = [again.isend(i, right, 6) for i in range(2)]
     assert (again.recv(None, left, 6), request.wait()) == (1, 0)
@@ -326,8 +326,10 @@ def many_threads():
 
 
 CHECKS = [
-    every_kind_of_object_by_every_send, values_are_snapshots_and_ones_own, messages_do_not_overtake, posted_receives_come_first,
-    wildcards_and_status, nobody, requests, the_first_of_many, a_synchronous_send_waits_for_its_receive, collectives, shared_arrays_in_collectives,
+    every_kind_of_object_by_every_send, values_are_snapshots_and_ones_own, messages_do_not_overtake,
+    posted_receives_come_first,
+    wildcards_and_status, nobody, requests, the_first_of_many, a_synchronous_send_waits_for_its_receive, collectives,
+    shared_arrays_in_collectives,
     communicators, between_groups, many_threads,
 ]  # fmt: skip
 

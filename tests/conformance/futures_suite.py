@@ -1,9 +1,10 @@
-"""Run CPython's own installed tests of process executors against ours.
+"""Run CPython's own installed tests of process executors on ours.
 
     python futures_suite.py --start spawn|fork|forkserver [-k text] [--json FILE]
 
-`concurrent.futures.ProcessPoolExecutor` is pointed at `copyless.futures` before `test.test_concurrent_futures` is imported, in this
-process, in its workers (which import this file as `__mp_main__`) and in the programs that the tests start; nothing is copied.
+`concurrent.futures.ProcessPoolExecutor` is replaced by `copyless.futures` before `test.test_concurrent_futures` is
+imported: in this process, in its workers (which import this file as `__mp_main__`) and in the programs that the tests
+start. Nothing is copied.
 """
 
 import argparse
@@ -60,9 +61,12 @@ class Result(unittest.TestResult):
     def stopTest(self, test):
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self.status.get(test.id()) == "fail":
-            gc.collect()  # the executor of a test that stopped half way; from 3.13 the module's end waits for its workers
+            # the executor of a test that stopped half way; from 3.13 the end of the module waits for its workers
+            gc.collect()
         if self.verbose:
-            print(f"{self.status.get(test.id(), 'pass'):5s} {time.monotonic() - self.began:6.2f}s {test.id()}", flush=True)
+            print(
+                f"{self.status.get(test.id(), 'pass'):5s} {time.monotonic() - self.began:6.2f}s {test.id()}", flush=True
+            )
 
     def addSuccess(self, test):
         self.status.setdefault(test.id(), "pass")
@@ -116,7 +120,10 @@ def main():
     if args.json:
         with open(args.json, "w") as f:
             json.dump({"status": result.status, "why": result.why}, f, indent=1)
-    print(f"copyless.futures --start {args.start}: {len(by['pass'])} passed, {len(by['fail'])} failed, {len(by['skip'])} skipped")
+    print(
+        f"copyless.futures --start {args.start}: {len(by['pass'])} passed, {len(by['fail'])} failed, "
+        f"{len(by['skip'])} skipped"
+    )
     return 1 if by["fail"] else 0
 
 

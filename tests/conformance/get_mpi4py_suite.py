@@ -1,6 +1,6 @@
-"""Get mpi4py's own tests: its source distribution, of one version whose checksum is known.
+"""Get mpi4py's own tests: its source distribution, of one version with a known checksum.
 
-Called by `make test` with the directory to put them in. Does nothing where they are.
+`make test` calls this with the directory for them. If they are there, it does nothing.
 """
 
 import glob
@@ -16,10 +16,20 @@ SHA256 = "56860286dc45f20e8821e93cb06669e30462348bf866f685553fa4b712d58d02"
 
 
 def main(target: str) -> None:
-    if os.path.exists(os.path.join(target, "test_p2p_obj.py")):
+    if os.path.exists(os.path.join(target, "test_futures.py")):
         return
     with tempfile.TemporaryDirectory() as scratch:
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps", "--no-binary", "mpi4py"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "-q",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            "mpi4py",
+        ]
         subprocess.run([*pip, "-d", scratch, f"mpi4py=={VERSION}"], check=True)
         (archive,) = glob.glob(os.path.join(scratch, "mpi4py-*.tar.gz"))
         with open(archive, "rb") as file:
@@ -30,7 +40,10 @@ def main(target: str) -> None:
         with tarfile.open(archive) as tar:
             for member in tar.getmembers():
                 directory, name = os.path.split(member.name)
-                content = tar.extractfile(member) if directory == f"mpi4py-{VERSION}/test" and name.endswith(".py") else None
+                wanted = (directory == f"mpi4py-{VERSION}/test" and name.endswith(".py")) or (
+                    directory == f"mpi4py-{VERSION}/demo/futures" and name == "test_futures.py"
+                )
+                content = tar.extractfile(member) if wanted else None
                 if content is not None:
                     with open(os.path.join(target, name), "wb") as file:
                         file.write(content.read())

@@ -1,7 +1,7 @@
-"""Find CPython's own tests for this interpreter; where it lacks some, get the distribution's package that has them.
+"""Find CPython's own tests for this interpreter. If it lacks some, get the distribution's package that has them.
 
-Called by `make test` with the directory to put them in. Does nothing where the interpreter has them all. What it has itself
-goes before what the distribution's package (perhaps of another micro version) has.
+`make test` calls this with the directory for them. If the interpreter has all of them, it does nothing. The
+interpreter's own tests take precedence over those of the package, which may be of another micro version.
 """
 
 import glob
@@ -19,7 +19,7 @@ def has_suite(path: str | None = None) -> bool:
 
 
 def link_missing(source: str, target: str) -> None:
-    """Give a directory links to what another has and it has not."""
+    """In one directory, make links to files that only the other one has."""
     os.makedirs(target, exist_ok=True)
     for entry in os.listdir(source):
         if entry != "__pycache__" and not os.path.lexists(os.path.join(target, entry)):
@@ -48,7 +48,7 @@ def main(target: str) -> None:
     tests = os.path.join(target, "test")
     own = importlib.util.find_spec("test")
     places = list(own.submodule_search_locations or []) if own else []
-    # Another interpreter of the same version on this machine may have what this one lacks.
+    # Another interpreter of the same version on this machine may have the missing ones.
     places += glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/lib/python{version}/test"))
     for place in places:
         link_missing(place, tests)

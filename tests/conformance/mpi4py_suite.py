@@ -1,9 +1,9 @@
-"""Some of mpi4py's own test files as a rank of ours: only their import is changed.
+"""Run some of mpi4py's own test files on one of our ranks: only their import is changed.
 
     mpiexec -n 3 python mpi4py_suite.py DIRECTORY test_p2p_obj,test_cco_obj mpi REPORT [--skip NAME]...
 
-In a file `from mpi4py import MPI` (of test_util_pkl5 on MPI: `from mpi4py.util import pkl5`) becomes an import of `copyless.comm.mpi` or
-`copyless.comm.local`. Each rank writes what became of each test into REPORT.<rank>, as JSON.
+In a file, `from mpi4py import MPI` (for test_util_pkl5 on MPI: `from mpi4py.util import pkl5`) becomes an import of
+`copyless.comm.mpi` or `copyless.comm.local`. Each rank writes the result of each test into REPORT.<rank>, as JSON.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
     from copyless import comm
 
     transport = getattr(comm, args.transport)
-    # What tests of pkl5 set, before and after each: how it cuts large messages. Ours has no such part.
+    # What tests of pkl5 set, before and after each: how it splits large messages. Ours has no such part.
     transport._BigMPI = lambda: types.SimpleNamespace(blocksize=0)
     transport._bigmpi = None
     world = transport.world()
@@ -90,7 +90,9 @@ def main() -> None:
         for test in tests:
             if isinstance(test, unittest.TestSuite):
                 walk(test)
-            elif not any(test.id().endswith(name) for name in args.skip) and (args.only is None or args.only in test.id()):
+            elif not any(test.id().endswith(name) for name in args.skip) and (
+                args.only is None or args.only in test.id()
+            ):
                 suite.addTest(test)
 
     for module in modules:

@@ -1,8 +1,8 @@
-"""Producers, consumers, writers, readers and holders of locks killed at random moments, thousands of times.
+"""Producers, consumers, writers, readers and lock holders are killed at random moments, thousands of times.
 
-What was put and what was taken is written down outside the library, in a file: a line for each item after `put` returned,
-and one after `get` did. Survivors must never hang; what `put` returned for is not lost unless a consumer that was killed
-had taken it; nothing comes twice; no frame is torn; no slot, loan or byte is left.
+A file outside the library records what was put and what was taken: a line for each item after `put` returned, and one
+after `get` did. Survivors must never hang. An item is not lost after `put` has returned, unless a killed consumer had
+taken it. No item comes twice, no frame is torn, and no slot, loan or byte is left.
 """
 
 import collections
@@ -25,7 +25,7 @@ QUEUE_KILLS, REDELIVER_KILLS, RING_KILLS, LOCK_KILLS = 1300, 700, 400, 300
 
 
 class Log:
-    """Lines that are whole or not there, whoever is killed: one write each, to a file opened for appending."""
+    """Lines that are whole or absent, whichever process is killed: one write each, to a file opened for appending."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -62,7 +62,7 @@ def kill(pid):
 
 
 def storm(kills, jobs, rng, pause=0.012):
-    """Keep each of the jobs running; kill one at random, again and again. How many of each kind were killed."""
+    """Keep each of the jobs running, and kill one at random, again and again. Return the kills of each kind."""
     running = [(kind, start(*work)) for kind, work in jobs]
     killed: collections.Counter = collections.Counter()
     try:
@@ -149,14 +149,14 @@ def test_queue(tmp_path, redeliver):
         again = sum(n - 1 for n in times.values())
         assert again <= consumers_killed
         at = {fields: number for number, fields in enumerate(lines)}
-        assert all(at[("done", *item)] > at[("got", *item)] for item in done)  # what was acknowledged never comes again
+        assert all(at[("done", *item)] > at[("got", *item)] for item in done)  # an acknowledged item never comes again
         assert not done & set(rest)
         q.join(timeout=10)
         assert q.stats().leased == 0
     else:
         assert max(times.values()) == 1  # nothing comes twice
         assert len(put - set(times)) <= consumers_killed  # each had taken one at most
-    assert len(set(times) - put) <= producers_killed  # put, but killed before it could write so
+    assert len(set(times) - put) <= producers_killed  # put, but killed before it could write the line
     fifo: dict = {}
     if not redeliver:
         for me, n in rest:
@@ -165,7 +165,7 @@ def test_queue(tmp_path, redeliver):
     assert q.qsize() == 0
     copyless.reap()
     channel = [hold for hold in _store.snapshot()["holds"] if hold["kind"] == "channel"]
-    assert len(channel) == 1  # the chunk that the queue stands on
+    assert len(channel) == 1  # the chunk that the queue is at
     print(f"{len(put)} put, {len(got)} taken, {len(rest)} left, {killed}")
     del q
     check_nothing_left()
@@ -231,7 +231,7 @@ def use(lock, condition, semaphore, rw, guarded):
                 guarded[0] += 1
                 guarded[1] += 1
         except copyless.OwnerDiedError:
-            guarded[2] += 1  # told; the lock is free, and the next one gets it
+            guarded[2] += 1  # OwnerDiedError once; the lock is free, and the next process gets it
         with semaphore:
             pass
         try:
@@ -256,7 +256,7 @@ def test_locks():
     killed, _ = storm(LOCK_KILLS, jobs, random.Random(5), pause=0.008)
     assert guarded[0] > LOCK_KILLS
     assert 0 <= guarded[0] - guarded[1] <= LOCK_KILLS + 4
-    for attempt in range(2):  # at most one word of warning each, then they are free
+    for attempt in range(2):  # OwnerDiedError at most once each, then they are free
         for acquire in (lambda: lock.acquire(timeout=5), lambda: rw.acquire_write(5)):
             try:
                 assert acquire()

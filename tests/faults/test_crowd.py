@@ -1,4 +1,4 @@
-"""Many at once: two hundred processes that are killed, processes that are stopped, and noise over what they work with."""
+"""Many processes at once: two hundred that are killed, some that are stopped, and noise over their shared memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.faults.wild_words import ALLOWED
 
 FORK = multiprocessing.get_context("fork")
 CROWD = 200
-ROUNDS, JOBS = 15, 400  # of jobs, that many in each
+ROUNDS, JOBS = 15, 400  # rounds, and jobs in each
 
 
 def start(work: Any, *args: Any) -> Any:
@@ -45,7 +45,7 @@ def do_jobs(jobs: Any, done: Any, lock: Any, counts: Any) -> None:
                         done[job] = 1
                         counts[0] += 1
                         counts[1] += 1
-                except copyless.OwnerDiedError:  # told once: what the lock guards is looked at, and may be half done
+                except copyless.OwnerDiedError:  # raised once: the data under the lock is checked, and may be half done
                     counts[1] = counts[0]
                     done[job] = 1
                 assert (mine == job).all()
@@ -64,7 +64,7 @@ def test_two_hundred_processes_are_killed_and_every_job_is_done():
     kills = 0
     for round_ in range(ROUNDS):
         jobs.put_many(range(round_ * JOBS, (round_ + 1) * JOBS))
-        for process in rng.sample(crowd, 20):  # twenty at once: their books are taken over while others die
+        for process in rng.sample(crowd, 20):  # twenty at once: others take over their entries while more die
             kills += process.exitcode is None
             process.kill()
         left = []
@@ -98,7 +98,7 @@ def test_two_hundred_processes_are_killed_and_every_job_is_done():
 
 
 def pass_on(first: Any, second: Any, lock: Any, event: Any, ring: Any) -> None:
-    """Everything that a stopped process could stand in the way of, as fast as it goes."""
+    """Every call that a stopped process could block, as fast as possible."""
     with ring.subscribe() as reader:
         for n in range(1 << 60):
             try:
@@ -117,7 +117,7 @@ def pass_on(first: Any, second: Any, lock: Any, event: Any, ring: Any) -> None:
 
 
 def test_calls_end_in_their_time_while_others_are_stopped():
-    """The stopped ones go on only when the calls have come back: a call that waits for them never comes."""
+    """The stopped processes go on only after the calls have returned: a call that waits for them never returns."""
     first, second = copyless.Queue(50), copyless.Queue(50)
     lock, event = copyless.Lock(), copyless.Event()
     ring = copyless.RingBuffer({"n": ((), "i8")}, 8)
@@ -177,7 +177,7 @@ def test_calls_end_in_their_time_while_others_are_stopped():
 
 
 def use(objects: dict[str, Any], told: Any) -> None:
-    """Work with what may be damaged at any moment: an error of the right family, or a plausible result."""
+    """Use objects that may be damaged at any moment: an error of the right family, or a plausible result."""
     while not told.is_set():
         for name, call in {
             "put": lambda: objects["queue"].put("short", timeout=0.01),
@@ -229,7 +229,7 @@ def test_noise_over_objects_while_processes_work_kills_and_stops_nobody():
             worker.kill()
             worker.join()
             assert code == 0, f"exit code {code}"
-        _store.audit()  # the registry is not among what an object's memory can damage
+        _store.audit()  # an object's memory contains no part of the registry, which must be sound
         assert copyless.ones(10).sum() == 10
         fresh: Any = copyless.Queue()
         fresh.put(1)

@@ -1,7 +1,7 @@
-"""A thousand kills at random moments, survivors at work: no hang, no leaked byte, no block freed while it is held.
+"""A thousand kills at random moments while survivors work: no hang, no leaked byte, no block freed while it is held.
 
-What the victims did last is read from a word of their owner slot after their death: at least a fifth must have died inside
-a core operation. What survivors rely on is checked against numbers kept outside the library.
+A word of the owner slot of each victim says, after its death, what it did last: at least a fifth must have died inside
+a core operation. The survivors compare what they rely on with numbers kept outside the library.
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ KILLS = 1000
 
 
 def victim(pipe, kept, seed):
-    """Create, attach, pickle, load, name, free, as fast as it goes, until killed."""
+    """Create, attach, pickle, load, name, free, as fast as possible, until killed."""
     rng = random.Random(seed)
     handle = copyless.handle(kept)
     ours, theirs = multiprocessing.Pipe()
@@ -39,14 +39,14 @@ def victim(pipe, kept, seed):
             copyless.open(f"storm-{os.getpid()}-{n}")
             del d
         if n % 3 == 0:
-            copyless.trim()  # so that segments are made and given back all the time
+            copyless.trim()  # so that segments are created and removed all the time
         if n % 50 == 0 and not pipe.poll(0):
             pipe.send(copyless.full(1000, 7, "i4"))  # sent, never loaded, or loaded by the survivor
         del c
 
 
 def survive(stop, failed):
-    """Work beside the storm: what it holds must never change."""
+    """Work during the kills: what it holds must never change."""
     rng = random.Random(5)
     held = []
     while not stop.is_set():
@@ -109,9 +109,9 @@ def test_a_thousand_kills():
     print(
         f"{deaths} deaths, {inside} inside an operation, {after['recoveries'] - before['recoveries']} taken-over locks"
     )
-    assert deaths >= KILLS * 0.9  # some are killed before they have begun, as forks that never told their name
+    assert deaths >= KILLS * 0.9  # some are killed before they have started, as forks that never registered
     assert inside >= deaths / 5
-    # Undelivered messages of this very family are all that may be left; they go with it, or with their time.
+    # Only undelivered messages of this family may be left. They end with it, or expire.
     copyless.configure(message_ttl=600.0)
     mine = [block for block in listing()["blocks"] if not block["messages"]]
     assert len(mine) == 1
@@ -175,5 +175,5 @@ def test_killed_all_at_once_everything_is_free_after_the_next_use():
         process.communicate()
     copyless.zeros(5)
     time.sleep(0.02)
-    copyless.zeros(5)  # an ordinary call, no reap: it finds the dead by itself
+    copyless.zeros(5)  # an ordinary call, not reap: it finds the dead processes by itself
     assert [b for b in listing()["blocks"] if b["bytes"] > 100] == []

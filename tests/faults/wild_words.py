@@ -1,9 +1,10 @@
-"""Wild words: one word of an object's own memory is overwritten, then the object is used as ever, by those that have it and by those that come.
+"""Wild words: one word of an object's own memory is overwritten. Then the processes that have the object use it as
+usual, and so do new ones.
 
     python wild_words.py KIND
 
-Says each case on a line of its own before it begins (so that a death by a signal names it), and ends with "done". An error of the
-family that damage may raise is right, and so is a plausible result; a signal, a hang, or another error is not.
+Prints each case on a line of its own before it starts (so that a death by a signal names it), and ends with "done".
+Right are a plausible result and the errors that damage may raise. A signal, a hang or another error is wrong.
 """
 
 import ctypes
@@ -22,13 +23,13 @@ import numpy as np
 import copyless
 from copyless import CopylessError
 
-# What damage may raise; the last two where an item's own length was changed. OverflowError, MemoryError, IndexError, SystemError and
-# the like are not among them.
+# Errors that damage may raise; the last two if the length of an item was changed. OverflowError, MemoryError,
+# IndexError, SystemError and others are not among them.
 ALLOWED = (
     CopylessError, ValueError, queue.Empty, queue.Full, threading.BrokenBarrierError, FileNotFoundError,
     pickle.UnpicklingError, EOFError,
 )  # fmt: skip
-SOON = 0.005  # seconds: what may have to wait waits so long
+SOON = 0.005  # seconds: the timeout of every call that may wait
 GUARD = 5.0
 RANDOM = random.Random(13)
 Case = tuple[Any, Callable[[Any], Any]]
@@ -85,7 +86,7 @@ def use_event(event: Any) -> None:
 
 def use_condition(condition: Any) -> None:
     repr(condition)
-    if condition._lock is None:  # its flags say now that another object is its lock
+    if condition._lock is None:  # its flags now say that another object is its lock
         return
     if condition.acquire(timeout=SOON):
         condition.wait(SOON)
@@ -213,7 +214,7 @@ KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
 }
 
 
-# ---- where its words lie
+# ---- the position of its words
 
 
 def mapped(name: str) -> int:
@@ -222,7 +223,7 @@ def mapped(name: str) -> int:
 
 
 def chunk_of(q: Any) -> int:
-    """The address of a queue's first chunk: its segment and block stand behind the head."""
+    """The address of a queue's first chunk: its segment and block are stored after the head."""
     segment, _, block = np.ctypeslib.as_array((ctypes.c_uint64 * 3).from_address(q._address[0] + 64)).tolist()
     return mapped(rf"seg\.\d+\.{segment:016x}") + 4096 + block % 64 * 65536
 
@@ -243,7 +244,7 @@ def places(kind: str, obj: Any) -> list[tuple[int, int]]:
         return [(address, 128 + 8), (readers, 64), (slots, 2 * 64), (slots + 4 * 64, 4 * 8 + 8)]
     if "queue" in kind or kind == "leases":
         fixed = 64 + 64 + 64 + 2 * 256
-        if kind in ("simple queue", "joinable queue"):  # what differs from the others
+        if kind in ("simple queue", "joinable queue"):  # what differs from the other kinds
             return [(address, 64), (address + 128, 32), (address + fixed, 48)]
         return [(address, fixed), (address + fixed + 24 * 256, 64 if kind == "leases" else 0)]
     return [(address, min(nbytes, 64 + 16 + 16 + 2 * 8))]
@@ -284,7 +285,9 @@ def damage(kind: str, words: list[tuple[int, int, int, int]]) -> None:
 
 
 def use_if_same(use: Callable[[Any], None], found: Any, obj: Any) -> None:
-    """By one who comes after the damage: a wild kind may say that it is a lock of another kind, and then it is one."""
+    """In a process that opens it after the damage: a damaged kind may say that it is a lock of another kind, and then
+    it is one.
+    """
     if type(found) is type(obj):
         use(found)
 
@@ -292,7 +295,7 @@ def use_if_same(use: Callable[[Any], None], found: Any, obj: Any) -> None:
 def main(kind: str) -> None:
     signal.signal(signal.SIGALRM, hang)
     known = KINDS[kind][0]()
-    KINDS[kind][1](known)  # in order, it works
+    KINDS[kind][1](known)  # undamaged, it works
     every = list(cases(kind, KINDS[kind][0]()))
     for case in every:
         print(kind, case, flush=True)

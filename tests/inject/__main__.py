@@ -1,8 +1,8 @@
-"""Let each call of the system fail once: `python -m tests.inject [--step N] [--kinds open,mmap] [operation ...]`.
+"""Let each system call fail once: `python -m tests.inject [--step N] [--kinds open,mmap] [operation ...]`.
 
-For each operation and kind of call, n counts up until the operation makes fewer than n such calls. After each failure the
-operation either worked or raised an error that says what is short; then it works again, the books are in order, and nothing
-is left behind. What goes wrong is printed and counted.
+For each operation and kind of call, n counts up until the operation makes fewer than n such calls. After each failure
+the operation either worked or raised an error that says what is short. Then it works again, the registry is consistent,
+and nothing is left behind. Each error is printed and counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import faulthandler
 import gc
+import itertools
 import os
 import queue
 import shutil
@@ -23,13 +24,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-KINDS = {"malloc": 1, "mmap": 2, "open": 4, "room": 8, "fstat": 16, "futex": 32, "fork": 64, "dup": 128}
+KINDS = {
+    "malloc": 1,
+    "mmap": 2,
+    "open": 4,
+    "room": 8,
+    "fstat": 16,
+    "futex": 32,
+    "fork": 64,
+    "dup": 128,
+    "pipe": 256,  # every other call that makes a descriptor
+    "thread": 512,
+}
 HERE = Path(__file__).parent
 HANG_SECONDS = 60
 
 
 def library(place: str) -> str:
-    """Compile the library to load first."""
+    """Compile the library that is to be preloaded."""
     path = os.path.join(place, "inject.so")
     subprocess.run(
         [
@@ -56,7 +68,7 @@ class Injector:
         self.text = ctypes.create_string_buffer(400)
 
     def run(self, work: Callable[[], Any], kinds: int, n: int) -> tuple[BaseException | None, str]:
-        """(what it raised, which call failed): the latter is empty when there were fewer than n calls."""
+        """(the error that it raised, the call that failed): the latter is empty when there were fewer than n calls."""
         error: BaseException | None = None
         self.c.inject_arm(kinds, ctypes.c_long(n))
         try:
@@ -69,23 +81,29 @@ class Injector:
 
 
 def is_right(error: BaseException | None) -> bool:
-    """An operation may fail because something is short, and must say so: not blame another, nor a file."""
+    """An operation may fail because something is short. It must say what: not blame another operation, nor a file."""
     from copyless.errors import CopylessError, CorruptSegmentError, OwnerDiedError, StaleHandleError
 
     if error is None:
         return True
     if isinstance(error, (CorruptSegmentError, OwnerDiedError, StaleHandleError, queue.Empty)):
         return False
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return True
     return isinstance(error, (CopylessError, OSError, MemoryError))
 
 
 class Left:
-    """What is there before, and must be all that is there after."""
+    """The state before, which must be the state after."""
 
     def __init__(self) -> None:
-        self.before = self.blocks()
+        self.queues: set[int] = set()
+        self.before, self.queues = self.blocks(), self.channels
 
     def blocks(self) -> set[int]:
+        """The existing blocks, except for chunks of queues that existed before, and, for a server, except for its
+        connections. The operation is asked to drop what it only caches.
+        """
         import copyless
         from copyless.cli.look import listing
 
@@ -94,7 +112,13 @@ class Left:
             module._recent.clear()
         gc.collect()
         copyless.reap()
-        return {block["number"] for block in listing()["blocks"]}
+        found = listing()["blocks"]
+        self.channels = {queue for block in found for queue in block["queues"]}
+        return {
+            block["number"]
+            for block in found
+            if not self.queues.intersection(block["queues"]) and set(block["pids"]) <= {os.getpid()}
+        }
 
     def more(self) -> set[int]:
         until = time.monotonic() + 5
@@ -103,10 +127,13 @@ class Left:
         return found
 
 
-def one(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, first: int) -> int:
-    """All n of an operation, in this process; the number of failures."""
+def one(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, first: int, short: bool) -> int:
+    """All n of an operation, in this process, with free memory available and (unless `short`) without. Return the
+    number of failures.
+    """
+    import copyless
     from copyless._core import _store
-    from copyless.storage.store import need
+    from copyless._storage.store import ensure_open
     from tests.inject import operations
 
     injector, bad, total = Injector(), 0, 0
@@ -117,14 +144,16 @@ def one(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, fi
     for _ in range(3):
         work()
     operations.tidy()
-    need()
+    ensure_open()
     left = Left()
-    for kind, bits in kinds.items():
+    for warm, kind in itertools.product((True,) if short else (True, False), kinds):
         n = first
         while True:
             faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
             print(f"{name} {kind} {n}", end="\r", file=sys.stderr)
-            error, call = injector.run(work, bits, n)
+            if not warm:
+                copyless.trim()
+            error, call = injector.run(work, kinds[kind], n)
             problem = "" if is_right(error) else f"raised {type(error).__name__}: {error}"
             trace = "" if not problem or error is None else "".join(traceback.format_exception(error)[-3:])
             error = None
@@ -145,7 +174,7 @@ def one(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, fi
                 problem += f"; afterwards {type(after).__name__}: {after}"
             if problem:
                 bad += 1
-                print(f"{name}, {kind} {n} ({call}): {problem}\n{trace}")
+                print(f"{name}, {kind} {n}{'' if warm else ', without free memory'} ({call}): {problem}\n{trace}")
             if not call:
                 break
             total += 1
@@ -155,8 +184,9 @@ def one(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, fi
     return bad
 
 
-def each(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, first: int) -> int:
-    """All n of what can be done first only once: a process and a directory for each."""
+def each(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, first: int, short: bool) -> int:
+    """All n of operations that can only be done once: a new process and directory for each."""
+    step *= 3 if short else 1
     bad = total = 0
     for kind, bits in kinds.items():
         n = first
@@ -187,7 +217,7 @@ def each(name: str, work: Callable[[], Any], kinds: dict[str, int], step: int, f
 
 def _first(work: Callable[[], Any], kind: str, bits: int, n: int, outside: int) -> int:
     from copyless._core import _store
-    from copyless.storage import settings
+    from copyless._storage import settings
 
     settings._current = None
     faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
@@ -206,12 +236,12 @@ def _first(work: Callable[[], Any], kind: str, bits: int, n: int, outside: int) 
 
 
 def _newcomer(place: str) -> str:
-    """What is wrong in the eyes of the process that comes next: all must be gone with the one before."""
+    """Errors that the next process sees: all that the process before had must be gone."""
     inside, outside = os.pipe()
     pid = os.fork()
     if pid == 0:
         from copyless._core import _store
-        from copyless.storage import settings
+        from copyless._storage import settings
 
         os.environ["COPYLESS_DIR"] = place
         settings._current = None
@@ -235,6 +265,7 @@ def main() -> int:
     ask = argparse.ArgumentParser(prog="python -m tests.inject", description=__doc__)
     ask.add_argument("operations", nargs="*")
     ask.add_argument("--step", type=int, default=1, help="try every such n only")
+    ask.add_argument("--short", action="store_true", help="less of what takes long")
     ask.add_argument("--first", type=int, default=1, help="begin with that n")
     ask.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
     ask.add_argument("--together", action="store_true", help="count the calls of all kinds in one")
@@ -255,7 +286,7 @@ def main() -> int:
                 continue
             pid = os.fork()
             if pid == 0:
-                os._exit(min(run(name, work, kinds, asked.step, asked.first), 100))
+                os._exit(min(run(name, work, kinds, asked.step, asked.first, asked.short), 100))
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status < 0 or status > 100:
                 print(f"{name}: ended with {status}")

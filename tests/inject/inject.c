@@ -1,24 +1,39 @@
-/* A library to load before all others: the n-th call of some functions fails, in the thread that asked for it.
+/* A library to preload: the n-th call of some functions fails, in the thread that asked for it.
  *
- * Memory's functions count when our own libraries call them (an interpreter that gets no memory dies of its own accord);
- * the system's count whoever calls them. What fails says what the system would say: no descriptors, no room, no memory.
- */
+ * Memory functions count when our own libraries call them (an interpreter without memory dies by itself). System
+ * calls count whoever calls them. A failed call returns an error that the system could return: no descriptors, no
+ * space, no memory. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { MALLOC = 1, MMAP = 2, OPEN = 4, ROOM = 8, FSTAT = 16, FUTEX = 32, FORK = 64, DUP = 128 };
+enum {
+    MALLOC = 1,
+    MMAP = 2,
+    OPEN = 4,
+    ROOM = 8,
+    FSTAT = 16,
+    FUTEX = 32,
+    FORK = 64,
+    DUP = 128,
+    PIPE = 256,
+    THREAD = 512
+};
 
 static __thread unsigned armed;
 static __thread long left, seen;
@@ -55,7 +70,7 @@ void inject_arm(unsigned kinds, long n)
     armed = kinds;
 }
 
-/* Whether a call failed since; the name of the function and the place that called it go to `text`. */
+/* Whether a call failed since. Writes the name of the function and the place that called it to `text`. */
 int inject_disarm(char *text, size_t size)
 {
     armed = 0;
@@ -244,6 +259,32 @@ int dup(int fd)
 CONTROL(fcntl)
 CONTROL(fcntl64)
 
+#define DESCRIPTOR(name, parameters, arguments, ...)                                                                   \
+    int name parameters                                                                                                \
+    {                                                                                                                  \
+        REAL(int, name, __VA_ARGS__);                                                                                  \
+        if (fails(PIPE, #name, CALLER))                                                                                \
+            return errno = EMFILE, -1;                                                                                 \
+        return real arguments;                                                                                         \
+    }
+DESCRIPTOR(pipe2, (int fds[2], int flags), (fds, flags), int *, int)
+DESCRIPTOR(socketpair, (int domain, int type, int protocol, int fds[2]), (domain, type, protocol, fds), int, int, int,
+           int *)
+DESCRIPTOR(socket, (int domain, int type, int protocol), (domain, type, protocol), int, int, int)
+DESCRIPTOR(accept4, (int fd, struct sockaddr *address, socklen_t *n, int flags), (fd, address, n, flags), int,
+           struct sockaddr *, socklen_t *, int)
+DESCRIPTOR(eventfd, (unsigned value, int flags), (value, flags), unsigned, int)
+DESCRIPTOR(memfd_create, (const char *text, unsigned flags), (text, flags), const char *, unsigned)
+DESCRIPTOR(epoll_create1, (int flags), (flags), int)
+
+int pthread_create(pthread_t *made, const pthread_attr_t *how, void *(*work)(void *), void *arg)
+{
+    REAL(int, pthread_create, pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    if (fails(THREAD, "pthread_create", CALLER))
+        return EAGAIN;
+    return real(made, how, work, arg);
+}
+
 long syscall(long number, ...)
 {
     static long (*real)(long, ...);
@@ -255,7 +296,8 @@ long syscall(long number, ...)
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(list, long);
     va_end(list);
-    /* A wait may always come back early, and a wake may find nobody. Only the wait is ever told that memory is short. */
+    /* A wait may always return early, and a wake may find no sleeper. Only the wait is ever told that memory is
+     * short. */
     if (number == SYS_futex && is_ours(CALLER) && ((int)a[1] & 0x7f) != 1 && fails(FUTEX, "futex", CALLER))
         return errno = ENOMEM, -1;
     return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);

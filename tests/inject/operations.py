@@ -1,17 +1,22 @@
-"""What is done while a call fails: every public constructor and its first operations.
+"""The operations that run while a call fails: every public constructor and its first operations.
 
-Each operation makes what it needs, uses it, lets it go, and raises AssertionError where a result is wrong. It can be
-done again, whatever became of it the time before.
+Each operation makes what it needs, uses it, releases it, and raises AssertionError if a result is wrong. It can be
+repeated, whatever the result was before.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import multiprocessing
+import os
 import pickle
 import queue
 import select
+import subprocess
+import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -19,11 +24,15 @@ from typing import Any
 import numpy as np
 
 import copyless
+from copyless import comm
 from copyless.cli import look
+
+subprocess._USE_VFORK = False  # a failure of vfork cannot be caused from outside
 
 OPERATIONS: dict[str, Callable[[], Any]] = {}
 FIRST: dict[str, Callable[[], Any]] = {}
 FORKING: dict[str, Callable[[], Any]] = {}
+kept: dict[str, Any] = {}  # objects that an operation makes only the first time
 LARGE = 40_000  # doubles: a segment of its own
 
 
@@ -37,7 +46,7 @@ def operation(table: dict[str, Callable[[], Any]]) -> Callable[[Callable[[], Any
 
 @contextlib.contextmanager
 def unlinked(name: str) -> Any:
-    """Whatever happens inside, nothing has that name afterwards."""
+    """Whatever happens inside, no object has that name afterwards."""
     try:
         yield
     finally:
@@ -48,7 +57,7 @@ names: list[str] = []
 
 
 def forget(name: str) -> None:
-    """Names are taken away by who looks after the operation, when no call fails any more."""
+    """The runner of the operation removes names, when no call fails any more."""
     names.append(name)
 
 
@@ -92,7 +101,7 @@ def named_array() -> None:
 @operation(OPERATIONS)
 def made_once() -> None:
     with unlinked("t-inject"):
-        for _ in range(2):  # the second finds it
+        for _ in range(2):  # the second call finds it
             a = copyless.zeros(100, name="t-inject", exist_ok=True, init=lambda a: a.fill(2))
             assert a.sum() == 200
         del a
@@ -217,7 +226,7 @@ def dead_letters() -> None:
     for _ in range(2):
         item = q.get(timeout=10)
         assert item.sum() == 499_500
-        item[:] = 0  # it is the consumer's own: the next one gets it as it was put
+        item[:] = 0  # it is the consumer's own: the next consumer gets it as it was put
         q.nack(item)
         del item
     q.join(timeout=10)
@@ -343,6 +352,325 @@ def memory_object() -> None:
     copyless.Free_mem(memory)
 
 
+@operation(OPERATIONS)
+def makers_of_arrays() -> None:
+    like = np.arange(6.0).reshape(2, 3)
+    assert copyless.array(like).sum() == copyless.asarray(like).sum() == 15
+    made = copyless.empty((2, 3))
+    made[...] = like
+    assert copyless.is_shared(made)
+    assert copyless.full_like(like, 2).sum() == 2 * copyless.ones_like(like).sum() == 12
+    assert copyless.empty_like(made).shape == copyless.zeros_like(like).shape == copyless.SharedArray((2, 3)).shape
+    table = copyless.to_recarray({"a": [1, 2, 3], "text": ["x", "yy", "zzz"]})
+    assert table.a.sum() == 6
+    assert copyless.explain({"a": made, "b": 5}).shared_bytes >= 48
+
+
+@operation(OPERATIONS)
+def files() -> None:
+    with tempfile.TemporaryDirectory(prefix="t-inject-") as place:
+        path = os.path.join(place, "file")
+        made = copyless.memmap(path, "f8", "w+", shape=(100,))
+        made[:] = 2
+        assert pickle.loads(bytes(ForkingPickler.dumps(made))).sum() == 200
+        assert copyless.memmap(path, "f8", "r").sum() == 200
+        del made
+
+
+@operation(OPERATIONS)
+def kept_by_name() -> None:
+    """An object that persists stays when no process holds it, until it is unlinked."""
+    with unlinked("t-inject-kept"), unlinked("t-inject-lock"), unlinked("t-inject-ring"):
+        copyless.full(100, 3.0, name="t-inject-kept", persist=True)
+        assert copyless.open("t-inject-kept", readonly=True).sum() == 300
+        lock = copyless.Lock(name="t-inject-lock", persist=True)
+        with lock:
+            pass
+        del lock
+        made: Any = copyless.RingBuffer({"n": ((), "i8")}, 4, name="t-inject-ring")
+        made.put({"n": 5})
+        assert copyless.open("t-inject-ring").latest()["n"] == 5
+        del made
+        for name in ("t-inject-kept", "t-inject-lock"):
+            with contextlib.suppress(FileNotFoundError):
+                copyless.unlink(name)
+
+
+@operation(OPERATIONS)
+def settings() -> None:
+    before = copyless.configure()
+    for warm in (0, before.warm_limit):
+        copyless.configure(warm_limit=warm)
+        copyless.full(LARGE, 2.0)
+    copyless.trim(1 << 20)
+
+
+@operation(OPERATIONS)
+def rest_of_queues() -> None:
+    q: Any = copyless.JoinableQueue(2, maxbytes=1 << 20)
+    q.put_nowait(1)
+    assert q.put_many([np.ones(3)]) == 1
+    assert q.full()
+    with contextlib.suppress(queue.Full):
+        q.put_nowait(3)
+        raise AssertionError("put into a full queue")
+    assert q.qsize() == 2
+    assert not q.empty()
+    assert q.stats().put == 2
+    assert q.get_nowait() == 1
+    q.task_done()
+    assert q.get_many(5)[0].sum() == 3
+    q.task_done()
+    q.join(1)
+    q.shutdown(immediate=True)
+    with contextlib.suppress(copyless.ShutDown):
+        q.get()
+        raise AssertionError("an item from a queue that is shut down")
+    q.close()
+    q.join_thread()
+
+
+@operation(OPERATIONS)
+def pickled_objects() -> None:
+    """As Process sends them; loaded in the process that has them."""
+    for made in (
+        copyless.Queue(),
+        copyless.SimpleQueue(),
+        copyless.Lock(),
+        copyless.RLock(),
+        copyless.RWLock(),
+        copyless.Semaphore(2),
+        copyless.Condition(),
+        copyless.Event(),
+        copyless.Barrier(2),
+        copyless.RingBuffer(((3,), "f8"), 4),
+        copyless.Memory.allocate(10),
+    ):
+        again = copyless.attach(copyless.handle(made))
+        assert type(again) is type(made)
+    for value in (copyless.Value("i", 3), copyless.RawValue("i", 3)):
+        assert pickle.loads(bytes(ForkingPickler.dumps(value))).value == 3
+
+
+@operation(OPERATIONS)
+def robust_semaphores() -> None:
+    for kind in (copyless.Semaphore, copyless.BoundedSemaphore):
+        made: Any = kind(2, robust=True, recover="silent")
+        assert made.acquire()
+        assert made.acquire(timeout=1)
+        assert made.get_value() == 0
+        assert not made.acquire(timeout=0.002)
+        made.release()
+        made.release()
+        assert made.get_value() == 2
+
+
+@operation(OPERATIONS)
+def rest_of_locks() -> None:
+    lock: Any = copyless.RLock()
+    assert lock.acquire()
+    assert lock.locked()
+    assert lock.acquire(timeout=1)
+    lock.release()
+    lock.release()
+    both = copyless.RWLock(readers=4)
+    assert both.acquire_read(1)
+    both.release_read()
+    assert both.acquire_write(1)
+    both.release_write()
+    condition = copyless.Condition(copyless.Lock(), waiters=4)
+    assert condition.acquire(timeout=1)
+    condition.notify()
+    assert condition.wait_for(lambda: True, 1)
+    condition.release()
+    event = copyless.Event()
+    event.set()
+    event.clear()
+    assert not event.is_set()
+    barrier = copyless.Barrier(2)
+    with contextlib.suppress(copyless.synchronize.BrokenBarrierError):
+        barrier.wait(0.002)
+        raise AssertionError("a barrier of two let one go")
+    barrier.reset()
+    barrier.abort()
+    assert barrier.broken
+
+
+@operation(OPERATIONS)
+def rest_of_values() -> None:
+    number: Any = copyless.RawValue("d", 2.0)
+    guarded = copyless.sharedctypes.synchronized(number)
+    with guarded:
+        guarded.value += 1
+    assert copyless.sharedctypes.copy(number).value == 3
+    text: Any = copyless.Array("c", b"abc")
+    assert text.acquire(timeout=1)
+    text.release()
+    assert text.value == pickle.loads(bytes(ForkingPickler.dumps(copyless.RawArray("c", b"abc")))).value == b"abc"
+    assert copyless.Array("d", shape=(2, 3))[:][1][2] == 0
+
+
+@operation(OPERATIONS)
+def rest_of_lists() -> None:
+    first: Any = copyless.ShareableList(["a", 2.0])
+    try:
+        second: Any = copyless.ShareableList(name=first.shm.name)
+        second[1] = 3.0
+        assert first.index(3.0) == 1
+        assert list(pickle.loads(pickle.dumps(second))) == ["a", 3.0]
+        second.shm.close()
+    finally:
+        first.shm.close()
+        first.shm.unlink()
+
+
+@operation(OPERATIONS)
+def rest_of_shared_memory() -> None:
+    made = copyless.SharedMemory(create=True, size=5000)
+    try:
+        made.buf[:3] = b"abc"
+        made.fileno()
+        again = pickle.loads(pickle.dumps(made))
+        assert bytes(again.buf[:3]) == b"abc"
+        again.close()
+        read = copyless.SharedMemory(made.name, readonly=True)
+        assert bytes(read.buf[:3]) == b"abc"
+        read.close()
+    finally:
+        made.close()
+        made.unlink()
+
+
+@operation(OPERATIONS)
+def frames() -> None:
+    made: Any = copyless.RingBuffer.like({"n": 1, "image": np.zeros((10, 10))}, 4, block_timeout=0.01, members=8)
+    with made.subscribe("block") as reader, made.subscribe(since=0) as late:
+        for n in range(3):
+            with made.write(timeout=1) as draft:
+                draft["n"][...] = n
+                draft["image"][...] = n
+        with contextlib.suppress(ArithmeticError):
+            with made.write() as draft:
+                raise ArithmeticError("as it should")
+        with reader.get(1) as frame:
+            assert frame["image"].sum() == 0
+            kept = frame.copy()
+        assert kept["n"] == 0
+        assert reader.lag == 2
+        assert late.missed == 0
+        with made.last(2) as last:
+            assert [int(frame["n"]) for frame in last] == [1, 2]
+        assert made.stats().readers
+        made.shutdown()
+        assert [int(frame["n"]) for frame in late] == [0, 1, 2]
+    made.close()
+
+
+@operation(OPERATIONS)
+def event_loop() -> None:
+    async def work(q: Any) -> None:
+        await q.aput(np.ones(3), 1)
+        assert (await q.aget(1)).sum() == 3
+        with contextlib.suppress(queue.Empty):
+            await q.aget(0.002)
+            raise AssertionError("an item from nowhere")
+        lock, event, both = copyless.Lock(), copyless.Event(), copyless.RWLock()
+        assert await lock.aacquire(1)
+        assert not await copyless.Semaphore(0).aacquire(0.002)
+        lock.release()
+        assert not await event.await_(0.002)
+        async with both.read():
+            pass
+        async with both.write():
+            pass
+        made: Any = copyless.RingBuffer(((), "i8"), 4)
+        with made.subscribe() as reader:
+            await made.aput(3, 1)
+            assert (await reader.aget(1)).array == 3
+            assert (await made.alatest(1)).array == 3
+        async with made.write(1) as draft:
+            draft.array[...] = 4
+        q.put(1)
+        assert await copyless.await_([q, event], 1) == [q]
+
+    loop = kept["loop"] if "loop" in kept else kept.setdefault("loop", asyncio.new_event_loop())
+    loop.run_until_complete(work(copyless.Queue()))
+
+
+@operation(OPERATIONS)
+def rest_of_memory() -> None:
+    made = copyless.Memory.allocate(64, True)
+    assert copyless.Get_address(made) == made.address
+    assert copyless.frombuffer(made, "u1").sum() == 0
+    made.cast("i", (4, 4))
+    assert made.toreadonly().readonly
+    assert made.tobytes() == bytes(64)
+    assert copyless.buffer.frombuffer(copyless.ones(2)).nbytes == 16
+    assert pickle.loads(bytes(ForkingPickler.dumps(made))).nbytes == 64
+    made.release()
+
+
+@operation(OPERATIONS)
+def managed() -> None:
+    """Calls to a server that has started."""
+    if "managed" not in kept:
+        kept["managed"] = copyless.get_context("fork").Manager()
+    manager = kept["managed"]
+    until = time.monotonic() + 5
+    while manager._number_of_objects() and time.monotonic() < until:
+        time.sleep(0.001)
+    assert manager._number_of_objects() == 0, "the server keeps an object without references"
+    numbers, words = manager.list([1, 2]), manager.dict(a=1)
+    numbers.append(np.ones(3))
+    assert numbers[2].sum() == 3
+    words["b"] = numbers
+    assert len(words) == 2
+    value, lock, place = manager.Value("i", 3), manager.Lock(), manager.Namespace()
+    with lock:
+        value.value += 1
+    place.x = 5
+    assert value.value + place.x == 9
+    q = manager.Queue()
+    q.put(3)
+    assert q.get(timeout=1) == 3
+    event = manager.Event()
+    event.set()
+    assert event.wait(1)
+    assert manager.set([1]) is not None
+    assert list(manager.Array("i", [1])) == [1]
+    for made in (manager.RLock(), manager.Semaphore(1), manager.BoundedSemaphore(1), manager.Condition()):
+        assert made.acquire()
+        made.release()
+    assert manager.Barrier(1).wait(1) == 0
+    jobs = manager.JoinableQueue()
+    jobs.put(1)
+    jobs.get()
+    jobs.task_done()
+    jobs.join()
+
+
+@operation(OPERATIONS)
+def managed_memory() -> None:
+    if "memory" not in kept:
+        kept["memory"] = copyless.SharedMemoryManager(ctx=copyless.get_context("fork"))
+        kept["memory"].start()
+    manager = kept["memory"]
+    for make in (
+        lambda: manager.SharedMemory(100),
+        lambda: manager.ShareableList([1, 2]),
+        lambda: manager.array(10),
+        manager.Queue,
+        lambda: manager.RingBuffer(((), "i8"), 4),
+        manager.Lock,
+    ):
+        made = make()
+        try:
+            manager.list_segments()
+        finally:
+            manager.release(made)
+    assert manager.list_segments() == []
+
+
 @operation(FIRST)
 def first_array() -> None:
     assert copyless.ones(5).sum() == 5
@@ -393,3 +721,87 @@ def pool_in_chunks() -> None:
             assert results.next(30).sum() == expected
         made.close()
         made.join()
+
+
+@operation(FORKING)
+def another_space() -> None:
+    """Set before anything is shared; refused afterwards."""
+    try:
+        copyless.configure(space="t-inject")
+    except RuntimeError as error:
+        if "once shared memory is in use" not in str(error):
+            raise
+    assert copyless.ones(10).sum() == 10
+
+
+@operation(FORKING)
+def rest_of_pools() -> None:
+    with copyless.get_context("fork").Pool(1) as made:
+        assert made.apply(abs, (-3,)) == 3
+        assert made.map(abs, [-1, -2]) == made.map_async(abs, [1, 2]).get(30) == [1, 2]
+        assert made.starmap(pow, [(2, 3)]) == made.starmap_async(pow, [(2, 3)]).get(30) == [8]
+        assert list(made.imap_unordered(abs, [-1])) == [1]
+        made.terminate()
+        made.join()
+
+
+@operation(FORKING)
+def executor() -> None:
+    with copyless.ProcessPoolExecutor(1, copyless.get_context("fork")) as made:
+        assert made.submit(np.sum, np.ones(LARGE)).result(30) == LARGE
+        assert list(made.map(abs, [-1, -2], timeout=30)) == [1, 2]
+
+
+@operation(FORKING)
+def executor_that_is_ended() -> None:
+    for end in ("terminate_workers", "kill_workers", "shutdown"):
+        made = copyless.ProcessPoolExecutor(1, copyless.get_context("fork"))
+        made.submit(time.sleep, 0)
+        getattr(made, end)()
+
+
+@operation(FORKING)
+def manager() -> None:
+    with copyless.SyncManager(ctx=copyless.get_context("fork")) as made:
+        numbers = made.list([1])
+        other = copyless.SyncManager(made.address)
+        other.connect()
+        assert other.dict(a=1)["a"] == numbers[0] == 1
+        with made.Pool(1) as workers:
+            assert workers.apply(abs, (-3,)) == 3
+    made.join(20)
+
+
+@operation(FORKING)
+def server() -> None:
+    copyless.BaseManager(("127.0.0.1", 0)).get_server().listener.close()
+
+
+@operation(FORKING)
+def started_processes() -> None:
+    """Objects that start with a program, and how they end."""
+    for way, end in (("spawn", "join"), ("fork", "terminate"), ("fork", "kill"), ("fork", "interrupt")):
+        process = copyless.get_context(way).Process(target=time.sleep, args=(0.01 if end == "join" else 100,))
+        process.start()
+        try:
+            assert copyless.active_children() == [process]
+            getattr(process, end)()
+        finally:
+            if process.is_alive():
+                process.kill()
+            process.join(20)
+        process.close()
+    copyless.reap()
+
+
+@operation(FORKING)
+def ranks() -> None:
+    assert comm.spawn(_sum_of_ranks, 2, context=copyless.get_context("fork")) == [3.0, 3.0]
+
+
+def _sum_of_ranks(world: Any) -> float:
+    if world.rank == 0:
+        world.send(copyless.ones(LARGE), 1)
+    else:
+        assert world.recv(source=0).sum() == LARGE
+    return float(world.allreduce(np.full(3, world.rank)).sum())

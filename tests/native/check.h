@@ -1,4 +1,5 @@
-/* What the native tests share: a directory of their own, checks that name the line, children that end by themselves. */
+/* What the native tests share: a storage directory of their own, checks that print the line, children that exit by
+ * themselves. */
 #ifndef CHECK_H
 #define CHECK_H
 
@@ -29,7 +30,7 @@ static char check_path[256];
 static inline int open_directory(void)
 {
     if (check_path[0] == 0) {
-        const char *in = getenv("CL_TEST_DIR"); /* of a runner that removes what a failed test leaves */
+        const char *in = getenv("CL_TEST_DIR"); /* set by a runner that removes what a failed test leaves */
         snprintf(check_path, sizeof check_path, "%s/copyless-test-XXXXXX", in != NULL ? in : "/dev/shm");
         CHECK(mkdtemp(check_path) != NULL);
     }
@@ -38,7 +39,7 @@ static inline int open_directory(void)
     return fd;
 }
 
-/* Wait until a thread of this process, whose number appears in *thread, sleeps in the kernel. */
+/* Wait until a thread of this process, whose thread number appears in *thread, sleeps in the kernel. */
 static inline void wait_asleep(cl_au32 *thread)
 {
     for (int64_t until = cl_monotonic_ns() + 20000000000;;) {
@@ -91,7 +92,8 @@ static inline void open_store(cl_store *store, uint64_t family)
     cl_settings settings = {.warm_limit = (uint64_t)256 << 20, .idle_ns = 0, .message_ttl_ns = 600000000000};
     int rc;
     int64_t until =
-        cl_monotonic_ns() + 120000000000; /* as the binding does: 0.2 s are little for 300 at once, emulated */
+        cl_monotonic_ns() +
+        120000000000; /* as in the binding: 0.2 s are too short for 300 processes at once under an emulator */
     while ((rc = cl_store_open(store, open_directory(), &who, &settings)) == CL_RETRY && cl_monotonic_ns() < until) {
     }
     CHECK(rc == CL_OK);
@@ -116,7 +118,7 @@ static inline void audit(cl_store *store)
     cl_leave(store);
 }
 
-/* Wait for a child; 1: it ended by itself and well, 0: it was killed by its kill point. */
+/* Wait for a child. 1: it exited by itself with code 0. 0: its kill point killed it. */
 static inline int ended(pid_t child)
 {
     int status;

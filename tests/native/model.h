@@ -1,5 +1,6 @@
-/* An explicit-state model checker: every state that can be reached is visited once, and looked at. A model gives the
- * states' type, a start, and the steps of each process; a step is one store or one load that others can see. */
+/* An explicit-state model checker: it visits and checks every reachable state once. A model gives the type of a
+ * state, a start state, and the steps of each process. A step is one store or one load that other processes can
+ * observe. */
 #ifndef MODEL_H
 #define MODEL_H
 
@@ -9,8 +10,8 @@
 #include <string.h>
 
 typedef struct model_set {
-    uint8_t *states; /* all found, one behind the other */
-    uint32_t *table; /* index + 1 of each, by hash */
+    uint8_t *states; /* all that were found, one after the other */
+    uint32_t *table; /* index + 1 of each state, by hash */
     size_t size, n, room, buckets;
 } model_set;
 

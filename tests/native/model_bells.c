@@ -1,12 +1,13 @@
-/* The protocol of the bells (bells.h) as a model: two waiters of one queue or one of two, two producers of one or two
- * items, and one death of anybody at any step. Every interleaving is visited, with a bit for each waiter and with one that both share.
- * Shown: while no producer has died no item lies in a queue over which a waiter sleeps for ever, though nobody looks again by
- * himself; when one has died between its item and its last ring, everything goes on once sleepers have looked again. */
+/* The protocol of the bells (bells.h) as a model: two waiters on one queue, or one waiter on two; two producers of
+ * one or two items; and one death of any process at any step. Every interleaving is visited, once with a bit for
+ * each waiter and once with a bit that both share. Shown: while no producer has died, no item is in a queue over
+ * which a waiter sleeps for ever, even if no waiter ever checks again by itself. When a producer died between its
+ * item and its last ring, everything goes on once the sleepers have checked again. */
 #include "model.h"
 
 enum { WAITERS = 2, PRODUCERS = 2, EACH = 2, PROCESSES = WAITERS + PRODUCERS, QUEUES = 2 };
 
-enum { /* where a process is */
+enum { /* the step that a process is at */
        READ_BELL,
        SET_BIT,
        MARK,
@@ -25,7 +26,7 @@ enum { /* where a process is */
 
 typedef struct state {
     struct {
-        uint8_t in, marked, bits; /* items that lie in it */
+        uint8_t in, marked, bits; /* items that are in it */
     } q[QUEUES];
     struct {
         uint8_t at, queue, found, rung, bell_marked, woken; /* a waiter; rung: since it read its bell */
@@ -60,7 +61,7 @@ static void next_item(state *s, int i)
     s->p[i].at = s->p[i].item == (i == WAITERS ? first_puts : 1) ? DONE : PUT;
 }
 
-/* One step of a waiter; 0: it cannot go on by itself. */
+/* One step of a waiter. 0: it cannot go on by itself. */
 static int wait_step(state *s, int i)
 {
     uint8_t *at = &s->p[i].at, k = s->p[i].queue;
@@ -84,7 +85,7 @@ static int wait_step(state *s, int i)
         return 1;
     case TAKE:
         for (int q = 0; q < QUEUES; q++) {
-            s->q[q].in -= s->q[q].in != 0; /* another may have been faster */
+            s->q[q].in -= s->q[q].in != 0; /* another waiter may have been faster */
         }
         *at = READ_BELL;
         return 1;
@@ -106,7 +107,7 @@ static int wait_step(state *s, int i)
     }
 }
 
-/* The next waiter behind the bit that is rung. */
+/* The next waiter after the bit that is rung. */
 static void to_next_bell(state *s, int i)
 {
     while (s->p[i].to_ring < WAITERS && bit_of(s->p[i].to_ring) != s->p[i].bit) {
@@ -149,7 +150,7 @@ static int put_step(state *s, int i)
             s->q[k].bits &= (uint8_t)~(1u << s->p[i].bit);
             to_next_bell(s, i);
         } else {
-            s->p[i].bit++; /* another rings them */
+            s->p[i].bit++; /* another producer rings them */
         }
         return 1;
     case RING: {
@@ -177,7 +178,7 @@ static int step(state *s, int i)
     return i + 1 == s->dead ? 0 : i < WAITERS ? wait_step(s, i) : put_step(s, i);
 }
 
-/* Nobody can go on: whoever is left and waits has taken all there is. */
+/* No process can go on: each waiter that is left has taken all there is. */
 static void look_at_the_end(const state *s)
 {
     for (int i = 0; i < WAITERS; i++) {
@@ -220,7 +221,7 @@ static size_t visit(void)
         }
         if (!any && now.dead <= WAITERS) {
             look_at_the_end(s);
-        } else if (!any) { /* a producer died, with rings undone perhaps: sleepers look again after a slice */
+        } else if (!any) { /* a producer died, perhaps before its last rings: sleepers check again after a slice */
             int slept = 0;
             next = now;
             for (int i = 0; i < WAITERS; i++) {

@@ -1,7 +1,8 @@
-/* The queue's protocol (queue.h) as a model: two producers, of two items and of one, two consumers, room for two items, and one
- * death of anybody at any step. Every interleaving is visited. Shown: no item comes twice or torn, none that put returned
- * for is lost, each producer's come in order, no hold is left over, nobody waits for ever; and, while nobody has died, no
- * wake is lost even if sleepers never looked again by themselves. */
+/* The queue's protocol (queue.h) as a model: two producers, of two items and of one; two consumers; room for two
+ * items; and one death of any process at any step. Every interleaving is visited. Shown: no item comes twice or
+ * torn; no item is lost once put has returned for it; the items of each producer come in order; no hold is left
+ * over; no process waits for ever. While no process has died, no wake is lost even if sleepers never check again by
+ * themselves. */
 #include "model.h"
 
 enum { PRODUCERS = 2, CONSUMERS = 2, EACH = 2, PROCESSES = PRODUCERS + CONSUMERS, ITEMS = PRODUCERS * EACH, ROOM = 2 };
@@ -13,7 +14,7 @@ typedef struct end {
     uint8_t position[2]; /* of each side */
 } end;
 
-enum { /* where a process is */
+enum { /* the step that a process is at */
        BEGIN,
        LOCK,
        REPAIR,
@@ -37,11 +38,11 @@ enum { /* where a process is */
 typedef struct state {
     end put, get;
     uint8_t record[ITEMS + 1]; /* item + 1 at each position */
-    uint8_t hold[ITEMS], sequence[ITEMS]; /* whose; a queue's hold says which position */
-    uint8_t loaded[ITEMS]; /* a bit for each consumer that has it */
-    uint8_t returned[ITEMS]; /* put has returned for it: seen from outside */
-    uint8_t taken[ITEMS]; /* times a consumer's commit took it */
-    uint8_t order[PRODUCERS]; /* of each producer, the last that was taken */
+    uint8_t hold[ITEMS], sequence[ITEMS]; /* the holder; a hold of the queue says which position */
+    uint8_t loaded[ITEMS]; /* a bit for each consumer that has loaded it */
+    uint8_t returned[ITEMS]; /* put has returned for it: visible from outside */
+    uint8_t taken[ITEMS]; /* how often the commit of a consumer took it */
+    uint8_t order[PRODUCERS]; /* for each producer, its last item that was taken */
     uint8_t dead; /* process + 1 */
     struct {
         uint8_t at, item, seen, slept, woken, must_wake, more;
@@ -67,7 +68,7 @@ static int is_producer(int i)
     return i < PRODUCERS;
 }
 
-/* A dead producer's drafts and a dead consumer's loads are reaped with it. */
+/* The drafts of a dead producer and the loads of a dead consumer are reaped with it. */
 static void die(state *s, int i)
 {
     s->dead = (uint8_t)(i + 1);
@@ -91,7 +92,7 @@ static void clean(state *s, int puts)
     }
 }
 
-/* The kernel wakes one who sleeps on an end's word: any of them. */
+/* The kernel wakes one sleeper of an end's word: any of them. */
 static void wake_one(state *s, int producers, int choice)
 {
     for (int k = 0; k < PROCESSES; k++) {
@@ -103,7 +104,7 @@ static void wake_one(state *s, int producers, int choice)
     }
 }
 
-/* One step of a process; 0: it cannot go on by itself. */
+/* One step of a process. 0: it cannot go on by itself. */
 static int step(state *s, int i, int choice)
 {
     int producer = is_producer(i);
@@ -112,7 +113,7 @@ static int step(state *s, int i, int choice)
     int item = producer ? i * EACH + s->p[i].item : s->p[i].item;
     switch (*at) {
     case BEGIN:
-        s->p[i].seen = s->p[i].woken = 0; /* of no more use: fewer states that differ in nothing else */
+        s->p[i].seen = s->p[i].woken = 0; /* no longer used: clearing them merges states that differ in nothing else */
         if (producer && s->p[i].item == (i == 0 ? 2 : 1)) {
             *at = DONE;
             return 1;
@@ -122,7 +123,7 @@ static int step(state *s, int i, int choice)
                 s->hold[item] = OF_PRODUCER;
             }
             *at = LOCK;
-        } else if (s->put.count <= s->get.count) { /* read once here: the words only grow */
+        } else if (s->put.count <= s->get.count) { /* read once: the words only grow */
             s->p[i].seen = s->put.count;
             *at = MARK;
         } else {
@@ -148,11 +149,11 @@ static int step(state *s, int i, int choice)
             *at = s->put.count > s->get.count ? LOAD : FULL;
         }
         return 1;
-    case FULL: /* or empty: leave the lock and wait */
+    case FULL: /* or empty: release the lock and wait */
         mine->lock = 0;
         *at = producer ? MARK : BEGIN;
         return 1;
-    case MARK: /* compare and swap: only while the word is as it was seen */
+    case MARK: /* compare and swap: succeeds only if the word has not changed */
         if (other->count == s->p[i].seen) {
             other->sleeping = 1;
             *at = ENTER_SLEEP;
@@ -160,12 +161,12 @@ static int step(state *s, int i, int choice)
             *at = BEGIN;
         }
         return 1;
-    case ENTER_SLEEP: /* the kernel compares the whole word and queues up, in one step */
+    case ENTER_SLEEP: /* the kernel compares the whole word and queues the sleeper, in one step */
         s->p[i].woken = 0;
         *at = other->count != s->p[i].seen || !other->sleeping ? BEGIN : SLEEP;
         return 1;
     case SLEEP:
-        if (!s->p[i].woken) { /* after a death, who is not woken looks again by himself, when a slice is over */
+        if (!s->p[i].woken) { /* after a death, a sleeper that is not woken checks again by itself after a slice */
             int can = producer ? s->put.count - s->get.count < ROOM : s->put.count > s->get.count;
             if (s->dead == 0 || !can) {
                 return 0;
@@ -214,7 +215,7 @@ static int step(state *s, int i, int choice)
         s->hold[item] = s->sequence[item] = NO_HOLD;
         *at = UNLOCK;
         return 1;
-    case UNLOCK: /* one that had slept passes the wake on when there is more */
+    case UNLOCK: /* a process that had slept passes the wake on if there is more */
         s->p[i].more = s->p[i].slept && (producer ? s->put.count - s->get.count < ROOM : s->put.count > s->get.count);
         mine->lock = 0;
         *at = WAKE;
@@ -244,7 +245,7 @@ static int step(state *s, int i, int choice)
     }
 }
 
-/* Nobody can go on: everything must be as it should be at the end. */
+/* No process can go on: the end state must be right. */
 static void at_rest(const state *s)
 {
     int consumers = 0;
@@ -256,12 +257,12 @@ static void at_rest(const state *s)
         if (is_producer(i)) {
             MUST(s->p[i].at == DONE);
         } else {
-            MUST(s->p[i].at == SLEEP && s->put.count == s->get.count); /* waits for more, rightly */
+            MUST(s->p[i].at == SLEEP && s->put.count == s->get.count); /* it waits for more, as it should */
         }
     }
     MUST(consumers != 0);
     state after = *s;
-    if (s->dead != 0) { /* the next to come repairs */
+    if (s->dead != 0) { /* the next process repairs */
         clean(&after, s->put.lock == s->dead);
         if (s->get.lock == s->dead) {
             clean(&after, 0);
@@ -273,8 +274,8 @@ static void at_rest(const state *s)
     }
 }
 
-/* Under its lock a process works on what nobody else looks at before the commit: the others need not be let in between
- * these steps, which makes no difference to them, but death may come there. */
+/* Under its lock a process works on data that no other process reads before the commit. The other processes need not
+ * run between these steps, since it makes no difference to them, but death may come there. */
 static int is_private(int at)
 {
     return at == REPAIR || at == LOOK || at == WRITE || at == GIVE || at == LOAD || at == SIDE || at == DROP ||
@@ -293,7 +294,7 @@ static void add_death(const state *s, int i)
     }
 }
 
-/* Every state that one process can bring about; 0: none. */
+/* Every state that one process can cause. 0: none. */
 static int go_on(const state *now, int i)
 {
     int choices = now->p[i].at == WAKE || now->p[i].at == PASS_ON ? PROCESSES : 1, moved = 0;

@@ -1,17 +1,18 @@
-/* The ring's protocol (ring.h) as a model: writers, a reader that drops and one that blocks, two slots, and one death of anybody
- * at any step; a step is one load, store or exchange of a word that others see. Every interleaving is visited. Shown: a reader
- * sees whole frames only, which do not change while it has them on loan; numbers grow without gaps; who blocks misses nothing; no slot
- * and no loan is left over; and from each state each process, alone, ends what it began: nobody waits for who is stopped.
- * How sleepers are woken is the queue's way, which model_queue.c checks. */
+/* The ring's protocol (ring.h) as a model: writers, a reader that drops and one that blocks, two slots, and one
+ * death of any process at any step. A step is one load, store or exchange of a word that other processes see. Every
+ * interleaving is visited. Shown: a reader sees whole frames only, and they do not change while they are lent to it;
+ * numbers grow without gaps; a blocking reader misses nothing; no slot and no loan is left over; from each state
+ * each process can finish, alone, what it began: no process waits for a stopped one. Sleepers are woken as in the
+ * queue, which model_queue.c checks. */
 #include "model.h"
 
-enum { PROCESSES = 4, SLOTS = 2, BEFORE = 2 /* frames that are there at the beginning */, FRAMES_MAX = 4 };
+enum { PROCESSES = 4, SLOTS = 2, BEFORE = 2 /* frames that are there at the start */, FRAMES_MAX = 4 };
 enum { FREE, CLAIMED, WRITING, PUBLISHED };
 enum { NOBODY, WRITES, GIVES_UP_ONE, DROPS, BLOCKS }; /* what a process does */
 enum {
-    GONE, /* there is none, it has died, or it is done */
+    GONE, /* not used in this run, dead, or finished */
     IDLE,
-    LAST, /* last_of: `last`, the index, the slot's word, its exchange, `last` one up */
+    LAST, /* last_of: `last`, the index, the slot's word, its exchange, `last` plus one */
     LAST_INDEX,
     FINISH_WORD,
     FINISH_MOVE,
@@ -40,14 +41,14 @@ enum {
     NUMBER_INDEX,
     NUMBERED,
     NUMBERED_HINT,
-    BURY,
-    BURY_WORD,
-    BURY_MOVE,
-    BURY_HINT,
-    BURY_LOANS,
-    BURY_READER,
-    BURY_MEMBER,
-    BURY_HINTS,
+    RELEASE,
+    RELEASE_WORD,
+    RELEASE_MOVE,
+    RELEASE_HINT,
+    RELEASE_LOANS,
+    RELEASE_READER,
+    RELEASE_MEMBER,
+    RELEASE_HINTS,
     SUBSCRIBE,
     SUBSCRIBED,
     SUBSCRIBED_LAST,
@@ -71,8 +72,8 @@ typedef struct state {
     uint8_t first[SLOTS], second[SLOTS]; /* halves of the pixels */
     uint8_t index[SLOTS]; /* | number | slot 1 | */
     uint8_t last, spare;
-    uint8_t dead, buried, burier; /* process + 1 */
-    uint8_t blocking; /* a bit for each process that blocks, and is not buried */
+    uint8_t dead, released, releaser; /* process + 1 */
+    uint8_t blocking; /* a bit for each process that blocks and is not yet released */
     uint8_t cursor[PROCESSES];
     struct {
         uint8_t at, then, last, i, k, s, wanted, back, before, n;
@@ -81,12 +82,13 @@ typedef struct state {
 } state;
 
 static uint8_t does[PROCESSES], frames_of[PROCESSES];
-static int one_member; /* all writers are threads of one member: only the call tells them apart */
+static int one_member; /* all writers are threads of one member: only the call number tells them apart */
 static int mortal;
 
 static void show(const state *s)
 {
-    fprintf(stderr, "last %u spare %u dead %u buried %u burier %u\n", s->last, s->spare, s->dead, s->buried, s->burier);
+    fprintf(stderr, "last %u spare %u dead %u released %u releaser %u\n", s->last, s->spare, s->dead, s->released,
+            s->releaser);
     for (int i = 0; i < SLOTS; i++) {
         fprintf(stderr, " slot %d: state %d member %d call %d number %d loans %u pixels %u %u; index %u: %u\n", i,
                 s->word[i] >> 8, s->word[i] >> 6 & 3, s->word[i] >> 4 & 3, s->word[i] & 15, s->loans[i], s->first[i],
@@ -139,7 +141,7 @@ static uint8_t needed_after(const state *s)
     return cursor;
 }
 
-static int has_it(const state *s, int i) /* between `taken` and `return`: it may look at the pixels */
+static int has_it(const state *s, int i) /* between `taken` and `return`: it may read the pixels */
 {
     return s->p[i].at == TAKEN || s->p[i].at == READ || s->p[i].at == READ_MORE || s->p[i].at == RETURN;
 }
@@ -160,7 +162,7 @@ static uint8_t pixels_of(const state *s, int i)
     return (uint8_t)(1 + i * FRAMES_MAX + s->p[i].n);
 }
 
-/* What one process does next. Where it has nothing to do it comes back to IDLE with nothing changed. */
+/* The next step of one process. If it has nothing to do it returns to IDLE with nothing changed. */
 #define P s->p[i]
 static void step(state *s, int i)
 {
@@ -247,10 +249,10 @@ static void step(state *s, int i)
     case LOOK_AGAIN:
         if (s->last != P.last) {
             P.at = LAST;
-        } else if (s->dead != 0 && !s->buried && (s->burier == 0 || s->burier == s->dead)) {
-            s->burier = (uint8_t)(i + 1);
+        } else if (s->dead != 0 && !s->released && (s->releaser == 0 || s->releaser == s->dead)) {
+            s->releaser = (uint8_t)(i + 1);
             P.at = LAST;
-            P.then = BURY;
+            P.then = RELEASE;
         } else {
             idle(s, i);
         }
@@ -361,49 +363,49 @@ static void step(state *s, int i)
         idle(s, i);
         break;
 
-    case BURY: /* from here on P.i is the slot looked at */
+    case RELEASE: /* from here on P.i is the slot that is checked */
         P.i = 0;
-        P.at = BURY_WORD;
+        P.at = RELEASE_WORD;
         break;
-    case BURY_WORD:
+    case RELEASE_WORD:
         if (P.i == SLOTS) {
-            P.at = BURY_READER;
+            P.at = RELEASE_READER;
             break;
         }
         P.w = s->word[P.i];
-        P.at = (state_of(P.w) == WRITING || state_of(P.w) == CLAIMED) && (P.w >> 6 & 3) == s->dead - 1 ? BURY_MOVE
-                                                                                                       : BURY_LOANS;
+        P.at = (state_of(P.w) == WRITING || state_of(P.w) == CLAIMED) && (P.w >> 6 & 3) == s->dead - 1 ? RELEASE_MOVE
+                                                                                                       : RELEASE_LOANS;
         break;
-    case BURY_MOVE: {
+    case RELEASE_MOVE: {
         int wrote = state_of(P.w) == WRITING;
-        P.at = exchange(&s->word[P.i], P.w, word(wrote ? FREE : PUBLISHED, 0, 0, seq_of(P.w))) && wrote ? BURY_HINT
-                                                                                                        : BURY_LOANS;
+        P.at = exchange(&s->word[P.i], P.w, word(wrote ? FREE : PUBLISHED, 0, 0, seq_of(P.w))) && wrote ? RELEASE_HINT
+                                                                                                        : RELEASE_LOANS;
         break;
     }
-    case BURY_HINT:
+    case RELEASE_HINT:
         s->spare |= (uint8_t)(1u << P.i);
-        P.at = BURY_LOANS;
+        P.at = RELEASE_LOANS;
         break;
-    case BURY_LOANS:
+    case RELEASE_LOANS:
         s->loans[P.i] &= (uint8_t)~(1u << (s->dead - 1));
         P.i++;
-        P.at = BURY_WORD;
+        P.at = RELEASE_WORD;
         break;
-    case BURY_READER:
+    case RELEASE_READER:
         s->blocking &= (uint8_t)~(1u << (s->dead - 1));
-        P.at = BURY_MEMBER;
+        P.at = RELEASE_MEMBER;
         break;
-    case BURY_MEMBER:
-        s->buried = 1;
-        P.at = BURY_HINTS;
+    case RELEASE_MEMBER:
+        s->released = 1;
+        P.at = RELEASE_HINTS;
         break;
-    case BURY_HINTS:
+    case RELEASE_HINTS:
         for (int k = 0; k < SLOTS; k++) {
             if (state_of(s->word[k]) == FREE || passed_over(s, s->word[k])) {
                 s->spare |= (uint8_t)(1u << k);
             }
         }
-        s->burier = 0;
+        s->releaser = 0;
         idle(s, i);
         break;
 
@@ -458,9 +460,9 @@ static void step(state *s, int i)
         P.at = TAKE_WORD;
         break;
     case TAKE_UNDO:
-        MUST(does[i] != BLOCKS); /* it is there: nobody writes over what it has not had */
+        MUST(does[i] != BLOCKS); /* it exists: no writer overwrites a frame that this reader has not had */
         MUST(seq_of(s->word[P.i]) != P.s || state_of(s->word[P.i]) == FREE ||
-             state_of(s->word[P.i]) == WRITING); /* gone */
+             state_of(s->word[P.i]) == WRITING); /* overwritten */
         s->loans[P.i] &= (uint8_t)~bit;
         P.s++;
         P.back = NEXT_INDEX;
@@ -512,7 +514,7 @@ static void step(state *s, int i)
 static model_set found;
 static size_t deaths, rests;
 
-/* Alone, it ends what it began. */
+/* Alone, it finishes what it began. */
 static void alone(const state *s, int i)
 {
     state now = *s;
@@ -522,7 +524,7 @@ static void alone(const state *s, int i)
     }
 }
 
-/* All live processes are idle: 1: none of them can do anything. */
+/* All live processes are idle. 1: none of them can do anything. */
 static int rests_here(const state *s)
 {
     for (int i = 0; i < PROCESSES; i++) {
@@ -554,15 +556,14 @@ static void at_rest(const state *s)
             frames -= writes ? frames_of[i] : 0;
         } else {
             MUST(does[i] == NOBODY || s->p[i].at == (writes ? GONE : IDLE));
-            MUST(does[i] != BLOCKS || s->cursor[i] == s->last); /* who drops may have missed the last, too */
+            MUST(does[i] != BLOCKS || s->cursor[i] == s->last); /* one that drops may have missed the last */
         }
         frames += writes ? frames_of[i] - (does[i] == GIVES_UP_ONE && i + 1 != s->dead) : 0;
     }
     MUST(writers_dead ? s->last >= frames : s->last == frames);
     for (int k = 0; k < SLOTS; k++) {
         uint16_t w = s->word[k];
-        int of_dead =
-            s->dead != 0 && !s->buried; /* all that is left over is of the dead, who will be buried by who needs it */
+        int of_dead = s->dead != 0 && !s->released; /* what it left, before it is released */
         MUST(state_of(w) == FREE || state_of(w) == PUBLISHED || (of_dead && (w >> 6 & 3) == s->dead - 1));
         MUST((s->loans[k] & ~(of_dead ? 1u << (s->dead - 1) : 0)) == 0);
         MUST(of_dead || (state_of(w) != FREE && !passed_over(s, w)) || s->spare >> k & 1 || s->dead);

@@ -1,9 +1,10 @@
 """Named mistakes in the C source, and the test that notices each: `make mutants`, or MUTANT=name for one.
 
-`CL_MUTANT(name)` in the source is 0, but in a build with -DCL_MUTANTS where the environment variable CL_MUTANT says that name.
-The tests are compiled so once, seen to pass as they are, and run again for each mutant: those named beside it, in their order,
-until one fails. A test that hangs has failed. `lock@thread` is a test compiled with the thread sanitizer, which sees orders of
-memory that this processor hides; `tests/test_x.py::test_y` is one of Python's, with the extension built so.
+`CL_MUTANT(name)` in the source is 0, except in a build with -DCL_MUTANTS when the environment variable CL_MUTANT has
+that name. The tests are compiled once with it and must pass without a mutant. Then for each mutant the tests named
+beside it run in order until one fails. A test that hangs has failed. `lock@thread` is a test compiled with the thread
+sanitizer, which finds memory orders that this processor hides; `tests/test_x.py::test_y` is a Python test, with the
+extension built in the same way.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BEGIN, END = "<!-- mutants: written by `make mutants` -->", "<!-- /mutants -->"
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-DCL_KILL_POINTS", "-DCL_MUTANTS"]
 FLAGS += [f"-I{NATIVE}", f"-I{NATIVE}/structures"]
 
-# mutant: the tests that are asked, in this order
+# mutant: the tests to run, in this order
 TESTS = {
     "journal_replay_keeps_committed": "journal",
     "journal_replay_applies_nothing": "journal",
@@ -94,7 +95,7 @@ TESTS = {
     "queue_abort_keeps_the_next_chunk": "queue",
     "queue_wake_not_passed_on": "queue",
     "queue_others_do_not_sleep": "queue",
-    "ring_writer_buries_nobody": "ring",
+    "ring_writer_releases_no_dead": "ring",
     "ring_frame_not_finished": "ring",
     "ring_finished_twice": "ring",
     "ring_number_smaller": "ring",
@@ -107,7 +108,7 @@ TESTS = {
     "ring_calls_not_told_apart": "ring",
     "ring_hints_believed": "ring",
     "ring_hints_not_renewed": "ring",
-    "ring_buries_all_of_a_word": "ring",
+    "ring_releases_all_of_a_word": "ring",
     "ring_subscriber_looks_once": "ring",
     "ring_dead_readers_kept": "ring",
     "ring_index_unbounded": "ring",
@@ -124,13 +125,16 @@ TESTS = {
     "copy_unfenced": "copy queue ring",
 }
 
-# Those that no test can notice, and why.
+# Mutants that no test can notice, and why.
 EQUIVALENT = {
-    "ring_calls_not_told_apart": "three threads must meet within some instructions; model_ring.c finds it when its calls are not told apart",
+    "ring_calls_not_told_apart": "three threads must collide within a few instructions; model_ring.c finds it when its "
+    "calls are not told apart",
     "list_writer_unfenced": "x86 keeps stores in their order, and the thread sanitizer knows no fences",
-    "copy_unfenced": "what publishes a copy is a locked instruction, which on x86 orders streams too",
-    "owners_slot_looked_at_once": "one who joins looks at the state again under the registry's lock; the fork's prepare has it",
-    "heap_new_generation_stays": "each freeing has moved the generation on, and the segment's random id is compared first",
+    "copy_unfenced": "a locked instruction publishes the copy; on x86 it orders streaming stores too",
+    "owners_slot_looked_at_once": "a process that joins reads the state again under the registry's lock; prepare of a "
+    "fork has the lock",
+    "heap_new_generation_stays": "each free has already incremented the generation, and the segment's random id is "
+    "compared first",
 }
 
 
@@ -140,7 +144,7 @@ def named_in_source() -> set[str]:
 
 
 class Tests:
-    """The compiled tests, and how long each takes as it is."""
+    """The compiled tests, and how long each takes without a mutant."""
 
     def __init__(self, build: Path) -> None:
         self.build = build
@@ -187,7 +191,7 @@ class Tests:
             )
 
     def run(self, test: str, mutant: str | None, timeout: float, reached: Path | None = None) -> str | None:
-        """What it said when it failed; None: it passed."""
+        """What it printed when it failed; None: it passed."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CL_")}
         command = [str(self.build / test)]
         if test.startswith("tests/"):
@@ -253,7 +257,8 @@ def write_report(results: dict[str, tuple[str, str]], seconds: float) -> None:
     killed = sum(state == "killed" for state, _ in results.values())
     lines = [BEGIN, ""]
     lines.append(
-        f"{len(results)} mutants at `{commit()}`, {datetime.date.today()}, {seconds / 60:.0f} minutes: {killed} killed, "
+        f"{len(results)} mutants at `{commit()}`, {datetime.date.today()}, {seconds / 60:.0f} minutes: {killed} "
+        f"killed, "
     )
     lines[-1] += f"{len(results) - killed} survive."
     lines += ["", "| Mutant | Killed by |", "|---|---|"]
@@ -281,7 +286,7 @@ def main() -> int:
         raise SystemExit(f"source and table differ: {sorted(named_in_source() ^ set(TESTS))}")
     chosen = [name for name in TESTS if not arguments.mutants or name.startswith(tuple(arguments.mutants))]
     if not chosen:
-        raise SystemExit(f"no mutant is called so: {arguments.mutants}")
+        raise SystemExit(f"no mutant has this name: {arguments.mutants}")
     begun = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as place:

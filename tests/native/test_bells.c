@@ -1,4 +1,5 @@
-/* Waiting for many objects by one bell: no ring is missed, nobody waits for who died or stopped at any step, and slots share bits. */
+/* Waiting for many objects by one bell: no ring is missed, no process waits for one that died or stopped at any
+ * step, and slots share bits. */
 #include "check.h"
 
 #include "bell_thread.h"
@@ -77,7 +78,7 @@ static int64_t after(int64_t ms)
 static pid_t fork_store(void)
 {
     for (int i = 0; i < QUEUES; i++) {
-        atomic_store(&queues[i].head->head.bells, 0); /* nobody waits: who asks from now on is the child */
+        atomic_store(&queues[i].head->head.bells, 0); /* no process waits: the child is the first to ask */
     }
     pid_t child = fork();
     CHECK(child >= 0);
@@ -108,13 +109,13 @@ static void looks(void)
     CHECK(wait_any(w, QUEUES, ready, 0) == CL_TIMEOUT);
 }
 
-/* A ring reaches all slots of a bit, and takes the bit away. */
+/* A ring reaches all slots of a bit, and clears the bit. */
 static void slots_share_bits(void)
 {
     uint32_t before = atomic_load(cl_bell_of(&store)), bit = store.slot % CL_BELL_BITS;
     cl_head *head = &queues[0].head->head;
     CHECK(atomic_load(&head->bells) == 0 || atomic_load(&head->bells) == (uint64_t)1 << bit);
-    atomic_store(&head->bells, UINT64_MAX); /* as if processes had asked that are not there */
+    atomic_store(&head->bells, UINT64_MAX); /* as if processes had asked that do not exist */
     cl_bells_tell(&store, head);
     CHECK(atomic_load(&head->bells) == 0 && atomic_load(cl_bell_of(&store)) != before);
 }
@@ -138,7 +139,7 @@ static void a_waiter_dies(void)
         }
         int status;
         CHECK(waitpid(child, &status, 0) == child);
-        for (int i = 0; i < QUEUES; i++) { /* those who go on: all puts return, a newcomer is woken */
+        for (int i = 0; i < QUEUES; i++) { /* the survivors: all puts return, a new process is woken */
             put(&queues[i], (uint64_t)i);
         }
         cl_watch w[QUEUES];
@@ -183,7 +184,7 @@ static void a_ringer_dies(void)
         CHECK(waitpid(ringer, &status, 0) == ringer);
         last = WIFEXITED(status);
         if (cl_queue_size(queues[3].head) == 0 && kill(waiter, 0) == 0 && !last) {
-            put(&queues[3], 8); /* it died before its item was there, or the waiter has it already */
+            put(&queues[3], 8); /* it died before its item was put, or the waiter has the item already */
         }
         CHECK(waitpid(waiter, &status, 0) == waiter && WIFEXITED(status) && WEXITSTATUS(status) == 0);
         uint64_t value;
@@ -195,7 +196,7 @@ static void a_ringer_dies(void)
     }
 }
 
-/* A waiter that is stopped holds nobody up, and is woken by what came meanwhile. */
+/* A stopped waiter delays no process. When it continues, the items that came meanwhile wake it. */
 static void a_waiter_is_stopped(void)
 {
     pid_t waiter = fork_store();
@@ -224,7 +225,7 @@ static void a_waiter_is_stopped(void)
     }
 }
 
-/* ---- a storm: two that put at random, one that waits; each wake must come long before a slice would have shown it */
+/* ---- random load: two processes put at random, one waits; each wake must come long before the end of a slice */
 
 #define STORM 20000
 static void a_storm(void)
@@ -260,7 +261,7 @@ static void a_storm(void)
     CHECK(wait_any(w, QUEUES, ready, 0) == CL_TIMEOUT && ended(producers[0]) && ended(producers[1]));
 }
 
-/* Not one wake comes from a slice that ended: what is put after the waiter sleeps wakes it by its bell. */
+/* No wake comes from the end of a slice: an item that is put after the waiter sleeps wakes it by its bell. */
 static void no_slice_is_needed(void)
 {
     int slow = 0;
@@ -278,7 +279,7 @@ static void no_slice_is_needed(void)
         watch(w, QUEUES);
         int rc;
         while ((rc = cl_watch_any(w, QUEUES, ready, &slices, CL_FOREVER, NULL)) == CL_AGAIN) {
-            slow += cl_queue_size(queues[(unsigned)round % QUEUES].head) != 0; /* it slept over the item */
+            slow += cl_queue_size(queues[(unsigned)round % QUEUES].head) != 0; /* it slept although there was an item */
         }
         CHECK(rc == CL_OK && take(&queues[(unsigned)round % QUEUES], &value) == CL_OK && ended(producer));
     }
@@ -316,12 +317,12 @@ static void descriptors(void)
         }
         _exit(rc == CL_OK ? 0 : 1);
     }
-    CHECK(ended(producer) && is_readable(s.fd, 0)); /* who saw the end sees what came before it */
+    CHECK(ended(producer) && is_readable(s.fd, 0)); /* a process that saw the end sees what came before it */
     CHECK(cl_signal_settle(&s) == 1 && is_readable(s.fd, 0)); /* the level stays */
     CHECK(take(&queues[0], &value) == CL_OK && cl_signal_settle(&s) == 0 && !is_readable(s.fd, 0));
     put(&queues[0], 6);
     CHECK(is_readable(s.fd, 20000));
-    CHECK(take(&queues[0], &value) == CL_OK); /* and nobody says so: the thread finds out */
+    CHECK(take(&queues[0], &value) == CL_OK); /* no process reports it: the thread finds it */
     for (int64_t until = after(20000); is_readable(s.fd, 0);) {
         CHECK(cl_monotonic_ns() < until);
         usleep(1000);

@@ -1,5 +1,6 @@
-/* The books beside the spilled items: in a mount that is full, tables go on on the disk; the process that lays them out is
- * killed at each step. After each death a newcomer joins before any survivor has acted, and the survivor goes on. */
+/* Table files beside the spilled items: when the mount is full, tables continue on the disk. The process that
+ * creates them is killed at each step. After each death a new process joins before any survivor has acted; then the
+ * survivor goes on. */
 #include "check.h"
 
 #include <sched.h>
@@ -47,7 +48,7 @@ static void send_one(cl_store *store)
     CHECK(cl_send(store, r.segment, r.index, CL_MAY_WAIT, &a) == CL_OK);
 }
 
-/* Do it until the books of a table go to the disk; return how often it was done before that. */
+/* Repeat it until the table's file goes to the disk. Return how often it was done before that. */
 static int until_beside(cl_store *store, void (*one)(cl_store *), enum cl_table_number table)
 {
     for (int done = 0; done < 5000; done++) {
@@ -121,7 +122,7 @@ static void newcomer(int unused)
     memset(r.data, 6, 70000);
 }
 
-/* What the dead left, with the registry. */
+/* What the dead process left, with the registry. */
 static void clean(int unused)
 {
     (void)unused;
@@ -129,7 +130,7 @@ static void clean(int unused)
     open_spilling(&own, 1);
     CHECK(cl_reap(&own, CL_MAY_WAIT, NULL) == CL_OK);
     CHECK(cl_store_leave(&own) == 1 && count_files("") == 0);
-    CHECK(access(spill, F_OK) != 0 && errno == ENOENT); /* the books went, too */
+    CHECK(access(spill, F_OK) != 0 && errno == ENOENT); /* the table files are removed too */
 }
 
 static void must(void (*what)(int))
@@ -139,8 +140,8 @@ static void must(void (*what)(int))
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-/* A process of its own, since a registry's pages stay until the end of a process that had it. Tells 1: the victim was
- * killed, 2: the books lie on the disk. */
+/* In a process of its own, since the pages of a registry stay until a process that mapped it exits. Result 1: the
+ * victim was killed, 2: the tables are on the disk. */
 static void survive(int n)
 {
     cl_store survivor;
@@ -199,7 +200,7 @@ static void kill_everywhere(const char *what, void (*one)(cl_store *), enum cl_t
 static void leave_room(int unused)
 {
     (void)unused;
-    /* A segment in the mount does not take the last entries; what spills does. */
+    /* A segment in the mount does not take the last entries; spilled segments do. */
     cl_store own;
     open_spilling(&own, 1);
     fill(&own);
@@ -221,7 +222,7 @@ int main(void)
     }
     char parent[] = "/tmp/copyless-books-XXXXXX";
     CHECK(mkdtemp(parent) != NULL);
-    CHECK(mount("tmpfs", parent, "tmpfs", 0, "size=256m") == 0); /* a disk that is quick */
+    CHECK(mount("tmpfs", parent, "tmpfs", 0, "size=256m") == 0); /* a fast disk */
     snprintf(spill, sizeof spill, "%s/spill", parent);
     close(open_directory()); /* the same one for all children */
     must(leave_room);

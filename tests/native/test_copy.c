@@ -1,4 +1,4 @@
-/* cl_copy against memcpy, at every alignment of source and target, with what lies around the target untouched. */
+/* cl_copy against memcpy, at every alignment of source and target. The bytes around the target must not change. */
 #include "check.h"
 
 #include "copy.h"

@@ -1,4 +1,4 @@
-/* Words and files that lie: each is told as damage by the call that would believe it, and by no other. */
+/* Wrong words and wrong files: the call that would rely on one reports it as damage, and no other call does. */
 #include "check.h"
 #include "queue.h"
 
@@ -12,7 +12,7 @@ static int enter(void)
     return rc;
 }
 
-/* Noise over our own slot: another could be given it while we use it. */
+/* Noise over our own slot: another process could be given it while we use it. */
 static void test_own_slot(void)
 {
     cl_owner *me = &store.owners[store.slot];
@@ -29,7 +29,8 @@ static void test_own_slot(void)
     puts("own slot: ok");
 }
 
-/* Lengths of tables far beyond what there is: a look at all of them neither reads on nor counts in what is too small. */
+/* Lengths of tables far beyond their size: a copy of all tables neither reads past the end nor counts in a buffer
+ * that is too small. */
 static void test_lengths(void)
 {
     cl_control *c = store.control;
@@ -67,7 +68,7 @@ static void flip(const char *name, off_t at)
     close(fd);
 }
 
-/* One bit of what describes a file, which nothing else contradicts. */
+/* One bit of the description of a file, which nothing else contradicts. */
 static void test_headers(void)
 {
     cl_block_ref r, q;
@@ -93,7 +94,7 @@ static void test_headers(void)
     puts("headers: ok");
 }
 
-/* Another file under the name, the same to the last byte. */
+/* Another file under the name, equal to the last byte. */
 static void swap(const char *name)
 {
     static uint8_t bytes[1 << 20];
@@ -115,8 +116,8 @@ static void test_swapped(void)
     CHECK(cl_send(&store, r.segment, r.index, CL_MAY_WAIT, &a) == CL_OK);
     cl_segment_file(file, r.segment_id);
     swap(file);
-    CHECK(cl_load(&other, &a, CL_MAY_WAIT, &q) == CL_CORRUPT); /* who has not mapped it goes by what was recorded */
-    CHECK(cl_send(&store, r.segment, r.index, CL_MAY_WAIT, &b) == CL_CORRUPT); /* who has, by what it mapped */
+    CHECK(cl_load(&other, &a, CL_MAY_WAIT, &q) == CL_CORRUPT); /* not mapped: compares the recorded inode */
+    CHECK(cl_send(&store, r.segment, r.index, CL_MAY_WAIT, &b) == CL_CORRUPT); /* mapped: that inode */
     puts("swapped: ok");
 }
 
@@ -142,7 +143,7 @@ static int put(cl_queue *q, const cl_item *item)
     return rc;
 }
 
-/* What a take of one item says of it. */
+/* What a take of one item returns. */
 static int look(cl_queue *q)
 {
     cl_got got;
@@ -180,7 +181,7 @@ static void test_items(void)
     }
     *r = kept;
     CHECK(look(&q) == CL_OK);
-    /* where the two ends stand */
+    /* the positions of the two ends */
     cl_au64 *head = &h->get.side[0].offset, *end = &h->put.side[atomic_load(&h->put.commit) & 1].offset;
     CHECK(cl_queue_begin(&q, 0, CL_MAY_WAIT) == CL_OK);
     cl_got got;
@@ -199,7 +200,7 @@ static void test_items(void)
         atomic_store(end, was_end);
     }
     CHECK(look(&q) == CL_OK && put(&q, &item) == CL_OK);
-    /* a body in a block, longer than that */
+    /* a body in a block, longer than the block */
     CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &payload) == CL_OK);
     item = (cl_item){.nbytes = 5000, .payload = &payload};
     uint8_t *at = q.put_chunk.ref.data + atomic_load(&h->put.side[atomic_load(&h->put.commit) & 1].offset);

@@ -1,9 +1,9 @@
-/* Forks: what a child inherits, whatever dies first.
+/* Forks: what a child inherits, whichever process dies first.
  *
- * First each case by itself: parent first, child first, grandchildren, many heirs, a fork that cannot be registered, a clone
- * behind the C library, closed descriptors. Then a model: a tree of processes that allocate, release, fork, send, leave and are
- * killed at random; after each step exactly those blocks are in use that some living process has, and each still holds the
- * bytes that were written to it. */
+ * First each case by itself: parent first, child first, grandchildren, many children, a fork that cannot be
+ * registered, a clone without the C library, closed descriptors. Then a model: a tree of processes that allocate,
+ * release, fork, send, exit and are killed at random. After each step exactly those blocks are in use that some live
+ * process holds, and each block still has the bytes that were written to it. */
 #include "check.h"
 
 #include <sched.h>
@@ -11,7 +11,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
-static cl_store survivor; /* the test's own: it looks on, and is not followed through forks */
+static cl_store survivor; /* of the test itself: it only observes, and is not followed through forks */
 
 static uint32_t blocks_used(void)
 {
@@ -40,7 +40,7 @@ static void finish(pid_t child)
     CHECK(waitpid(child, &status, 0) == child);
 }
 
-/* ---- workers: each takes commands from its own pipe */
+/* ---- workers: each takes commands from a pipe of its own */
 
 enum { WORKERS = 14, SLOTS = 40 };
 typedef struct command {
@@ -55,7 +55,7 @@ typedef struct reply {
     cl_address address;
 } reply;
 static int ask[WORKERS][2], answer[WORKERS][2];
-static cl_store store; /* the workers' */
+static cl_store store; /* of the workers */
 static cl_block_ref refs[SLOTS];
 static uint32_t ids[SLOTS];
 
@@ -64,7 +64,7 @@ static void work(int self);
 static void do_fork(command *c, reply *r)
 {
     pid_t child;
-    if (c->op == 'U') { /* no descriptor and no slot: it cannot be registered */
+    if (c->op == 'U') { /* no descriptor and no slot: the child cannot be registered */
         uint32_t high = store.control->owners_high;
         struct rlimit none = {.rlim_cur = 0, .rlim_max = 0}, before;
         CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
@@ -130,7 +130,7 @@ static void work(int self)
         case 'C':
             r.ok = intact();
             break;
-        case 'O': /* an orphan's calls fail */
+        case 'O': /* the calls of an orphan fail */
             r.ok = store.orphan && cl_alloc(&store, 300, CL_MAY_WAIT, ref) == CL_CLOSED;
             break;
         case 'L':
@@ -166,7 +166,7 @@ static pid_t root(int worker)
     return child;
 }
 
-/* Workers are not all our children: their end shows by their byte. */
+/* Not all workers are our children: their end is seen by their liveness byte. */
 static void kill_worker(pid_t pid)
 {
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -202,7 +202,7 @@ static void wait_end(pid_t pid)
 
 static void test_orders(void)
 {
-    /* parent lets go first, then the child; child first, then the parent */
+    /* the parent releases first, then the child; the child first, then the parent */
     pid_t p = root(0);
     tell(0, (command){.op = 'A', .slot = 0, .id = 10});
     tell(0, (command){.op = 'A', .slot = 1, .id = 11});
@@ -218,17 +218,17 @@ static void test_orders(void)
     tell(0, (command){.op = 'C'});
     tell(0, (command){.op = 'R', .slot = 1});
     CHECK(blocks_used() == 0);
-    /* what is taken after the fork is nobody else's */
+    /* what is allocated after the fork belongs to one process only */
     tell(0, (command){.op = 'A', .slot = 2, .id = 12});
     tell(0, (command){.op = 'R', .slot = 2});
     CHECK(blocks_used() == 0);
-    /* parent dead first: its estate; then the child dies */
+    /* the parent dies first and leaves its estate; then the child dies */
     tell(0, (command){.op = 'A', .slot = 3, .id = 13});
     pid_t d = tell(0, (command){.op = 'F', .other = 2}).pid;
     kill_worker(p);
     expect_used(1);
     tell(2, (command){.op = 'C'});
-    pid_t e = tell(2, (command){.op = 'F', .other = 3}).pid; /* a grandchild of the dead */
+    pid_t e = tell(2, (command){.op = 'F', .other = 3}).pid; /* a grandchild of the dead process */
     kill_worker(d);
     expect_used(1);
     tell(3, (command){.op = 'C'});
@@ -242,7 +242,8 @@ static void test_orders(void)
 
 static void test_marks_are_inherited(void)
 {
-    /* What a child let go, its own children do not inherit; an entry used anew means the new hold. */
+    /* The children of a child do not inherit what it has released. When an entry is used again, it means the new
+     * hold. */
     pid_t p = root(0);
     for (int i = 0; i < 8; i++) {
         tell(0, (command){.op = 'A', .slot = i, .id = 20 + (uint32_t)i});
@@ -293,7 +294,7 @@ static void test_unregistered(void)
     puts("unregistered: ok");
 }
 
-/* A copy of an heir's memory uses what the heir inherited, also after all who are registered have let it go. */
+/* A copy of a child's memory uses what the child inherited, even after all registered processes have released it. */
 static void test_copy_of_an_heir(void)
 {
     pid_t g = root(0);
@@ -314,7 +315,8 @@ static void test_copy_of_an_heir(void)
     puts("copy of an heir: ok");
 }
 
-/* A fork between the making of an item's memory and its being put: the child keeps its own hold on that memory. */
+/* A fork between the allocation of an item's memory and the put of the item: the child keeps its own hold on that
+ * memory. */
 static void test_payload_meanwhile(void)
 {
     pid_t owner = fork();
@@ -346,7 +348,7 @@ static void test_payload_meanwhile(void)
     puts("payload: ok");
 }
 
-/* What the parent sent and took back gives it no right over what its child sends, though that has the same entry now. */
+/* What the parent sent and took back gives it no right to what its child sends, even if that has the same entry now. */
 static void test_nonces(void)
 {
     pid_t owner = fork();
@@ -390,7 +392,7 @@ static void test_clone_behind_us(void)
             cl_block_ref q;
             int refused = cl_alloc(&store, 300, CL_MAY_WAIT, &q) == CL_FORKED &&
                           cl_release(&store, r.segment_id, r.segment, r.index, CL_MAY_WAIT) == CL_FORKED;
-            pid_t again = fork(); /* and its own children have no part in it either */
+            pid_t again = fork(); /* and its own children have no part in it */
             if (again == 0) {
                 _exit(cl_alloc(&store, 300, CL_MAY_WAIT, &q) == CL_CLOSED ? 0 : 1);
             }
@@ -400,7 +402,7 @@ static void test_clone_behind_us(void)
         }
         int status;
         CHECK(waitpid(raw, &status, 0) == raw && status == 0);
-        /* one that stays: it must not keep our byte when we die */
+        /* this one stays: it must not keep our byte after our death */
         raw = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
         if (raw == 0) {
             pause();
@@ -437,7 +439,7 @@ static void test_closed_descriptors(void)
         CHECK(cl_alloc(&store, 300000, CL_MAY_WAIT, &big) == CL_OK);
         r.data[0] = 7;
         int pipe_in = ask[0][0], pipe_out = answer[0][1];
-        for (int fd = 3; fd < 256; fd++) { /* and each number is a user's file now */
+        for (int fd = 3; fd < 256; fd++) { /* and each number is now a file of the user */
             if (fd != pipe_in && fd != pipe_out && fd != store.directory) {
                 int file = open("/dev/null", O_RDWR);
                 if (file != fd) {
@@ -458,7 +460,7 @@ static void test_closed_descriptors(void)
         }
         CHECK(ended(forked));
         cl_store_leave(&store);
-        for (int fd = 3; fd < 256; fd++) { /* no file of the user was closed, or written to */
+        for (int fd = 3; fd < 256; fd++) { /* no file of the user was closed or written to */
             CHECK(fcntl(fd, F_GETFD) >= 0);
         }
         _exit(0);
@@ -476,7 +478,7 @@ static void test_closed_descriptors(void)
     puts("closed descriptors: ok");
 }
 
-/* 100 heirs of one that held very much: a record each. */
+/* 100 children of a process that held very much: one record each. */
 static void test_many_heirs(void)
 {
     pid_t p = fork();
@@ -493,7 +495,7 @@ static void test_many_heirs(void)
         for (int i = 0; i < 100; i++) {
             heirs[i] = fork();
             if (heirs[i] == 0) {
-                for (int k = 0; k < N && i == 7; k++) { /* one of them lets all go */
+                for (int k = 0; k < N && i == 7; k++) { /* one of them releases all */
                     release(&store, &held[k]);
                 }
                 CHECK(write(answer[0][1], "x", 1) == 1);
@@ -628,7 +630,7 @@ int main(int argc, char **argv)
     test_payload_meanwhile();
     test_nonces();
     if (survivor
-            .weak_liveness) { /* an emulator that follows no advice on memory: a descriptor is all that it can hold on to */
+            .weak_liveness) { /* an emulator that ignores advice on memory: only a descriptor can show that it is alive */
         puts("clone behind us, closed descriptors: not looked at, since no mapping stays out of a child here");
     } else {
         test_clone_behind_us();

@@ -1,9 +1,53 @@
-/* Blocks: classes, recycling, reserved memory, trimming, addresses; threads of one process together. */
+/* Blocks: classes, reuse, reserved memory, trimming, addresses; threads of one process together. */
 #include "check.h"
 
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 
 static cl_store store;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__GLIBC__)
+#define REFUSES 0 /* the sanitizer has its own allocator */
+static int refuses;
+#else
+#define REFUSES 1
+void *__libc_realloc(void *memory, size_t size);
+static _Atomic int refuses; /* set: a table cannot be made larger */
+
+void *realloc(void *memory, size_t size)
+{
+    return refuses ? NULL : __libc_realloc(memory, size);
+}
+#endif
+
+static int segment_files(void)
+{
+    int n = 0, fd = openat(cl_directory(&store), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fdopendir(fd);
+    CHECK(d != NULL);
+    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+        n += cl_file_id(e->d_name, CL_SEGMENT_PREFIX) != 0;
+    }
+    closedir(d);
+    return n;
+}
+
+/* If this process has no memory to record a segment, the segment is removed, with its file. */
+static void no_memory_for_the_table(void)
+{
+    cl_block_ref a;
+    int before = segment_files();
+    if (!REFUSES) {
+        return;
+    }
+    refuses = 1;
+    CHECK(cl_alloc(&store, 1 << 20, CL_MAY_WAIT, &a) == CL_SYSTEM && cl_last_error()->sys == ENOMEM);
+    refuses = 0;
+    CHECK(segment_files() == before);
+    audit(&store);
+}
 
 static void *churn(void *arg)
 {
@@ -37,6 +81,7 @@ int main(void)
 {
     open_store(&store, 1);
     cl_block_ref a, b, c, found;
+    no_memory_for_the_table();
     CHECK(cl_alloc(&store, 1 << 20, CL_MAY_WAIT, &a) == CL_OK && !a.recycled && a.capacity == 1 << 20);
     CHECK(((uintptr_t)a.data & 4095) == 0);
     memset(a.data, 1, 1 << 20);
@@ -51,10 +96,10 @@ int main(void)
     audit(&store);
     release(&store, &b);
     release(&store, &c);
-    CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 0); /* nothing of ours stands there any more */
+    CHECK(cl_find(&store, b.data + 5, 10, CL_MAY_WAIT, &found) == 0); /* this address is no longer in a block of ours */
     release(&store, &a);
     audit(&store);
-    /* given back, its file still there, as one leaves it who is killed at it: the books are in order */
+    /* removed, but its file still exists, as after a kill at this step: the registry is consistent */
     CHECK(cl_alloc(&store, 200000, CL_MAY_WAIT, &a) == CL_OK);
     release(&store, &a);
     CHECK(cl_enter(&store, CL_OP_LIST, CL_MAY_WAIT) == CL_OK && cl_segment_retire(&store, a.segment) == CL_OK);
@@ -63,7 +108,7 @@ int main(void)
     cl_leave(&store);
     CHECK(store.segments[a.segment].state == CL_SEGMENT_FREE);
     audit(&store);
-    /* objects lie in segments of their own, also when a block of that size is free; one may ask to be alone */
+    /* objects are in segments of their own, even when a block of that size is free; a caller may ask for this too */
     CHECK(cl_alloc(&store, 100, CL_MAY_WAIT | CL_FOR_OBJECT, &a) == CL_OK && a.capacity == 128 && !a.recycled);
     CHECK(cl_alloc(&store, 100, CL_MAY_WAIT, &b) == CL_OK && b.recycled && b.segment != a.segment);
     CHECK(cl_alloc(&store, 128, CL_MAY_WAIT | CL_FOR_OBJECT, &c) == CL_OK && c.segment == a.segment);
@@ -80,7 +125,7 @@ int main(void)
     CHECK(cl_alloc(&store, (uint64_t)1 << 50, CL_MAY_WAIT, &a) == CL_FULL && count_files("seg.") == 0);
     audit(&store);
 
-    /* who writes past the end of the last block of a segment is stopped there, and hits nothing of others */
+    /* a write past the end of the last block of a segment stops there, and reaches no memory of others */
     CHECK(cl_alloc(&store, 102400, CL_MAY_WAIT, &a) == CL_OK && a.capacity == 102400);
     pid_t child = fork();
     if (child == 0) {
@@ -93,7 +138,7 @@ int main(void)
     release(&store, &a);
     audit(&store);
 
-    store.settings.warm_limit = 1 << 20; /* freeing beyond the limit gives back at once */
+    store.settings.warm_limit = 1 << 20; /* a free above the limit removes the segment at once */
     CHECK(cl_alloc(&store, 3 << 20, CL_MAY_WAIT, &a) == CL_OK);
     release(&store, &a);
     CHECK(store.control->warm_bytes <= 1 << 20 && count_files("seg.") == 0);
@@ -108,7 +153,8 @@ int main(void)
     }
     audit(&store);
     CHECK(store.control->total_bytes == store.control->warm_bytes);
-    cl_block_ref many[150]; /* more segments than are given back at a time: the last one out leaves none of them */
+    cl_block_ref
+        many[150]; /* more segments than are removed at a time: the last process that leaves removes all of them */
     for (int i = 0; i < 150; i++) {
         CHECK(cl_alloc(&store, 100000, CL_MAY_WAIT, &many[i]) == CL_OK);
     }

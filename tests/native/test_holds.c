@@ -1,9 +1,10 @@
-/* Holds: messages pass from hand to hand, stale handles are refused, families and times end, names come and go. */
+/* Holds: messages pass between processes, stale handles are refused, messages of families end and expire, names are
+ * made and removed. */
 #include "check.h"
 
 static cl_store store, other;
 
-/* A queue that lies in itself: it goes with its last user, at once. */
+/* A queue that is an item of itself: it is freed with its last user, at once. */
 static void test_in_itself(void)
 {
     cl_block_ref q;
@@ -11,7 +12,7 @@ static void test_in_itself(void)
     cl_token t, none;
     CHECK(cl_alloc(&store, 3000, CL_MAY_WAIT, &q) == CL_OK);
     uint32_t number = q.segment * CL_BLOCKS + q.index;
-    for (int i = 0; i < 3; i++) { /* and once more than once */
+    for (int i = 0; i < 3; i++) { /* and one more time than one */
         CHECK(cl_draft(&store, q.segment, q.index, CL_MAY_WAIT, &a) == CL_OK);
         t = (cl_token){.nonce = a.nonce, .hold = a.hold};
         CHECK(cl_give(&store, number, (uint64_t)i, &t, 1, NULL, CL_MAY_WAIT, &none) == CL_OK);
@@ -33,19 +34,19 @@ int main(void)
     CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK);
     CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK);
     strcpy((char *)a.data, "sent");
-    release(&store, &a); /* the message alone holds it now */
+    release(&store, &a); /* now only the message holds it */
     audit(&store);
     open_store(&other, 1);
     CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_OK && strcmp((char *)b.data, "sent") == 0);
     CHECK(store.control->messages == 0);
     cl_block_ref again;
-    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &again) == CL_OK && again.data == b.data); /* while any hold remains */
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &again) == CL_OK && again.data == b.data); /* a hold remains */
     release(&other, &again);
     audit(&store);
     release(&other, &b);
     CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_STALE);
     CHECK(cl_alloc(&store, 5000, CL_MAY_WAIT, &a) == CL_OK && a.segment == sent.segment && a.index == sent.index);
-    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_STALE); /* another's bytes stand there now */
+    CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_STALE); /* bytes of another block are there now */
     old = sent;
     old.segment_id++;
     CHECK(cl_load(&other, &old, CL_MAY_WAIT, &b) == CL_STALE);
@@ -56,13 +57,13 @@ int main(void)
     CHECK(cl_draft(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK && store.control->messages == 0);
     CHECK(cl_mail(&store, sent.hold, sent.nonce + 1, CL_MAY_WAIT) == CL_CORRUPT);
     CHECK(cl_mail(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_OK && store.control->messages == 1);
-    CHECK(cl_mail(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_CORRUPT); /* it is one already */
+    CHECK(cl_mail(&store, sent.hold, sent.nonce, CL_MAY_WAIT) == CL_CORRUPT); /* it is a message already */
     audit(&store);
     CHECK(cl_load(&other, &sent, CL_MAY_WAIT, &b) == CL_OK && b.segment == a.segment && store.control->messages == 0);
     release(&other, &b);
     store.settings.message_ttl_ns = 1;
     CHECK(cl_send(&store, a.segment, a.index, CL_MAY_WAIT, &sent) == CL_OK && store.control->messages == 1);
-    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0); /* its time is over */
+    CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK && store.control->messages == 0); /* it has expired */
     store.settings.message_ttl_ns = 0;
 
     pid_t child = fork(); /* a family of its own sends and ends */
@@ -87,7 +88,7 @@ int main(void)
     CHECK(cl_lookup(&other, "camer", 5, CL_MAY_WAIT, &named) == CL_MISSING);
     CHECK(cl_load(&other, &named.address, CL_MAY_WAIT, &b) == CL_OK);
     release(&store, &a);
-    CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_OK); /* the attacher holds it */
+    CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_OK); /* the process that attached it holds it */
     audit(&store);
     release(&other, &b);
     CHECK(cl_lookup(&other, "camera", 6, CL_MAY_WAIT, &named) == CL_MISSING); /* gone with its block */

@@ -1,4 +1,4 @@
-/* Transactions: all or nothing at every kill point; damage in the journal is told, not followed. */
+/* Transactions: all or nothing at every kill point. Damage in the journal is reported, not applied. */
 #include "check.h"
 
 #include <pthread.h>
@@ -17,7 +17,8 @@ static void change(uint32_t owners, uint64_t bytes, uint32_t messages)
     cl_commit(&txn);
 }
 
-/* What a replay has finished is over: one who dies while it fills in the next transaction leaves nothing of it. */
+/* After a replay the transaction is finished: a process that dies while it fills in the next one leaves nothing of
+ * it. */
 static void test_replayed_once(void)
 {
     const long at[] = {2, 1}; /* committed, not applied; then: filled in, not committed */
@@ -32,7 +33,7 @@ static void test_replayed_once(void)
     }
 }
 
-/* An offset so near the end of all numbers that what follows it is the beginning again. */
+/* An offset so near the maximum that the addition wraps to the beginning. */
 static void test_wild_offset(void)
 {
     for (uint64_t wild = UINT64_MAX - 31; wild != 0; wild++) {
@@ -43,7 +44,7 @@ static void test_wild_offset(void)
     atomic_store(&c->journal.committed, 0);
 }
 
-/* A count that is too high, and behind the journal words that look like more of it. */
+/* A count that is too high, and after the journal words that look like more of it. */
 static void test_count(void)
 {
     for (uint32_t i = 0; i < CL_JOURNAL_MAX; i++) {
@@ -57,9 +58,10 @@ static void test_count(void)
     atomic_store(&c->journal.committed, 0);
 }
 
-/* One commits, another sees that and replays: what it reads was there before its number. The thread sanitizer looks on. */
+/* One thread commits; another sees that and replays: what it reads was written before the number. Run under the
+ * thread sanitizer too. */
 static cl_au32 ready, made, over, enough;
-static uint32_t seen; /* rounds in which the other came in time */
+static uint32_t seen; /* rounds in which the other thread came in time */
 
 static void *replays(void *arg)
 {
@@ -90,7 +92,7 @@ static void test_order(void)
             sched_yield();
         }
         cl_txn txn = cl_begin(base);
-        for (uint32_t i = 0; i < CL_JOURNAL_MAX; i++) { /* applying them takes a while */
+        for (uint32_t i = 0; i < CL_JOURNAL_MAX; i++) { /* to apply them takes a while */
             cl_set32(&txn, &c->messages, round + i);
         }
         atomic_store(&enough, seen >= 50 || cl_monotonic_ns() > until);

@@ -1,9 +1,10 @@
-/* Death at every step: each operation is killed at its first kill point, its second, and so on to its end. After each
- * death a survivor must find a registry that audits clean and, once it has reaped, nothing held by the dead. */
+/* Death at every step: each operation is killed at its first kill point, at its second, and so on to its end. After
+ * each death a survivor must find a registry that passes the audit and, once it has reaped, nothing held by the dead
+ * process. */
 #include "check.h"
 
 static cl_store survivor;
-static cl_block_ref kept; /* the survivor's own block: nothing may ever touch it */
+static cl_block_ref kept; /* the survivor's own block: it must never change */
 static cl_address to_load; /* a message for the victim */
 
 static void alloc_small(cl_store *s)
@@ -79,12 +80,12 @@ static void leave_empty_handed(cl_store *s)
 
 static void nothing(cl_store *s)
 {
-    (void)s; /* joining alone */
+    (void)s; /* to join is all */
 }
 
 static void reap_another(cl_store *s)
 {
-    pid_t child = fork(); /* dies holding things of every kind; its family is the victim's */
+    pid_t child = fork(); /* dies holding objects of every kind; its family is the victim's */
     if (child == 0) {
         cl_kill_at = 0;
         cl_store own;
@@ -95,7 +96,7 @@ static void reap_another(cl_store *s)
             CHECK(cl_alloc(&own, 100u << (4 * i), CL_MAY_WAIT, &r) == CL_OK);
         }
         CHECK(cl_send(&own, r.segment, r.index, CL_MAY_WAIT, &a) == CL_OK);
-        cl_kill_at = cl_kill_passed + 9; /* in the middle of making a segment */
+        cl_kill_at = cl_kill_passed + 9; /* while it creates a segment */
         CHECK(cl_alloc(&own, 3000000, CL_MAY_WAIT, &r) == CL_OK);
         _exit(0);
     }
@@ -104,8 +105,8 @@ static void reap_another(cl_store *s)
     CHECK(cl_reap(s, CL_MAY_WAIT, NULL) == CL_OK);
 }
 
-/* fork: `who` says whether parent or child is the one to die. The child's points begin inside fork(), in the store's own
- * handler: this one was registered before it, so it runs first. */
+/* fork: `who` says whether the parent or the child dies. The child's kill points begin inside fork(), in the handler
+ * of the store. The handler here was registered before that one, so it runs first. */
 static long child_dies_at;
 
 static void aim_in_child(void)
@@ -125,7 +126,7 @@ static void fork_and_use(cl_store *s, long n, int who)
     child_dies_at = who == 1 ? n : 0;
     pid_t child = fork();
     if (child == 0) {
-        cl_reap(s, CL_MAY_WAIT, NULL); /* with the parent dead or alive: what we inherited stands */
+        cl_reap(s, CL_MAY_WAIT, NULL); /* with the parent dead or alive: what we inherited stays */
         CHECK(r.data[0] == 5);
         cl_block_ref fresh;
         CHECK(cl_alloc(s, 300, CL_MAY_WAIT, &fresh) == CL_OK && fresh.data != r.data);
@@ -142,7 +143,7 @@ static void fork_and_use(cl_store *s, long n, int who)
     }
 }
 
-/* One that starts after the death, before any survivor has acted. */
+/* A process that starts after the death, before any survivor has acted. */
 static void newcomer(void)
 {
     pid_t child = fork();
@@ -160,7 +161,7 @@ static void newcomer(void)
 
 static void settle(const char *what, long n)
 {
-    /* Orphans of a killed parent end by themselves; only then is everything the survivor's again. */
+    /* Orphans of a killed parent exit by themselves; only then does the survivor own everything again. */
     for (int64_t deadline = cl_monotonic_ns() + 20000000000;;) {
         CHECK(cl_reap(&survivor, CL_MAY_WAIT, NULL) == CL_OK);
         audit(&survivor);
@@ -262,7 +263,7 @@ int main(void)
            (unsigned long long)survivor.control->recoveries);
     CHECK(cl_store_leave(&survivor) == 1 && count_files("") == 0);
 
-    /* Making the registry itself: the first process dies at every step, the second finds nothing or a sound one. */
+    /* Creating the registry: the first process dies at every step; the second finds no registry or a sound one. */
     for (long n = 1;; n++) {
         pid_t child = fork();
         if (child == 0) {

@@ -22,7 +22,7 @@ static int set(uint64_t at, uint8_t fill, uint64_t length)
     return rc;
 }
 
-/* The one byte that everything in the slot consists of. */
+/* All bytes of the slot must be this one. */
 static int get(uint64_t at, uint64_t *length)
 {
     uint8_t bytes[4096];
@@ -83,8 +83,8 @@ static void threads(void)
 }
 
 #ifndef __SANITIZE_THREAD__
-/* Two commits in the middle of a read: the bytes are copied to a page that cannot be written yet, and who is told of that
- * replaces the value twice, so that the side which is being read is another's. */
+/* Two commits during a read: the bytes are copied to a page that cannot be written yet. The fault handler replaces
+ * the value twice, so that the side that is being read has another value. */
 static uint8_t *page;
 static int faults;
 

@@ -1,4 +1,4 @@
-/* The lock: exclusion, a dead holder, a word that names nobody, no early or late return. */
+/* The lock: exclusion, a dead holder, a word without an owner, no early and no late return. */
 #include "check.h"
 #include "thread_lock.h"
 
@@ -32,8 +32,8 @@ static void *add(void *arg)
     return NULL;
 }
 
-/* Two take turns, told by words that order nothing: what the lock guards is ordered by the lock alone. The thread sanitizer
- * looks on. */
+/* Two threads take turns, told by words that order nothing: only the lock orders what it guards. Run under the
+ * thread sanitizer too. */
 static cl_au32 turn;
 
 static void *takes_turns(void *arg)
@@ -61,11 +61,12 @@ static void test_turns(void)
     CHECK(counter == before + 400);
 }
 
-/* Whoever takes the lock while others may sleep for it says so in the word, and wakes one of them when it lets go. */
+/* A thread that takes the lock while others may sleep for it keeps the sleeper bit in the word, and wakes one of
+ * them when it releases it. */
 static void test_marks(void)
 {
     uint32_t me = CL_LOCK_WORD(1u, 5u), seen;
-    atomic_store(&word, CL_LOCK_SLEEP | CL_LOCK_WORD(7u, 3u)); /* a dead holder, and somebody who sleeps */
+    atomic_store(&word, CL_LOCK_SLEEP | CL_LOCK_WORD(7u, 3u)); /* a dead holder, and a sleeper */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OWNER_DIED &&
           atomic_load(&word) == (me | CL_LOCK_SLEEP));
     atomic_store(&word, 0);
@@ -76,7 +77,7 @@ static void test_marks(void)
     atomic_store(&word, 0);
 }
 
-static cl_au32 sleeper; /* its thread's number */
+static cl_au32 sleeper; /* its thread number */
 
 static void *sleep_for_it(void *arg)
 {
@@ -108,11 +109,11 @@ static void test_wakes(void)
         }
         pthread_join(thread, NULL);
     }
-    CHECK(woken > ROUNDS * 3 / 4); /* a slice may end in the very moment */
+    CHECK(woken > ROUNDS * 3 / 4); /* a slice may end at the same moment */
 }
 
 #ifndef __SANITIZE_THREAD__
-/* The holder lets go and is killed before it wakes anybody, at the moment that our sleep ends. */
+/* The holder releases the lock and is killed before it wakes a sleeper, at the moment our sleep ends. */
 static void die_before_the_wake(int number)
 {
     uint32_t held = CL_LOCK_SLEEP | CL_LOCK_WORD(3u, 3u);
@@ -197,7 +198,7 @@ int main(void)
 
     uint32_t me = CL_LOCK_WORD(1u, 5u);
     CHECK(CL_LOCK_SLOT(me) == 2 && CL_LOCK_INCARNATION(me) == 5);
-    atomic_store(&word, CL_LOCK_WORD(7u, 3u)); /* left by the dead */
+    atomic_store(&word, CL_LOCK_WORD(7u, 3u)); /* of a dead process */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OWNER_DIED);
     CHECK((atomic_load(&word) & ~CL_LOCK_SLEEP) == me);
     cl_unlock(&word);
@@ -211,9 +212,9 @@ int main(void)
     }
     CHECK(rc == CL_TIMEOUT && cl_monotonic_ns() >= deadline);
     CHECK(cl_waits()->holder == CL_LOCK_WORD(3u, 3u) && cl_waits()->since_ns >= start);
-    atomic_store(&word, 0); /* got at the next call's first look: nobody is waited for any more */
+    atomic_store(&word, 0); /* got at the next call's first look: the call waits for no process any more */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OK && cl_waits()->holder == 0);
-    atomic_store(&word, CL_LOCK_SLEEP); /* a holder killed between its swap and its wake */
+    atomic_store(&word, CL_LOCK_SLEEP); /* a holder that was killed between its swap and its wake */
     CHECK(cl_lock(&word, me, CL_FOREVER, &spin, alive, NULL) == CL_OK);
     cl_unlock(&word);
     test_turns();

@@ -1,5 +1,5 @@
-/* The queue: order and wholeness under many threads (also under TSan), bounds, and death at every step of put and get:
- * nothing that put returned for is lost, nothing comes twice, no hold and no block is left. */
+/* The queue: items stay in order and whole under many threads (also under TSan), bounds, and death at every step of
+ * put and get. No item is lost once put has returned for it, none comes twice, no hold and no block is left. */
 #include "check.h"
 #include "queue_parts.h"
 
@@ -44,7 +44,7 @@ static int put(cl_queue *q, uint64_t number, uint64_t nbytes, int64_t deadline)
     return rc;
 }
 
-/* An item in a block of its own that names another block, by a drafted hold. */
+/* An item in a block of its own that refers to another block, by a drafted hold. */
 static int put_far(cl_queue *q, uint64_t number, uint64_t nbytes)
 {
     cl_block_ref payload, other;
@@ -68,7 +68,7 @@ static int put_far(cl_queue *q, uint64_t number, uint64_t nbytes)
     return rc;
 }
 
-/* Take one: its number; 0 with *rc set when there is none. */
+/* Take one item: its number; 0 with *rc set when there is none. */
 static uint64_t get(cl_queue *q, int64_t deadline, int *result, uint64_t *sequence)
 {
     cl_got got;
@@ -212,7 +212,7 @@ static void bounds(void)
     release(&store, &place);
 }
 
-/* Who looks at the next item and leaves it stands where he stood, also when it is in the next chunk. */
+/* A consumer that peeks at the next item and leaves it stays at its position, also if the item is in the next chunk. */
 static void looked_at(void)
 {
     cl_queue q;
@@ -236,7 +236,7 @@ static void looked_at(void)
     CHECK(used_blocks() == 0 && channel_holds() == 0);
 }
 
-/* ---- wakes: who was woken says that others may sleep still, and wakes the next when there is more to take */
+/* ---- wakes: a woken process says that others may still sleep, and wakes the next when there is more to take */
 
 static cl_queue watched;
 static cl_au32 getter, sleeper;
@@ -287,7 +287,7 @@ static void passed_on(void)
         CHECK(is_marked(20000000000));
         wait_asleep(&getter);
         cl_spin spin = {0};
-        CHECK(cl_mutex_lock(&store, &h->get.lock, 0, &spin) == CL_OK); /* whoever wakes gets no further than to this */
+        CHECK(cl_mutex_lock(&store, &h->get.lock, 0, &spin) == CL_OK); /* a woken process gets no further than this */
         while ((rc = cl_queue_put(&watched, items, 2, &done, CL_FOREVER, CL_MAY_WAIT)) == CL_AGAIN) {
         }
         CHECK(rc == CL_OK);
@@ -340,9 +340,9 @@ static void *consume(void *arg)
         }
         CHECK(rc == CL_OK && number >> 32 < 2);
         uint64_t i = number & UINT32_MAX;
-        CHECK(i > last[number >> 32]); /* first in, first out of each producer */
+        CHECK(i > last[number >> 32]); /* each producer's items come first in, first out */
         last[number >> 32] = i;
-        CHECK(seen[number >> 32][i]++ == 0); /* each is some one thread's: no race unless it came twice */
+        CHECK(seen[number >> 32][i]++ == 0); /* only one thread counts each: no race unless it came twice */
     }
 }
 
@@ -386,7 +386,7 @@ static void victim(cl_queue *q, int kind)
     switch (kind) {
     case PUTS:
     case PUTS_FAR:
-        for (uint64_t i = 1001; i < 1012; i++) { /* far enough for a chunk or two */
+        for (uint64_t i = 1001; i < 1012; i++) { /* enough for a chunk or two */
             notes->putting = i;
             CHECK((kind == PUTS ? put(q, i, CL_INLINE_MAX, CL_FOREVER) : put_far(q, i, 5000)) == CL_OK);
             notes->put = i;
@@ -450,7 +450,7 @@ static void kill_everywhere(int kind)
         int well = ended(child);
         CHECK(cl_reap(&store, CL_MAY_WAIT, NULL) == CL_OK);
         audit(&store);
-        /* The survivor puts and takes; what comes out is the whole truth. */
+        /* The survivor puts and takes; what it takes shows the true state. */
         if (kind != SHUTS) {
             CHECK((leases ? put_far(&q, 5000, 700) : put(&q, 5000, 50, CL_FOREVER)) == CL_OK);
         }
@@ -462,7 +462,7 @@ static void kill_everywhere(int kind)
                 continue;
             }
             CHECK(cl_queue_done(&q, 0) == CL_OK);
-            if (kind == GETS && expect == 1) { /* what the victim was told it has is gone; one more may be */
+            if (kind == GETS && expect == 1) { /* the item that get returned to the victim is gone; one more may be */
                 CHECK(number == notes->got + 1 || (number == notes->got + 2 && notes->getting == notes->got + 1));
                 expect = number;
             }
@@ -479,12 +479,12 @@ static void kill_everywhere(int kind)
             }
         }
         CHECK(rc == CL_TIMEOUT || (kind == SHUTS && rc == CL_CLOSED));
-        if (kind == SHUTS) { /* nobody shuts it again: the get has finished that */
+        if (kind == SHUTS) { /* no process shuts it again: the get has finished that */
             CHECK(rc == CL_CLOSED && cl_queue_size(h) == 0 && cl_queue_unfinished(&q) == 0);
         }
         if (leases) {
             for (uint64_t i = notes->acknowledged + 1; i <= before; i++) {
-                CHECK(times[i] == 1 || i == notes->acknowledging); /* it may have done so with that one, unheard */
+                CHECK(times[i] == 1 || i == notes->acknowledging); /* done, but its result was not received */
             }
             CHECK(cl_queue_unfinished(&q) == 0);
         } else if (kind != SHUTS) {
@@ -508,9 +508,10 @@ static void kill_everywhere(int kind)
     CHECK(n > 10);
 }
 
-/* shutdown(immediate=True) by a process that is killed in it, at each of its steps: of a queue with items, with items in blocks of
- * their own, and of one that delivers again whose consumer has died. The others' join ends, alone and without a get; so does get.
- * Where items are delivered once, what was taken is a dead letter, at whichever step he died. */
+/* shutdown(immediate=True) by a process that is killed in it, at each of its steps: of a queue with items, with
+ * items in blocks of their own, and of one with redelivery whose consumer has died. The join of the other processes
+ * ends, alone and without a get; so does get. Where items are delivered once, a taken item becomes a dead letter, at
+ * whichever step the process died. */
 static void shut_by_who_dies(int leases, int deliveries, int by_get)
 {
     long n = 1;
@@ -582,8 +583,8 @@ static void shut_by_who_dies(int leases, int deliveries, int by_get)
     CHECK(n > 6);
 }
 
-/* A consumer that takes and gives back, and is killed at each step of it: the item is delivered again at most as often as may
- * be, then it is a dead letter; never lost, never both; join ends. */
+/* A consumer that takes and gives back, and is killed at each step of it: the item is delivered again, at most as
+ * often as allowed, then it is a dead letter. It is never lost and never both; join ends. */
 static void nack_by_who_dies(void)
 {
     long n = 1;
@@ -625,7 +626,7 @@ static void nack_by_who_dies(void)
         audit(&store);
         uint64_t taken = get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence);
         CHECK(taken == 1 || rc == CL_TIMEOUT);
-        if (taken) { /* it was delivered less often than may be: once more, then no more */
+        if (taken) { /* it was delivered less often than allowed: once more, then no more */
             CHECK(cl_queue_nack(&q, sequence) == CL_OK);
             if (get(&q, cl_monotonic_ns() + 1000000, &rc, &sequence) == 1) {
                 CHECK(cl_queue_nack(&q, sequence) == CL_OK);
@@ -638,13 +639,13 @@ static void nack_by_who_dies(void)
         cl_got got;
         uint32_t at = 0, deliveries = 0;
         rc = cl_queue_dead_letter(&q, &at, &got, &deliveries);
-        CHECK(rc == CL_OK || (rc == CL_MISSING && !taken)); /* discarded, unheard */
+        CHECK(rc == CL_OK || (rc == CL_MISSING && !taken)); /* discarded, without the result being received */
         if (rc == CL_OK) {
             CHECK(deliveries >= 2 && deliveries <= 3);
             release(&store, &got.payload);
             CHECK(cl_queue_discard(&q, got.sequence) == CL_OK && cl_queue_discard(&q, got.sequence) == CL_MISSING);
         }
-        while ((rc = cl_queue_done(&q, 77)) == CL_AGAIN) { /* whoever enters next repairs */
+        while ((rc = cl_queue_done(&q, 77)) == CL_AGAIN) { /* the next process that enters repairs */
         }
         CHECK(rc == CL_MISSING);
         audit(&store);
@@ -662,7 +663,7 @@ static void nack_by_who_dies(void)
     CHECK(n > 20);
 }
 
-/* A dead letter is not passed over because another process has the registry's lock for longer than one waits. */
+/* A dead letter is not skipped when another process has the registry's lock for longer than a call waits. */
 static void dead_letter_beside_who_holds_the_registry(void)
 {
     cl_queue_head *h = make(0, CL_QUEUE_JOINABLE | CL_QUEUE_REDELIVER, 4);
@@ -707,7 +708,7 @@ static void dead_letter_beside_who_holds_the_registry(void)
     release(&store, &place);
 }
 
-/* A put that looked at the state before the shutdown, and came behind it. */
+/* A put that read the state before the shutdown, and continued after it. */
 static void put_behind_a_shutdown(void)
 {
     cl_queue_head *h = make(0, CL_QUEUE_JOINABLE, 0);
@@ -726,7 +727,7 @@ static void put_behind_a_shutdown(void)
     release(&store, &place);
 }
 
-/* Who put is killed while it holds the registry's lock, and no other is left to take that over. */
+/* A producer is killed while it holds the registry's lock, and no other process is left to take the lock over. */
 static void deserted_by_who_held_the_registry(void)
 {
     cl_queue q;

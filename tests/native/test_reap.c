@@ -1,4 +1,5 @@
-/* Taking back what the dead held: cases that a reader of the code proved to go wrong once. Each in a process of its own. */
+/* Reclaiming what dead processes held: cases that a reviewer of the code proved to be wrong once. Each runs in a
+ * process of its own. */
 #include "check.h"
 
 static void in_child(const char *what, void (*test)(void))
@@ -14,7 +15,8 @@ static void in_child(const char *what, void (*test)(void))
 
 static cl_store store;
 
-/* A family ends; a process of another still uses the object. Its unlinking then drops no hold that is another's by now. */
+/* A family ends while a process of another family still uses the object. To unlink it must then drop no hold that
+ * belongs to another process by now. */
 static void test_name_whose_family_has_ended(void)
 {
     int go[2], done[2];
@@ -28,6 +30,8 @@ static void test_name_whose_family_has_ended(void)
         static cl_store own;
         open_store(&own, 1);
         CHECK(cl_posix_record(&own, "obj", 3, 77, 88, 4096, 1, CL_MAY_WAIT, &id, &slot) == CL_OK);
+        cl_address address; /* it is sent by its name, and has no memory that a handle could name */
+        CHECK(cl_send(&own, slot, 0, CL_MAY_WAIT, &address) == CL_STALE);
         CHECK(write(done[1], "x", 1) == 1 && read(go[0], &c, 1) == 1);
         _exit(0);
     }
@@ -48,7 +52,7 @@ static void test_name_whose_family_has_ended(void)
     audit(&store);
 }
 
-/* Two senders' parents had one process number, one after the other: each is judged by its own start. */
+/* The parents of two senders had the same process number, one after the other: each is judged by its own start time. */
 static void test_parents_of_one_number(void)
 {
     cl_block_ref r, q;
@@ -95,11 +99,11 @@ static void test_after_a_caretaker(void)
         static cl_store own;
         int fd = cl_live_open(&store);
         struct flock rest = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 2, .l_len = CL_CARETAKER - 2};
-        CHECK(fd >= 0 && fcntl(fd, F_OFD_SETLK, &rest) == 0); /* as if all other slots were taken, for ever */
+        CHECK(fd >= 0 && fcntl(fd, F_OFD_SETLK, &rest) == 0); /* as if all other slots were taken for ever */
         open_store(&own, 3);
         _exit(0);
     }
-    /* It looks at the dead owner as the caretaker, again and again, and never finds a slot. */
+    /* As the caretaker it checks the dead owner again and again, and never finds a slot. */
     for (int64_t until = cl_monotonic_ns() + 10000000000; store.owners[1].state != CL_OWNER_GONE;) {
         CHECK(cl_monotonic_ns() < until);
         usleep(1000);
@@ -115,7 +119,7 @@ static void test_after_a_caretaker(void)
     }
 }
 
-/* Killed while it gives a segment back: until that is finished no block of it is handed out. */
+/* Killed while it removes a segment: until that is finished, no block of the segment is allocated. */
 static void test_given_back_half_way(void)
 {
     open_store(&store, 1);
@@ -134,7 +138,7 @@ static void test_given_back_half_way(void)
         }
         int well = ended(owner);
         cl_block_ref r;
-        store.control->scanned_ns = (uint64_t)cl_monotonic_ns(); /* nobody looks for the dead just now */
+        store.control->scanned_ns = (uint64_t)cl_monotonic_ns(); /* no process scans for dead ones at this moment */
         store.control->scan_cost_ns = 10000000;
         CHECK(cl_alloc(&store, 200000, CL_MAY_WAIT, &r) == CL_OK);
         CHECK(store.segments[r.segment].state == CL_SEGMENT_READY);
@@ -152,7 +156,7 @@ static void test_given_back_half_way(void)
     }
 }
 
-/* A process that does nothing but fork children, which end, never runs out of slots. */
+/* A process that only forks children, which exit, never runs out of slots. */
 static void test_many_forks(void)
 {
     open_store(&store, 1);
@@ -166,7 +170,7 @@ static void test_many_forks(void)
     }
 }
 
-/* Queues that lie in queues, so deep that a function that calls itself for each would not last. */
+/* Queues inside queues, nested so deep that a recursive function would overflow the stack. */
 static void test_nested(void)
 {
     open_store(&store, 1);

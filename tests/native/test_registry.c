@@ -1,5 +1,5 @@
-/* The registry's lock: a word that names nobody heals when nothing else is damaged, and only then; nobody lets go what is
- * another's; a newcomer does not mind one that was killed while it joined with the same slot. */
+/* The registry's lock: a word without an owner is repaired if nothing else is damaged, and only then; no process
+ * releases a lock of another; a new process works after one was killed while it joined with the same slot. */
 #include "check.h"
 
 static cl_store store;
@@ -31,11 +31,11 @@ static void test_damage_stays(void)
 {
     uint32_t word = CL_LOCK_WORD(3000u, 5u);
     atomic_store(&store.control->lock, word);
-    atomic_store(&store.control->journal.committed, 1); /* a change is half done: whose? */
+    atomic_store(&store.control->journal.committed, 1); /* a change is half done, but no owner is known */
     CHECK(enter() == CL_CORRUPT && (atomic_load(&store.control->lock) & ~CL_LOCK_SLEEP) == word);
     atomic_store(&store.control->journal.committed, 0);
     uint32_t kept = store.control->holds_free;
-    store.control->holds_free = 77777; /* a list that leads nowhere */
+    store.control->holds_free = 77777; /* a list whose first index is invalid */
     CHECK(enter() == CL_CORRUPT && (atomic_load(&store.control->lock) & ~CL_LOCK_SLEEP) == word);
     store.control->holds_free = kept;
     CHECK(enter() == CL_OK);
@@ -65,21 +65,21 @@ static void test_anothers(void)
 {
     CHECK(enter() == CL_OK);
     uint32_t other = CL_LOCK_WORD(9u, 1u);
-    atomic_store(&store.control->lock, other); /* it was taken over, whatever the reason */
+    atomic_store(&store.control->lock, other); /* another process took it over, for whatever reason */
     cl_leave(&store);
     CHECK(atomic_load(&store.control->lock) == other);
     atomic_store(&store.control->lock, 0);
     puts("another's: ok");
 }
 
-/* Dies with the lock while it joins; the next one wins the same slot, and the word names it. */
+/* Dies with the lock while it joins. The next process gets the same slot, and the word names that slot. */
 static void test_same_slot(void)
 {
     for (int i = 0; i < 3; i++) {
         pid_t child = fork();
         if (child == 0) {
             cl_store own;
-            cl_kill_at = cl_kill_passed + 2; /* the byte is won; the lock is taken */
+            cl_kill_at = cl_kill_passed + 2; /* it has the byte; the lock is taken */
             open_store(&own, 5);
             _exit(1);
         }
@@ -99,15 +99,15 @@ static void test_same_slot(void)
     puts("same slot: ok");
 }
 
-/* The last one out was killed between its word that the registry is removed, and the removal: who has just won a byte turns
- * back, and opens anew. */
+/* The last process was killed after it marked the registry as removed and before the removal. A process that has
+ * just got a byte goes back and opens a new registry. */
 static void test_removed_meanwhile(void)
 {
     pid_t child = fork();
     if (child == 0) {
         static cl_store own, late;
         open_store(&own, 5);
-        late = own; /* as it is when the registry has been opened, and a slot is to be won */
+        late = own; /* the state after the registry was opened, before it gets a slot */
         late.life = late.lineage = NULL;
         late.life_fd = late.spare_fd = -1;
         own.control->removed = 1;
@@ -122,7 +122,7 @@ static void test_removed_meanwhile(void)
     puts("removed meanwhile: ok");
 }
 
-/* More at once than there are slots with pages: nobody is refused. */
+/* More processes at once than slots with pages: none is refused. */
 static void test_burst(void)
 {
     enum { N = 300 };
@@ -157,7 +157,8 @@ static void test_burst(void)
     puts("burst: ok");
 }
 
-/* The files are removed under it: what is there goes on, in forked children too; nothing of a later registry is touched. */
+/* The files are removed while the registry is in use: what exists continues, in forked children too; a later
+ * registry is not changed. */
 static void test_adrift(void)
 {
     cl_block_ref kept, r;
@@ -183,13 +184,13 @@ static void test_adrift(void)
         CHECK(store.open && cl_send(&store, kept.segment, kept.index, CL_MAY_WAIT, &sent) == CL_OK);
         CHECK(cl_load(&store, &sent, CL_MAY_WAIT, &r) == CL_OK && r.data == kept.data);
         CHECK(enter() == CL_OK);
-        kill(getpid(), SIGKILL); /* with the lock */
+        kill(getpid(), SIGKILL); /* while it holds the lock */
     }
     CHECK(!ended(child));
     CHECK(cl_reap(&store, CL_MAY_WAIT, &reaped) == CL_OK && reaped.owners == 1);
     open_store(&later, 1);
     CHECK(count_files("registry") == 1 && cl_alloc(&later, 100, CL_MAY_WAIT, &r) == CL_OK);
-    CHECK(cl_load(&later, &sent, CL_MAY_WAIT, &r) == CL_STALE); /* another registry's */
+    CHECK(cl_load(&later, &sent, CL_MAY_WAIT, &r) == CL_STALE); /* of another registry */
     release(&store, &kept);
     CHECK(cl_store_leave(&store) == 0 && count_files("registry") == 1 && count_files("live.") == 1);
     audit(&later);

@@ -1,5 +1,6 @@
-/* The ring of frames: no torn frame under many threads (also under TSan), who waits for whom, and a death and a stop at every
- * step: no slot and no loan is left, no half-written frame is seen, and nobody waits for who is stopped. */
+/* The ring of frames: no torn frame under many threads (also under TSan), which process waits for which, and a death
+ * and a stop at every step: no slot and no loan is left, no half-written frame is seen, and no process waits for a
+ * stopped one. */
 #include "check.h"
 #include "ring.h"
 
@@ -99,7 +100,7 @@ static int is_lent(const cl_ring *r, uint32_t slot)
     return any != 0;
 }
 
-/* Has a frame that can be found, or that somebody has. */
+/* Has a frame that can be found, or that some process uses. */
 static int has_frame(const cl_ring *r, uint32_t slot)
 {
     uint64_t w = word_of(r, slot);
@@ -107,7 +108,7 @@ static int has_frame(const cl_ring *r, uint32_t slot)
            (CL_SLOT_SEQ(w) + r->slots > atomic_load(&r->head->last) || is_lent(r, slot));
 }
 
-/* Slots that need not be taken from a frame; a writer knows of each. */
+/* Slots that a writer gets without overwriting a frame; each is known to some writer. */
 static uint32_t free_slots(const cl_ring *r)
 {
     uint32_t n = 0;
@@ -121,7 +122,7 @@ static uint32_t free_slots(const cl_ring *r)
     return n;
 }
 
-/* Nothing is on loan or being written, and all else is a frame in its place or known to be free. */
+/* No slot is lent or being written; each other slot is a frame at its place or known to be free. */
 static void quiet(const cl_ring *r)
 {
     uint32_t frames = 0;
@@ -135,7 +136,7 @@ static void quiet(const cl_ring *r)
     CHECK(frames + free_slots(r) == r->slots);
 }
 
-/* The newest frame is on loan while newer ones are written over: given back, it is nobody's, and is not lent again. */
+/* The newest frame is lent while newer ones overwrite it: after its return the slot is free, and is not lent again. */
 static void newest_given_back(void)
 {
     cl_ring r;
@@ -154,7 +155,7 @@ static void newest_given_back(void)
     release(&store, &place);
 }
 
-/* Wild words: out of bounds is CL_CORRUPT, and what describes the ring is not read again. */
+/* Wild words: an index out of bounds gives CL_CORRUPT, and the description of the ring is not read again. */
 static void damage(void)
 {
     cl_ring r, late;
@@ -178,7 +179,7 @@ static void damage(void)
     atomic_store(&h->last, 7);
     uint64_t at[4];
     memcpy(at, (void *)r.index, sizeof at);
-    for (uint32_t k = 0; k < 3; k++) { /* a frame that is nowhere is one that has been written over */
+    for (uint32_t k = 0; k < 3; k++) { /* a frame that is in no slot has been overwritten */
         for (uint32_t i = 0; i < 4; i++) {
             atomic_store(&r.index[i], (at[i] & ~(uint64_t)0xffff) | ((uint32_t[]){4, 1u << 15, UINT16_MAX})[k]);
         }
@@ -189,14 +190,15 @@ static void damage(void)
     atomic_store(&r.readers[reader].cursor, 8);
     CHECK(next(&r, reader, 0, &f) == CL_CORRUPT);
     atomic_store(&r.readers[reader].cursor, 6);
-    /* an entry of the index with a number that was not given: the frame 8 was missed; with one far beyond: it is written over */
+    /* an entry of the index with a number that was not given: frame 8 was missed; with one far beyond: it was
+     * overwritten */
     atomic_store(&r.index[0], CL_INDEX_ENTRY(8, 77));
     CHECK(next(&r, reader, 0, &f) == CL_OK && f.seq == 7 && cl_ring_return(&r, f.slot) == CL_OK);
     CHECK(atomic_load(&h->last) == 8 && latest(&r, 7, 0, &f) == CL_TIMEOUT);
     atomic_store(&r.index[1], CL_INDEX_ENTRY(800, 1));
     CHECK(write_one(&r, 9, 0) == CL_OK && next(&r, reader, 0, &f) == CL_OK && f.seq == 9 && f.missed == 1);
     CHECK(cl_ring_return(&r, f.slot) == CL_OK);
-    /* slots that wild words took out of use come back when there is no other */
+    /* slots that wild words made unusable come back when there is no other */
     for (uint32_t i = 0; i < 4; i++) {
         cl_slot *s = cl_ring_slot(&r, i);
         atomic_store(&s->word,
@@ -204,7 +206,7 @@ static void damage(void)
                                    CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, CL_RING_SEQ_MAX - 1),
                                    CL_SLOT_WORD(CL_SLOT_PUBLISHED, 3, 3, 7)})[i]);
         atomic_store(&s->loans[1], i == 3 ? UINT64_MAX : 0);
-        atomic_store(&s->loans[0], i == 2 ? 1 : 0); /* our own, which we do not have */
+        atomic_store(&s->loans[0], i == 2 ? 1 : 0); /* our own, although nothing is lent to us */
     }
     atomic_store(&r.spare[0], 0);
     for (uint32_t i = 0; i < 4; i++) {
@@ -229,8 +231,8 @@ static void in_one_thread(void)
     CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 10 && check_whole(&r, f.slot) == 10);
     CHECK(latest(&r, 10, 0, &g) == CL_TIMEOUT);
     CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &n) == CL_OK && n == 4 && some[0].seq == 7 && some[3].seq == 10);
-    CHECK(write_one(&r, 11, 0) == CL_TIMEOUT && atomic_load(&h->waits) == 1); /* all are on loan */
-    CHECK(cl_ring_return(&r, some[1].slot) == CL_OK && write_one(&r, 11, 0) == CL_OK); /* 8 went */
+    CHECK(write_one(&r, 11, 0) == CL_TIMEOUT && atomic_load(&h->waits) == 1); /* all are lent */
+    CHECK(cl_ring_return(&r, some[1].slot) == CL_OK && write_one(&r, 11, 0) == CL_OK); /* frame 8 was overwritten */
     CHECK(check_whole(&r, some[0].slot) == 7 && check_whole(&r, f.slot) == 10);
     for (int i = 0; i < 4; i++) {
         CHECK(i == 1 || cl_ring_return(&r, some[i].slot) == CL_OK);
@@ -238,11 +240,11 @@ static void in_one_thread(void)
     CHECK(write_one(&r, 12, 0) == CL_OK && write_one(&r, 13, 0) == CL_OK && write_one(&r, 14, 0) == CL_OK);
     CHECK(check_whole(&r, f.slot) == 10 && cl_ring_return(&r, f.slot) == CL_OK && free_slots(&r) == 1);
     quiet(&r);
-    /* one who gives up; the newest claimed again */
+    /* a writer that gives up; the newest frame claimed again */
     CHECK(claim(&r, 0, &slot) == CL_OK && cl_ring_give_up(&r, slot) == CL_OK);
     CHECK(cl_ring_give_up(&r, slot) == CL_OK && free_slots(&r) == 1 && cl_ring_publish(&r, slot, &f) == CL_STALE);
     quiet(&r);
-    /* who drops and who blocks */
+    /* a reader that drops and one that blocks */
     CHECK(cl_ring_subscribe(&r, CL_READER_DROPS, UINT64_MAX, CL_MAY_WAIT, &reader) == CL_OK);
     CHECK(next(&r, reader, 0, &f) == CL_TIMEOUT);
     for (uint64_t i = 15; i <= 24; i++) {
@@ -255,7 +257,7 @@ static void in_one_thread(void)
     }
     CHECK(write_one(&r, 29, 0) == CL_TIMEOUT);
     CHECK(next(&r, blocking, 0, &f) == CL_OK && f.seq == 25 && f.missed == 0);
-    CHECK(write_one(&r, 29, 0) == CL_TIMEOUT); /* it has it on loan */
+    CHECK(write_one(&r, 29, 0) == CL_TIMEOUT); /* it is lent to the reader */
     CHECK(cl_ring_return(&r, f.slot) == CL_OK && write_one(&r, 29, 0) == CL_OK && write_one(&r, 30, 0) == CL_TIMEOUT);
     r.block_timeout_ns = 1000000;
     CHECK(write_one(&r, 30, cl_monotonic_ns() + 2000000000) == CL_OK &&
@@ -326,10 +328,10 @@ static void in_threads(void)
     for (uintptr_t i = 0; i < 3; i++) {
         CHECK(pthread_create(&threads[2 + i], NULL, follow, (void *)(i % 2)) == 0);
     }
-    for (;;) { /* all readers are there */
+    for (;;) { /* all readers have subscribed */
         uint32_t n = 0;
         struct timespec nap = {.tv_nsec = 1000000};
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         for (uint32_t i = 0; i < r.room; i++) {
             n += CL_READER_POLICY(atomic_load(&r.readers[i].policy)) == CL_READER_BLOCKS ||
                  atomic_load(&r.readers[i].owner) != 0;
@@ -355,7 +357,8 @@ static void in_threads(void)
     audit(&store);
 }
 
-/* Threads of one member: their loans are one bit, their claims of one slot are told apart. Three slots, so that they meet. */
+/* Threads of one member: their loans share one bit, their claims of one slot are told apart. There are three slots,
+ * so that the threads collide. */
 static cl_ring of_all;
 
 static void *write_together(void *arg)
@@ -483,7 +486,7 @@ static void victim(cl_ring *r, int kind)
     }
 }
 
-/* Everything that the ring says of itself agrees with its slots, and nobody who is dead has one. */
+/* All the ring's tables agree with its slots, and no dead member has a slot. */
 static void consistent(const cl_ring *r)
 {
     uint64_t last = atomic_load(&r->head->last);
@@ -536,7 +539,7 @@ static void kill_everywhere(int kind)
         for (uint64_t i = 1; i <= 4; i++) {
             CHECK(write_one(&r, i, 0) == CL_OK);
         }
-        CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 4); /* ours, whoever dies */
+        CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 4); /* our frame, whichever process dies */
         note_the_ring();
         pid_t child = fork();
         if (child == 0) {
@@ -554,22 +557,23 @@ static void kill_everywhere(int kind)
         if (atomic_load(&h->state) != CL_RING_OPEN) {
             atomic_store(&h->state, CL_RING_OPEN);
         }
-        /* a writer finds a slot for each frame, as if the dead had never been; by itself only when it is short of them */
+        /* a writer finds a slot for each frame, as if the dead process had never existed; it looks for it only when
+         * slots are short */
         if (n % 2 == 0) {
-            CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
             consistent(&r);
         }
         for (uint64_t i = 0; i < 6; i++) {
             CHECK(write_one(&r, 200 + i, cl_monotonic_ns() + 5000000000) == CL_OK);
         }
         CHECK(cl_ring_last(&r, 4, CL_MAY_WAIT, some, &have) == CL_OK);
-        CHECK(have == 3 || (have != 0 && n % 2)); /* the fourth slot is on loan to us */
+        CHECK(have == 3 || (have != 0 && n % 2)); /* the fourth slot is lent to us */
         for (uint32_t i = 0; i < have; i++) {
             CHECK(check_whole(&r, some[i].slot) == 206 - have + i && cl_ring_return(&r, some[i].slot) == CL_OK);
         }
         CHECK(atomic_load(&h->last) >= 4 + 6 + notes->published && atomic_load(&h->last) <= 4 + 6 + notes->publishing);
         CHECK(check_whole(&r, f.slot) == 4 && cl_ring_return(&r, f.slot) == CL_OK);
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         quiet(&r);
         for (uint32_t i = 0; i < r.room; i++) {
             CHECK(atomic_load(&r.members[i]) == 0 || i == r.member);
@@ -591,7 +595,7 @@ static void kill_everywhere(int kind)
     CHECK(n > 5);
 }
 
-/* Everything that a member does, without waiting: with `blocked`, a reader may be in the way of writers. */
+/* All operations of a member, without waiting. `blocked`: a reader may block writers. */
 static void use_at_once(cl_ring *r, uint64_t value, int blocked)
 {
     cl_frame f, some[3];
@@ -599,7 +603,7 @@ static void use_at_once(cl_ring *r, uint64_t value, int blocked)
     CHECK(cl_ring_subscribe(r, CL_READER_DROPS, UINT64_MAX, 0, &reader) == CL_OK);
     for (uint64_t i = 0; i < 3; i++) {
         uint32_t slot;
-        int rc = claim(r, 0, &slot); /* a deadline of 0: who waited would get CL_TIMEOUT */
+        int rc = claim(r, 0, &slot); /* a deadline of 0: a call that waited would get CL_TIMEOUT */
         CHECK(rc == CL_OK || (blocked && rc == CL_TIMEOUT));
         if (rc == CL_OK) {
             fill(r, slot, value + i);
@@ -624,8 +628,9 @@ static void use_at_once(cl_ring *r, uint64_t value, int blocked)
     CHECK(cl_ring_unsubscribe(r, reader) == CL_OK);
 }
 
-/* A process is stopped at each step of each operation. Meanwhile we, who were there before, and a newcomer write, read, and subscribe, each with
- * a deadline of 0, which who waits for the stopped one misses. Then it goes on, and finds all as it must be. */
+/* A process is stopped at each step of each operation. Meanwhile we, who joined before, and a new process write,
+ * read and subscribe, each with a deadline of 0: a call that waits for the stopped process would miss it. Then that
+ * process continues, and must find everything consistent. */
 static void stop_everywhere(int kind)
 {
     long n = 1;
@@ -668,7 +673,7 @@ static void stop_everywhere(int kind)
             CHECK(cl_store_leave(&own) >= 0);
             _exit(0);
         }
-        CHECK(ended(newcomer)); /* and the other is stopped still: only we let it go on */
+        CHECK(ended(newcomer)); /* the other process is still stopped: only we continue it */
         if (!well) {
             CHECK(kill(child, SIGCONT) == 0 && ended(child));
         }
@@ -680,8 +685,8 @@ static void stop_everywhere(int kind)
             found++;
             CHECK(cl_ring_return(&r, f.slot) == CL_OK);
         }
-        CHECK(found >= 4); /* of ten slots four were on loan at most, and each claim took the oldest frame only */
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(found >= 4); /* of ten slots four were lent at most, and each claim took the oldest frame only */
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         consistent(&r);
         quiet(&r);
         CHECK(cl_ring_unsubscribe(&r, reader) == CL_OK);
@@ -695,8 +700,8 @@ static void stop_everywhere(int kind)
 
 enum { LENDS_ALL, CLAIMS_ALL, WRITES_MANY, READS_ALL, SCENES };
 
-/* Somebody writes a frame, or subscribes, and is stopped at each step; meanwhile we do something that is in its way, and keep it
- * until it has gone on and ended. */
+/* A process writes a frame, or subscribes, and is stopped at each step. Meanwhile we do something that conflicts
+ * with it, and keep it until that process has continued and finished. */
 static void meet_everywhere(int scene, int subscribes, int one_free)
 {
     long n = 1;
@@ -712,8 +717,8 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
         for (uint64_t i = 1; i <= 6; i++) {
             CHECK(write_one(&r, i, 0) == CL_OK);
         }
-        if (one_free) { /* a slot that is free, beside those that have frames */
-            CHECK(claim(&r, 0, &given_up) == CL_OK && write_one(&r, 7, 0) == CL_OK); /* the index tells of it no more */
+        if (one_free) { /* a slot that is free, besides those that have frames */
+            CHECK(claim(&r, 0, &given_up) == CL_OK && write_one(&r, 7, 0) == CL_OK); /* it has left the index */
             CHECK(cl_ring_give_up(&r, given_up) == CL_OK);
         }
         note_the_ring();
@@ -744,7 +749,7 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
         uint32_t there = 0, writing = 0;
         switch (scene) {
         case READS_ALL:
-        case LENDS_ALL: /* every frame that is not being written over is there, also one that is claimed */
+        case LENDS_ALL: /* every frame that is not being overwritten is there, also a claimed one */
             CHECK(cl_ring_last(&r, MEET, 0, some, &have) == CL_OK);
             for (uint32_t i = 0; i < MEET; i++) {
                 uint64_t w = word_of(&r, i);
@@ -757,7 +762,7 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
                 CHECK(scene == LENDS_ALL || cl_ring_return(&r, some[i].slot) == CL_OK);
             }
             break;
-        case CLAIMS_ALL: /* every slot that it is not writing is to be had */
+        case CLAIMS_ALL: /* every slot that it is not writing can be claimed */
             while (claimed < MEET && claim(&r, 0, &slots[claimed]) == CL_OK) {
                 fill(&r, slots[claimed], 50 + claimed);
                 claimed++;
@@ -767,7 +772,7 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
             }
             CHECK(writing == MEET && claimed >= MEET - 1);
             break;
-        default: /* as many as it lets us, if it blocks */
+        default: /* as many as it permits, if it blocks */
             for (uint64_t i = 0; i < 2 * MEET; i++) {
                 int rc = write_one(&r, 200 + i, 0);
                 CHECK(rc == CL_OK || (subscribes && rc == CL_TIMEOUT));
@@ -782,7 +787,7 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
         for (uint32_t i = 0; i < claimed; i++) {
             CHECK(check_whole(&r, slots[i]) == 50 + i && cl_ring_publish(&r, slots[i], &f) == CL_OK);
         }
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         consistent(&r);
         quiet(&r);
         for (uint64_t i = 0; i < MEET; i++) {
@@ -795,7 +800,7 @@ static void meet_everywhere(int scene, int subscribes, int one_free)
     CHECK(n > 5);
 }
 
-/* Two of them, each stopped at each step; the first goes on first, so that it has the other's step in between. */
+/* Two processes, each stopped at each step. The first continues first, so the step of the other happens in between. */
 static pid_t stopped_at(long n, int writes, uint64_t value, int *status)
 {
     pid_t child = fork();
@@ -854,7 +859,7 @@ static void two_meet(int first_writes, int helped)
             }
             CHECK(found == (uint32_t)(first_writes + 2 + 4 * helped));
             CHECK(atomic_load(&h->last) == (uint64_t)(7 + first_writes + helped));
-            CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
             consistent(&r);
             quiet(&r);
             cl_ring_detach(&r);
@@ -864,8 +869,9 @@ static void two_meet(int first_writes, int helped)
     }
 }
 
-/* One saw a hint and the last number and is stopped; one saw a frame that was to be finished and is stopped. Meanwhile that frame is
- * finished, the ring goes round, and its slot is given up: the first takes that slot, and the other must not publish it. */
+/* One process read a hint and the last number, and is stopped. Another found a frame that had to be finished, and is
+ * stopped. Meanwhile that frame is finished, the ring wraps, and its slot is given up. The first takes that slot,
+ * and the other must not publish it. */
 static void number_never_smaller(void)
 {
     for (long n = 1; n <= 6; n++) {
@@ -913,7 +919,7 @@ static void number_never_smaller(void)
                 }
                 CHECK(waitpid(both[who], &status, WUNTRACED) == both[who] && WIFSTOPPED(status));
             }
-            atomic_store(&r.index[5 % 5], CL_INDEX_ENTRY(5, x)); /* published; whoever comes finishes it */
+            atomic_store(&r.index[5 % 5], CL_INDEX_ENTRY(5, x)); /* published; the next process finishes it */
             CHECK(kill(both[1], SIGCONT) == 0 && waitpid(both[1], &status, WUNTRACED) == both[1]);
             int over = !WIFSTOPPED(status);
             for (uint64_t i = 6; i < 11 && claim(&r, 0, &slot) == CL_OK; i++) {
@@ -931,7 +937,7 @@ static void number_never_smaller(void)
             CHECK(over || (kill(both[1], SIGCONT) == 0 && ended(both[1])));
             CHECK(kill(both[0], SIGCONT) == 0 && ended(both[0]));
             CHECK(latest(&r, 0, 0, &f) == CL_OK && check_whole(&r, f.slot) == 100);
-            CHECK(cl_ring_return(&r, f.slot) == CL_OK && cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            CHECK(cl_ring_return(&r, f.slot) == CL_OK && cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
             consistent(&r);
             quiet(&r);
             cl_ring_detach(&r);
@@ -941,7 +947,7 @@ static void number_never_smaller(void)
     }
 }
 
-/* The stops of one who goes step by step: at each kill point. */
+/* The stops of a process that runs step by step: at each kill point. */
 static void stop_again(int signal)
 {
     (void)signal;
@@ -949,8 +955,8 @@ static void stop_again(int signal)
     cl_kill_at = cl_kill_passed + 1;
 }
 
-/* One looks for damage, step by step. Between two of its steps a member that writes gives up and leaves, and between two more
- * another comes to its place and writes to the same slot: that is its own. */
+/* A process checks for damage, step by step. Between two of its steps a member that writes gives up and leaves;
+ * between two more a new member gets its place and writes to the same slot: that slot belongs to the new member. */
 static void place_taken_again(void)
 {
     for (long n = 1, end = 0; !end; n++) {
@@ -964,7 +970,7 @@ static void place_taken_again(void)
             attach(&r, &store, h);
             CHECK(claim(&r, 0, &slot) == CL_OK);
             note_the_ring();
-            for (int who = 0; who < 2; who++) { /* leaves; looks */
+            for (int who = 0; who < 2; who++) { /* the one that leaves; the one that checks */
                 pid_t child = fork();
                 if (child == 0) {
                     static cl_store own;
@@ -1021,7 +1027,7 @@ static void place_taken_again(void)
             CHECK(comes == 0 || (kill(comes, SIGCONT) == 0 && ended(comes)));
             end = leaves != 0;
             CHECK(leaves == 0 || (kill(leaves, SIGCONT) == 0 && ended(leaves)));
-            CHECK(cl_ring_give_up(&r, slot) == CL_OK && cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+            CHECK(cl_ring_give_up(&r, slot) == CL_OK && cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
             consistent(&r);
             quiet(&r);
             cl_ring_detach(&r);
@@ -1031,8 +1037,8 @@ static void place_taken_again(void)
     }
 }
 
-/* Who buries another is stopped while he does: nobody else buries, and nobody waits. */
-static void burier_stopped(void)
+/* A process is stopped while it releases a dead member: no other process releases that member, and none waits. */
+static void releaser_stopped(void)
 {
     for (long n = 1;; n++) {
         cl_ring_head *h = make(6, 0, 0);
@@ -1056,7 +1062,7 @@ static void burier_stopped(void)
                 }
                 cl_kill_signal = SIGSTOP;
                 cl_kill_at = cl_kill_passed + n;
-                CHECK(cl_ring_bury(&theirs, CL_MAY_WAIT) == CL_OK);
+                CHECK(cl_ring_release_dead(&theirs, CL_MAY_WAIT) == CL_OK);
                 cl_kill_at = 0;
                 _exit(0);
             }
@@ -1069,10 +1075,10 @@ static void burier_stopped(void)
             CHECK(n > 6);
             return;
         }
-        int rc = cl_ring_bury(&r, 0);
+        int rc = cl_ring_release_dead(&r, 0);
         CHECK(rc == CL_OK || rc == CL_AGAIN);
         CHECK(kill(child, SIGCONT) == 0 && ended(child));
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         consistent(&r);
         quiet(&r);
         cl_ring_detach(&r);
@@ -1080,8 +1086,9 @@ static void burier_stopped(void)
     }
 }
 
-/* Who buries another and is no member itself dies while he does: there is nobody left to bury, and all to compute. */
-static void burier_dies(void)
+/* A process that is no member dies while it releases a dead member: then no member needs a release, and all must be
+ * counted. */
+static void releaser_dies(void)
 {
     for (long n = 1;; n++) {
         cl_ring_head *h = make(4, 0, 0);
@@ -1103,14 +1110,14 @@ static void burier_dies(void)
                     _exit(0);
                 }
                 cl_kill_at = cl_kill_passed + n;
-                CHECK(cl_ring_bury(&theirs, CL_MAY_WAIT) == CL_OK);
+                CHECK(cl_ring_release_dead(&theirs, CL_MAY_WAIT) == CL_OK);
                 cl_kill_at = 0;
                 _exit(0);
             }
             well = ended(child);
         }
         CHECK(latest(&r, 0, 0, &f) == CL_OK && f.seq == 2 && cl_ring_return(&r, f.slot) == CL_OK);
-        CHECK(cl_ring_bury(&r, CL_MAY_WAIT) == CL_OK);
+        CHECK(cl_ring_release_dead(&r, CL_MAY_WAIT) == CL_OK);
         consistent(&r);
         quiet(&r);
         cl_ring_detach(&r);
@@ -1150,8 +1157,8 @@ int main(void)
         two_meet(0, helped);
         two_meet(1, helped);
     }
-    burier_stopped();
-    burier_dies();
+    releaser_stopped();
+    releaser_dies();
 #endif
     CHECK(cl_store_leave(&store) >= 0);
     remove_directory();

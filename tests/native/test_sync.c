@@ -1,4 +1,5 @@
-/* Synchronisation objects: a stress by threads (also under TSan), and the death of a party at every step of each. */
+/* Synchronisation objects: a stress test by threads (also under TSan), and the death of a process at every step of
+ * each. */
 #include "check.h"
 #include "sync.h"
 
@@ -23,14 +24,14 @@ static struct objects {
 #define RW (&rw)
 #define CONDITION (&condition)
 #define BARRIER (&barrier)
-static cl_object seats, robust, rw, condition, barrier; /* as this process took them down */
+static cl_object seats, robust, rw, condition, barrier; /* as this process recorded them */
 
 static int64_t soon(void)
 {
     return cl_monotonic_ns() + 5000000000;
 }
 
-/* Call until it is decided; a hang is a failure. */
+/* Call until it has a result; a hang is a failure. */
 #define DECIDED(rc, call)                                                                                              \
     do {                                                                                                               \
         int64_t deadline = soon();                                                                                     \
@@ -136,7 +137,7 @@ static void *meet(void *arg)
         CHECK(rc == CL_OK && index < 2);
         if (index == 1) {
             atomic_fetch_add(&rounds, 1);
-            CHECK(cl_barrier_release(&store, BARRIER, entry) == CL_OK);
+            CHECK(cl_barrier_release(&store, BARRIER, entry, CL_FOREVER) == CL_OK);
         }
         DECIDED(rc, cl_barrier_wait(&store, BARRIER, entry, deadline));
         CHECK(rc == CL_OK && atomic_load(&rounds) >= (uint32_t)i + 1);
@@ -172,7 +173,7 @@ static void both(void *(*what)(void *))
     }
 }
 
-/* ---- kills: the victim does one round of everything, whatever state it finds; then the survivor must be able to */
+/* ---- kills: the victim does one round of everything, in whatever state it finds; then the survivor must be able to do the same */
 
 #ifndef __SANITIZE_THREAD__
 static void settle_lock(cl_au32 *word)
@@ -229,7 +230,7 @@ static void victim(int which)
         CHECK(rc == CL_OK);
         CL_KILL_POINT();
         if (index == 1) {
-            cl_barrier_release(&store, BARRIER, entry);
+            cl_barrier_release(&store, BARRIER, entry, CL_FOREVER);
         }
         DECIDED(rc, cl_barrier_wait(&store, BARRIER, entry, deadline));
         break;
@@ -271,7 +272,7 @@ static void survive(int which, int arrived, uint32_t entry)
         CHECK(rc == CL_OK && cl_rw_release(&store, RW, 0) == CL_OK);
         break;
     case 3: {
-        /* a notice reaches the one who lives, whoever died on the way */
+        /* a notification reaches the live waiter, whichever process died on the way */
         uint32_t mine;
         lock(&o->lock.word);
         CHECK(cl_condition_begin(&store, CONDITION, &mine) == CL_OK);
@@ -281,7 +282,7 @@ static void survive(int which, int arrived, uint32_t entry)
         CHECK(rc == CL_OK && cl_condition_end(CONDITION, mine) == 1);
         break;
     }
-    case 4: /* we had arrived: passed, or broken by the death, or still waiting because the victim never came */
+    case 4: /* we had arrived: passed, or broken by the death, or still waiting because the victim never arrived */
         if (arrived) {
             rc = CL_AGAIN;
             for (int i = 0; i < 6 && rc == CL_AGAIN; i++) {
@@ -330,7 +331,7 @@ static void kill_everywhere(int which)
 /* ---- deaths, one by one */
 
 #ifndef __SANITIZE_THREAD__
-/* A process of its own that does `what` and dies; with `stay` it waits for its end instead, once it is done. */
+/* A process of its own that does `what` and dies; with `stay` it waits to be ended, once it is done. */
 static pid_t another(void (*what)(void), int stay)
 {
     int done[2];
@@ -372,7 +373,8 @@ static void does_nothing(void)
 {
 }
 
-/* It died and was forgotten, and its slot is given again to one who lives: the locks that it had are still a dead one's. */
+/* It died and was forgotten, and its slot now belongs to a live process: the locks that it had are still those of a
+ * dead process. */
 static void test_slot_given_again(void)
 {
     cl_spin spin = {0};
@@ -400,7 +402,8 @@ static void waits_for_a_notice(void)
     cl_unlock(&o->lock.word);
 }
 
-/* The one who has waited longest is dead: the notice is not for him. Or he dies with it: it passes on. */
+/* The waiter that has waited longest is dead: the notification is not for it. Or it dies with the notification,
+ * which then passes on. */
 static void test_notices(void)
 {
     uint32_t mine;
@@ -418,7 +421,7 @@ static void test_notices(void)
     DECIDED(rc, cl_condition_wait(&store, CONDITION, mine, deadline, NULL));
     CHECK(rc == CL_OK && cl_condition_end(CONDITION, mine) == 1);
 
-    begin(); /* and by the next notify, which gives two */
+    begin(); /* or the next notify passes it on, and gives two */
     child = another(waits_for_a_notice, 1);
     CHECK(cl_condition_notify(&store, CONDITION, 1) == 1);
     end(child);
@@ -434,7 +437,8 @@ static void waits_to_write(void)
     CHECK(cl_rw_write(&store, RW, -1, &spin) == CL_AGAIN);
 }
 
-/* A writer that gives up while another, who lives, is stopped inside the lock's monitor lets readers in again all the same. */
+/* A writer that gives up while another live process is stopped inside the monitor of the lock still admits readers
+ * again. */
 static void test_writer_gives_up(void)
 {
     cl_spin spin = {0};
@@ -459,7 +463,7 @@ static void reads_on(void)
     CHECK(cl_rw_read(&store, RW, 0, &spin) == CL_OK);
 }
 
-/* A writer that waits keeps new readers out as long as it lives; a reader keeps writers out as long. */
+/* A waiting writer keeps new readers out as long as it lives; a reader keeps writers out as long. */
 static void test_waiting_writer(void)
 {
     cl_spin spin = {0};
@@ -479,7 +483,7 @@ static void test_waiting_writer(void)
 }
 #endif
 
-/* ---- wild words: what describes an object is checked once; later it is not read again */
+/* ---- wild words: the description of an object is checked once; later it is not read again */
 
 static int refused(uint32_t kind, uint32_t number, uint32_t room, uint64_t capacity)
 {
@@ -502,7 +506,7 @@ static void damage(void)
     cl_spin spin = {0};
     uint32_t entry, index, n = 0;
     int rc;
-    for (size_t i = 1; i < 4; i++) { /* every head but the magic is wild now */
+    for (size_t i = 1; i < 4; i++) { /* every field of the head but the magic is wild now */
         memset((uint8_t *)(i == 1 ? o->rw : i == 2 ? o->condition : o->barrier) + 4, 0xff, sizeof(cl_head) - 4);
     }
     DECIDED(rc, cl_rw_write(&store, RW, deadline, &spin));
@@ -510,7 +514,8 @@ static void damage(void)
     CHECK(cl_condition_begin(&store, CONDITION, &entry) == CL_OK && cl_condition_notify(&store, CONDITION, 5) == 1);
     DECIDED(rc, cl_barrier_arrive(&store, BARRIER, &entry, &index, deadline));
     CHECK(rc == CL_OK && cl_barrier_waiting(&store, BARRIER, &n) == CL_OK && n == 1);
-    /* a word that names an owner that there is not is a dead owner's; one that names no slot at all is damage */
+    /* a word that names an owner that does not exist is that of a dead owner; one that names no slot at all is
+     * damage */
     cl_mutex *m = &o->lock;
     atomic_store(&m->word, 0xfffu);
     DECIDED(rc, cl_mutex_lock(&store, &m->word, deadline, &spin));
@@ -519,7 +524,7 @@ static void damage(void)
     DECIDED(rc, cl_mutex_lock(&store, &m->word, deadline, &spin));
     CHECK(rc == CL_CORRUPT && cl_owner_pid(&store, 0x1000u) == 0);
     CHECK(cl_owner_pid(&store, cl_self(&store)) != 0);
-    /* a recursive lock is let go at once, however often its word says that it is held */
+    /* a recursive lock is released at once, however often its word says that it is held */
     DECIDED(rc, cl_rlock(&store, &o->recursive, 7, deadline, &spin));
     atomic_store(&o->recursive.depth, UINT32_MAX);
     CHECK(rc == CL_OK && cl_rlock_save(&o->recursive) == UINT32_MAX && !cl_rlock_is_mine(&store, &o->recursive, 7));

@@ -1,4 +1,4 @@
-/* Waiting: sees a change by another process, never returns early, costs no processor time while asleep. */
+/* Waiting: a wait sees a change by another process, never returns early, and uses no processor time while asleep. */
 #include "check.h"
 
 #include <sys/mman.h>
@@ -23,7 +23,7 @@ int main(void)
 
     pid_t child = fork();
     if (child == 0) {
-        for (uint32_t turn = 0; turn < 1000; turn++) { /* answer each even number with the odd one after it */
+        for (uint32_t turn = 0; turn < 1000; turn++) { /* answer each even number with the next odd one */
             while (atomic_load(word) != 2 * turn + 2) {
                 cl_wait(word, 2 * turn + 1, CL_FOREVER, &spin);
             }

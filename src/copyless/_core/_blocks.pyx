@@ -1,22 +1,21 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""Blocks of shared memory, what has a life of its own in one, and files mapped as they are."""
+"""Blocks of shared memory, shared objects (locks, queues, rings) in blocks, and mapped files."""
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.object cimport PyObject
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from copyless._core._check cimport after_a_slice, check, fail, new_wait, served, Wait
-from copyless._core._store cimport the_store
+from copyless._core._store cimport tell_news, the_store
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_ALONE, CL_BLOCKS, CL_FILE_NAME, CL_FOR_OBJECT, CL_MAY_SPILL, CL_MAY_WAIT, CL_MISSING, CL_OBJECT_MAGIC, CL_OK, CL_REMOVED, CL_STAY, CL_TIMEOUT, CL_WAIT_MANY,
     cl_alloc, cl_au32, cl_block_ref, cl_directory, cl_head,
-    cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_store, cl_wait_many,
+    cl_mark_private, cl_monotonic_ns, cl_posix_attach, cl_posix_record, cl_put, cl_release, cl_seen, cl_segment_file, cl_stay_awake, cl_store, cl_wait_many,
     cl_wake, cl_watch,
 )
-
-from queue import Full
 
 from copyless.errors import ClosedError, CorruptSegmentError, WrongProcessError
 
@@ -37,7 +36,7 @@ cdef extern from "unistd.h" nogil:
 cdef class Block:
     """A block of shared memory that this object keeps alive; a writable buffer of bytes.
 
-    Arrays and memoryviews made over it keep it, and with it the process's hold, until the last of them is gone.
+    Arrays and memoryviews over it keep it, and with it the hold of this process, until the last of them is deleted.
     """
     def __cinit__(self):
         self.ref.data = NULL
@@ -62,7 +61,7 @@ cdef class Block:
 
     @property
     def recycled(self):
-        """Whether the memory was used before, so that it is not zero."""
+        """Whether the memory was used before, so that it may not be zero."""
         return self.ref.recycled != 0
 
     @property
@@ -71,8 +70,15 @@ cdef class Block:
 
     @property
     def identity(self):
-        """(segment's id, block number, generation): no other block has it, then or later."""
+        """(id of the segment, number of the block, generation): no other block ever has the same."""
         return self.ref.segment_id, self.number, self.ref.generation
+
+    @property
+    def holds(self):
+        """How many processes and messages keep the block, read without the registry's lock; 0: unknown."""
+        if is_elsewhere(self.store):
+            return 0
+        return self.store.segments[self.ref.segment].blocks[self.ref.index].holds
 
     def clear(self):
         """Set every byte to zero."""
@@ -94,30 +100,34 @@ cdef Block stand(cl_store *store, const cl_block_ref *ref, uint64_t nbytes):
 
 
 def alloc(uint64_t nbytes, bint spill=False):
-    """A block of at least `nbytes` bytes, warm if there is one. Its content is what it last held. `spill`: as `allocate`."""
+    """A block of at least `nbytes` bytes, reused if possible, with arbitrary content. `spill`: as in `allocate`.
+
+    None if the directory of the store was removed: open another one and try again.
+    """
     return allocate(NULL, nbytes, CL_MAY_SPILL if spill else 0)
 
 
-cdef object RENEW = None
+class Late(BaseException):
+    """The registry's lock was not free in time. `put` of a queue raises `Full` instead, and `get` raises `Empty`.
+
+    Not an `Exception`, so that code of the user that runs inside, such as a `__setstate__`, does not catch it as its own error.
+    """
 
 
-def know_renewal(renew):
-    """What opens another store in place of one whose directory was removed."""
-    global RENEW
-    RENEW = renew
-
-
-# A queue's `put` has until then to make and send what its item needs, in whatever Python code the pickling runs through.
+# The deadline of this thread: until then `put` of a queue must make and send what its item needs, and `get` must load it, in
+# whatever Python code the pickling runs. `get` may have to load an item again, and keeps the loaded blocks until then.
 cdef extern from *:
     """
     #include <stdint.h>
     static _Thread_local int64_t due_ns = INT64_MAX;
+    static _Thread_local PyObject *gathered_here = NULL;
     """
     int64_t due_ns
+    PyObject *gathered_here
 
 
 cdef int64_t hurry(int64_t deadline) noexcept:
-    """Until when this thread waits for the registry from now on, before it raises Full; until when it did."""
+    """Set the time until which this thread waits for the registry before it raises Late. Returns the previous time."""
     global due_ns
     cdef int64_t before = due_ns
     due_ns = deadline
@@ -128,44 +138,70 @@ cdef int64_t due() noexcept:
     return due_ns
 
 
+cdef PyObject *gather(PyObject *into) noexcept:
+    """Set the list (borrowed, or NULL) that collects the blocks which this thread loads. Returns the previous one."""
+    global gathered_here
+    cdef PyObject *before = gathered_here
+    gathered_here = into
+    return before
+
+
+cdef int was_loaded(Block block) except -1:
+    if gathered_here != NULL:
+        (<list>gathered_here).append(block)
+    return 0
+
+
 cdef Block allocate(cl_store *store, uint64_t nbytes, unsigned flags):
-    """The same, in this store; with CL_MAY_SPILL on disk when shared memory is full. NULL: in the one in use, and in a new one
-    when its directory was removed. In a given store: on disk then, if CL_STAY is among the flags."""
+    """The same, in this store; with CL_MAY_SPILL on disk if shared memory is full. NULL: in the store in use; None if its
+    directory was removed. In a given store whose directory was removed: on disk, if CL_STAY is among the flags."""
     cdef cl_store *at = the_store() if store == NULL else store
     cdef cl_block_ref ref
     cdef Wait wait = new_wait()
+    cdef Block block
     cdef int rc = cl_alloc(at, nbytes, flags & (CL_FOR_OBJECT | CL_ALONE | CL_STAY), &ref)
     cdef int64_t until = after_a_slice(due_ns) if rc == CL_AGAIN else 0
     while rc == CL_AGAIN:
         with nogil:
+            cl_stay_awake(until < 0)
             rc = cl_alloc(at, nbytes, CL_MAY_WAIT | flags, &ref)
+            cl_stay_awake(False)
         rc = served(&wait, rc, until)
     if rc == CL_TIMEOUT:
-        raise Full
-    if rc == CL_REMOVED and store == NULL and RENEW is not None:
-        RENEW()
-        return allocate(NULL, nbytes, flags)
+        raise Late
+    if rc == CL_REMOVED and store == NULL:
+        return None
     check(rc)
-    return stand(at, &ref, nbytes)
+    block = stand(at, &ref, nbytes)
+    if cl_seen(&at.untold):
+        tell_news(at)
+    return block
 
 
 def mark_private(Block block):
-    """The block is what a message brought by value: its bytes are this process's own, and go on by value."""
+    """Mark a block that arrived by value: its bytes belong to this process, and are sent on by value."""
     set_private(block)
 
 
 cdef void set_private(Block block) noexcept:
-    # Never waits with the GIL: a thread that forks holds the tables, and wants the GIL.
+    # Never waits with the GIL: a thread that forks holds the tables and needs the GIL.
     cdef int rc = cl_mark_private(block.store, &block.ref, 0)
     while rc == CL_AGAIN:
         with nogil:
             rc = cl_mark_private(block.store, &block.ref, CL_MAY_WAIT)
 
 
-def private_view(Block block):
-    """The bytes of a block as they are, in memory of this process's own: written to, the block stays as it is.
+cdef int fail_of_system(int code, uint64_t nbytes) except -1:
+    """Raise the error of a mapping of these bytes that failed."""
+    from copyless._core import c_library
+    from copyless._core.failures import native_error
+    raise native_error(c_library.SYSTEM, code, f"mapping {nbytes} bytes", nbytes)
 
-    Copied when small, mapped copy-on-write when large. Keeps the block's memory alive, where it is mapped.
+
+def private_view(Block block):
+    """The bytes of a block in private memory: writing to them does not change the block.
+
+    Copied if small, mapped copy-on-write if large. A mapping keeps the memory of the block alive.
     """
     cdef Mapping mapping
     cdef char file[CL_FILE_NAME]
@@ -180,7 +216,7 @@ def private_view(Block block):
     p = mmap(NULL, block.nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, <int64_t>block.ref.offset)
     c_close(fd)
     if p == MAP_FAILED:
-        raise OSError(errno, f"mapping {block.nbytes} bytes")
+        fail_of_system(errno, block.nbytes)
     mapping = Mapping.__new__(Mapping)
     mapping.base = <uint8_t *>p
     mapping.nbytes = block.nbytes
@@ -188,12 +224,12 @@ def private_view(Block block):
     return mapping
 
 
-# ---- what has a life of its own in a block
+# ---- shared objects in blocks
 
 
-@cython.no_gc_clear  # the collector of cycles would release the block before __dealloc__ has left what lies in it
+@cython.no_gc_clear  # the garbage collector would release the block before __dealloc__ has left the object in it
 cdef class Object:
-    """Something with a life of its own in a block: a lock, a queue, a ring. Base of the bindings' classes."""
+    """A shared object in a block: a lock, a queue, a ring. Base class of the bindings' classes."""
 
     KIND = 0
 
@@ -201,7 +237,7 @@ cdef class Object:
         self.head = NULL
 
     def _stand(self, Block block):
-        """Stand on a block, which must hold an object of this kind."""
+        """Use a block, which must contain an object of this kind."""
         cdef cl_head *head = <cl_head *>block.ref.data
         if block.ref.capacity < sizeof(cl_head) or head.magic != CL_OBJECT_MAGIC or head.kind != self.KIND:
             raise CorruptSegmentError(f"block {block.number} holds no {type(self).__name__} (kind {head.kind}, expected {self.KIND})")
@@ -211,62 +247,56 @@ cdef class Object:
         self.block, self.head, self.store = block, head, block.store
 
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
-        """Fill in what `_bells` needs to wait for it. `reader`: of a ring, the subscription."""
+        """Fill in what `_bells` needs to wait for the object. `reader`: for a ring, the subscription."""
         raise TypeError(
-            f"wait() cannot wait for {self!r}: it takes queues, events, locks, semaphores and subscriptions of rings. Wait for others in a "
-            "thread of their own, which sets an event"
+            f"wait() cannot wait for {self!r}: it takes queues, events, locks, semaphores and subscriptions of "
+            "rings. Wait for other objects in a thread that sets an event"
         )
 
     @property
     def _address(self):
-        """(handle's address, bytes) of the object's block."""
+        """(address for the handle, bytes) of the block of the object."""
         if self.block is None:
             raise ClosedError(f"this {type(self).__name__} is closed")
         return <uintptr_t>self.block.ref.data, self.block.ref.capacity
 
     @property
     def _flags(self):
-        return self._need().flags
+        return self._open_head().flags
 
     @property
     def _number(self):
-        return self._need().number
+        return self._open_head().number
 
-    cdef cl_head *_need(self) except NULL:
+    cdef cl_head *_open_head(self) except NULL:
         if self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
         if is_elsewhere(self.store):
-            raise WrongProcessError(f"this {type(self).__name__} is the parent's: this child was not forked by fork(), or could not be registered")
+            raise WrongProcessError(f"this {type(self).__name__} belongs to the parent process, because this child "
+                                    "was not made by fork() or could not be registered: send it to a newly started "
+                                    "process")
         return self.head
 
 
     cdef int look_up_name(self) except -1:
-        cdef uint32_t seen = cl_seen(&the_store().control.names_seq)  # before the look: what is published later is looked at again
+        cdef uint32_t seen = cl_seen(&the_store().control.names_seq)  # read before the look-up: a later publication causes another look-up
         if self.name_seen and self.names_seen == seen:
             return 0
         self.name_seen = False
-        if LOOK is not None:
-            LOOK(self)
+        look = getattr(self, "_look_at_name", None)  # only objects that may have a name have it; raises StaleNameError
+        if look is not None:
+            look()
         self.name_seen, self.names_seen = True, seen
         return 0
 
 
-cdef object LOOK = None
-
-
-def know_look(look):
-    """What raises StaleNameError for an object whose name means another by now."""
-    global LOOK
-    LOOK = look
-
-
 def mark_renamed(Block block):
-    """Write down in the object that lies in a block that its name is about to be taken away, so that its users look."""
+    """Record in the object of a block that its name is about to be removed, so that its users look the name up."""
     cl_put(&(<cl_head *>block.ref.data).renamed, 1)
 
 
 def object_kind(Block block):
-    """Which kind of object a block holds; 0: none."""
+    """The kind of object in a block; 0: none."""
     cdef cl_head *head = <cl_head *>block.ref.data
     if block.ref.capacity < sizeof(cl_head) or head.magic != CL_OBJECT_MAGIC:
         return 0
@@ -282,22 +312,25 @@ def new_object(uint64_t nbytes, uint32_t kind, uint32_t number, uint32_t room, u
                unsigned where=CL_FOR_OBJECT, bint spill=True):
     """A block of zeros with the head of an object; with `clear`, only so many bytes are set to zero.
 
-    `where`: AMONG_OBJECTS; AMONG_ARRAYS or ALONE when users' bytes lie in it too. Where memory is full it lies in a file on disk,
-    since locks and queues are needed then, too; not without `spill`, for those that carry a user's data.
+    `where`: AMONG_OBJECTS; AMONG_ARRAYS or ALONE if it also contains user data. If memory is full, the block is in a file on disk,
+    because locks and queues are needed then too; without `spill` it is not, for objects that contain user data.
     """
     cdef Block block = allocate(NULL, nbytes, where | (CL_MAY_SPILL if spill else 0))
-    cdef cl_head *head = <cl_head *>block.ref.data
+    cdef cl_head *head
+    if block is None:
+        return None
+    head = <cl_head *>block.ref.data
     memset(head, 0, clear if clear else nbytes)
     head.kind, head.number, head.room, head.flags = kind, number, room, flags
     head.magic = CL_OBJECT_MAGIC
     return block
 
 
-# ---- words to wait for
+# ---- waiting for words
 
 
 def wait_many(list words, double seconds):
-    """Wait until one of [(address, expected)...] differs, at most `seconds`: its index, or -1. Lets the GIL go."""
+    """Wait until one of [(address, expected)...] differs, at most `seconds`: its index, or -1. Releases the GIL."""
     cdef cl_au32 *addresses[CL_WAIT_MANY]
     cdef uint32_t expected[CL_WAIT_MANY]
     cdef int rc, n = len(words)
@@ -311,7 +344,7 @@ def wait_many(list words, double seconds):
 
 
 cdef class Bell:
-    """A word of this process's own, to wake whoever waits for it among other words."""
+    """A private word of this process, to wake a thread that waits for it among other words."""
     cdef cl_au32 word
 
     @property
@@ -327,14 +360,14 @@ cdef class Bell:
         cl_wake(&self.word, 1)
 
 
-# ---- files mapped as they are: POSIX objects and user files
+# ---- mapped files: POSIX objects and user files
 
 
-@cython.no_gc_clear  # nor may it take the heir away
+@cython.no_gc_clear  # the garbage collector must not remove the heir either
 cdef class Mapping:
-    """A mapped file of bytes, unmapped when the last view of it is gone. Keeps no descriptor.
+    """A mapped file, unmapped when the last view of it is deleted. Keeps no descriptor.
 
-    Made over a POSIX object that the registry knows, it also keeps this process's hold on it.
+    For a POSIX object that the registry knows, it also keeps this process's hold on it.
     """
     def __init__(self, int fd, uint64_t nbytes, bint readonly=False, uint64_t offset=0):
         if self.base != NULL:
@@ -345,7 +378,7 @@ cdef class Mapping:
         cdef int protection = PROT_READ if readonly else PROT_READ | PROT_WRITE
         cdef void *p = mmap(NULL, nbytes, protection, MAP_SHARED, fd, <int64_t>offset)
         if p == MAP_FAILED:
-            raise OSError(errno, f"mapping {nbytes} bytes")
+            fail_of_system(errno, nbytes)
         self.base = <uint8_t *>p
         self.nbytes = nbytes
         self.readonly = readonly
@@ -380,48 +413,62 @@ cdef class Mapping:
         return <uintptr_t>self.base
 
     def make_heir(self):
-        """A mapping that is empty until the last view of this one is gone: then the memory is its."""
+        """A mapping that is empty until the last view of this one is deleted, and then takes over its memory."""
         self.heir = Mapping.__new__(Mapping)
         return self.heir
 
     def clear(self):
-        """Fill it with zeros."""
+        """Fill the memory with zeros."""
         with nogil:
             memset(self.base, 0, self.nbytes)
 
     def record(self, bytes name, uint64_t device, uint64_t inode, bint family):
-        """Write down that this process is about to publish this object, so that its death frees it."""
+        """Record that this process is about to publish this object, so that the object is freed if the process dies."""
         cdef const char *text = PyBytes_AS_STRING(name)
         cdef uint32_t n = len(name)
         cdef int rc = CL_AGAIN
+        cdef Wait wait = new_wait()
+        cdef int64_t until = after_a_slice(due_ns)
         self.store = the_store()
         while rc == CL_AGAIN:
             with nogil:
+                cl_stay_awake(until < 0)
                 rc = cl_posix_record(self.store, text, n, device, inode, self.nbytes, family, CL_MAY_WAIT, &self.hold_id,
                                      &self.hold_slot)
+                cl_stay_awake(False)
+            rc = served(&wait, rc, until)
         if rc != CL_OK:
             self.hold_id = 0
+            if rc == CL_TIMEOUT:
+                raise Late
             fail(rc)
 
     def forget(self):
-        """It was not published after all."""
+        """Delete the record: the object was not published."""
         self.release()
 
     def attach(self, bytes name, uint64_t device, uint64_t inode):
-        """Hold a recorded object; nothing happens for one that the registry does not know."""
+        """Hold a recorded object; does nothing for one that the registry does not know."""
         cdef const char *text = PyBytes_AS_STRING(name)
         cdef uint32_t n = len(name)
         cdef int rc
+        cdef Wait wait = new_wait()
+        cdef int64_t until = after_a_slice(due_ns)
         self.store = the_store()
         while True:
             rc = cl_posix_attach(self.store, text, n, device, inode, 0, &self.hold_id, &self.hold_slot)
             while rc == CL_AGAIN:
                 with nogil:
+                    cl_stay_awake(until < 0)
                     rc = cl_posix_attach(self.store, text, n, device, inode, CL_MAY_WAIT, &self.hold_id, &self.hold_slot)
+                    cl_stay_awake(False)
+                rc = served(&wait, rc, until)
             if rc != CL_MISSING or self.store.older == NULL or not self.store.older.open:
                 break
-            self.store = self.store.older  # it may have been made before the directory was removed
+            self.store = self.store.older  # the object may have been made before the directory was removed
         if rc != CL_OK:
             self.hold_id = 0
+            if rc == CL_TIMEOUT:
+                raise Late
             if rc != CL_MISSING:
                 fail(rc)

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""Copies of many buffers into one, without the GIL, serving signals between spans."""
+"""Copying many buffers into one, without the GIL; signals are handled between spans."""
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.sequence cimport PySequence_GetSlice
@@ -9,13 +9,13 @@ from libc.stdlib cimport free, malloc
 from copyless._core.c_library cimport CL_COPY_LARGE, cl_copy
 
 cdef enum:
-    SPAN = 1 << 26  # bytes copied before signals are served: some milliseconds
+    SPAN = 1 << 26  # bytes copied between two checks for signals: some milliseconds
 
 COPY_LARGE = CL_COPY_LARGE
 
 
 def copy_parts(target, list parts, uint64_t align, tell=None):
-    """Copy buffers into one, each to the next multiple of `align`; `tell`, if given, hears after each span how many bytes it had."""
+    """Copy buffers into one, each aligned to `align`; `tell`, if given, is called after each span with its number of bytes."""
     cdef Py_buffer whole
     PyObject_GetBuffer(target, &whole, PyBUF_WRITABLE)
     try:
@@ -25,7 +25,7 @@ def copy_parts(target, list parts, uint64_t align, tell=None):
 
 
 cpdef uint64_t room_of(list parts, uint64_t align) except? 0:
-    """The bytes that buffers take behind each other, each at a multiple of `align`."""
+    """The bytes that buffers take one after the other, each aligned to `align`."""
     cdef uint64_t at = 0
     for part in parts:
         at = (at + align - 1) // align * align + <uint64_t>part.nbytes
@@ -33,7 +33,7 @@ cpdef uint64_t room_of(list parts, uint64_t align) except? 0:
 
 
 def cut(whole, sizes, uint64_t align):
-    """Views of these sizes in a buffer, each at a multiple of `align`: where `copy_parts` has put them."""
+    """Views of these sizes in a buffer, each aligned to `align`, as `copy_parts` places them."""
     cdef uint64_t at = 0, size
     cdef list views = []
     view = memoryview(whole)
@@ -58,7 +58,7 @@ cdef int copy_into(uint8_t *out, uint64_t room, list parts, uint64_t align, tell
             taken += 1
             at = (at + align - 1) // align * align + <uint64_t>views[taken - 1].len
         if at > room:
-            raise ValueError(f"{at} bytes do not go into {room}")
+            raise ValueError(f"{at} bytes do not fit into {room} bytes")
         whole, at = at, 0
         while i < n:
             span = 0

@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
 """The binding of list.h: Python values in and out of slots.
 
-What it means to its users, names and documents, is in `copyless.shared_memory`.
+The public class and its documentation are in `copyless.shared_memory`.
 """
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -20,24 +20,24 @@ from copyless._core.c_library cimport (
 from copyless.errors import ClosedError, CorruptSegmentError, ForeignHostError
 
 cdef enum:
-    NONE = 0  # so that new memory holds Nones
+    NONE = 0  # so that new memory means None
     FALSE = 1
     TRUE = 2
     INT = 3
     FLOAT = 4
     STR = 5
     BYTES = 6
-    SHORT = 512  # bytes that a value of usual length has
+    SHORT = 512  # bytes up to which a value has the usual length
 
 
 def check_value(value):
-    """Raise what storing a value would."""
+    """Raise the error that storing a value would raise."""
     cdef cl_value v
     describe(value, &v)
 
 
 def room_for(value):
-    """Bytes of a side that the slot of a value gets; as much as the standard library gives, and never less than it needs."""
+    """Bytes of each side of the slot for a value: as many as in the standard library, and never fewer than the value needs."""
     cdef uint64_t n
     if isinstance(value, str):
         n = len(value.encode())
@@ -49,7 +49,7 @@ def room_for(value):
 
 
 def bytes_for(list rooms):
-    """Bytes of a list whose slots have such room."""
+    """Bytes of a list whose slots have this room."""
     cdef uint64_t *numbers = numbers_of(rooms)
     cdef uint64_t n = cl_list_bytes(len(rooms), numbers)
     free(numbers)
@@ -69,11 +69,11 @@ cdef int64_t integer(value) except? -1:
     try:
         return value
     except OverflowError:
-        raise OverflowError(f"a ShareableList holds integers of 64 bits with a sign, not {repr(value)[:60]}") from None
+        raise OverflowError(f"a ShareableList holds signed 64-bit integers, not {repr(value)[:60]}") from None
 
 
 cdef object describe(value, cl_value *out):
-    """Fill in what is to be written; the object whose bytes go with it, or None."""
+    """Fill in the value to write. Returns the object that has its bytes, or None."""
     cdef double real
     out.word = out.length = 0
     if type(value) is int:
@@ -104,7 +104,7 @@ cdef object describe(value, cl_value *out):
 cdef class _Slots:
     cdef Py_buffer view
     cdef cl_list *list
-    cdef cl_store *store  # whose owners its locks name
+    cdef cl_store *store  # its locks name owners of this store
     cdef uint64_t capacity
     cdef Py_ssize_t n
     cdef readonly object shm
@@ -119,7 +119,7 @@ cdef class _Slots:
             PyBuffer_Release(&self.view)
 
     def _begin(self, mapping, list rooms, list items):
-        """Lay out a new list over zeros, and fill it."""
+        """Lay out and fill a new list over zeros."""
         cdef uint64_t *numbers = numbers_of(rooms)
         self.hold(mapping)
         cl_list_begin(self.list, len(rooms), numbers, self.store.registry_id)
@@ -129,25 +129,26 @@ cdef class _Slots:
             self.write(at, item)
 
     def _stand(self, shm):
-        """Stand on a list that is there already."""
+        """Use an existing list."""
         cdef int rc
         cdef uint64_t n = 0
         self.hold(shm._mapping)
         self._own(shm)
         rc = cl_list_check(self.list, self.capacity, self.store.registry_id, &n)
         while rc == CL_STALE and self.store.older != NULL and self.store.older.open:
-            self.store = self.store.older  # it may have been made before the directory was removed
+            self.store = self.store.older  # the list may have been made before the directory was removed
             rc = cl_list_check(self.list, self.capacity, self.store.registry_id, &n)
         if rc != CL_OK:
             why = (<bytes>cl_last_error().what).decode()
             if rc == CL_STALE:
                 raise ForeignHostError(f"the ShareableList {shm.name!r} cannot be used here: {why} (COPYLESS_DIR)")
-            raise CorruptSegmentError(f"{shm.name!r} holds no copyless.ShareableList: {why}. A list that multiprocessing."
-                                      "shared_memory.ShareableList made has another layout: make it with copyless, too")
+            raise CorruptSegmentError(f"{shm.name!r} does not hold a copyless.ShareableList: {why}. A list of "
+                                      "multiprocessing.shared_memory.ShareableList has another layout: make it "
+                                      "with copyless too")
         self.n = <Py_ssize_t>n
 
     def _close(self):
-        """The memory it stands on is closed."""
+        """Called when its memory is closed."""
         self.closed = True
 
     def _own(self, shm):
@@ -165,7 +166,7 @@ cdef class _Slots:
         if self.list == NULL or self.closed:
             raise ClosedError("this ShareableList is closed")
         if type(position) is not int and not hasattr(position, "__index__"):
-            raise TypeError(f"an index of a ShareableList is an integer, not {type(position).__name__}")
+            raise TypeError(f"an index of a ShareableList must be an integer, not {type(position).__name__}")
         try:
             at = position
         except OverflowError:
@@ -199,7 +200,7 @@ cdef class _Slots:
         if rc != CL_OK and rc != CL_FULL:
             fail(rc)
         if v.kind > BYTES:
-            raise CorruptSegmentError(f"item {at} of the list is of no known kind ({v.kind})")
+            raise CorruptSegmentError(f"item {at} of the list has an unknown kind ({v.kind})")
         if only_kind:
             return v.kind
         if v.kind == INT:
@@ -211,7 +212,7 @@ cdef class _Slots:
             try:
                 return PyUnicode_DecodeUTF8(<char *>room, <Py_ssize_t>v.length, NULL)
             except UnicodeDecodeError as error:
-                raise CorruptSegmentError(f"item {at} of the list holds no text: {error}") from None
+                raise CorruptSegmentError(f"item {at} of the list is not valid text: {error}") from None
         if v.kind == BYTES:
             return held if held is not None and len(held) == v.length else PyBytes_FromStringAndSize(<char *>room, <Py_ssize_t>v.length)
         if v.kind == NONE:
@@ -232,7 +233,7 @@ cdef class _Slots:
         cdef int rc
         held = describe(value, &v)
         if self.view.readonly:
-            raise TypeError("this ShareableList stands on memory that was attached for reading only")
+            raise TypeError("this ShareableList is read-only, because its memory was attached for reading")
         if held is not None:
             source = PyBytes_AS_STRING(held)
         room = self.list.slots[at].room

@@ -1,4 +1,4 @@
-"""Looking on without joining; what each name does stands in the .pyx beside this file."""
+"""Observing without joining; the .pyx beside this file documents each name."""
 
 from collections.abc import Iterable
 from typing import Any

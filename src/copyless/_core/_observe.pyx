@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""Looking on: the registry of a storage directory, read without joining it and without its lock (native/observe.c)."""
+"""Observing the registry of a storage directory, without joining it and without its lock (native/observe.c)."""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
@@ -24,7 +24,7 @@ cdef extern from "sys/mman.h" nogil:
 
 
 def liveness_is_weak():
-    """Whether this system ignores what keeps a mapping out of a forked child (liveness.c)."""
+    """Whether this system ignores the advice that keeps a mapping out of a forked child (liveness.c)."""
     cdef void *page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     cdef bint ignored = False
     if page != MAP_FAILED:
@@ -34,9 +34,9 @@ def liveness_is_weak():
 
 
 cdef class Observer:
-    """One copy of the tables of a registry, and the blocks that it names.
+    """A copy of the tables of a registry, and access to the blocks that it names.
 
-    `directory` is a descriptor of the storage directory; it must stay open. `found` says whether there is a registry.
+    `directory` is a descriptor of the storage directory and must stay open. `found`: whether there is a registry.
     """
     cdef cl_store *store
     cdef cl_snapshot all
@@ -64,10 +64,10 @@ cdef class Observer:
             free(self.store)
 
     def look(self):
-        """Copy the tables: owners, segments, blocks, holds, names, totals, and how good the copy is.
+        """Copy the tables: owners, segments, blocks, holds, names, totals, and the consistency of the copy.
 
-        `state` is ``'whole'``, ``'changing'`` (others changed the registry all the time) or ``'held'``: then `holder` names the
-        process that has its lock. Takes at most a tenth of a second more than the copy itself.
+        `state` is ``'whole'``, ``'changing'`` (other processes kept changing the registry) or ``'held'``: then `holder` names the
+        process that holds its lock. Takes at most a tenth of a second more than the copy itself.
         """
         cdef int rc
         if self.store == NULL:
@@ -90,7 +90,7 @@ cdef class Observer:
         return found
 
     def audit(self):
-        """What is wrong with the copy; an empty text: nothing, None: it cannot be told, since the copy is not whole."""
+        """The error in the copy; an empty text if there is none; None if the copy is not whole and cannot be checked."""
         cdef int rc
         if self.all.view == NULL or self.all.state != CL_SNAPSHOT_WHOLE:
             return None
@@ -102,7 +102,7 @@ cdef class Observer:
         return ""
 
     def read(self, uint32_t number, parts):
-        """Bytes of a block of the copy: of each part (offset, length). StaleHandleError: the block has gone meanwhile."""
+        """The bytes of a block at each (offset, length). StaleHandleError if the block was freed meanwhile."""
         cdef uint32_t slot = number // CL_BLOCKS, index = number % CL_BLOCKS
         cdef uint64_t offset, length
         cdef int rc = CL_OK, fd
@@ -126,7 +126,7 @@ cdef class Observer:
         return read
 
     def kind(self, uint32_t number):
-        """Which kind of object lies in a block; 0: none."""
+        """The kind of object in a block; 0: none."""
         cdef cl_head *head
         cdef bytes data = self.read(number, [(0, sizeof(cl_head))])[0]
         head = <cl_head *>PyBytes_AS_STRING(data)

@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""What a pickle would have the unpickler remember, looked at before it is loaded.
+"""Checks a pickle before it is loaded: how many objects would the unpickler remember?
 
-The unpickler makes its memo as large as the largest number that a pickle names, so that one changed byte can cost it many
-gigabytes, which it fills. A pickle of n bytes remembers fewer than n objects.
+The unpickler makes its memo as large as the largest number in a pickle, and fills it: one damaged byte can cost many gigabytes.
+A valid pickle of n bytes remembers fewer than n objects.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -28,14 +28,14 @@ cdef inline uint64_t number(const unsigned char *at, int nbytes) noexcept nogil:
 
 
 cdef inline uint64_t after_line(const unsigned char *data, uint64_t at, uint64_t size) noexcept nogil:
-    """Where the next line begins; beyond the end when there is none."""
+    """The offset of the next line; beyond the end if there is none."""
     while at < size and data[at] != c"\n":
         at += 1
     return at + 1
 
 
 cdef bint is_sound(const unsigned char *data, uint64_t size) noexcept nogil:
-    """Whether nothing that it remembers has a larger number than it has bytes; what is cut off, the unpickler will say."""
+    """Whether no number in the memo is larger than the size of the pickle. For a truncated pickle the unpickler raises the error."""
     cdef uint64_t at = 0, index, end
     cdef unsigned char op
     cdef int width
@@ -84,7 +84,7 @@ cdef bint is_sound(const unsigned char *data, uint64_t size) noexcept nogil:
             index = number(data + at, width)
             at += width
             if index > size - at:
-                # The unpickler says that it is cut off; but for bytes and bytearrays it asks for the memory first.
+                # The unpickler reports that it is truncated, but for bytes and bytearrays it allocates the memory first.
                 return not (op == 0x96 or op == 0x8E or op == c"B") or index <= size
             at += index
     return True
@@ -98,7 +98,7 @@ cdef int look_at(const unsigned char *data, uint64_t size) except -1:
         with nogil:
             sound = is_sound(data, size)
     if not sound:
-        raise CorruptPickleError("a pickle that asks for far more memory than it has bytes: it was damaged on its way")
+        raise CorruptPickleError("the pickle is damaged: it asks for far more memory than it has bytes")
     return 0
 
 
@@ -108,9 +108,9 @@ cdef object loads_at(const unsigned char *at, uint64_t size, data, buffers):
 
 
 def check_pickle(data):
-    """Raise `CorruptPickleError` for a pickle that would have the unpickler ask for far more memory than it has bytes.
+    """Raise `CorruptPickleError` for a pickle that makes the unpickler ask for far more memory than the pickle has bytes.
 
-    Cost: a look at each of its operations, some nanoseconds.
+    Checks each operation of the pickle, for some nanoseconds each.
     """
     cdef Py_buffer view
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -121,9 +121,9 @@ def check_pickle(data):
 
 
 def loads(data, buffers=None):
-    """The object of a pickle that came from somewhere else, and of the buffers beside it: `pickle.loads` after a look at it.
+    """The object of a received pickle and the buffers beside it: `pickle.loads` after a check.
 
-    Every pickle that this package loads comes this way, since what lies in shared memory may have been damaged there.
+    Every pickle that this package loads is loaded here, since data in shared memory may have been damaged.
     """
     check_pickle(data)
     return unpickle(data) if buffers is None else unpickle(data, buffers=buffers)

@@ -1,5 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""POSIX objects of shared memory: opened, held and forgotten, with what the registry knows of them."""
+"""POSIX objects of shared memory: opening, holding and releasing them, and their records in the registry."""
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -25,9 +25,9 @@ cdef extern from "sys/stat.h" nogil:
 
 
 def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint tracked):
-    """(mapping, device, inode) of a POSIX object; the mapping is None when the object has no size yet.
+    """(mapping, device, inode) of a POSIX object; the mapping is None if the object has no size yet.
 
-    Raises OSError as open(2) does. What dead processes left is taken back first, so a dead creator's name is gone.
+    Raises OSError as open(2) does. Objects of dead processes are reclaimed first, so that the name of a dead creator is free.
     """
     cdef Mapping mapping = None
     cdef c_stat st, named
@@ -46,8 +46,8 @@ def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint 
                 mapping.map(fd, st.st_size, readonly, 0)
         finally:
             c_close(fd)
-        # Unlinked while we opened it? Then it may be another block by now (storage/spares.py): that we have it open is seen
-        # before it is made one, so what still has its name after that is the right one.
+        # If it was unlinked while it was opened, it may be another block by now (_storage/spare_blocks.py). The open file is
+        # noticed before it becomes another block, so if it still has its name now, it is the right one.
         if c_stat_path(PyBytes_AS_STRING(path), &named) == 0 and named.st_ino == st.st_ino and named.st_dev == st.st_dev:
             break
         mapping = None
@@ -57,14 +57,14 @@ def posix_open(bytes path, bytes name, int flags, int mode, bint readonly, bint 
 
 
 def posix_record(bytes name, uint64_t device, uint64_t inode):
-    """A hold of this process on an object that it does not map and may come to publish under this name."""
+    """A hold of this process on an object that it does not map and may publish under this name."""
     cdef Mapping hold = Mapping.__new__(Mapping)
     hold.record(name, device, inode, False)
     return hold
 
 
 def posix_hold(bytes name, uint64_t device, uint64_t inode):
-    """A hold of this process on a recorded object that it does not map: it lives as long as what is returned."""
+    """A hold of this process on a recorded object that it does not map. The hold lasts as long as the returned object."""
     cdef Mapping hold = Mapping.__new__(Mapping)
     hold.attach(name, device, inode)
     return hold
@@ -84,7 +84,7 @@ def posix_forget(bytes name, uint64_t device, uint64_t inode):
     cdef uint32_t n = len(name)
     cdef Wait wait = new_wait()
     cdef int rc
-    while store != NULL and store.open:  # those of directories that were removed, too
+    while store != NULL and store.open:  # including the stores of removed directories
         rc = CL_AGAIN
         while rc == CL_AGAIN:
             with nogil:
@@ -95,7 +95,7 @@ def posix_forget(bytes name, uint64_t device, uint64_t inode):
 
 
 def check_capacity(int fd, uint64_t nbytes):
-    """Raise OutOfSharedMemory when the mount, the machine or the control group has no room for `nbytes` more."""
+    """Raise OutOfSharedMemory if the mount, the machine or the control group has no room for `nbytes` more."""
     cdef int rc
     with nogil:
         rc = cl_capacity_check(fd, nbytes)

@@ -1,4 +1,4 @@
-"""The binding of ring.h; what each name does stands in the .pyx beside this file."""
+"""The binding of ring.h; the .pyx beside this file documents each name."""
 
 from typing import Any
 
@@ -12,8 +12,6 @@ Lent = tuple["Loan", int, int, int]
 
 def ring_bytes(slots: int, members: int, stride: int, spec: int) -> int: ...
 def begin(block: Block, slots: int, members: int, stride: int, spec: bytes, block_timeout_ns: int) -> None: ...
-
-def ended(block: Block) -> bool: ...
 
 class Loan:
     @property

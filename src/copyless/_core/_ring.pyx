@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""The binding of ring.h: slots claimed, published and lent, first without waiting and with the GIL, then in slices without.
+"""The binding of ring.h: claiming, publishing and lending slots; first without waiting and with the GIL, then in slices without.
 
-What the classes mean to their users, names and documents, is in `copyless.rings`.
+The public classes and their documentation are in `copyless.rings`.
 """
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -16,7 +16,7 @@ from copyless._core._check cimport check, deadline_of, fail, new_wait, served, W
 from copyless._core.c_library cimport (
     CL_AGAIN, CL_BELL_SLEEP, CL_CLOSED, CL_FOREVER, CL_KIND_RING, CL_MAY_WAIT, CL_OK, CL_READER_BLOCKS, CL_READER_DEMOTED, CL_READER_DROPS,
     CL_READER_POLICY, CL_RING_MAY_BLOCK, CL_RING_MEMBERS, CL_RING_MEMBERS_MAX, CL_RING_OPEN, CL_STALE, CL_TIMEOUT, cl_add_bits, cl_au32, cl_copy,
-    cl_frame, cl_owner_pid, cl_reader, cl_ring, cl_ring_attach, cl_ring_begin, cl_ring_bury, cl_ring_bytes, cl_ring_claim, cl_ring_count,
+    cl_frame, cl_owner_pid, cl_reader, cl_ring, cl_ring_attach, cl_ring_begin, cl_ring_release_dead, cl_ring_bytes, cl_ring_claim, cl_ring_count,
     cl_ring_counts, cl_ring_detach, cl_ring_give_up, cl_ring_head, cl_ring_last, cl_ring_latest, cl_ring_members, cl_ring_next, cl_ring_publish,
     cl_ring_return, cl_ring_shut, cl_ring_spec, cl_ring_subscribe, cl_ring_unsubscribe, cl_seen, cl_seen64, cl_self, cl_watch,
 )
@@ -39,14 +39,9 @@ def begin(Block block, uint32_t slots, uint32_t members, uint64_t stride, bytes 
     memcpy(cl_ring_spec(head, slots, room), <const char *>spec, len(spec))
 
 
-def ended(Block block):
-    """Whether the ring that lies in a block was shut down."""
-    return block.ref.capacity >= sizeof(cl_ring_head) and cl_seen(&(<cl_ring_head *>block.ref.data).state) != CL_RING_OPEN
-
-
-@cython.no_gc_clear  # the collector of cycles would take the ring away before the slot is given back
+@cython.no_gc_clear  # the garbage collector would remove the ring before the slot is returned
 cdef class Loan:
-    """The memory of one slot: arrays over it keep it. When the last is gone, the slot goes back where it came from."""
+    """The memory of one slot. Arrays over it keep it; when the last one is deleted, the slot is returned."""
     cdef _Ring ring
     cdef readonly uint32_t slot
     cdef readonly bint writable
@@ -68,7 +63,7 @@ cdef class Loan:
 
 @cython.no_gc_clear  # as above
 cdef class Claim:
-    """A slot that is being written. Published only when nothing can write to it any more."""
+    """A slot that is being written. It is published only when nothing can write to it any more."""
     cdef _Ring ring
     cdef readonly uint32_t slot
     cdef uint32_t self
@@ -86,35 +81,35 @@ cdef class Claim:
                 cl_ring_give_up(&self.ring.r, self.slot)
 
     def memory(self):
-        """The slot's memory, writable."""
+        """The writable memory of the slot."""
         cdef Loan loan = Loan.__new__(Loan)
         loan.ring, loan.slot, loan.writable, loan.claim, loan.self = self.ring, self.slot, True, self, self.self
         self.writable_elsewhere = True
         return loan
 
     def publish(self):
-        """(sequence number, nanoseconds) of the frame that the slot now is."""
+        """Publish the slot as a frame. Returns (sequence number, nanoseconds)."""
         cdef cl_frame frame
         cdef int rc
         if self.self != cl_self(self.ring.store):
-            raise WrongProcessError("this frame is being written by the parent process")
-        if not self.undecided:  # the slot may be that of another claim of this process by now
-            raise ClosedError("this frame was published, or given up, already")
+            raise WrongProcessError("this frame is being written by the parent process: acquire another in this one")
+        if not self.undecided:  # the slot may belong to another claim of this process by now
+            raise ClosedError("this frame was already published or discarded")
         rc = cl_ring_publish(&self.ring.r, self.slot, &frame)
         if rc == CL_OK:
-            self.undecided = False  # else it goes back when it is forgotten
+            self.undecided = False  # otherwise the slot is returned when the claim is deleted
         check(rc)
         return frame.seq, frame.time_ns
 
     def discard(self):
-        """Give the slot back, now or when the last view of its memory is gone."""
+        """Return the slot, now or when the last view of its memory is deleted."""
         if self.undecided:
             self.undecided = False
             if not self.writable_elsewhere:
                 self.give_up()
 
     def fill_from(self, Claim other):
-        """Copy another slot's bytes into this one."""
+        """Copy the bytes of another slot into this one."""
         cdef uint8_t *to = self.ring.r.data + self.slot * self.ring.r.stride
         cdef const uint8_t *source = other.ring.r.data + other.slot * other.ring.r.stride
         cdef uint64_t n = self.ring.r.stride
@@ -128,7 +123,7 @@ cdef class Claim:
 
 
 cdef class Seat:
-    """A place among the readers, until it is left or forgotten. What it is stands here when C comes back: no signal comes between."""
+    """A place among the readers, until it is left or deleted. It is recorded before C returns, so that no signal comes in between."""
     cdef _Ring ring
     cdef readonly uint32_t reader
     cdef int pid
@@ -137,7 +132,7 @@ cdef class Seat:
         self.go()
 
     cdef void go(self) noexcept:
-        """In a forked child it goes on: it is the parent's."""
+        """Leave the place; not in a forked child, because it belongs to the parent."""
         cdef _Ring ring = self.ring
         self.ring = None
         if ring is not None and self.pid == getpid() and ring.r.head != NULL:
@@ -163,53 +158,53 @@ cdef class _Ring(Object):
 
     def _stand(self, Block block):
         cdef int rc
-        if self.r.head != NULL:  # it stood already: `__setstate__` once more
+        if self.r.head != NULL:  # it has its block already: a second `__setstate__`
             with nogil:
                 cl_ring_detach(&self.r)
         Object._stand(self, block)
         rc = cl_ring_attach(&self.r, self.store, <cl_ring_head *>self.head, block.ref.capacity, block.number)
         check(rc)
-        set_private(block)  # what is sent on of a frame goes by value: its slot is written again
+        set_private(block)  # arrays of a frame are sent on by value, because its slot is reused
 
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
         if reader >= self.r.room:
-            raise TypeError(f"wait() waits for a subscription of a ring: for sub = ring.subscribe(), not for {self!r}")
+            raise TypeError(f"wait() cannot wait for {self!r}: wait for a subscription, sub = ring.subscribe()")
         self.be_open()
-        out.store, out.head, out.closed = self.store, self._need(), <const int *>&self.closed
+        out.store, out.head, out.closed = self.store, self._open_head(), <const int *>&self.closed
         out.is_.kind, out.is_.number, out.is_.room = CL_KIND_RING, self.r.slots, self.r.room
         out.reader, out.self = reader, cl_seen(&self.r.self)
         return 0
 
     @property
     def _spec(self):
-        self._need()
+        self._open_head()
         return PyBytes_FromStringAndSize(<char *>self.r.spec, <Py_ssize_t>self.r.spec_bytes)
 
     @property
     def _stride(self):
-        self._need()
+        self._open_head()
         return self.r.stride
 
     @property
     def _flags(self):
-        self._need()
+        self._open_head()
         return self.r.flags
 
     @property
     def _number(self):
-        self._need()
+        self._open_head()
         return self.r.slots
 
     @property
     def _room(self):
-        self._need()
+        self._open_head()
         return self.r.room
 
     cdef int be_open(self) except -1:
         if self.closed or self.head == NULL:
             raise ClosedError(f"this {type(self).__name__} is closed")
         if is_elsewhere(self.store):
-            self._need()
+            self._open_head()
         return 0
 
     cdef int refuse(self, int rc) except -1:
@@ -218,12 +213,18 @@ cdef class _Ring(Object):
         fail(rc)
 
     cdef Loan lend(self, cl_frame *frame):
-        cdef Loan loan = Loan.__new__(Loan)
+        """What C has lent; where there is no memory for that, it is given back."""
+        cdef Loan loan
+        try:
+            loan = Loan.__new__(Loan)
+        except BaseException:
+            cl_ring_return(&self.r, frame.slot)
+            raise
         loan.ring, loan.slot, loan.self = self, frame.slot, cl_seen(&self.r.self)
         return loan
 
     def _claim(self, timeout):
-        """A Claim, or None when there was no slot in that time."""
+        """A Claim, or None if no slot became free in the time."""
         cdef int64_t deadline = deadline_of(timeout), since = 0
         cdef uint32_t slot = 0
         cdef Claim claim
@@ -243,7 +244,11 @@ cdef class _Ring(Object):
             return None
         if rc != CL_OK:
             self.refuse(rc)
-        claim = Claim.__new__(Claim)
+        try:
+            claim = Claim.__new__(Claim)
+        except BaseException:
+            cl_ring_give_up(&self.r, slot)
+            raise
         claim.ring, claim.slot, claim.self, claim.undecided = self, slot, cl_seen(&self.r.self), True
         return claim
 
@@ -254,7 +259,7 @@ cdef class _Ring(Object):
         cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
-        if after == 0:  # the newest of all: that lies where the name leads now
+        if after == 0:  # the newest frame: in the ring that has the name now
             look_at_name(self)
         rc = cl_ring_latest(&self.r, after, 0, 0, &frame)
         while rc == CL_AGAIN:
@@ -273,7 +278,9 @@ cdef class _Ring(Object):
 
     def _last(self, uint32_t most):
         cdef cl_frame *frames
-        cdef uint32_t n = 0
+        cdef uint32_t i, n = 0, lent = 0
+        cdef Loan loan
+        cdef list found = []
         cdef Wait wait = new_wait()
         cdef int rc
         self.be_open()
@@ -288,8 +295,14 @@ cdef class _Ring(Object):
                     rc = cl_ring_last(&self.r, most, CL_MAY_WAIT, frames, &n)
                 rc = served(&wait, rc, CL_FOREVER)
             check(rc)
-            return [(self.lend(&frames[i]), frames[i].seq, frames[i].time_ns, 0) for i in range(n)]
+            while lent < n:
+                lent += 1  # one that fails gives its own back
+                loan = self.lend(&frames[lent - 1])
+                found.append((loan, frames[lent - 1].seq, frames[lent - 1].time_ns, 0))
+            return found
         finally:
+            for i in range(lent, n):
+                cl_ring_return(&self.r, frames[i].slot)
             free(frames)
 
     def _subscribe(self, bint blocks, since):
@@ -305,7 +318,11 @@ cdef class _Ring(Object):
                 rc = cl_ring_subscribe(&self.r, policy, after, CL_MAY_WAIT, &reader)
             rc = served(&wait, rc, CL_FOREVER)
         check(rc)
-        seat = Seat.__new__(Seat)
+        try:
+            seat = Seat.__new__(Seat)
+        except BaseException:
+            cl_ring_unsubscribe(&self.r, reader)
+            raise
         seat.ring, seat.reader, seat.pid = self, reader, getpid()
         return seat
 
@@ -327,7 +344,8 @@ cdef class _Ring(Object):
             look_at_name(self)
             return None
         if rc == CL_STALE:
-            raise WrongProcessError("this subscription is the parent process's: subscribe anew in a forked child")
+            raise WrongProcessError("this subscription belongs to the parent process: call subscribe() again in a "
+                                    "forked child")
         if rc != CL_OK:
             self.refuse(rc)
         return self.lend(&frame), frame.seq, frame.time_ns, frame.missed
@@ -336,28 +354,28 @@ cdef class _Ring(Object):
         """(taken, dropped, lag, whether it blocks, whether it was demoted)."""
         cdef cl_reader *q
         cdef uint32_t policy
-        self._need()
+        self._open_head()
         q = &self.r.readers[reader]
         policy = CL_READER_POLICY(cl_seen(&q.policy))
         return cl_seen64(&q.taken), cl_seen64(&q.dropped), self.lag(q), policy == CL_READER_BLOCKS, policy == CL_READER_DEMOTED
 
     cdef uint64_t lag(self, cl_reader *q):
-        cdef uint64_t cursor = cl_seen64(&q.cursor)  # before the last: it never is beyond
+        cdef uint64_t cursor = cl_seen64(&q.cursor)  # read before the last frame, so that it is never beyond it
         return cl_seen64(&self.r.head.last) - cursor
 
     def _shut(self):
-        self._need()
+        self._open_head()
         with nogil:
             cl_ring_shut(&self.r)
 
     @property
     def _ended(self):
-        self._need()
+        self._open_head()
         return cl_seen(&self.r.head.state) != CL_RING_OPEN
 
     @property
     def _last_seq(self):
-        self._need()
+        self._open_head()
         return cl_seen64(&self.r.head.last)
 
     def _statistics(self):
@@ -366,9 +384,9 @@ cdef class _Ring(Object):
         cdef cl_reader *q
         cdef uint32_t i, owner
         cdef int rc
-        self._need()
+        self._open_head()
         with nogil:
-            rc = cl_ring_bury(&self.r, 0)  # who buries already, or is stopped at it, is not waited for
+            rc = cl_ring_release_dead(&self.r, 0)  # does not wait for a process that is already releasing the dead, or is stopped while doing so
             cl_ring_count(&self.r, &n)
         if rc != CL_AGAIN:
             check(rc)

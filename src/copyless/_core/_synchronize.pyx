@@ -1,7 +1,7 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""The binding of sync.h: each operation tries once with the GIL held, and waits without it, serving signals.
+"""The binding of sync.h. Each operation tries once with the GIL held; then it waits without the GIL and handles signals.
 
-What the classes mean to their users, names and documents, is in `copyless.synchronize`.
+The public classes, their names and documentation are in `copyless.synchronize`.
 """
 import os
 import threading
@@ -10,23 +10,27 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 from posix.unistd cimport getpid
 
+from copyless._core import events
 from copyless._core._blocks cimport Block, Object, is_elsewhere, look_at_name
-from copyless._core._check cimport check, deadline_of, fail, new_wait, served, Wait
+from copyless._core._check cimport AT_ONCE, check, deadline_of, fail, new_wait, served, Wait
 from copyless._core.c_library cimport (
     CL_AGAIN, cl_bells_tell, CL_CLOSED, CL_FOREVER, CL_FULL, CL_KIND_BARRIER, CL_KIND_CONDITION, CL_KIND_EVENT, CL_KIND_LOCK, CL_KIND_RLOCK,
     CL_KIND_ROBUST_SEMAPHORE, CL_KIND_RWLOCK, CL_KIND_SEMAPHORE, CL_LOCK_SLEEP, CL_MISSING, CL_OK, CL_OWNER_DIED, CL_SEM_SLEEP,
     CL_TIMEOUT, cl_au32, cl_barrier, cl_barrier_arrive, cl_barrier_break, cl_barrier_release, cl_barrier_wait, cl_barrier_waiting, cl_condition,
     cl_condition_begin, cl_condition_end, cl_condition_lock, cl_condition_notify, cl_condition_wait, cl_entry, cl_event, cl_event_clear, cl_event_set,
-    cl_event_wait, cl_head, cl_mark, cl_monitor, cl_mutex, cl_mutex_lock, cl_object, cl_object_attach, cl_owner_pid, cl_put, cl_rlock,
+    cl_event_wait, cl_head, cl_is_dead, cl_mark, cl_monitor, cl_monotonic_ns, cl_mutex, cl_mutex_lock, cl_object, cl_object_attach, cl_owner_pid, cl_put, cl_rlock,
     cl_rlock_is_mine, cl_rlock_restore, cl_rlock_save, cl_robust, cl_robust_acquire,
     cl_robust_release, cl_robust_value, cl_runlock, cl_rw_forget, cl_rw_read, cl_rw_release, cl_rw_write, cl_rwlock, cl_seen, cl_self,
-    cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_store, cl_swap, cl_unlock, cl_wake, cl_watch,
+    cl_sem_acquire, cl_sem_release, cl_semaphore, cl_spin, cl_stay_awake, cl_store, cl_swap, cl_unlock, cl_waits, cl_wake, cl_watch,
 )
 
 from copyless.errors import CorruptSegmentError, NotHeldError, OwnerDiedError
 
 cdef extern from "pythread.h" nogil:
     unsigned long PyThread_get_thread_ident()
+
+cdef enum:
+    LOOK_NS = 1000000
 
 MUTEX_BYTES = sizeof(cl_mutex)
 SEMAPHORE_BYTES = sizeof(cl_semaphore)
@@ -39,14 +43,14 @@ BARRIER_BYTES = sizeof(cl_barrier)
 
 
 cdef tuple watch_monitor(cl_monitor *monitor):
-    """What to sleep on: the word that moves on when something changes."""
+    """The word to sleep on: it changes with every change of the object."""
     cdef uint32_t seen = cl_seen(&monitor.change)
     cl_put(&monitor.sleeping, 1)
     return <uintptr_t>&monitor.change, seen
 
 
 cdef class _Sync(Object):
-    """An object of sync.h: what its head says was copied and checked when this process attached, and is not read again."""
+    """An object of sync.h. Its head was copied and checked when this process attached; it is not read again."""
     cdef cl_object o
 
     def _stand(self, Block block):
@@ -57,44 +61,70 @@ cdef class _Sync(Object):
         self.take(block, self.o.head)
 
     cdef int watch(self, cl_watch *out, uint32_t reader) except -1:
-        out.store, out.head, out.is_ = self.store, self._need(), self.o.is_
+        out.store, out.head, out.is_ = self.store, self._open_head(), self.o.is_
         if out.is_.kind not in (CL_KIND_LOCK, CL_KIND_RLOCK, CL_KIND_SEMAPHORE, CL_KIND_ROBUST_SEMAPHORE, CL_KIND_EVENT):
             return Object.watch(self, out, reader)
         out.thread = PyThread_get_thread_ident()
         return 0
 
     cdef void tell(self) noexcept:
-        """What was done may have made it ready: tell those who wait for it among other things."""
+        """The object may have become ready: wake waits for several objects."""
         cl_bells_tell(self.store, self.head)
 
     @property
     def _flags(self):
-        self._need()
+        self._open_head()
         return self.o.is_.flags
 
     @property
     def _number(self):
-        self._need()
+        self._open_head()
         return self.o.is_.number
+
+
+cdef bint is_time_to_look(int64_t *looked_ns) noexcept:
+    """Whether a try without waiting checks if the holder lives. That is a system call, so repeated tries check only now and then."""
+    cdef int64_t now = cl_monotonic_ns()
+    if now - looked_ns[0] < LOOK_NS:
+        return False
+    looked_ns[0] = now
+    return True
+
+
+cdef int tell_of_dead_holder(object what, bint free) except -1:
+    """Count that the last holder died, and log it if this thread does not hold the lock."""
+    events.holder_died(type(what).__name__, free)
+    return 0
 
 
 cdef class _Lock(_Sync):
     KIND = CL_KIND_LOCK
     cdef cl_spin spin
+    cdef int64_t looked_ns
     cdef public bint silent
     cdef readonly bint recovered
-    cdef bint simple  # a plain lock that stands: one word is all there is to it
+    cdef bint simple  # a Lock that is set up: its whole state is one word
 
     def __cinit__(self, *args, **kwargs):
         memset(&self.spin, 0, sizeof(self.spin))
 
     cdef cl_mutex *mutex(self) except NULL:
-        return <cl_mutex *>self._need()
+        return <cl_mutex *>self._open_head()
 
     cdef int once(self, int64_t deadline) noexcept nogil:
         return cl_mutex_lock(self.store, &(<cl_mutex *>self.head).word, deadline, &self.spin)
 
-    cdef void let_go(self) noexcept:
+    cdef int take_over(self) noexcept:
+        """Take the lock over from a dead holder without waiting, unless another process is faster."""
+        cdef int rc
+        with nogil:
+            cl_stay_awake(True)
+            rc = self.once(CL_FOREVER)
+            cl_stay_awake(False)
+        cl_waits().holder = 0
+        return rc
+
+    cdef void release_held(self) noexcept:
         cl_unlock(&(<cl_mutex *>self.head).word)
         self.tell()
 
@@ -103,7 +133,7 @@ cdef class _Lock(_Sync):
         return self.got(self.once(0), deadline, keep)
 
     cdef bint got(self, int rc, int64_t deadline, bint keep) except -1:
-        """Go on from what the first try gave."""
+        """Continue after the first try gave `rc`."""
         cdef Wait wait = new_wait()
         if rc == CL_AGAIN and deadline != 0:
             while rc == CL_AGAIN:
@@ -112,6 +142,10 @@ cdef class _Lock(_Sync):
                 rc = served(&wait, rc, CL_FOREVER, True)
                 if rc == CL_AGAIN:
                     look_at_name(self)
+        elif rc == CL_AGAIN and is_time_to_look(&self.looked_ns) and cl_is_dead(
+            self.store, cl_seen(&(<cl_mutex *>self.head).word) & ~CL_LOCK_SLEEP
+        ):
+            rc = self.take_over()
         if rc == CL_OK:
             self.recovered = False
             return True
@@ -121,15 +155,32 @@ cdef class _Lock(_Sync):
         if rc != CL_OWNER_DIED:
             fail(rc)
         self.recovered = True
+        if not self.silent and not keep:
+            self.release_held()
+        tell_of_dead_holder(self, not self.silent and not keep)
         if not self.silent:
-            if not keep:
-                self.let_go()
-            raise OwnerDiedError(f"the process that held this {type(self).__name__} has died, so what it guards may be half "
-                                 "changed. Put that right: the lock is free, the next acquire succeeds (recover='silent': it "
-                                 "simply acquires)")
+            raise OwnerDiedError(f"the process that held this {type(self).__name__} has died, so the data that it "
+                                 "guards may be half changed. Repair the data: the lock is free, and the next "
+                                 "acquire succeeds (with recover='silent' this error is not raised)")
         return True
 
     def acquire(self, block=True, timeout=None):
+        """acquire(block=True, timeout=None)
+
+        Acquire the lock. Returns whether it was acquired.
+
+        Parameters
+        ----------
+        block : bool
+            If false, do not wait.
+        timeout : float or None
+            Seconds to wait; None: without limit.
+
+        Raises
+        ------
+        OwnerDiedError
+            Once, if the last holder died and `recover` is "raise". The lock is then free.
+        """
         if self.simple and not is_elsewhere(self.store) and cl_mark(&(<cl_mutex *>self.head).word, 0, cl_self(self.store)):
             self.recovered = False
             return True
@@ -146,6 +197,10 @@ cdef class _Lock(_Sync):
         return 0
 
     def release(self):
+        """release()
+
+        Release the lock. Raises NotHeldError if it is not held; for an RLock also if another thread holds it.
+        """
         self.put_back()
 
     def _stand(self, Block block):
@@ -153,6 +208,10 @@ cdef class _Lock(_Sync):
         self.simple = self.KIND == CL_KIND_LOCK
 
     def locked(self):
+        """locked()
+
+        Whether any thread of any process holds the lock.
+        """
         return (cl_seen(&self.mutex().word) & ~CL_LOCK_SLEEP) != 0
 
     def __enter__(self):
@@ -164,12 +223,12 @@ cdef class _Lock(_Sync):
     def __exit__(self, kind, value, traceback):
         self.put_back()
 
-    # What a condition asks of its lock.
+    # Methods that a condition calls on its lock.
     def _is_mine(self):
         return (cl_seen(&self.mutex().word) & ~CL_LOCK_SLEEP) == cl_self(self.store)
 
     def _release_save(self):
-        self.let_go()
+        self.release_held()
         return 1
 
     def _acquire_restore(self, depth):
@@ -177,10 +236,10 @@ cdef class _Lock(_Sync):
 
     @property
     def _owner_pid(self):
-        """0: free; else the holder's process number."""
+        """The process id of the holder; 0 if the lock is free."""
         return cl_owner_pid(self.store, cl_seen(&self.mutex().word))
 
-    # What an event loop asks: one try that knows whether it slept, and the word to sleep on.
+    # Methods for event loops: one try without waiting, and the word to sleep on.
     def _try(self, bint slept):
         return self.get(0, False)
 
@@ -195,7 +254,7 @@ cdef class _Lock(_Sync):
 
 
 cdef class _Guard(_Lock):
-    """A lock that notes in the same call that this object has it, and gives back what it has in one: no signal comes between."""
+    """A lock that records in the same call that this object holds it, so that no signal comes in between; `leave` likewise."""
     cdef bint has
     cdef int pid
 
@@ -206,7 +265,7 @@ cdef class _Guard(_Lock):
 
     @property
     def held(self):
-        return self.has and self.pid == getpid()  # in a forked child it is its parent's
+        return self.has and self.pid == getpid()  # in a forked child, the parent holds it
 
     def leave(self):
         if self.has and self.pid == getpid():
@@ -218,7 +277,7 @@ cdef class _RLock(_Lock):
     KIND = CL_KIND_RLOCK
 
     def _stand_in(self, _Condition condition):
-        """Stand on the lock that a condition keeps behind its waiters."""
+        """Use the lock that a condition keeps behind its waiters."""
         cdef int rc = cl_condition_lock(&condition.o, condition.block.ref.capacity, &self.o)
         check(rc)
         self.take(condition.block, self.o.head)
@@ -226,7 +285,7 @@ cdef class _RLock(_Lock):
     cdef int once(self, int64_t deadline) noexcept nogil:
         return cl_rlock(self.store, <cl_mutex *>self.head, PyThread_get_thread_ident(), deadline, &self.spin)
 
-    cdef void let_go(self) noexcept:
+    cdef void release_held(self) noexcept:
         cl_runlock(<cl_mutex *>self.head)
         self.tell()
 
@@ -268,6 +327,7 @@ cdef class _RLock(_Lock):
 cdef class _Semaphore(_Sync):
     KIND = CL_KIND_SEMAPHORE
     cdef cl_spin spin
+    cdef int64_t looked_ns
     cdef public bint silent
     cdef readonly bint recovered
     cdef bint robust
@@ -288,8 +348,10 @@ cdef class _Semaphore(_Sync):
     cdef bint get(self, int64_t deadline) except -1:
         cdef Wait wait = new_wait()
         cdef int rc
-        self._need()
+        self._open_head()
         rc = self.once(0)
+        if rc == CL_AGAIN and deadline == 0 and self.robust and is_time_to_look(&self.looked_ns):
+            rc = self.once(AT_ONCE)  # has a dead process permits?
         while rc == CL_AGAIN and deadline != 0:
             with nogil:
                 rc = self.once(deadline)
@@ -307,12 +369,15 @@ cdef class _Semaphore(_Sync):
         self.recovered = True
         if not self.silent:
             self.give_back()
-            raise OwnerDiedError("a process that held a permit of this semaphore has died, so what it guards may be half changed. "
-                                 "Put that right: the permit is back, the next acquire succeeds")
+        tell_of_dead_holder(self, not self.silent)
+        if not self.silent:
+            raise OwnerDiedError("a process that held a permit of this semaphore has died, so the data that it "
+                                 "guards may be half changed. Repair the data: the permit is back, and the next "
+                                 "acquire succeeds")
         return True
 
     cdef int give_back(self) except -100:
-        """One permit of a robust semaphore."""
+        """Return one permit of a robust semaphore."""
         cdef Wait wait = new_wait()
         cdef int rc = cl_robust_release(self.store, &self.o, 0)
         while rc == CL_AGAIN:
@@ -323,13 +388,34 @@ cdef class _Semaphore(_Sync):
         return rc
 
     def acquire(self, block=True, timeout=None):
+        """acquire(block=True, timeout=None)
+
+        Acquire a permit. Returns whether one was acquired.
+
+        Parameters
+        ----------
+        block : bool
+            If false, do not wait.
+        timeout : float or None
+            Seconds to wait; None: without limit.
+
+        Raises
+        ------
+        OwnerDiedError
+            Once for each permit whose holder died, if the semaphore is robust and `recover` is "raise".
+        """
         return self.get(deadline_of(timeout) if block else 0)
 
     def release(self, n=1):
+        """release(n=1)
+
+        Return `n` permits. Raises NotHeldError if there are too many: more than a bounded semaphore began with, or more
+        than this process acquired from a robust one.
+        """
         cdef int rc = CL_OK
-        self._need()
+        self._open_head()
         if n < 1 or n > 0x7fffffff:
-            raise ValueError(f"n must be one or more, not {n}")
+            raise ValueError(f"n must be 1 or more, not {n}")
         if self.robust:
             for _ in range(n):
                 rc = self.give_back()
@@ -345,7 +431,11 @@ cdef class _Semaphore(_Sync):
         check(rc)
 
     def get_value(self):
-        self._need()
+        """get_value()
+
+        The number of free permits.
+        """
+        self._open_head()
         if self.robust:
             return cl_robust_value(self.store, &self.o)
         return cl_seen(&(<cl_semaphore *>self.head).word) & ~<uint32_t>CL_SEM_SLEEP
@@ -380,23 +470,39 @@ cdef class _Event(_Sync):
     cdef cl_spin spin
 
     def is_set(self):
-        return (cl_seen(&(<cl_event *>self._need()).word) & 1) != 0
+        """is_set()
+
+        Whether the event is set.
+        """
+        return (cl_seen(&(<cl_event *>self._open_head()).word) & 1) != 0
 
     def set(self):
-        cl_event_set(<cl_event *>self._need())
+        """set()
+
+        Set the event and wake all waiters. Allowed in a signal handler.
+        """
+        cl_event_set(<cl_event *>self._open_head())
         self.tell()
 
     def clear(self):
-        cl_event_clear(<cl_event *>self._need())
+        """clear()
+
+        Clear the event: `wait` waits again.
+        """
+        cl_event_clear(<cl_event *>self._open_head())
         if self._signal is not None:
             self._signal.settle()
 
     def wait(self, timeout=None):
+        """wait(timeout=None)
+
+        Wait until the event is set. False after `timeout` seconds (None: no limit).
+        """
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t seen = 0
         cdef Wait wait = new_wait()
         cdef int rc
-        self._need()
+        self._open_head()
         rc = cl_event_wait(<cl_event *>self.head, &seen, 0, &self.spin)
         while rc == CL_AGAIN and deadline != 0:
             with nogil:
@@ -412,7 +518,7 @@ cdef class _Event(_Sync):
         return self.is_set()
 
     def _watch(self):
-        cdef cl_au32 *word = &(<cl_event *>self._need()).word
+        cdef cl_au32 *word = &(<cl_event *>self._open_head()).word
         cdef uint32_t seen = cl_seen(word)
         if seen & 1:
             return None
@@ -421,15 +527,15 @@ cdef class _Event(_Sync):
         return <uintptr_t>word, seen | 2
 
     def _sets(self):
-        look_at_name(self)  # an event loop asks while it waits
-        return cl_seen(&(<cl_event *>self._need()).word) >> 2
+        look_at_name(self)  # an event loop calls this while it waits
+        return cl_seen(&(<cl_event *>self._open_head()).word) >> 2
 
 
 cdef class _Condition(_Sync):
     KIND = CL_KIND_CONDITION
     cdef cl_spin spin
 
-    # C, as those of the lock are: in Python a signal could come when it is acquired and `with` does not know of it.
+    # In C, like those of the lock: in Python, a signal could arrive after the lock is acquired and before `with` knows it.
     def __enter__(self):
         return (<object>self)._lock.__enter__()
 
@@ -437,7 +543,7 @@ cdef class _Condition(_Sync):
         (<object>self)._lock.__exit__(kind, value, traceback)
 
     def _wait(self, lock, timeout):
-        """Under the lock, which is let go meanwhile and held again afterwards whatever happens."""
+        """Called with the lock held. The lock is released while waiting and always acquired again afterwards."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0
         cdef Wait wait = new_wait()
@@ -462,8 +568,8 @@ cdef class _Condition(_Sync):
         return cl_condition_notify(self.store, &self.o, n)
 
 
-# Who holds which RWLock here: (lock's block, thread or task) -> [times for reading, for writing]. A process is one reader
-# in shared memory however many of its threads read, so that a thread that reads may read again while a writer waits.
+# The RWLocks held in this process: (lock's block, thread or task) -> [times for reading, for writing]. In shared memory a
+# process is one reader, however many of its threads read, so that a thread that reads may read again while a writer waits.
 cdef dict HOLDING = {}
 os.register_at_fork(after_in_child=HOLDING.clear)
 
@@ -474,21 +580,22 @@ cdef class _RWLock(_Sync):
     cdef public bint silent
     cdef readonly bint recovered
 
-    # In C from the taking to the noting, and back: between two lines of Python a signal may raise, and what it left half done
-    # would be held for ever.
+    # Acquiring and recording it is one piece of C, and so is releasing: between two lines of Python a signal may raise, and the
+    # lock would stay held for ever.
     cdef tuple key_of(self, who):
         return (self.block.ref.segment_id, self.block.number, self.block.ref.generation), who
 
     cdef list begin(self, tuple key, bint write):
-        """How often this thread or task has it, noted from now on; RuntimeError when it would wait for itself."""
+        """How often this thread or task holds the lock, recorded from now on. RuntimeError if it would wait for itself."""
         cdef list mine = HOLDING.get(key)
         if mine is None:
             mine = HOLDING[key] = [0, 0]
         elif mine[1]:
-            raise RuntimeError("this thread writes under this RWLock already: it would wait for itself")
+            raise RuntimeError("this thread already holds this RWLock for writing, and would wait for itself: "
+                               "acquire it once only")
         elif write and mine[0]:
-            raise RuntimeError("this thread reads under this RWLock: a reader cannot become the writer. Leave read() first, then "
-                               "look again at what was read")
+            raise RuntimeError("this thread holds this RWLock for reading, and a reader cannot become the writer: "
+                               "leave read() first, then read the data again under write()")
         return mine
 
     cdef void end(self, tuple key, list mine) noexcept:
@@ -496,7 +603,7 @@ cdef class _RWLock(_Sync):
             HOLDING.pop(key, None)
 
     def _acquire(self, bint write, timeout):
-        self._need()
+        self._open_head()
         cdef tuple key = self.key_of(threading.get_ident())
         cdef list mine = self.begin(key, write)
         try:
@@ -508,8 +615,8 @@ cdef class _RWLock(_Sync):
             self.end(key, mine)
 
     def _begin(self, who, bint write):
-        """For a task, which waits in Python: its note, and what `_end` needs."""
-        self._need()
+        """For a task, which waits in Python: its record, and the argument for `_end`."""
+        self._open_head()
         cdef tuple key = self.key_of(who)
         return key, self.begin(key, write)
 
@@ -517,13 +624,13 @@ cdef class _RWLock(_Sync):
         self.end(key, mine)
 
     def _let(self, who, bint write):
-        self._need()
+        self._open_head()
         cdef tuple key = self.key_of(who)
         cdef list mine = HOLDING.get(key)
         if mine is None or not mine[write]:
             raise ValueError(f"this thread does not hold the lock for {'writing' if write else 'reading'}")
         if mine[write] == 1:
-            self._let_go(write)
+            self._release_side(write)
         mine[write] -= 1
         self.end(key, mine)
 
@@ -531,7 +638,7 @@ cdef class _RWLock(_Sync):
         cdef int64_t deadline = deadline_of(timeout)
         cdef Wait wait = new_wait()
         cdef int rc
-        self._need()
+        self._open_head()
         rc = self.once(write, -1 if timeout is not None and timeout < 0 else 0)
         try:
             while rc == CL_AGAIN and deadline != 0:
@@ -554,9 +661,12 @@ cdef class _RWLock(_Sync):
             fail(rc)
         self.recovered = True
         if not self.silent:
-            self._let_go(write)
-            raise OwnerDiedError("the process that held this RWLock for writing has died, so what it guards may be half changed. "
-                                 "Put that right: the lock is free, the next acquire succeeds")
+            self._release_side(write)
+        tell_of_dead_holder(self, not self.silent)
+        if not self.silent:
+            raise OwnerDiedError("the process that held this RWLock for writing has died, so the data that it "
+                                 "guards may be half changed. Repair the data: the lock is free, and the next "
+                                 "acquire succeeds")
         return True
 
     cdef int once(self, bint write, int64_t deadline) noexcept nogil:
@@ -564,27 +674,27 @@ cdef class _RWLock(_Sync):
             return cl_rw_write(self.store, &self.o, deadline, &self.spin)
         return cl_rw_read(self.store, &self.o, deadline, &self.spin)
 
-    # For an event loop: the word that moves on when something changes.
+    # For an event loop: the word that changes with every change of the lock.
     def _watch(self):
         return watch_monitor(&(<cl_rwlock *>self.head).monitor)
 
     @property
     def _users(self):
-        """(the writer's process number or 0, how many processes read)."""
-        cdef cl_rwlock *l = <cl_rwlock *>self._need()
+        """(process id of the writer or 0, number of processes that read)."""
+        cdef cl_rwlock *l = <cl_rwlock *>self._open_head()
         return cl_owner_pid(self.store, cl_seen(&l.writer)), sum([cl_seen(&l.readers[i].owner) != 0 for i in range(self.o.is_.room)])
 
     cdef void forget_writing(self) noexcept:
-        cl_rw_forget(self.store, &self.o)  # waits for nobody
+        cl_rw_forget(self.store, &self.o)  # never waits
 
     def _forget_writing(self):
-        self._need()
+        self._open_head()
         self.forget_writing()
 
-    def _let_go(self, bint write):
+    def _release_side(self, bint write):
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
-        self._need()
+        self._open_head()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_rw_release(self.store, &self.o, write)
@@ -618,12 +728,12 @@ cdef class _Barrier(_Sync):
     KIND = CL_KIND_BARRIER
 
     def _arrive(self, timeout):
-        """(entry, index), None when it is broken, or False when the time is over."""
+        """(entry, index); None if the barrier is broken; False after the timeout."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t entry = 0, index = 0
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
-        self._need()
+        self._open_head()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_arrive(self.store, &self.o, &entry, &index, deadline)
@@ -637,7 +747,7 @@ cdef class _Barrier(_Sync):
         fail(rc)
 
     def _wait(self, uint32_t entry, timeout):
-        """Whether it was passed; False: it broke."""
+        """True if all parties arrived; False if the barrier broke."""
         cdef int64_t deadline = deadline_of(timeout)
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
@@ -649,9 +759,7 @@ cdef class _Barrier(_Sync):
                 if rc == CL_AGAIN:
                     look_at_name(self)
         except BaseException:
-            self._break(False)
-            with nogil:
-                cl_barrier_wait(self.store, &self.o, entry, 0)
+            self._give_up(entry)
             raise
         if rc == CL_OK:
             return True
@@ -659,19 +767,40 @@ cdef class _Barrier(_Sync):
             return False
         fail(rc)
 
-    def _release(self, uint32_t entry):
+    cdef void _leave(self, uint32_t entry) noexcept:
+        """Give up the place of a wait that is interrupted, and break the barrier. No signal is handled meanwhile."""
+        cdef int rc = CL_AGAIN
+        with nogil:
+            while rc == CL_AGAIN:
+                rc = cl_barrier_wait(self.store, &self.o, entry, 0)
+
+    def _give_up(self, uint32_t entry):
+        """Break the barrier and leave it, without waiting for a process that is stopped inside it."""
+        self._break_off()
+        self._leave(entry)
+
+    def _release(self, uint32_t entry, timeout):
+        """Release all waiters. False: not in that time, because a process is stopped inside."""
+        cdef int64_t deadline = deadline_of(timeout)
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
-        while rc == CL_AGAIN:
-            with nogil:
-                rc = cl_barrier_release(self.store, &self.o, entry)
-            rc = served(&wait, rc, CL_FOREVER)
+        try:
+            while rc == CL_AGAIN:
+                with nogil:
+                    rc = cl_barrier_release(self.store, &self.o, entry, deadline)
+                rc = served(&wait, rc, CL_FOREVER)
+        except BaseException:
+            self._give_up(entry)
+            raise
+        if rc == CL_TIMEOUT:
+            return False
         check(rc)
+        return True
 
     def _break(self, bint reset):
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
-        self._need()
+        self._open_head()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_break(self.store, &self.o, reset)
@@ -679,9 +808,9 @@ cdef class _Barrier(_Sync):
         check(rc)
 
     def _break_off(self):
-        """Break it without waiting for one who is stopped in it: by the one word that needs no lock."""
+        """Break the barrier through the one word that needs no lock, without waiting for a process that is stopped inside it."""
         cdef int rc
-        self._need()
+        self._open_head()
         with nogil:
             rc = cl_barrier_break(self.store, &self.o, False)
         if rc == CL_AGAIN:
@@ -691,14 +820,16 @@ cdef class _Barrier(_Sync):
 
     @property
     def parties(self):
+        """How many threads or processes must arrive."""
         return self.o.is_.number
 
     @property
     def n_waiting(self):
+        """How many threads or processes wait now."""
         cdef uint32_t n = 0
         cdef Wait wait = new_wait()
         cdef int rc = CL_AGAIN
-        self._need()
+        self._open_head()
         while rc == CL_AGAIN:
             with nogil:
                 rc = cl_barrier_waiting(self.store, &self.o, &n)
@@ -708,4 +839,4 @@ cdef class _Barrier(_Sync):
 
     @property
     def broken(self):
-        return cl_seen(&(<cl_barrier *>self._need()).broken) != 0
+        return cl_seen(&(<cl_barrier *>self._open_head()).broken) != 0

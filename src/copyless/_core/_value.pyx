@@ -1,8 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""A number of C in shared memory, read and written under the recursive lock that lies before it.
+"""A C number in shared memory, read and written under the recursive lock before it.
 
-What it means to its users, names and documents, is in `copyless.sharedctypes`. What is not plain (other types, other locks, a
-lock that is taken) goes through the Python objects; this is the short way.
+The public classes and their documentation are in `copyless.sharedctypes`. This is the fast path; other types, other locks and
+a lock that is taken are handled by the Python objects.
 """
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -16,15 +16,15 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
     long long PyLong_AsLongLongAndOverflow(object o, int *overflow) except? -1
 
-DATA_OFFSET = 128  # of what lies behind a lock in its block: on a cache line of its own
+DATA_OFFSET = 128  # the offset of the data behind a lock in its block: on a separate cache line
 
 
 cdef class _Value:
-    """Base of `Synchronized`: `_obj` is the ctypes object, `_lock` its lock."""
+    """Base class of `Synchronized`: `_obj` is the ctypes object, `_lock` its lock."""
     cdef public object _obj, _lock
     cdef object block
     cdef cl_store *store_of_block
-    cdef cl_mutex *mutex  # NULL: the lock is not one of ours in the same block
+    cdef cl_mutex *mutex  # NULL: the lock is not a copyless lock in the same block
     cdef char *data
     cdef char code  # 0: not a plain number
     cdef int size
@@ -45,11 +45,11 @@ cdef class _Value:
             self.size = size
 
     cdef bint is_mine(self) noexcept:
-        """Whether this thread holds the lock already, and a number of C is all that there is to read or write."""
+        """Whether this thread already holds the lock, and the value is a plain C number."""
         return self.code != 0 and self.mutex != NULL and cl_rlock_is_mine(self.store_of_block, self.mutex, PyThread_get_thread_ident())
 
     cdef bint enter(self) except -1:
-        """Acquire; whether the short way."""
+        """Acquire the lock. Returns whether by the fast path."""
         if self.mutex != NULL and cl_rlock(self.store_of_block, self.mutex, PyThread_get_thread_ident(), 0, &self.spin) == CL_OK:
             return True
         self._lock.acquire()
@@ -107,13 +107,13 @@ cdef class _Value:
                 if self.size == 4:
                     (<int32_t *>self.data)[0] = <int32_t>i
                 else:
-                    memcpy(self.data, &i, self.size)  # the low bytes, as ctypes
+                    memcpy(self.data, &i, self.size)  # the low bytes, as in ctypes
                 return 0
         self._obj.value = value
         return 0
 
     def get_obj(self):
-        """The ctypes object itself."""
+        """The ctypes object."""
         return self._obj
 
     def get_lock(self):
@@ -122,7 +122,7 @@ cdef class _Value:
 
     @property
     def value(self):
-        """The value; each access takes the lock. To change it by what it was: `add`, or ``with v.get_lock():``."""
+        """The value; each access takes the lock. For a change that depends on the old value use `add`, or ``with v.get_lock():``."""
         cdef bint how
         if self.is_mine():
             return self.load()
@@ -147,7 +147,7 @@ cdef class _Value:
     def add(self, amount):
         """add(amount)
 
-        Add to the value in one step; returns the new value.
+        Add to the value atomically. Returns the new value.
         """
         cdef bint how = self.enter()
         try:
@@ -159,7 +159,7 @@ cdef class _Value:
     def exchange(self, value):
         """exchange(value)
 
-        Put a value in, in one step; returns the one before.
+        Set the value atomically. Returns the previous one.
         """
         cdef bint how = self.enter()
         try:
@@ -172,7 +172,7 @@ cdef class _Value:
     def compare_exchange(self, expected, value):
         """compare_exchange(expected, value)
 
-        Put a value in if the present one equals `expected`, in one step; returns whether it did.
+        Set the value if the present one equals `expected`, atomically. Returns whether it did.
         """
         cdef bint how = self.enter()
         try:

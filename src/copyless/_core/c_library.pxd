@@ -1,14 +1,14 @@
-# The one declaration of the C library for all bindings: what they call, and the constants and structs that they need of it.
-# The headers in native/ say what each does. The compiler checks every use against them (-Werror=incompatible-pointer-types).
+# The only declaration of the C library for all bindings: the functions, constants and structs that they use. The headers in
+# native/ document them. The compiler checks every use against the headers (-Werror=incompatible-pointer-types).
 #
-# The library is linked into each extension module by itself. The copies share the store, which is passed to them; each has a last
-# error of its own, so what a module calls it must check in the same module: see _check.pxd.
+# The library is linked into each extension module separately. The copies share the store, which is passed to them. Each copy has
+# its own last error, so a module must check the calls that it made itself: see _check.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
     enum: CL_OK, CL_AGAIN, CL_TIMEOUT, CL_OWNER_DIED, CL_CORRUPT, CL_STALE, CL_FULL, CL_TABLE_FULL, CL_EXISTS, CL_MISSING, CL_SYSTEM
     enum: CL_CLOSED, CL_FORKED, CL_RETRY, CL_FOREIGN, CL_OTHER_FORMAT, CL_REMOVED
-    ctypedef struct cl_au32:  # a word that others change meanwhile: read and written by the functions at the end only
+    ctypedef struct cl_au32:  # a word that other processes change: only read and written with the functions at the end
         pass
     ctypedef struct cl_error:
         int code
@@ -24,6 +24,7 @@ cdef extern from "wait.h" nogil:
     enum: CL_WAIT_MANY, CL_BELL_SLEEP, CL_SLICE_NS
     int64_t CL_FOREVER
     int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
+    void cl_stay_awake(int on)
     int cl_wait_many(cl_au32 **words, const uint32_t *expected, int n, int64_t deadline_ns)
     void cl_wake(cl_au32 *word, int n)
 
@@ -31,10 +32,26 @@ cdef extern from "copy.h" nogil:
     uint64_t CL_COPY_LARGE
     void cl_copy(void *to, const void *source, uint64_t n, uint64_t whole)
 
-cdef extern from "capacity.h" nogil:
+cdef extern from "platform.h" nogil:
     int cl_capacity_check(int fd, uint64_t size)
+    int cl_wake_descriptor()
+    void cl_raise_descriptor(int fd)
+    int cl_lower_descriptor(int fd)
+    int cl_place_descriptor(int fd, int number)
 
-cdef extern from "filesystem.h" nogil:
+cdef extern from "platform.h" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int sigemptyset(sigset_t *signals)
+    int sigaddset(sigset_t *signals, int number)
+    ctypedef struct cl_program:
+        char **paths
+        char **arguments
+        char **environment
+        sigset_t *blocked
+        int descriptors[3]
+        int processor
+    int cl_start_program(const cl_program *program)
     enum: CL_FS_MEMORY, CL_FS_LOCAL
     int cl_filesystem_of(int directory)
 
@@ -50,7 +67,7 @@ cdef extern from "lock.h" nogil:
     cl_waiting *cl_waits()
 
 cdef extern from "layout.h" nogil:
-    enum cl_kind:  # of what lies in a block; Python has the numbers from c_library.pyx
+    enum cl_kind:  # the kinds of objects in blocks; Python has the numbers from c_library.pyx
         CL_KIND_LOCK
         CL_KIND_RLOCK
         CL_KIND_RWLOCK
@@ -64,7 +81,8 @@ cdef extern from "layout.h" nogil:
     enum cl_op:
         CL_OP_REAP
         CL_OP_LIST
-    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECT_MAGIC, CL_LAYOUT, CL_FORMAT, CL_FILE_NAME
+    enum: CL_BLOCKS, CL_NAME_MAX, CL_OBJECTS, CL_OBJECT_MAGIC, CL_LAYOUT, CL_FORMAT, CL_FILE_NAME
+    enum: CL_CARETAKER, CL_MAX_SEGMENTS, CL_MAX_HOLDS, CL_MAX_NAMES, CL_SPILLED
     ctypedef struct cl_spill:
         char path[320]
     enum: CL_OWNER_FREE, CL_OWNER_GONE, CL_HOLD_FREE, CL_HOLD_MESSAGE, CL_HOLD_CHANNEL, CL_HOLD_ESTATE, CL_BLOCK_USED, CL_NAME_FREE, CL_NAME_ARRAY
@@ -114,7 +132,10 @@ cdef extern from "store.h" nogil:
         int open
         int adrift
         int orphan
+        cl_error fork_failed
         int weak_liveness
+        cl_au32 untold
+        cl_segment *segments
         uint32_t slot, incarnation
         uint64_t registry_id
         uint8_t *base
@@ -145,7 +166,17 @@ cdef extern from "store.h" nogil:
         uint64_t spec_offset, spec_length, nbytes, device, inode
         int persists
     ctypedef struct cl_reaped:
-        uint32_t owners, blocks, segments, messages
+        uint32_t owners, blocks, segments, messages, expired
+    enum: CL_DEATHS
+    ctypedef struct cl_death:
+        uint32_t pid, op
+        char command[32]
+    ctypedef struct cl_news:
+        cl_reaped reclaimed
+        uint32_t spilled
+        cl_death deaths[8]
+    int cl_news_take(cl_store *store, cl_news *news)
+    int cl_used_here(cl_store *store, unsigned flags, uint64_t *blocks, uint64_t *nbytes)
     int cl_store_open(cl_store *store, int directory, const cl_identity *identity, const cl_settings *settings)
     int cl_store_leave(cl_store *store)
     int cl_enter(cl_store *store, cl_op op, unsigned flags)
@@ -154,6 +185,7 @@ cdef extern from "store.h" nogil:
     cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
     void cl_fork_hold()
     int cl_fork_release(cl_store *store)
+    int cl_before_fork(cl_store *store)
     enum cl_snapshot_state:
         CL_SNAPSHOT_WHOLE
         CL_SNAPSHOT_MOVED
@@ -247,6 +279,7 @@ cdef extern from "sync.h" nogil:
     uint32_t cl_self(const cl_store *store)
     int cl_mutex_lock(cl_store *store, cl_au32 *word, int64_t deadline_ns, cl_spin *spin)
     int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
+    int cl_is_dead(cl_store *store, uint32_t word)
     int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
     void cl_runlock(cl_mutex *m)
     uint32_t cl_rlock_save(cl_mutex *m)
@@ -270,7 +303,7 @@ cdef extern from "sync.h" nogil:
     int cl_condition_lock(const cl_object *o, uint64_t capacity, cl_object *lock)
     int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
     int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns)
-    int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry)
+    int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns)
     int cl_barrier_break(cl_store *store, const cl_object *o, int reset)
     int cl_barrier_waiting(cl_store *store, const cl_object *o, uint32_t *n)
 
@@ -374,7 +407,7 @@ cdef extern from "ring.h" nogil:
     int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out)
     int cl_ring_return(cl_ring *r, uint32_t slot)
     void cl_ring_shut(cl_ring *r)
-    int cl_ring_bury(cl_ring *r, unsigned flags)
+    int cl_ring_release_dead(cl_ring *r, unsigned flags)
     void cl_ring_count(const cl_ring *r, cl_ring_counts *out)
 
 cdef extern from "tell.h" nogil:
@@ -396,20 +429,21 @@ cdef extern from "bells.h" nogil:
     enum: CL_LOOK_SLICES
 
 cdef extern from "bell_thread.h" nogil:
-    ctypedef struct cl_eventfd:
+    ctypedef struct cl_descriptor_id:
         pass
-    cl_eventfd cl_eventfd_of(int fd)
-    bint cl_eventfd_is_there(int fd, cl_eventfd kept)
+    cl_descriptor_id cl_descriptor_id_of(int fd)
+    bint cl_descriptor_is_there(int fd, cl_descriptor_id kept)
     ctypedef struct cl_signal:
         cl_store *store
         int fd
-        cl_eventfd known "is"
+        cl_descriptor_id known "is"
         int listens
         cl_watch watch
     int cl_signal_add(cl_signal *s)
     void cl_signal_remove(cl_signal *s)
     int cl_signal_settle(cl_signal *s)
     void cl_signal_shut(cl_signal *s)
+    void cl_signal_keep(cl_signal *s, int on)
     bint cl_signal_replace(cl_signal *s, int fd)
     void cl_signals_forget()
     void cl_signals_stop()
@@ -468,6 +502,6 @@ cdef extern from *:
     uint64_t cl_seen64(const cl_au64 *word) nogil
     void cl_put(cl_au32 *word, uint32_t value) nogil
     uint32_t cl_swap(cl_au32 *word, uint32_t value) nogil
-    int cl_mark(cl_au32 *word, uint32_t seen, uint32_t value) nogil  # whether it was `seen` and is `value` now
+    int cl_mark(cl_au32 *word, uint32_t seen, uint32_t value) nogil  # whether it was `seen`, and is now `value`
     uint32_t cl_add_bits(cl_au32 *word, uint32_t bits) nogil  # the word with these bits
     uint64_t cl_add_bits64(cl_au64 *word, uint64_t bits) nogil

@@ -1,4 +1,4 @@
-"""The C library's numbers; where each stands in the headers, the .pxd beside this file says."""
+"""The constants of the C library; the .pxd beside this file names the header of each."""
 
 CORRUPT: int
 STALE: int
@@ -11,6 +11,10 @@ RETRY: int
 FOREIGN: int
 OTHER_FORMAT: int
 REMOVED: int
+MAX_OWNERS: int
+MAX_SEGMENTS: int
+MAX_HOLDS: int
+MAX_NAMES: int
 LAYOUT: int
 FORMAT: int
 
@@ -24,3 +28,5 @@ KIND_EVENT: int
 KIND_BARRIER: int
 KIND_QUEUE: int
 KIND_RING: int
+QUEUE_BYTES: int
+MUTEX_BYTES: int

@@ -1,12 +1,13 @@
-"""Which exception a result of the C library is, and what it says."""
+"""The exception for a result of the C library, and its text."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 
-from copyless._core import c_library
+from copyless import _platform
+from copyless._core import c_library, events
+from copyless._typing import TypeVar
 from copyless.errors import (
     ClosedError,
     CopylessError,
@@ -22,34 +23,50 @@ from copyless.errors import (
 
 try:
     import resource
-except ImportError:  # this process has become a user who may not read the interpreter's library
+except ImportError:  # this process runs as a user that may not read the interpreter's library
     resource = None  # type: ignore[assignment]
 
-__all__ = ["native_error", "out_of_shared_memory", "table_full"]
+__all__ = ["native_error", "no_room", "out_of_shared_memory", "refused", "system_limit", "table_full"]
 
-# What helps when a table is full, by the words in which the C library says which one.
+E = TypeVar("E", bound=Exception)
+
+# What to do when a table is full, by the words with which the C library names the table.
 _REMEDIES = (
-    ("items are taken and not acknowledged", "acknowledge some, or discard dead letters"),
+    (
+        "items are taken and not acknowledged",
+        "acknowledge some, or discard dead letters, or make the queue with more leases=",
+    ),
     ("segments are taken", "free some large arrays, or call copyless.trim()"),
     ("holds are taken", "free some arrays, or receive what was sent and not yet received"),
     ("names are taken", "remove some names with copyless.unlink"),
-    ("owner slots are taken", "end some of the processes that use copyless"),
-    ("processes use this ring already", "close the ring in some of them, or make it with more members="),
-    ("readers are subscribed already", "close some subscriptions, or make the ring with more members="),
+    (
+        "processes use this user's shared memory",
+        "end some of the processes that use copyless, or give some of them another space (COPYLESS_SPACE)",
+    ),
+    (
+        "stores are open in this process",
+        "restart the program: its storage directory was removed that often while in use",
+    ),
+    ("processes already use this ring", "close the ring in some of them, or make the ring with more members="),
+    ("readers are already subscribed", "close some subscriptions, or make the ring with more members="),
     ("frames were published in this ring", "make a new ring: its frames are numbered with 44 bits"),
-    ("processes read already", "let some of them release the lock first, or make it with more readers="),
-    ("wait already", "let fewer wait at once, or make the condition with more waiters="),
+    (
+        "processes already hold the lock for reading",
+        "let some of them release the lock first, or make the lock with more readers=",
+    ),
+    ("waiters are already waiting", "let fewer processes wait at once, or make the condition with more waiters="),
 )
 
 
-_REMOVAL = "Remedy: loginctl enable-linger, or RemoveIPC=no in logind.conf, or COPYLESS_DIR elsewhere"
+_REMOVAL = "Remedy: run loginctl enable-linger, set RemoveIPC=no in logind.conf, or set COPYLESS_DIR to another place"
 
 
 def out_of_shared_memory(code: int, what: str, asked: int, directory: str) -> OutOfSharedMemory:
-    """Name the mount, its size, the request and the remedy."""
+    """The error with the mount, its size, the request and what to do."""
     try:
-        st = os.statvfs(directory)
-        mount = f"{directory}: {st.f_blocks * st.f_frsize:,} bytes in all, {st.f_bavail * st.f_frsize:,} free"
+        room = _platform.mount_room(directory)
+        has = f"{room[0]:,} bytes in all, {room[1]:,} free" if room else "no limit of its own"
+        mount = f"{directory}: {has}"
     except OSError:
         mount = directory or "no storage directory is open"
     remedy = (
@@ -69,11 +86,14 @@ def out_of_shared_memory(code: int, what: str, asked: int, directory: str) -> Ou
 
 
 def table_full(what: str) -> TableFullError:
-    """A table of fixed size has no free entry: more memory would not help."""
-    remedy = next((remedy for words, remedy in _REMEDIES if words in what), "let go what is not needed any more")
-    number = re.search(r"\d+", what)
-    limit = int(number.group()) if number else 0
-    text = re.sub(r"\d+", f"{limit:,}", what, count=1) or "a table of copyless is full"
+    """The error for a table of fixed size without a free entry: more memory would not help."""
+    remedy = next((remedy for words, remedy in _REMEDIES if words in what), "release what is no longer needed")
+    words = what.split(" ")
+    at = next((at for at, word in enumerate(words) if word.isdecimal()), -1)
+    limit = int(words[at]) if at >= 0 else 0
+    if at >= 0:
+        words[at] = f"{limit:,}"
+    text = " ".join(words) or "a table of copyless is full"
     error = TableFullError(f"{text}: {remedy}")
     error.limit = error.present = limit
     error.remedy = remedy
@@ -82,7 +102,7 @@ def table_full(what: str) -> TableFullError:
 
 
 def _soft(name: str) -> int:
-    """A limit of this process, by name; 0 where it has none, or nobody can tell."""
+    """A limit of this process, by name; 0 if it has none or it is unknown."""
     if resource is None:
         return 0
     kind: int = getattr(resource, name)
@@ -90,53 +110,44 @@ def _soft(name: str) -> int:
     return 0 if soft == resource.RLIM_INFINITY else soft
 
 
-def _number_in(path: str, word: str = "") -> int:
-    """The number in a file of /proc, behind a word; 0 where it cannot be read."""
-    try:
-        with open(path) as file:
-            found = re.search(rf"{word}\D*(\d+)", file.read())
-    except OSError:
-        return 0
-    return int(found.group(1)) if found else 0
-
-
-def _lines_in(path: str) -> int:
-    try:
-        with open(path, "rb") as file:
-            return sum(1 for _ in file)
-    except OSError:
-        return 0
-
-
 def _address_space() -> tuple[str, int, int, str] | None:
-    """Why the system refused a mapping, where a limit was the reason."""
+    """(name of the limit, limit, present number, remedy) if a limit made the system refuse a mapping, else None."""
     space = _soft("RLIMIT_AS")
-    most, mappings = _number_in("/proc/sys/vm/max_map_count"), _lines_in("/proc/self/maps")
+    most, mappings = _platform.most_mappings(), _platform.mappings()
     if most and mappings >= most - 8:
         remedy = "raise it (sysctl vm.max_map_count), or free some large arrays"
         return "mappings of a process", most, mappings, remedy
     if space:
-        used = 1024 * _number_in("/proc/self/status", "VmSize:")
+        used = _platform.address_space_in_use()
         return "bytes of address space (RLIMIT_AS)", space, used, "raise it (ulimit -v), or free some arrays"
     return None
 
 
-def _system_limit(sys: int, asked: int) -> tuple[str, int, int, str] | None:
-    """(of what, how many there may be, how many there are, remedy) where a limit that is not the mount's room was met."""
+def _system_limit(sys: int, asked: int, directory: str) -> tuple[str, int, int, str] | None:
+    """(name of the limit, limit, present number, remedy) if a limit other than the room of the mount was reached,
+    else None.
+    """
     if sys == errno.EMFILE:
         limit = _soft("RLIMIT_NOFILE")
         return "open files of this process (RLIMIT_NOFILE)", limit, limit, "raise it (ulimit -n), or close some"
     if sys == errno.ENFILE:
-        limit = _number_in("/proc/sys/fs/file-max")
+        limit = _platform.most_open_files()
         return "open files of the whole system", limit, limit, "raise it (sysctl fs.file-max), or close some"
     if sys == errno.EFBIG:
+        if resource is not None and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:
+            return None  # the file system has no larger files
         limit = _soft("RLIMIT_FSIZE")
-        return "bytes of one file (RLIMIT_FSIZE)", limit, asked, "raise it (ulimit -f): shared memory is files"
+        return (
+            "bytes of one file (RLIMIT_FSIZE)",
+            limit,
+            asked,
+            "raise it (ulimit -f), since shared memory is made of files",
+        )
     if sys == errno.ENOMEM:
         return _address_space()
     if sys == errno.ENOSPC:
         try:
-            st = os.statvfs(_directory())
+            st = os.statvfs(directory)
         except OSError:
             return None
         if st.f_files and not st.f_favail:
@@ -145,9 +156,9 @@ def _system_limit(sys: int, asked: int) -> tuple[str, int, int, str] | None:
     return None
 
 
-def system_limit(sys: int, what: str, asked: int) -> SystemLimitError | None:
-    """The error for a limit of the process or the system, where one was met."""
-    met = _system_limit(sys, asked)
+def system_limit(sys: int, what: str, asked: int, directory: str = "") -> SystemLimitError | None:
+    """The error for a limit of the process or the system, if one was reached. `directory`: default: the store's."""
+    met = _system_limit(sys, asked, directory or _directory())
     if met is None:
         return None
     of_what, limit, present, remedy = met
@@ -164,8 +175,25 @@ def _limit_error(sys: int, text: str, limit: int, present: int, remedy: str, ask
     return error
 
 
+def no_room(error: OSError, what: str, asked: int, directory: str) -> OutOfSharedMemory:
+    """The error for a file that the system cannot make large enough: a limit was reached, or the mount has no room."""
+    limit = system_limit(error.errno or 0, what, asked, directory)
+    return refused(limit or out_of_shared_memory(error.errno or 0, what, asked, directory))
+
+
+def refused(error: E) -> E:
+    """The same error. If it says that something could not be had, that is counted and logged."""
+    if isinstance(error, OutOfSharedMemory):
+        events.refused(error, error.asked)
+    return error
+
+
 def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
     """The exception for a result of the C library."""
+    return refused(_native_error(code, sys, what, asked))
+
+
+def _native_error(code: int, sys: int, what: str, asked: int) -> Exception:
     if code in (c_library.FULL, c_library.SYSTEM) and sys:
         limit = system_limit(sys, what, asked)
         if limit is not None:
@@ -174,10 +202,17 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         return table_full(what)
     if code == c_library.SYSTEM and sys == errno.ENOMEM:
         remedy = "free some memory, or raise its control group's limit (memory.max)"
-        return _limit_error(sys, f"the system gives this process no memory: {what}. Remedy: {remedy}", 0, 0, remedy, asked)
-    if code == c_library.SYSTEM and sys == errno.EAGAIN and "thread" in what:  # not BlockingIOError, which says "try again"
-        threads, remedy = _soft("RLIMIT_NPROC"), "end some, or raise it (ulimit -u or -v, pids.max of the control group)"
-        most = "the limit of threads (RLIMIT_NPROC, pids.max), or of room for one more (RLIMIT_AS), is reached"
+        return _limit_error(
+            sys, f"the system has no memory for this process: {what}. Remedy: {remedy}", 0, 0, remedy, asked
+        )
+    if (
+        code == c_library.SYSTEM and sys == errno.EAGAIN and "thread" in what
+    ):  # not BlockingIOError, which means "try again"
+        threads, remedy = (
+            _soft("RLIMIT_NPROC"),
+            "end some, or raise it (ulimit -u or -v, pids.max of the control group)",
+        )
+        most = "the limit of threads (RLIMIT_NPROC, pids.max) or of address space (RLIMIT_AS) is reached"
         return _limit_error(sys, f"{most}: {what}. Remedy: {remedy}", threads, 0, remedy, asked)
     if code == c_library.FULL:
         return out_of_shared_memory(sys, what, asked, _directory())
@@ -186,8 +221,10 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
     if code == c_library.STALE and "removed while in use" in what:
         return StaleHandleError(f"{what}. {_REMOVAL}")
     if code == c_library.STALE:
-        what = what or "what the handle names is gone"
-        return StaleHandleError(f"{what}. Whoever held it has let it go: keep the array until it is loaded")
+        what = what or "the memory that the handle names no longer exists"
+        return StaleHandleError(
+            f"{what}. Its last holder has released it: keep the array until the receiver has loaded it"
+        )
     if code == c_library.CORRUPT:
         what = what or "a shared file is damaged"
         return CorruptSegmentError(
@@ -196,7 +233,9 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
     if code == c_library.FORKED:
         return WrongProcessError(what)
     if code == c_library.FOREIGN:
-        return ForeignHostError(what or "it belongs to another kernel, or lies where this process does not see it")
+        return ForeignHostError(
+            what or "it belongs to another kernel, or to a directory that this process does not see"
+        )
     if code == c_library.OTHER_FORMAT:
         return CopylessError(f"{what} (in {_directory()})")
     if code == c_library.RETRY:
@@ -205,11 +244,11 @@ def native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         return ClosedError(what or "it is closed")
     if code == c_library.SYSTEM and sys:
         return OSError(sys, f"{os.strerror(sys)}: {what}")
-    return CopylessError(f"{what} (result {code})" if what else f"the C library gave result {code}")
+    return CopylessError(f"{what} (result {code})" if what else f"the C library returned {code}")
 
 
 def _directory() -> str:
-    """Where the open store lies, or where one was to be opened."""
-    from copyless._core import _store  # which makes its errors here
+    """The directory of the open store, or of the one that was to be opened."""
+    from copyless._core import _store  # imported here, because it uses this module for its errors
 
     return os.fsdecode(_store.path())

@@ -1,4 +1,4 @@
-"""`copyless doctor`: what this machine offers, what is left behind, and what to change."""
+"""`copyless doctor`: the facts of this machine, leftovers, and what to change."""
 
 from __future__ import annotations
 
@@ -7,57 +7,52 @@ import platform
 import resource
 import stat
 import sys
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
-
+from copyless import _platform
 from copyless._core._observe import liveness_is_weak
-from copyless.cli.look import size, within
+from copyless._storage import directory, registries, settings
+from copyless._storage.identity import boot
+from copyless._storage.observing import look, observing
+from copyless._storage.store import ensure_open
+from copyless.cli.look import size
+from copyless.cli.text import Page, plain
 from copyless.errors import CopylessError, CorruptSegmentError
-from copyless.storage import directory, registries, settings
-from copyless.storage.observing import look, observing
-from copyless.storage.store import WEAK_LIVENESS, boot, need
 
-_LOOKS = 20  # until a copy is whole, each of a tenth of a second
-_JOIN_SECONDS = 12.0  # a bit more than joining itself waits
+_LOOKS = 20  # attempts to get a consistent copy, each of a tenth of a second
+_JOIN_SECONDS = 12.0  # somewhat longer than opening the store waits
 
 
 def _mount_of(path: str) -> tuple[str, str]:
     """(mount point, file system type)."""
     best = ("/", "?")
-    for part in psutil.disk_partitions(all=True):
-        inside = path == part.mountpoint or path.startswith(part.mountpoint.rstrip("/") + "/")
-        if inside and len(part.mountpoint) >= len(best[0]):
-            best = part.mountpoint, part.fstype
+    try:
+        mounts = list(_platform.mounts())
+    except OSError:
+        return best
+    for point, kind in mounts:
+        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= len(best[0]):
+            best = point, kind
     return best
 
 
-def _memory_max() -> int | None:
-    """The control group's limit in bytes, or None."""
-    try:
-        with open("/proc/self/cgroup") as f:
-            unified = [line.strip().split(":", 2)[2] for line in f if line.startswith("0::")]
-    except OSError:
-        return None
-    for place in [*(f"/sys/fs/cgroup{path}/memory.max" for path in unified), "/sys/fs/cgroup/memory.max",
-                  "/sys/fs/cgroup/memory/memory.limit_in_bytes"]:  # fmt: skip
-        try:
-            with open(place) as f:
-                limit = int(f.read())
-                return limit if limit < 1 << 60 else None
-        except (OSError, ValueError):
-            continue
-    return None
+class _Bytes(int):
+    """A number of bytes: JSON has the number, a table the text for people."""
+
+
+def _memory() -> dict[str, _Bytes] | None:
+    found = _platform.machine_memory()
+    return None if found is None else {"bytes": _Bytes(found[0]), "available": _Bytes(found[1])}
 
 
 def _leftovers() -> list[dict[str, Any]]:
-    """Files of the standard library in /dev/shm that belong to this user: blocks and semaphores nobody may use any more."""
+    """Files of the standard library that belong to this user: blocks and semaphores that may be unused."""
     found = []
     try:
-        entries = list(os.scandir("/dev/shm"))
+        entries = list(os.scandir(_platform.OBJECTS_DIRECTORY))
     except OSError:
         return []
     for entry in entries:
@@ -71,38 +66,63 @@ def _leftovers() -> list[dict[str, Any]]:
 
 
 def _layouts(problems: list[str]) -> list[dict[str, Any]]:
-    """Every registry, of any version, in a directory that is ours; two versions side by side are no problem."""
+    """Every registry, of any version, in a directory of this user. Two versions side by side are not a problem."""
     found = []
     for path in directory.ours():
         for entry in registries.look(path):
-            in_use = f"{len(entry.holders)} processes" if entry.holders else "nobody"
             found.append({
-                "directory": path, "layout": entry.layout, "used by": in_use, "persistent names": max(entry.persistent, 0),
-                "files": entry.files, "bytes": entry.nbytes,
+                "directory": path, "layout": entry.layout, "processes": len(entry.holders),
+                "persistent names": max(entry.persistent, 0), "files": entry.files, "bytes": entry.nbytes,
             })  # fmt: skip
             if entry.layout != registries.LAYOUT and not entry.holders:
-                holds = f"holds {entry.persistent} persistent names" if entry.persistent > 0 else "is used by nobody"
-                what = f"{path}/registry.{entry.layout}" if entry.registry else f"files without a registry in {path}"
+                holds = f"holds {entry.persistent} persistent names" if entry.persistent > 0 else "is not used"
+                what = f"{path}/registry.{entry.layout}" if entry.registry else f"files in {path} without a registry"
                 problems.append(
-                    f"{what} of another version (layout {entry.layout}, this is {registries.LAYOUT}) {holds} and takes "
-                    f"{size(entry.nbytes)}: remove it with that version, or by hand"
+                    f"{what} of another version (layout {entry.layout}, this version has {registries.LAYOUT}) "
+                    f"{holds} and takes {size(entry.nbytes)}: remove it with that version, or by hand"
                 )
     return found
 
 
+def within(seconds: float, call: Callable[[], None]) -> bool:
+    """Whether a call returned in time; its error is raised.
+
+    A call that did not return is left alone in its own thread.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    return not thread.is_alive()
+
+
 def _registry(facts: dict[str, Any]) -> list[str]:
-    """Look at the registry, without its lock. Where there is none, or one of another boot, see whether one can be made."""
+    """Check the registry without its lock.
+
+    If there is none, or it is of another boot, check whether one can be made.
+    """
     problems: list[str] = []
     facts["registry"] = "not reachable"
     try:
         with observing() as observer:
             usable = observer is not None and observer.look()["boot"] == boot()
-        if not usable and not within(_JOIN_SECONDS, need):
-            return ["no process can begin to use shared memory: another one is making a registry and does not go on"]
+        if not usable and not within(_JOIN_SECONDS, ensure_open):
+            return [
+                "no process can start using shared memory: another process is making the registry and does not go on"
+            ]
         facts["storage directory"] = directory.current()
         with observing() as observer:
             if observer is None:
-                return ["the registry was removed while it was looked at: look again"]
+                return ["the registry was removed while it was being read: run copyless doctor again"]
             for _ in range(_LOOKS):
                 found = look(observer)
                 wrong = observer.audit()
@@ -117,79 +137,79 @@ def _registry(facts: dict[str, Any]) -> list[str]:
     problems += [wrong] if wrong else []
     if found["holder"] is not None:
         facts["holder of the registry's lock"] = found["holder"]
-        problems.append(f"{found['note']}; others that need the lock wait until it goes on (kill -CONT) or ends")
+        problems.append(f"{found['note']}; processes that need the lock wait until it goes on (kill -CONT) or ends")
     place, seen = found["spill"]
     facts["spilled items"] = os.fsdecode(place) or "nowhere"
     if place and not seen:
         problems.append(
-            f"items that do not fit go to {facts['spilled items']}, and this process sees another directory there "
-            "(PrivateTmp? a container?): give all processes the same one"
+            f"items that do not fit into shared memory go to {facts['spilled items']}, but this process sees "
+            "another directory there (PrivateTmp? a container?): give all processes the same directory"
         )
     totals = found["totals"]
-    facts["in shared memory"] = f"{size(totals['total_bytes'])}, {size(totals['warm_bytes'])} of it free and warm"
+    facts["in shared memory"] = {"bytes": _Bytes(totals["total_bytes"]), "free and warm": _Bytes(totals["warm_bytes"])}
     facts["deaths cleaned up after"] = totals["deaths"]
     weak = liveness_is_weak()
     facts["liveness"] = "held weakly, by a descriptor" if weak else "held by a mapping"
     if weak:
-        problems.append(WEAK_LIVENESS)
+        problems.append(_platform.WEAK_LIVENESS)
     return problems
 
 
 def examine() -> dict[str, Any]:
-    """Facts and problems; a problem says what to change."""
+    """Facts and problems. Each problem says what to change."""
     path = settings.current().dir
     problems: list[str] = []
     facts: dict[str, Any] = {
         "copyless": __import__("copyless").__version__,
         "python": platform.python_version(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processors": settings.processors(),
+        "processors": _platform.processors(),
         "storage directory": directory.current(),
-        "spaces in use": ", ".join(space or "(the common one)" for space in directory.spaces()) or "none",
+        "spaces in use": ", ".join(space or "(the default space)" for space in directory.spaces()) or "none",
     }
     try:
-        st = os.statvfs(path)
+        room = _platform.mount_room(path)
         mount, kind = _mount_of(os.path.realpath(path))
-        total, free = st.f_blocks * st.f_frsize, st.f_bavail * st.f_frsize
-        facts |= {"mount": mount, "file system": kind, "size": size(total), "free": size(free)}
+        facts |= {"mount": mount, "file system": kind}
+        facts |= {"size": _Bytes(room[0]), "free": _Bytes(room[1])} if room else {"size": "no limit of its own"}
         if kind not in ("tmpfs", "ramfs"):
-            problems.append(f"{path} lies on {kind}, a disk: mount a tmpfs there or set COPYLESS_DIR to one")
-        if total < 256 << 20:
+            problems.append(f"{path} is on {kind}, a disk: mount a tmpfs there or set COPYLESS_DIR to one")
+        if room is not None and room[0] < 256 << 20:
             problems.append(
-                f"{mount} has only {size(total)}: mount -o remount,size=50% {mount}, or docker run --shm-size=2g, "
+                f"{mount} has only {size(room[0])}: mount -o remount,size=50% {mount}, or docker run --shm-size=2g, "
                 "or in Kubernetes an emptyDir with medium: Memory"
             )
-        elif free < total // 20:
+        elif room is not None and room[1] < room[0] // 20:
             problems.append(
-                f"{mount} is nearly full ({size(free)} free): 'copyless reap', and see what else lies there"
+                f"{mount} is nearly full ({size(room[1])} free): 'copyless reap', and check which other files lie there"
             )
     except OSError as error:
         problems.append(f"{path}: {error.strerror}: mount a tmpfs there or set COPYLESS_DIR to one")
-    limit = _memory_max()
-    facts["memory"] = f"{size(psutil.virtual_memory().total)}, {size(psutil.virtual_memory().available)} available"
-    facts["memory.max"] = "none" if limit is None else size(limit)
+    limit = _platform.memory_limit()
+    facts["memory"] = _memory()
+    facts["memory.max"] = None if limit is None else _Bytes(limit)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    facts["open files"] = f"{soft} (at most {hard})"
-    if soft < 256:
+    facts["open files"] = {
+        key: None if n == resource.RLIM_INFINITY else n for key, n in (("allowed", soft), ("at most", hard))
+    }
+    if 0 <= soft < 256:
         problems.append(f"only {soft} open files are allowed: ulimit -n 1024")
     space = resource.getrlimit(resource.RLIMIT_AS)[0]
     if space != resource.RLIM_INFINITY:
-        facts["address space"] = size(space)
+        facts["address space"] = _Bytes(space)
         if space < 4 << 30:
             problems.append(
-                f"address space is limited to {size(space)}; mapping large arrays will fail: ulimit -v unlimited"
+                f"address space is limited to {size(space)}, so mapping large arrays will fail: ulimit -v unlimited"
             )
-    try:
-        with open("/proc/sys/vm/max_map_count") as f:
-            facts["mappings a process"] = int(f.read())
-    except OSError:
-        pass
+    if most := _platform.most_mappings():
+        facts["mappings a process"] = most
     problems += [directory.why_refused(other) for other in directory.refused()]
     problems += _registry(facts)
     return {
         "facts": facts,
         "layouts": _layouts(problems),
         "settings": settings.describe(),
+        "environment": settings.others_set(),
         "leftovers": _leftovers(),
         "problems": problems,
         "ok": not problems,
@@ -197,32 +217,33 @@ def examine() -> dict[str, Any]:
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    table = Table(show_header=False)
-    for key, value in report["facts"].items():
-        table.add_row(key, str(value))
-    console.print(table)
+def _cell(value: Any) -> str:
+    if isinstance(value, dict) and "pid" in value:
+        return f"process {value['pid']} ({plain(value['program'])}), {value['state']}"
+    if isinstance(value, dict):
+        return ", ".join(f"{_cell(each)}{' ' + key if key != 'bytes' else ''}" for key, each in value.items())
+    return "none" if value is None else size(value) if isinstance(value, _Bytes) else str(value)
+
+
+def show(report: dict[str, Any], page: Page) -> None:
+    page.table((key, _cell(value)) for key, value in report["facts"].items())
     if report["layouts"]:
-        layouts = Table(*report["layouts"][0], title="registries", title_justify="left")
-        for entry in report["layouts"]:
-            layouts.add_row(*(size(value) if key == "bytes" else str(value) for key, value in entry.items()))
-        console.print(layouts)
-    values = Table("setting", "present value", title="settings", title_justify="left")
-    for key, value in report["settings"].items():
-        values.add_row(key, str(value))
-    console.print(values)
+        rows = [
+            [size(value) if key == "bytes" else value for key, value in entry.items()] for entry in report["layouts"]
+        ]
+        page.table(rows, list(report["layouts"][0]), title="registries")
+    page.table(report["settings"].items(), ("setting", "present value"), title="settings")
+    if report["environment"]:
+        page.table(report["environment"].items(), ("variable", "value"), title="other variables that copyless reads")
     if report["leftovers"]:
-        left = Table(
-            "file in /dev/shm",
-            "bytes",
-            "age",
+        rows = [[entry["name"], size(entry["bytes"]), f"{entry['age_s']} s"] for entry in report["leftovers"]]
+        page.table(
+            rows,
+            (f"file in {_platform.OBJECTS_DIRECTORY}", "bytes", "age"),
             title="of the standard library, perhaps left behind",
-            title_justify="left",
         )
-        for entry in report["leftovers"]:
-            left.add_row(entry["name"], size(entry["bytes"]), f"{entry['age_s']} s")
-        console.print(left)
+    page.line()
     for problem in report["problems"]:
-        console.print(f"[red]change:[/] {problem}")
+        page.line(f"{page.styled('red', 'change:')} {plain(problem)}")
     if report["ok"]:
-        console.print("[green]nothing to change[/]")
+        page.line(page.styled("green", "nothing to change"))

@@ -1,34 +1,32 @@
-"""What `ls`, `inspect` and `reap` find, and how they show it."""
+"""The data of `ls` and `reap`, and how it is shown."""
 
 from __future__ import annotations
 
 import collections
-import itertools
-import math
 import os
-import threading
 import time
-from collections.abc import Callable
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from copyless._core._observe import Observer
-from copyless.errors import CorruptSegmentError, ForeignHostError, StaleHandleError
-from copyless.storage import directory, handles, objects, registries
-from copyless.storage.names import guarded_by
-from copyless.storage.objects import check_name
-from copyless.storage.observing import look, observing
+from copyless._storage import directory, registries, removal
+from copyless._storage.observing import look, observing
+from copyless._storage.settings import current as settings
+from copyless._transfer.names import guarded_by
+from copyless._typing import TYPE_CHECKING, Any
+from copyless.cli import kinds
+from copyless.cli.groups import in_group
+from copyless.cli.programs import Programs
+from copyless.cli.text import Page, counted, plain
+from copyless.errors import CorruptSegmentError, ForeignHostError
 
-_SHOWN, _ENDS = 20, 2  # elements of a small array; of each end of an axis of a larger one
-_MOST_READ = 4096
-_ATTACH_SECONDS = 2.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["NOTHING", "age", "blocks_of", "holders_text", "listing", "may_be_removed", "names", "remove_damaged",
+           "selection", "show_counts", "show_listing", "size", "warn"]  # fmt: skip
 
 
 def size(n: float) -> str:
-    """Bytes for people."""
+    """A number of bytes for people."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if n < 1024 or unit == "GiB":
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
@@ -37,6 +35,7 @@ def size(n: float) -> str:
 
 
 def age(ns: int) -> str:
+    """How long ago a time of the wall clock is, for people."""
     seconds = max(0, time.time() - ns / 1e9)
     for limit, unit, per in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
@@ -44,230 +43,231 @@ def age(ns: int) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def listing() -> dict[str, Any]:
-    """Segments, blocks, owners and holds, each block with its names, its holders and whether it is alive.
-
-    Reads without a lock and without joining: `state` and `note` say how good the copy is, `holder` who is inside the lock.
-    """
-    with observing() as observer:
-        found = _NOTHING if observer is None else look(observer)
-        return _listing(found)
-
-
-_NOTHING: dict[str, Any] = {
+NOTHING: dict[str, Any] = {
     "owners": [], "segments": [], "blocks": [], "holds": [], "names": [], "totals": {"total_bytes": 0, "warm_bytes": 0},
-    "state": "whole", "note": None, "holder": None,
+    "state": "whole", "note": None, "holder": None, "registry": "", "boot": 0,
 }  # fmt: skip
 
 
-def _listing(found: dict[str, Any]) -> dict[str, Any]:
-    owners = {owner["slot"]: owner for owner in found["owners"]}
-    names: dict[int, str] = {entry["block"]: entry["name"] for entry in found["names"]}
-    holds_of: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
-    for hold in found["holds"]:
-        holds_of[hold["block"]].append(hold)
-    heirs = {owner["heir_of"] for owner in found["owners"] if owner["alive"]}
-    for block in found["blocks"]:
-        holds = holds_of[block["number"]]
-        held = [(h["owner"], owners.get(h["owner"])) for h in holds if h["kind"] == "owner"]
-        block["name"] = names.get(block["number"])
-        block["making"] = guarded_by(block["name"] or "")
-        if block["making"] is not None:  # the lock of whoever makes what that name shall lead to: no user's
-            block["name"] = None
-        block["pids"] = sorted({0 if owner is None else owner["pid"] for _, owner in held})
-        block["messages"] = sum(h["kind"] in ("message", "family") for h in holds)
-        block["persistent"] = any(h["kind"] == "persist" for h in holds)
-        block["queues"] = sorted({h["channel"] for h in holds if h["kind"] == "channel"})
-        block["state"] = (
-            "alive"
-            if any(slot in heirs or (owner is not None and owner["alive"]) for slot, owner in held)
-            else "in a queue"
-            if block["queues"]
-            else "persistent"
-            if block["persistent"]
-            else "left by the dead"
-            if held and not block["messages"]
-            else "orphaned"
+def names() -> list[str]:
+    """The names of the objects of this space, for a shell that completes one."""
+    with observing() as observer:
+        entries = [] if observer is None else look(observer)["names"]
+    return sorted(e["name"] for e in entries if not e["posix"] and e["name"].isprintable())
+
+
+# ---- choosing rows
+
+
+def selection(
+    pattern: str | None = None, kind: str | None = None, pid: int | None = None, program: str | None = None,
+    persistent: bool = False,
+) -> Callable[[dict[str, Any]], bool] | None:  # fmt: skip
+    """A function that says whether a block is asked for; None if all are."""
+    import fnmatch
+
+    if pattern is None and kind is None and pid is None and program is None and not persistent:
+        return None
+
+    def is_asked(block: dict[str, Any]) -> bool:
+        return (
+            (pattern is None or fnmatch.fnmatchcase(block["name"] or block["making"] or "", pattern))
+            and (kind is None or in_group(block["kind"], kind))
+            and (pid is None or pid in block["pids"])
+            and (program is None or any(fnmatch.fnmatchcase(each["program"], program) for each in block["holders"]))
+            and (not persistent or block["persistent"])
         )
-        deadlines = [h["deadline_ns"] for h in holds if h["kind"] == "message"]
-        left = min(deadlines, default=0) - time.monotonic_ns()
-        block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
+
+    return is_asked
+
+
+# ---- the listing
+
+
+def listing(is_asked: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
+    """Segments, blocks, owners and totals; each block with its kind, its names, its holders and whether it is alive.
+
+    Reads without a lock and without opening the store. `state` and `note` say how consistent the copy is, `holder`
+    which process holds the lock. `is_asked`: which blocks to list; the owners are then those that hold them.
+    """
+    with observing() as observer:
+        found = NOTHING if observer is None else look(observer)
+        programs = Programs(found["owners"])
+        all_blocks = blocks_of(found, observer, programs)
+    blocks = all_blocks if is_asked is None else [block for block in all_blocks if is_asked(block)]
+    numbers, nbytes = _held(blocks)
+    owners = [owner for owner in found["owners"] if is_asked is None or numbers[owner["slot"]]]
+    for owner in owners:
+        slot = owner["slot"]
+        owner |= {"program": programs.of(slot), "blocks": numbers[slot], "block_bytes": nbytes[slot]}
+    by_kind: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        total = by_kind.setdefault(block["kind"], {"blocks": 0, "bytes": 0})
+        total["blocks"] += 1
+        total["bytes"] += block["bytes"]
     return {
         "directory": directory.current(),
+        "directory_exists": os.path.isdir(settings().dir),
         "state": found["state"],
         "holder": found["holder"],
         "note": found["note"],
         "total_bytes": found["totals"]["total_bytes"],
         "warm_bytes": found["totals"]["warm_bytes"],
-        **{key: found[key] for key in ("owners", "segments", "blocks")},
-    }
-
-
-def show_listing(report: dict[str, Any], console: Console) -> None:
-    blocks = Table(title="blocks", title_justify="left")
-    for column, justify in (
-        ("block", "right"), ("name", "left"), ("bytes", "right"), ("age", "right"), ("state", "left"), ("persist", "left"), ("held by", "left"),
-    ):  # fmt: skip
-        blocks.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for block in report["blocks"]:
-        holders = [str(pid) for pid in block["pids"]]
-        holders += [f"queue in block {number}" for number in block["queues"]]
-        if block["messages"]:
-            left = block["message_seconds_left"]
-            holders.append(f"{block['messages']} message(s)" + (f", {left:.0f} s left" if left is not None else ""))
-        kind = " (POSIX)" if block["external"] else f"{block['making']} (being made)" if block["making"] else ""
-        persists = "yes" if block["persistent"] else "no" if block["name"] and not block["external"] else ""
-        blocks.add_row(
-            str(block["number"]), (block["name"] or "") + kind, size(block["bytes"]), age(block["created_ns"]),
-            block["state"], persists, ", ".join(holders),
-        )  # fmt: skip
-    owners = Table(title="processes", title_justify="left")
-    for column in ("pid", "command", "since", "blocks"):
-        owners.add_column(column, justify="left" if column == "command" else "right")
-    held = collections.Counter(pid for block in report["blocks"] for pid in block["pids"])
-    for owner in report["owners"]:
-        owners.add_row(
-            str(owner["pid"]),
-            owner["command"] + ("" if owner["alive"] else " (has ended)"),
-            age(owner["since_ns"]),
-            str(held[owner["pid"]]),
-        )
-    segments = [s for s in report["segments"] if not s["external"]]
-    _warn(report["note"], console)
-    console.print(f"[bold]{report['directory']}[/]: {len(segments)} segments, {size(report['total_bytes'])}, of which "
-                  f"{size(report['warm_bytes'])} free and warm")  # fmt: skip
-    console.print(blocks if report["blocks"] else "no blocks in use")
-    console.print(owners)
-
-
-def _warn(note: str | None, console: Console) -> None:
-    if note is not None:
-        console.print(f"[yellow]note:[/] {escape(note)}")
-
-
-def named(name: str) -> dict[str, Any]:
-    """One named array, lock, queue or ring.
-
-    Raises
-    ------
-    FileNotFoundError
-        When nothing has the name, or what had it went meanwhile.
-    """
-    text = os.fsdecode(check_name(name))
-    with observing() as observer:
-        found = _NOTHING if observer is None else look(observer)
-        entry = next((e for e in found["names"] if e["name"] == text and not e["posix"]), None)
-        block = next((b for b in _listing(found)["blocks"] if entry and b["number"] == entry["block"]), None)
-        if observer is None or entry is None or block is None or block["generation"] != entry["generation"]:
-            note = f" ({found['note']})" if found["note"] else ""
-            raise FileNotFoundError(2, f"nothing of this name: 'copyless ls' lists what there is{note}", name)
-        report = {
-            "name": name, "bytes": block["bytes"], "segment": block["segment"], "block": block["number"],
-            "generation": block["generation"], "age": age(block["created_ns"]), "creator": block["creator_pid"],
-            "persistent": block["persistent"], "held_by": block["pids"], "state": found["state"], "holder": found["holder"],
-            "note": found["note"],
-        }  # fmt: skip
-        try:
-            kind = 0 if entry["spec_length"] else observer.kind(block["number"])
-            report |= _object(name, kind, found) if kind else _array(observer, entry)
-        except StaleHandleError:
-            raise FileNotFoundError(2, "what had this name went while it was looked at", name) from None
-    return report
-
-
-def _array(observer: Observer, entry: dict[str, Any]) -> dict[str, Any]:
-    """Shape, dtype and values in short of a named array, of which only what is shown is read."""
-    import numpy as np
-
-    (spec,) = observer.read(entry["block"], [(entry["spec_offset"], entry["spec_length"])])
-    try:
-        dtype, shape, strides, start, _, _, _ = handles.decode_spec(spec)
-    except ValueError as error:
-        raise CorruptSegmentError(f"the description of a named array is damaged: {error}") from None
-    about = {
-        "shape": list(shape), "dtype": str(dtype), "strides": list(strides),
-        "bytes": math.prod(shape) * dtype.itemsize,
+        "totals": {
+            "blocks": len(blocks), "of": len(all_blocks), "bytes": sum(block["bytes"] for block in blocks),
+            "processes": sum(owner["alive"] for owner in owners), "by_kind": by_kind,
+        },
+        "owners": owners, "segments": found["segments"], "blocks": blocks,
     }  # fmt: skip
-    short = math.prod(shape) > _SHOWN
-    # Of a long axis the two ends are read; the place between them stands for the rest, and is not shown.
-    axes = [[*range(min(n, _ENDS)), *range(n - _ENDS, n)] if short and n > 2 * _ENDS else list(range(n)) for n in shape]
-    if math.prod(map(len, axes)) > _MOST_READ:
-        return about | {"values": f"an array of {len(shape)} dimensions, too many to show"}
-    places = [[i if n <= 2 * _ENDS or not short else i - (n - 2 * _ENDS - 1) * (i >= n - _ENDS) for i in axis]
-              for axis, n in zip(axes, shape, strict=True)]  # fmt: skip
-    shown = np.zeros([min(n, 2 * _ENDS + 1) if short else n for n in shape], dtype)
-    offsets = [start + sum(i * stride for i, stride in zip(at, strides, strict=True)) for at in itertools.product(*axes)]
-    values = observer.read(entry["block"], [(offset, dtype.itemsize) for offset in offsets])
-    if dtype.itemsize:
-        for at, value in zip(itertools.product(*places), values, strict=True):
-            shown[at] = np.frombuffer(value, dtype)[0]
-    with np.printoptions(threshold=0 if short else _SHOWN, edgeitems=_ENDS):
-        return about | {"values": str(shown)}
 
 
-def _object(name: str, kind: int, found: dict[str, Any]) -> dict[str, Any]:
-    """What a lock, queue or ring says of itself. It is attached for that, which may wait for a stopped process: not for long."""
-    module, cls = objects.KINDS.get(kind, ("", f"object of kind {kind}, of no class that this version knows"))
-    about: dict[str, Any] = {"kind": cls}
-    if found["state"] == "held" or not module:
-        return about | {"values": f"<{cls}: its state is not shown, since attaching it waits for the registry's lock>"}
-
-    def attach() -> None:
-        from copyless import arrays
-
-        it = arrays.open(name)
-        about.update(kind=type(it).__name__, **(it.stats()._asdict() if hasattr(it, "stats") else {}), values=repr(it))
-
-    if not within(_ATTACH_SECONDS, attach):
-        about["values"] = f"<{cls}: its state is not shown, since attaching it did not end in {_ATTACH_SECONDS:g} s>"
-    return dict(about)
+def _held(blocks: list[dict[str, Any]]) -> tuple[collections.Counter[int], collections.Counter[int]]:
+    """(number of blocks, their bytes) of each owner that holds any."""
+    numbers: collections.Counter[int] = collections.Counter()
+    nbytes: collections.Counter[int] = collections.Counter()
+    for block in blocks:
+        for slot in block["slots"]:
+            numbers[slot] += 1
+            nbytes[slot] += block["bytes"]
+    return numbers, nbytes
 
 
-def within(seconds: float, call: Callable[[], None]) -> bool:
-    """Whether a call came back in time; its error is raised. One that did not is left to itself, with a thread of its own."""
-    failed: list[BaseException] = []
+def blocks_of(found: dict[str, Any], observer: Observer | None, programs: Programs) -> list[dict[str, Any]]:
+    """The blocks of a copy of the tables, with what the other tables say of each, and its kind."""
+    owners = {owner["slot"]: owner for owner in found["owners"]}
+    entries = {entry["block"]: entry for entry in found["names"]}
+    holds_of: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    for hold in found["holds"]:
+        holds_of[hold["block"]].append(hold)
+    heirs = {owner["heir_of"] for owner in found["owners"] if owner["alive"]}
+    for block in found["blocks"]:
+        entry = entries.get(block["number"])
+        if entry is not None and entry["generation"] != block["generation"] and not block["external"]:
+            entry = None  # it changed while it was copied
+        holds = holds_of[block["number"]]
+        slots = sorted({hold["owner"] for hold in holds if hold["kind"] == "owner"})
+        block["name"] = entry["name"] if entry is not None else None
+        block["making"] = guarded_by(block["name"] or "")
+        if block["making"] is not None:  # an internal lock: a process is making the object of that name
+            block["name"] = None
+        block["slots"] = slots
+        block["pids"] = sorted({owners[slot]["pid"] if slot in owners else 0 for slot in slots})
+        block["holders"] = [programs.holder(slot) for slot in slots]
+        block["messages"] = sum(hold["kind"] in ("message", "family") for hold in holds)
+        block["persistent"] = any(hold["kind"] == "persist" for hold in holds)
+        block["queues"] = sorted({hold["channel"] for hold in holds if hold["kind"] == "channel"})
+        lives = any(slot in heirs or (slot in owners and owners[slot]["alive"]) for slot in slots)
+        block["state"] = _state_of(block, lives)
+        deadlines = [hold["deadline_ns"] for hold in holds if hold["kind"] == "message"]
+        left = min(deadlines, default=0) - time.monotonic_ns()
+        block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
+        if observer is not None:
+            kinds.describe(observer, block, entry)
+    blocks: list[dict[str, Any]] = found["blocks"]
+    return blocks
 
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            failed.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        raise failed[0]
-    return not thread.is_alive()
+def _state_of(block: dict[str, Any], lives: bool) -> str:
+    if lives:
+        return "alive"
+    if block["queues"]:
+        return "in a queue"
+    if block["persistent"]:
+        return "persistent"
+    return "left by the dead" if block["slots"] and not block["messages"] else "orphaned"
 
 
-def show_named(report: dict[str, Any], console: Console) -> None:
-    _warn(report["note"], console)
-    table = Table(show_header=False)
-    for key, value in report.items():
-        if key not in ("values", "state", "holder", "note"):
-            table.add_row(key.replace("_", " "), size(value) if key == "bytes" else str(value))
-    console.print(table)
-    console.print(report["values"], highlight=False)
+# ---- showing
 
 
-def show_counts(report: dict[str, Any], console: Console) -> None:
-    table = Table(show_header=False)
-    for key, value in report.items():
-        table.add_row(key.replace("_", " "), size(value) if key.startswith("bytes") else str(value))
-    console.print(table)
+def show_listing(report: dict[str, Any], page: Page) -> None:
+    segments = [s for s in report["segments"] if not s["external"]]
+    warn(report["note"], page)
+    if not report["directory_exists"]:
+        warn(f"{os.path.dirname(report['directory'])} does not exist: COPYLESS_DIR must name a directory", page)
+    page.line(f"{page.styled('bold', plain(report['directory']))}: {counted(len(segments), 'segment')}, {size(report['total_bytes'])}, of which "  # noqa: E501
+              f"{size(report['warm_bytes'])} free and warm")  # fmt: skip
+    totals = report["totals"]
+    if report["blocks"]:
+        page.table(
+            map(_row_of_block, report["blocks"]),
+            ("block", "kind", "name", "shape", "dtype", "persist", "bytes", "age", "state", "held by"),
+            title="blocks", right=("block", "bytes", "age"),
+        )  # fmt: skip
+    else:
+        page.line("no blocks in use" if not totals["of"] else f"none of {counted(totals['of'], 'block')} is as asked")
+    if report["owners"]:
+        rows = [
+            (owner["pid"] or "-", owner["program"] + ("" if owner["alive"] else " (has ended)"), age(owner["since_ns"]),
+             owner["blocks"], size(owner["block_bytes"]))
+            for owner in report["owners"]
+        ]  # fmt: skip
+        page.table(
+            rows,
+            ("pid", "program", "since", "blocks", "bytes"),
+            title="processes",
+            right=("pid", "since", "blocks", "bytes"),
+        )
+    if report["blocks"]:
+        of = f" of {totals['of']}" if totals["of"] != totals["blocks"] else ""
+        by_kind = ", ".join(
+            f"{total['blocks']} {kind} {size(total['bytes'])}" for kind, total in sorted(totals["by_kind"].items())
+        )
+        page.line()
+        page.line(
+            f"total: {counted(totals['blocks'], 'block')}{of}, {size(totals['bytes'])}, "
+            f"{counted(totals['processes'], 'process', 'es')} ({by_kind})"
+        )
+
+
+def holders_text(holders: list[dict[str, Any]]) -> str:
+    """Processes by program: ``camera.py (12, 15), viewer.py (20)``."""
+    by_program: dict[str, list[str]] = {}
+    for each in holders:
+        number = str(each["pid"]) if each["pid"] else "a forked child"
+        by_program.setdefault(each["program"], []).append(number if each["alive"] else f"{number} ended")
+    return ", ".join(f"{program} ({', '.join(pids)})" for program, pids in by_program.items())
+
+
+def _row_of_block(block: dict[str, Any]) -> tuple[str, ...]:
+    held = [holders_text(block["holders"])] if block["holders"] else []
+    held += [f"queue in block {number}" for number in block["queues"]]
+    if block["messages"]:
+        left = block["message_seconds_left"]
+        held.append(f"{block['messages']} message(s)" + (f", {left:.0f} s left" if left is not None else ""))
+    shape = "-" if block["shape"] is None else "x".join(map(str, block["shape"])) or "()"
+    name = block["name"] or (f"{block['making']} (being made)" if block["making"] else "-")
+    persists = "yes" if block["persistent"] else "no" if block["name"] and not block["external"] else "-"
+    return (
+        str(block["number"]), block["kind"], name, shape, block["dtype"] or "-", persists, size(block["bytes"]),
+        age(block["created_ns"]), block["state"], ", ".join(held),
+    )  # fmt: skip
+
+
+def warn(note: str | None, page: Page) -> None:
+    if note is not None:
+        page.line(f"{page.styled('yellow', 'note:')} {plain(note)}")
+
+
+# ---- reap
+
+
+def show_counts(report: dict[str, Any], page: Page) -> None:
+    page.table(
+        (key.replace("_", " "), size(value) if key.startswith("bytes") else value) for key, value in report.items()
+    )
 
 
 def may_be_removed(error: Exception) -> bool:
-    """Whether `reap --force` is the remedy: damage, or what an earlier boot left on a disk of this machine."""
+    """Whether `reap --force` helps: after damage, or for files that an earlier boot left on a disk of this machine."""
     if isinstance(error, ForeignHostError):
         return registries.filesystem(directory.current()) == "local"
     return isinstance(error, CorruptSegmentError)
 
 
 def remove_damaged() -> dict[str, Any]:
-    """Remove this layout's files from the storage directory, unless a live process uses them."""
+    """Remove the files of this layout from the storage directory, unless a live process uses them."""
     path = directory.current()
     with directory.choosing():
-        found = registries.remove(path)
+        found = removal.remove(path)
     return {"directory": path, "in_use": found.holders, "files": found.files, "bytes_given_back": found.nbytes}

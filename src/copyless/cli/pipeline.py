@@ -1,9 +1,9 @@
-"""The frame pipeline, three ways: one producer, one consumer and then four, frames of 1080x720x3 from real photographs.
+"""The second job of `demo`: one producer, one consumer and then four, frames of 1080x720x3 from real photographs.
 
-(a) the standard library's idiom: one block of shared memory and an Event for each consumer. The producer does not wait, as
-a camera does not: a consumer that is late misses frames, and may meet one half written. (b) `multiprocessing.Queue`, one
-for each consumer. (c) a `copyless.RingBuffer`, whose readers block. Each frame bears its number in its first and last
-pixel, so that consumers see what they missed and what is torn.
+All three ways deliver every frame to every consumer. (a) `multiprocessing.Queue`, one for each consumer. (b) The
+standard library's idiom for large frames: one block of `SharedMemory` with eight slots, and the numbers of the slots
+through queues, one to each consumer and one back. (c) A `copyless.RingBuffer` whose readers block. Each frame has its
+number in its first and last pixel, so that consumers can count missed and torn frames.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from multiprocessing import shared_memory
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import copyless
-from copyless.cli.demo import Meter
+from copyless.cli.measure import Meter
 
 SHAPE = (720, 1080, 3)
-WAYS = ("SharedMemory, Event", "Queue", "copyless")
+SLOTS = 8
+WAYS = ("Queue", "SharedMemory", "copyless")
 _made_by_hand: list[str] = []
 
 
 def photographs(n: int = 16) -> Any:
     """A camera that moves over photographs which ship with scikit-image: n pictures of 1080x720."""
     import skimage
+    from PIL import Image  # here: a consumer does not need it
 
     data = os.path.join(os.path.dirname(skimage.__file__), "data")
     names = [name for name in ("retina.jpg", "rocket.jpg", "coffee.png") if os.path.exists(os.path.join(data, name))]
@@ -48,11 +49,13 @@ def stamp(frame: Any, number: int) -> None:
 
 
 class Looker:
-    """What each consumer does with a frame: look at every sixteenth row, and whether it is the next and whole."""
+    """What each consumer does with a frame: read every sixteenth row, and check that it is the next one and whole."""
 
     def __init__(self) -> None:
-        self.seen = self.torn = self.last = 0
-        self.light = 0.0
+        self.seen: int = 0
+        self.torn: int = 0
+        self.last: int = 0
+        self.light: float = 0.0
 
     def look(self, frame: Any) -> None:
         flat = frame.reshape(-1)
@@ -69,43 +72,6 @@ class Looker:
 # ---- (a)
 
 
-def _event_consumer(name: str, event: Any, end: Any, ready: Any, results: Any) -> None:
-    block = shared_memory.SharedMemory(name)
-    frame: Any = np.ndarray(SHAPE, "u1", buffer=block.buf)
-    looker = Looker()
-    ready.release()
-    while not end.is_set():
-        if event.wait(0.05):
-            event.clear()
-            looker.look(frame)
-    results.put(looker.report())
-    del frame
-    block.close()
-
-
-def by_event(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
-    block = shared_memory.SharedMemory(create=True, size=int(np.prod(SHAPE)))
-    _made_by_hand.append(block.name)
-    frame: Any = np.ndarray(SHAPE, "u1", buffer=block.buf)
-    events, end = [context.Event() for _ in range(consumers)], context.Event()
-    yield [(_event_consumer, (block.name, event, end, ready, results)) for event in events]
-    for number in range(1, frames + 1):
-        frame[...] = pictures[number % len(pictures)]
-        stamp(frame, number)
-        for event in events:
-            event.set()
-        tick(number)
-    time.sleep(0.05)
-    end.set()
-    yield None
-    del frame
-    block.close()
-    block.unlink()
-
-
-# ---- (b)
-
-
 def _queue_consumer(queue: Any, ready: Any, results: Any) -> None:
     looker = Looker()
     ready.release()
@@ -115,10 +81,10 @@ def _queue_consumer(queue: Any, ready: Any, results: Any) -> None:
 
 
 def by_queue(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
-    queues = [context.Queue(maxsize=8) for _ in range(consumers)]
+    queues = [context.Queue(maxsize=SLOTS) for _ in range(consumers)]
     yield [(_queue_consumer, (queue, ready, results)) for queue in queues]
     for number in range(1, frames + 1):
-        frame = pictures[number % len(pictures)].copy()  # its feeder pickles it later: a frame of its own
+        frame = pictures[number % len(pictures)].copy()  # a copy: the feeder thread pickles it later
         stamp(frame, number)
         for queue in queues:
             queue.put(frame)
@@ -126,6 +92,49 @@ def by_queue(frames: int, consumers: int, context: Any, pictures: Any, ready: An
     for queue in queues:
         queue.put(None)
     yield None
+
+
+# ---- (b)
+
+
+def _slots_consumer(name: str, todo: Any, done: Any, ready: Any, results: Any) -> None:
+    block = shared_memory.SharedMemory(name)
+    slots: Any = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
+    looker = Looker()
+    ready.release()
+    while (slot := todo.get()) is not None:
+        looker.look(slots[slot])
+        done.put(slot)
+    results.put(looker.report())
+    del slots
+    block.close()
+
+
+def by_slots(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+    block = shared_memory.SharedMemory(create=True, size=SLOTS * int(np.prod(SHAPE)))
+    _made_by_hand.append(block.name)
+    slots: Any = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
+    queues, done = [context.Queue() for _ in range(consumers)], context.Queue()
+    yield [(_slots_consumer, (block.name, queue, done, ready, results)) for queue in queues]
+    readers = [0] * SLOTS  # consumers that have not yet given the slot back
+    for number in range(1, frames + 1):
+        slot = number % SLOTS
+        while readers[slot]:
+            readers[done.get()] -= 1
+        slots[slot] = pictures[number % len(pictures)]
+        stamp(slots[slot], number)
+        readers[slot] = consumers
+        for queue in queues:
+            queue.put(slot)
+        tick(number)
+    while any(readers):
+        readers[done.get()] -= 1
+    for queue in queues:
+        queue.put(None)
+    yield None
+    del slots
+    block.close()
+    block.unlink()
 
 
 # ---- (c)
@@ -142,7 +151,7 @@ def _ring_consumer(ring: Any, ready: Any, results: Any) -> None:
 
 
 def by_ring(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
-    ring = copyless.RingBuffer((SHAPE, "u1"), slots=8)
+    ring = copyless.RingBuffer((SHAPE, "u1"), slots=SLOTS)
     yield [(_ring_consumer, (ring, ready, results)) for _ in range(consumers)]
     for number in range(1, frames + 1):
         with ring.write() as frame:
@@ -154,7 +163,7 @@ def by_ring(frames: int, consumers: int, context: Any, pictures: Any, ready: Any
 
 
 def _run(way: Any, frames: int, consumers: int, context: Any, pictures: Any, tick: Callable[[int], None]) -> Any:
-    """Frames a second that each consumer had, what it missed and what was torn, and the highest memory."""
+    """Frames a second, missed and torn frames of each consumer, and peak memory."""
     ready: Any = copyless.Semaphore(0)
     results: Any = copyless.Queue()
     meter = Meter()
@@ -175,8 +184,9 @@ def _run(way: Any, frames: int, consumers: int, context: Any, pictures: Any, tic
     meter.stop()
     seen = sum(seen for seen, _ in reports) / consumers
     return {
-        "frames_per_second": seen / seconds, "missed": frames - seen, "torn": sum(torn for _, torn in reports) / consumers,
-        "peak_bytes": meter.measured["peak_bytes"], "seconds": seconds,
+        "frames_per_second": seen / seconds, "missed": frames - seen,
+        "torn": sum(torn for _, torn in reports) / consumers, "peak_bytes": meter.measured["peak_bytes"],
+        "seconds": seconds,
     }  # fmt: skip
 
 
@@ -191,7 +201,7 @@ def run(frames: int, start: str, progress: Any) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     for consumers in (1, 4):
         measured[str(consumers)] = {}
-        for name, way in zip(WAYS, (by_event, by_queue, by_ring), strict=True):
+        for name, way in zip(WAYS, (by_queue, by_slots, by_ring), strict=True):
             task = progress.add_task(f"frames to {consumers}, {name}", total=frames)
             tick = functools.partial(_tick, progress, task)
             measured[str(consumers)][name] = _run(way, frames, consumers, context, pictures, tick)

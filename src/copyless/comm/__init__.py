@@ -1,20 +1,17 @@
-"""Objects with big buffers between ranks: on shared memory without MPI, and on MPI across machines.
+"""Ranks that send objects with large buffers: through shared memory without MPI, and over MPI across machines.
 
     from copyless import comm
 
-    world = comm.world()          # MPI's under mpiexec, the group's under `copyless run`, else a group of one
+    world = comm.world()          # MPI's world under mpiexec, the group under `copyless run`, otherwise one rank
     part = world.scatter(parts)   # the names and signatures of mpi4py.util.pkl5
 
-`comm.local` and `comm.mpi` are the two transports; `comm.spawn` runs a function as ranks. What this module names is that of the
-transport that `world` takes: under mpiexec `comm.ANY_SOURCE` is MPI's.
+`comm.local` and `comm.mpi` are the two transports; `comm.spawn` runs a function as ranks. The names of this module are
+those of the transport that `world` uses: under mpiexec, `comm.ANY_SOURCE` is MPI's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-from typing import TYPE_CHECKING, Any
+import sys
 
 __all__ = [
     "ANY_SOURCE",
@@ -41,8 +38,12 @@ __all__ = [
     "world",
 ]
 
+from copyless._typing import TYPE_CHECKING, Any
+from copyless.comm import _transport
+from copyless.comm._transport import under_mpi as under_mpi
+
 if TYPE_CHECKING:
-    from copyless.comm.constants import (
+    from copyless.comm._constants import (
         ANY_SOURCE,
         ANY_TAG,
         BAND,
@@ -60,32 +61,24 @@ if TYPE_CHECKING:
     )
     from copyless.comm.local import Comm, Intercomm, Intracomm, Message, Request, Status, spawn
 
-# What the launchers of MPICH, Open MPI and others tell each rank.
-_LAUNCHED = ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
 _REDUCTIONS = frozenset(("SUM", "PROD", "MAX", "MIN", "LAND", "LOR", "BAND", "BOR", "BXOR"))
 
 
-def under_mpi() -> bool:
-    """Whether this process was started by an MPI launcher (and not by ``copyless run`` within one)."""
-    return "COPYLESS_GROUP" not in os.environ and any(name in os.environ for name in _LAUNCHED)
-
-
-def _transport() -> Any:
-    from copyless.comm import local
-
-    if local._world is None and under_mpi():
-        return importlib.import_module("copyless.comm.mpi")
-    return local
-
-
 def world(*, abort_on_error: bool = False) -> Intracomm:
-    """The communicator of all ranks: MPI's world under mpiexec, the group's under ``copyless run``, else a group of one.
+    """The communicator of all ranks: MPI's world under mpiexec, the group under ``copyless run``, otherwise a group of
+    one.
 
     Parameters
     ----------
-    abort_on_error
-        Under mpiexec, end all ranks when this one ends by an uncaught exception, or by `sys.exit` with anything but success; they
-        might wait for it for ever. ``python -m copyless.comm prog.py`` does so too. Under ``copyless run`` that is always so.
+    abort_on_error : bool
+        Under mpiexec: end all ranks if this one ends by an uncaught exception, or by `sys.exit` with a code other than
+        0. Otherwise the others might wait for it for ever. ``python -m copyless.comm prog.py`` does the same, and
+        ``copyless run`` always does it.
+
+    Returns
+    -------
+    Intracomm
+        Of `copyless.comm.local` or `copyless.comm.mpi`; both have the methods of `mpi4py.util.pkl5.Intracomm`.
 
     Examples
     --------
@@ -94,27 +87,31 @@ def world(*, abort_on_error: bool = False) -> Intracomm:
     <copyless.comm.local.Intracomm 'world' rank 0 of 1>
     """
     if abort_on_error:
-        from copyless.comm import aborting
+        from copyless.comm import _aborting
 
-        aborting.watch()
-    return _transport().world()  # type: ignore[no-any-return]
+        _aborting.watch()
+    found: Intracomm = _transport.current().world()
+    return found
 
 
 def __getattr__(name: str) -> Any:
     if name in ("local", "mpi", "futures"):
-        return importlib.import_module(f"copyless.comm.{name}")
+        __import__(f"copyless.comm.{name}")
+        return sys.modules[f"copyless.comm.{name}"]
     if name == "spawn":
         from copyless.comm.local import spawn
 
         return spawn
     if name in _REDUCTIONS:
-        from copyless.comm import constants
+        from copyless.comm import _constants
 
-        return getattr(constants, name)
+        return getattr(_constants, name)
     if name in __all__:
-        return getattr(_transport(), name)
-    # What programs for MPI name beside that (COMM_WORLD, Cartcomm, Wtime, ...), the transport has.
+        return getattr(_transport.current(), name)
+    # Other names that MPI programs use (COMM_WORLD, Cartcomm, Wtime, ...) are in the transport.
     if not name.startswith("_"):
-        with contextlib.suppress(AttributeError):
-            return getattr(_transport(), name)
+        try:
+            return getattr(_transport.current(), name)
+        except AttributeError:
+            pass
     raise AttributeError(f"module 'copyless.comm' has no attribute {name!r}")

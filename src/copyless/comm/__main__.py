@@ -1,10 +1,10 @@
-"""``python -m copyless.comm prog.py``: run a program as a rank, and end the whole job when it fails here.
+"""``python -m copyless.comm prog.py``: run a program as a rank, and end the whole job if it fails.
 
     mpiexec -n 4 python -m copyless.comm prog.py [arguments]
     mpiexec -n 4 python -m copyless.comm -m package.module [arguments]
 
-As `python -m mpi4py`: after an uncaught exception, or `sys.exit` with anything but success, the other ranks would wait for this one for ever;
-so MPI is told to end them. Under ``copyless run`` that is done anyhow.
+Like `python -m mpi4py`: after an uncaught exception, or `sys.exit` with a code other than 0, the other ranks might wait
+for this one for ever, so MPI is asked to abort them. ``copyless run`` always does this.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import os
 import runpy
 import sys
 
-from copyless.comm import aborting
+from copyless.comm import _aborting
 
 
 def main() -> None:
     arguments = sys.argv[1:]
     if not arguments or arguments == ["-m"]:
         sys.exit("usage: python -m copyless.comm [-m] PROGRAM [ARGUMENTS]...")
-    with aborting.on_error():
+    with _aborting.on_error():
         if arguments[0] == "-m":
             sys.argv[:] = arguments[1:]
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Messages of ranks in queues; what each name does stands in the .pyx beside this file."""
+"""Messages of ranks, in queues; the .pyx beside this file documents each name."""
 
 import threading
 from collections.abc import Callable
@@ -38,7 +38,14 @@ class Inbox:
     def poll(self) -> bool: ...
     def next(self, timeout: float) -> Parcel | None: ...
     def send(
-        self, obj: Any, to: int, context: int, source: int, tag: int, number: int, watch: Callable[[int], Any] | None = None
+        self,
+        obj: Any,
+        to: int,
+        context: int,
+        source: int,
+        tag: int,
+        number: int,
+        watch: Callable[[int], Any] | None = None,
     ) -> None: ...
 
 class Port:
@@ -48,8 +55,7 @@ def send(self: Any, obj: Any, dest: int, tag: int = 0, *, progress: bool = False
 def recv(
     self: Any, buf: Any = None, source: int = ..., tag: int = ..., status: Any = None, *, progress: bool = False
 ) -> Any: ...
-
 def use_own_pickle(own: bool) -> None: ...
-def at_once(self: Any, source: int, tag: int) -> Any: ...
+def at_once(self: Any, source: int, tag: int) -> object: ...
 
 NONE_YET: Any

@@ -1,11 +1,12 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""Messages of ranks, in queues that are their inboxes: who may receive one is told ahead of the object.
+"""Messages of ranks, in queues that are their inboxes. An envelope before the object says which receive may get it.
 
 An item of an inbox is what `_queue` makes of the object, with an envelope of 32 bytes between the tokens and the pickle. Plain
-values are made as they are taken, for no code runs that way; all others when they are received, by whoever receives them.
+values are unpickled when they are taken from the inbox, since that runs no code; all others when they are received, by the
+thread that receives them.
 
-What SIGKILL leaves of an inbox is what queue_layout.h says of a queue: a message is there whole, or not at all. A message that was taken and
-not opened is its process's own: block and holds go with that, as all that the dead held.
+After a SIGKILL an inbox is what queue_layout.h promises of a queue: a message is there whole, or not at all. A message that was
+taken and not opened belongs to its process: its block and holds are released with the process.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_GetItem
@@ -15,18 +16,21 @@ from libc.string cimport memcpy
 
 from copyless._core._blocks cimport Block
 from copyless._core._check cimport deadline_of
-from copyless._core._queue cimport NOTHING, PLAIN_MOST, Packed, _Queue, dump_plain, load_plain, pack, unpack, unsend
+from copyless._objects._queue cimport _Queue
+from copyless._transfer._codec cimport Packed, pack, unpack, unsend
+from copyless._transfer._plain cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
 from copyless._core.c_library cimport (
     CL_FOREVER, CL_OK, CL_ROLE_GETS, CL_TIMEOUT, cl_got, cl_item, cl_queue, cl_queue_abort, cl_queue_poll, cl_store, cl_token,
 )
 
 import os
 
-from copyless.comm import constants
+from copyless._core._blocks import Late
+from copyless.comm import _constants
 from copyless.errors import CorruptSegmentError
 
-cdef object ANY_SOURCE = constants.ANY_SOURCE, ANY_TAG = constants.ANY_TAG
-cdef long TAG_MOST = constants.TAG_MOST
+cdef object ANY_SOURCE = _constants.ANY_SOURCE, ANY_TAG = _constants.ANY_TAG
+cdef long TAG_MOST = _constants.TAG_MOST
 
 cdef extern from "Python.h":
     long PyLong_AsLongAndOverflow(object o, int *overflow) except? -1
@@ -48,8 +52,8 @@ cdef extern from *:
     void cl_reset(int *flag) nogil
 
 cdef enum:
-    MARK = 69  # no item of another kind begins so
-    NO_NUMBER = -100  # of what is no rank and no tag
+    MARK = 69  # no item of another kind begins with this byte
+    NO_NUMBER = -100  # for values that are not a rank or tag
 
 cdef struct envelope:
     uint32_t mark
@@ -60,21 +64,21 @@ cdef struct letter:
     envelope label
     uint8_t pickle[PLAIN_MOST]
 
-# How long the short way looks on for a message, and how long who waits does before he sleeps: to wake takes a fifth of that.
+# How long the fast path spins for a message, and how long a waiter spins before it sleeps: a wake-up takes a fifth of that.
 cdef int64_t SOON_NS = 100000, LATER_NS = 500000
-cdef int64_t CROWDED_NS = 3000  # instead of the first, and nothing of the second, where ranks are more than processors
+cdef int64_t CROWDED_NS = 3000  # instead of the first, and 0 instead of the second, if there are more ranks than processors
 
-# Whether objects are pickled by a caller's functions: then all go the long way.
+# Whether objects are pickled by the caller's own functions: then none takes the fast path.
 cdef bint own_pickle = False
 
 
 def use_own_pickle(bint own):
-    """Say whether what is sent is pickled by a caller's own functions."""
+    """Set whether objects are pickled by the caller's own functions."""
     global own_pickle
     own_pickle = own
 
 
-# Forked children are no ranks: what was made before a fork is not theirs.
+# A forked child is not a rank: objects that were made before the fork belong to its parent.
 cdef int generation = 0
 
 
@@ -87,23 +91,23 @@ os.register_at_fork(after_in_child=_forked)
 
 
 cdef class Parcel:
-    """A message that has come. `open` makes its object, once.
+    """A message that has arrived. `open` makes its object, once.
 
     Attributes
     ----------
     context, source, tag : int
-        Of which communicator; from which rank of it; with which tag.
+        The communicator, the rank in it that sent the message, and the tag.
     number, sender : int
-        Of one whose sender waits for an answer, else 0; that rank in the group.
+        The number that a waiting sender expects as acknowledgement, else 0; the sender's rank in the group.
     nbytes : int
-        Of the pickle, with its buffers.
+        Bytes of the pickle and its buffers.
     """
     cdef envelope label
     cdef readonly uint64_t nbytes
     cdef bint is_value
     cdef object content  # the value, or the bytes of the item
     cdef cl_store *store  # of the inbox
-    cdef cl_token *tokens  # holds on what the bytes name, ours until they are opened
+    cdef cl_token *tokens  # the holds on memory that the bytes name; this process has them until it opens the bytes
     cdef uint32_t ntokens
 
     def __dealloc__(self):
@@ -136,9 +140,16 @@ cdef class Parcel:
         content, self.content = self.content, None
         if self.is_value:
             return content
-        free(self.tokens)  # whoever opens the bytes finds them in there
-        self.tokens = NULL
-        return unpack(self.store, content, self.ntokens, sizeof(envelope))
+        broken_off = False
+        try:
+            return unpack(self.store, content, self.ntokens, sizeof(envelope))
+        except (Late, KeyboardInterrupt):
+            broken_off = True  # its holds are released with this parcel
+            raise
+        finally:
+            if not broken_off:  # unpickling has taken them over
+                free(self.tokens)
+                self.tokens = NULL
 
 
 cdef class Inbox:
@@ -151,13 +162,14 @@ cdef class Inbox:
     queues
         The inboxes of all ranks.
     rank
-        Whose this is.
+        The rank of this process.
     arrive
-        What is called with each message that the short way takes and that is not for who reads.
+        Called with each message that the fast path takes and that is not for its caller.
     posted, unexpected
-        By communicators, who waits and what nobody waits for: the short way is only for who stands behind nobody.
+        By communicator, the pending receives and the messages that no receive waits for. The fast path is only used if there
+        are none before the caller.
     changed
-        A condition, notified when somebody has read while others wait.
+        A condition, notified when a thread has read while others wait.
     crowded
         Whether there are more ranks than processors.
     """
@@ -178,13 +190,13 @@ cdef class Inbox:
 
     @property
     def inherited(self):
-        """Whether this process was forked by the one whose inbox it is."""
+        """Whether this process is a forked child of the rank that has the inbox."""
         return self.made != generation
 
     # ---- one thread reads at a time
 
     def begin(self):
-        """Whether the caller reads now; then it must call `leave`."""
+        """Whether the caller may read now; then it must call `leave`."""
         return not cl_test_and_set(&self.reading)
 
     cpdef leave(self):
@@ -202,18 +214,18 @@ cdef class Inbox:
             return cl_queue_poll(q, budget_ns)
 
     def poll(self):
-        """Look on for a while, without sleeping, whether a message comes. Only for who reads."""
+        """Spin for a while until a message arrives. Only for the thread that may read."""
         return self.look_on(self.later) != 0
 
     cpdef Parcel next(self, timeout):
-        """The next message, waiting at most so many seconds; None: there is none. Only for who reads."""
+        """The next message, after waiting at most so many seconds; None: there is none. Only for the thread that may read."""
         cdef cl_got got
         if self.queue.begin(deadline_of(timeout) if timeout else 0, &got) == CL_TIMEOUT:
             return None
         return self.parcel(&got)
 
     cdef Parcel parcel(self, cl_got *got):
-        """What was taken, which is committed."""
+        """The message that was taken. Taking it is committed."""
         cdef Parcel made
         cdef letter item
         cdef const uint8_t *data
@@ -246,7 +258,7 @@ cdef class Inbox:
                 memcpy(made.tokens, data, of_tokens)
             memcpy(&made.label, data + of_tokens, sizeof(envelope))
         if made.label.mark != MARK:
-            raise CorruptSegmentError(f"a message of {nbytes} bytes without an envelope")
+            raise CorruptSegmentError(f"a message of {nbytes} bytes has no envelope")
         if made.label.number != 0 and not 0 <= made.label.sender < len(self.queues):
             raise CorruptSegmentError(f"a message of rank {made.label.sender} in a group of {len(self.queues)}")
         made.nbytes = nbytes - of_tokens - sizeof(envelope)
@@ -258,7 +270,7 @@ cdef class Inbox:
         Raises
         ------
         ShutDown
-            When that inbox is closed.
+            If that inbox is closed.
         """
         cdef envelope label
         cdef Packed packed
@@ -289,18 +301,18 @@ cdef int number_of(object o) except? -1:
 cdef class Port:
     """Port(inbox, context, remote, me)
 
-    The short way of one communicator: small plain values, sent at once and received by who stands behind nobody.
+    The fast path of one communicator: small plain values, sent at once and received if no other receive comes before.
 
     Parameters
     ----------
     inbox
-        This rank's side of the group.
+        The inbox of this rank.
     context
         The communicator's number.
     remote
-        The ranks of the group that one sends to.
+        The ranks, as numbers of the group, that messages are sent to.
     me
-        This process's rank in the communicator.
+        The rank of this process in the communicator.
     """
     cdef Inbox inbox
     cdef object key
@@ -313,7 +325,7 @@ cdef class Port:
         self.n = len(remote)
 
     cdef bint send(self, obj, dest, tag) except -1:
-        """Whether it went; if not, the long way takes it or says what is wrong."""
+        """Whether the message was sent; if not, the slow path sends it or raises the error."""
         cdef letter out
         cdef int to = number_of(dest), marked = number_of(tag)
         cdef cl_item item
@@ -332,14 +344,14 @@ cdef class Port:
         return queue.insert(&item, 1, &done, 0) == CL_OK
 
     cdef bint is_behind(self):
-        """Whether somebody or something comes before who receives now."""
+        """Whether another receive or message comes before a receive that begins now."""
         return (
             (len(self.inbox.posted) != 0 and PyDict_GetItem(self.inbox.posted, self.key) != NULL)
             or (len(self.inbox.unexpected) != 0 and PyDict_GetItem(self.inbox.unexpected, self.key) != NULL)
         )
 
     cdef object receive(self, source, tag, comm, status):
-        """The object of the very next message, if it comes at once and is for who asks here; else NOTHING."""
+        """The object of the next message, if it is there soon and is for this receive; else NOTHING."""
         cdef Inbox inbox = self.inbox
         cdef int wanted = number_of(source), marked = number_of(tag)
         cdef Parcel parcel = None
@@ -395,17 +407,17 @@ cdef class Port:
 
 
 def send(self, obj, dest, tag=0, *, progress=False):
-    """Send an object to a rank. When this returns it is in shared memory: a snapshot.
+    """Send an object to a rank. When this returns, a snapshot of the object is in shared memory.
 
-    Cost: small values some 2 us; each buffer of 4 KiB or more one copy; shared arrays none. `progress` shows a bar while 16
-    MiB or more are copied.
+    Costs about 2 us for small values. Each buffer of 4 KiB or more is copied once; shared arrays are not copied. `progress`
+    shows a progress bar while 16 MiB or more are copied.
 
     Raises
     ------
-    ValueError
-        For a rank or a tag that there is not.
+    CommError
+        For a rank or tag that does not exist (a ValueError).
     OwnerDiedError
-        When that rank has closed its inbox.
+        If that rank has ended.
     """
     cdef Port port = self._port
     if port is None or not port.send(obj, dest, tag):
@@ -416,18 +428,20 @@ NONE_YET = NOTHING
 
 
 def at_once(self, source, tag):
-    """The object of the very next message, if it is this one and comes soon; else `NONE_YET`."""
+    """The object of the next message, if it matches and arrives soon; else `NONE_YET`."""
     cdef Port port = self._port
     return NOTHING if port is None else port.receive(source, tag, self, None)
 
 
-def recv(self, buf=None, source=constants.ANY_SOURCE, tag=constants.ANY_TAG, status=None, *, progress=False):
-    """Receive an object, waiting for it. `buf` is taken for compatibility and not used; `progress` too: nothing is copied here.
+def recv(self, buf=None, source=_constants.ANY_SOURCE, tag=_constants.ANY_TAG, status=None, *, progress=False):
+    """Receive an object; wait until it arrives. `buf` and `progress` are accepted for compatibility and not used.
 
     Raises
     ------
+    CommError
+        For a rank or tag that does not exist (a ValueError).
     OwnerDiedError
-        When the ranks that it could come from have died, or have ended without sending it.
+        If a rank that could send it has died, or all have ended without sending it.
     """
     cdef Port port = self._port
     if port is not None:

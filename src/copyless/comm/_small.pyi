@@ -1,11 +1,11 @@
-"""The short way of small messages on MPI; what each name does stands in the .pyx beside this file."""
+"""The fast path of small messages on MPI; the .pyx beside this file documents each name."""
 
 from typing import Any
 
 in_line: dict[int, tuple[Any, Any]]
 
 def use_own_pickle(own: bool) -> None: ...
-def fetch(message: Any, nbytes: int) -> Any: ...
+def fetch(message: object, nbytes: int) -> object: ...
 def send(self: Any, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
 def recv(
     self: Any, buf: Any = None, source: int = ..., tag: int = ..., status: Any = None, *, progress: bool = False

@@ -1,14 +1,14 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
-"""The short way of small messages on MPI: methods of `copyless.comm.mpi.Comm`, and the receive of a message that has been matched.
+"""The fast path of small messages on MPI: methods of `copyless.comm.mpi.Comm`, and the receive of a matched message.
 
-Plain values are pickled on the stack, and made from there; MPI is called through mpi4py, as anywhere.
+Plain values are pickled and unpickled on the stack. MPI is called through mpi4py.
 """
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
-from copyless._core._queue cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
+from copyless._transfer._plain cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
 
 from mpi4py import MPI
 
@@ -22,23 +22,23 @@ cdef object MPI_send = MPI.Comm.Send, improbe = MPI.Comm.Improbe, rank_of = MPI.
 cdef object MPI_recv = MPI.Message.Recv, elements_of = MPI.Status.Get_elements
 cdef int PROC_NULL = MPI.PROC_NULL
 
-# Whether objects are pickled by a caller's functions: then all go the long way.
+# Whether objects are pickled by the caller's own functions: then none takes the fast path.
 cdef bint own_pickle = False
 
 
 def use_own_pickle(bint own):
-    """Say whether what is sent is pickled by a caller's own functions."""
+    """Set whether objects are pickled by the caller's own functions."""
     global own_pickle
     own_pickle = own
 
 
-# States with receives in line, and a communicator of each: while there are any, all go the long way.
+# The states with pending receives, and a communicator of each: while there are any, none takes the fast path.
 cdef dict lines = {}
 in_line = lines
 
 
 def fetch(message, Py_ssize_t nbytes):
-    """The object of a matched message of so many bytes; None of none, as mpi4py says."""
+    """The object of a matched message of so many bytes; None for no message, as in mpi4py."""
     cdef uint8_t small[PLAIN_MOST]
     if nbytes == 0:
         MPI_recv(message, (None, 0, BYTE))
@@ -53,30 +53,30 @@ def fetch(message, Py_ssize_t nbytes):
 
 
 def send(self, obj, dest, tag=0, *, progress=False):
-    """Send an object to a rank, in standard mode. It may be changed as soon as this returns.
+    """Send an object to a rank, in standard mode. The object may be changed as soon as this returns.
 
-    `progress` shows a bar for 16 MiB or more; to another node, where MPI does not tell how far it is, one that only moves.
+    `progress` shows a progress bar for 16 MiB or more. MPI does not report the progress to another node: there the bar only moves.
     """
     cdef uint8_t small[PLAIN_MOST]
     cdef size_t n = 0 if own_pickle else dump_plain(obj, small, PLAIN_MOST)
     if self._me is None:
         self._me = rank_of(self)
-    if n == 0 or len(lines) != 0 or dest == self._me:  # MPI may wait in a send to oneself for its receive
+    if n == 0 or len(lines) != 0 or dest == self._me:  # a send to this rank itself may wait for its receive inside MPI
         self._send(obj, dest, tag, progress)
     else:
         MPI_send(self, (PyMemoryView_FromMemory(<char *>small, n, PyBUF_READ), n, BYTE), dest, tag)
 
 
 def recv(self, buf=None, source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG, status=None, *, progress=False):
-    """Receive an object, waiting for it. `buf` is taken for compatibility and not used.
+    """Receive an object; wait until it arrives. `buf` is accepted for compatibility and not used.
 
-    `progress` shows a bar that moves while 16 MiB or more come from another node.
+    `progress` shows a moving progress bar while 16 MiB or more arrive from another node.
     """
     cdef int tries
     cdef Py_ssize_t nbytes
     if status is None:
         status = Status()
-    if len(lines) == 0 and source != PROC_NULL:  # an answer that comes at once
+    if len(lines) == 0 and source != PROC_NULL:  # try whether the message arrives at once
         for tries in range(TRIES):
             message = improbe(self, source, tag, status)
             if message is not None:

@@ -1,4 +1,4 @@
-"""`multiprocessing.dummy`, the very same module: its processes are threads, which share everything already."""
+"""`multiprocessing.dummy`, the same module object: its processes are threads, which share everything already."""
 
 import sys
 from multiprocessing import dummy
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
     from multiprocessing.dummy import shutdown as shutdown
 
 sys.modules[__name__] = dummy
-sys.modules[f"{__name__}.connection"] = dummy.connection  # else it would be loaded a second time, under this name
+sys.modules[f"{__name__}.connection"] = dummy.connection  # otherwise it would be loaded a second time, under this name

@@ -1,4 +1,4 @@
-"""`multiprocessing.dummy.connection`, the very same module; `copyless.dummy` puts it in this one's place."""
+"""`multiprocessing.dummy.connection`, the same module object; `copyless.dummy` replaces this module by it."""
 
 from typing import TYPE_CHECKING
 

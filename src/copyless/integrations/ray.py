@@ -1,7 +1,7 @@
-"""Shared arrays in a Ray cluster of one host.
+"""Shared arrays in a Ray cluster on one host.
 
-Ray pickles an object once, keeps it in its own store and loads it many times, on any host, for reading only. So shared arrays go by value, unless
-`register` has been called.
+Ray pickles an object once, keeps it in its own store and may load it several times, on any host, read-only. Shared
+arrays are therefore copied by value, unless `register` was called.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from copyless import _other_pools, arrays
+from copyless import _attach, arrays
+from copyless._transfer import other_pools as _other_pools
 from copyless.errors import CopylessError, ForeignHostError
 
 __all__ = ["register"]
 
 
 def _join(probe: bytes) -> str:
-    """In a process of a node: see whether it has the shared memory of the one that asks; what is wrong, or an empty text."""
+    """In a process of a node: check whether it shares the memory of the process that asks. The error, or an empty
+    text.
+    """
     try:
-        arrays.attach(probe)
+        _attach.attach(probe)
     except (CopylessError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     _other_pools.allow("ray")
@@ -28,22 +31,23 @@ def _join(probe: bytes) -> str:
 
 
 def register() -> None:
-    """Have Ray's tasks, actors and objects carry shared arrays by name, on a cluster whose nodes are all this host.
+    """Make Ray send shared arrays in tasks, actors and objects by name, on a cluster whose nodes are all on this host.
 
-    Call it after `ray.init`. An array that is sent needs a name: one object may be loaded many times, and when its sender has ended. It is there as long
-    as a process holds it, or with ``persist=True`` until `copyless.unlink`. It arrives writable, as the same memory.
+    Call it after `ray.init`. An array needs a name to be sent, since one object may be loaded several times, also after
+    its sender has ended. The array exists as long as a process holds it, or with ``persist=True`` until
+    `copyless.unlink`. It arrives writable, as the same memory.
 
     Raises
     ------
     ForeignHostError
-        When a node is on another host, or has another shared memory. Nothing is changed then.
+        If a node is on another host, or has other shared memory. Nothing is changed then.
     RuntimeError
-        When Ray is not initialised.
+        If Ray is not initialised.
 
     Notes
     -----
-    Runs a task on each node. A worker process learns it with the first shared array that it gets; one that sends its own array before calls
-    `register` itself.
+    Runs one task on each node. A worker process learns of it with the first shared array that it receives; a worker
+    that sends its own array before that calls `register` itself.
 
     Examples
     --------
@@ -56,7 +60,7 @@ def register() -> None:
     if not ray.is_initialized():
         raise RuntimeError("Ray is not initialised: call ray.init() before copyless.integrations.ray.register()")
     probe = arrays.zeros(1)
-    handle = bytes(arrays.handle(probe))
+    handle = bytes(_attach.handle(probe))
     ask: Any = ray.remote(_join)
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     answers = [
@@ -66,6 +70,7 @@ def register() -> None:
     for node, wrong in zip(nodes, ray.get(answers), strict=True):
         if wrong:
             raise ForeignHostError(
-                f"the node {node} does not share this process's memory, so arrays cannot be sent to it by name: {wrong}"
+                f"the node {node} does not share memory with this process, so arrays cannot be sent to it by "
+                f"name: {wrong}"
             )
     _other_pools.allow("ray")

@@ -1,4 +1,6 @@
-"""Under gevent and eventlet, with all patched: what waits lets the other tasks run, and what the standard library ends, ours ends."""
+"""Under gevent and eventlet, with everything patched: our waits let the other tasks run, and our calls end wherever
+those of the standard library end.
+"""
 
 import subprocess
 import sys
@@ -57,10 +59,14 @@ BODY = """
 
 
 def run(scheduler, body, method="fork", least=10):
-    """Run a program: it prints what it should, and the others ran meanwhile."""
+    """Run a program: it must print the expected text, and the other tasks must have run meanwhile."""
     pytest.importorskip(scheduler)
     head = textwrap.dedent(HEAD[scheduler]) + textwrap.dedent(BODY).replace("METHOD", repr(method))
-    program = head + textwrap.indent(textwrap.dedent(body), "    ") + f"\n    assert beats >= {least}, beats\n    print('ended')\n"
+    program = (
+        head
+        + textwrap.indent(textwrap.dedent(body), "    ")
+        + f"\n    assert beats >= {least}, beats\n    print('ended')\n"
+    )
     import tempfile
 
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
@@ -226,8 +232,10 @@ def test_a_manager(scheduler):
 @both
 def test_it_is_patched_after_it_was_imported(scheduler):
     pytest.importorskip(scheduler)
-    patch = "from gevent import monkey; monkey.patch_all(); from gevent import spawn, sleep" if scheduler == "gevent" else (
-        "import eventlet; eventlet.monkey_patch(); from eventlet import spawn, sleep"
+    patch = (
+        "from gevent import monkey; monkey.patch_all(); from gevent import spawn, sleep"
+        if scheduler == "gevent"
+        else ("import eventlet; eventlet.monkey_patch(); from eventlet import spawn, sleep")
     )
     program = f"""if True:
         import copyless.queues

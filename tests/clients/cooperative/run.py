@@ -1,4 +1,4 @@
-"""Executors, queues, locks and events under gevent and eventlet, as these are published."""
+"""Executors, queues, locks and events under the published gevent and eventlet."""
 
 import pathlib
 import sys

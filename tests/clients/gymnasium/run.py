@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments, whose AsyncVectorEnv keeps processes behind pipes and observations in shared arrays."""
+"""Gymnasium's vector environments: AsyncVectorEnv uses processes behind pipes and observations in shared arrays."""
 
 import pathlib
 import sys

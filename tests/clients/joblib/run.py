@@ -1,10 +1,10 @@
-"""joblib's own ``test_parallel.py`` with our backend in the place of loky.
+"""joblib's own ``test_parallel.py`` with our backend in place of loky.
 
     python tests/clients/joblib/run.py [--into DIRECTORY] [pytest's arguments]
 
-The file comes from joblib's source distribution, by its checksum. In it "loky" is replaced by "copyless", LokyBackend by our backend,
-and whatever imports joblib imports `copyless.joblib` first. `cannot_pass.txt` lists what cannot pass, with the reason: each of
-these has to fail, and everything else has to pass.
+The file comes from joblib's source distribution, by its checksum. In it "loky" is replaced by "copyless" and
+LokyBackend by our backend, and each import of joblib is preceded by an import of `copyless.joblib`. `cannot_pass.txt`
+lists the tests that cannot pass, with the reason. Each of these must fail, and all others must pass.
 """
 
 from __future__ import annotations
@@ -54,11 +54,21 @@ def pytest_collection_finish(session):
 
 
 def archive(directory: Path) -> Path:
-    """The source distribution; fetched, unless it is there."""
+    """The source distribution; downloaded if it is not there."""
     found = directory / ARCHIVE
     if not found.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps", "--no-binary", "joblib"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            "joblib",
+        ]
         subprocess.run([*pip, f"joblib=={VERSION}", "--dest", str(directory)], check=True)
     if (sha256 := hashlib.sha256(found.read_bytes()).hexdigest()) != SHA256:
         raise SystemExit(f"{found}: its checksum is {sha256}, not {SHA256}")
@@ -66,7 +76,7 @@ def archive(directory: Path) -> Path:
 
 
 def cannot_pass() -> dict[str, str]:
-    """The reason, by the name of each test that cannot pass: a reason stands above the names, which are indented."""
+    """The reason, by the name of each test that cannot pass. A reason is above the names, which are indented."""
     found, reason = {}, ""
     for line in (HERE / "cannot_pass.txt").read_text().splitlines():
         if line.startswith(" "):
@@ -83,7 +93,9 @@ def substitute(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--into", type=Path, default=HERE.parents[2] / "build" / "clients", help="where the archive is kept")
+    parser.add_argument(
+        "--into", type=Path, default=HERE.parents[2] / "build" / "clients", help="where the archive is kept"
+    )
     parser.add_argument("--no-report", action="store_true", help="do not write docs/design/testing.md")
     args, more = parser.parse_known_args()
     if (there := metadata.version("joblib")) != VERSION:
@@ -101,7 +113,18 @@ def main() -> int:
         (place / "conftest.py").write_text(texts["conftest.py"] + "\n\n" + listed + CONFTEST)
         (place / "test_parallel.py").write_text(FIRST + substitute(texts["joblib/test/test_parallel.py"]))
         (place / "pytest.ini").write_text("[pytest]\nmarkers =\n    thread_unsafe\n    no_cover\n")
-        command = [sys.executable, "-m", "pytest", "-q", "-rfExX", "--show-capture=no", "-p", "no:cacheprovider", f"--timeout={SECONDS}", *more]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rfExX",
+            "--show-capture=no",
+            "-p",
+            "no:cacheprovider",
+            f"--timeout={SECONDS}",
+            *more,
+        ]
         command += ["--junitxml", "results.xml", "test_parallel.py"]
         code = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": directory}).returncode
         if code == 0 and not more and not args.no_report:

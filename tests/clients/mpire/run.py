@@ -1,4 +1,4 @@
-"""mpire's ways of communication between a pool and its workers: locks, events, conditions, arrays, joinable queues, managers."""
+"""mpire's communication of a pool with its workers: locks, events, conditions, arrays, joinable queues, managers."""
 
 import pathlib
 import sys

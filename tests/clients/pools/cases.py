@@ -1,4 +1,4 @@
-"""What is written to a shared array in a pool of another package arrives, or a warning says that it will not."""
+"""A write to a shared array in a pool of another package arrives, or a warning says that it will not."""
 
 import functools
 import pickle
@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import copyless
-from copyless import _other_pools
+from copyless._transfer import other_pools as _other_pools
 
 
 def write(array, at):
@@ -158,7 +158,7 @@ def test_dask_with_register(dask_client):
     back = dask_client.submit(give_back, array[20:]).result(60)
     back[1] = 5
     assert (array[20], array[21]) == (7, 5)
-    dask_client.cluster.scale(3)  # one that begins later joins, too
+    dask_client.cluster.scale(3)  # a worker that starts later joins too
     dask_client.wait_for_workers(3, timeout=100)
     later = list(dask_client.scheduler_info(n_workers=-1)["workers"])
     assert len(later) == 3
@@ -182,7 +182,13 @@ def test_dask_refuses_what_has_no_name():
 def ray():
     module = pytest.importorskip("ray")
     try:
-        module.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False, object_store_memory=100 << 20)
+        module.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            object_store_memory=100 << 20,
+        )
     except Exception as error:
         pytest.skip(f"Ray does not start here: {error}")
     yield module

@@ -1,4 +1,4 @@
-"""Shared arrays in joblib, loky, multiprocess, pathos, p_tqdm, Dask and Ray, as these are published."""
+"""Shared arrays in the published joblib, loky, multiprocess, pathos, p_tqdm, Dask and Ray."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's SubprocVecEnv: an environment in each process, behind a pipe, under each start method."""
+"""Stable-Baselines3's SubprocVecEnv: one environment in each process, controlled by a pipe, under each start method."""
 
 import pathlib
 import sys

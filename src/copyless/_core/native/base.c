@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "base.h"
+#include "platform.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -7,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -48,8 +48,9 @@ uint64_t cl_realtime_ns(void)
 uint64_t cl_random64(void)
 {
     uint64_t r = 0;
-    /* Eight bytes are never cut short once the pool is seeded, and getrandom waits for that. */
-    while (getrandom(&r, sizeof r, 0) != (ssize_t)sizeof r || r == 0) {
+    /* Eight bytes are never returned incompletely once the system has enough randomness, and the call waits for
+     * that. */
+    while (!cl_random_bytes(&r, sizeof r) || r == 0) {
     }
     return r;
 }
@@ -74,7 +75,7 @@ _Atomic int cl_kill_signal = SIGKILL;
 
 void cl_kill_point(void)
 {
-    /* Relaxed: it must order nothing, or the thread sanitizer would see no race between any two threads that pass here. */
+    /* Relaxed: it must order nothing, or the thread sanitizer would see no race between two threads that pass here. */
     long at = atomic_load_explicit(&cl_kill_at, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&cl_kill_passed, 1, memory_order_relaxed) + 1 == at) {
         int signal = atomic_load_explicit(&cl_kill_signal, memory_order_relaxed);
@@ -94,8 +95,7 @@ int cl_mutant_is(const char *name)
         return 0;
     }
     int kept = errno;
-    if (reached != NULL &&
-        mkdir(reached, 0700) != 0) { /* tells that a test came by, also where no file can be opened */
+    if (reached != NULL && mkdir(reached, 0700) != 0) { /* shows that a test came here, also if no file can be opened */
         errno = kept;
     }
     return 1;

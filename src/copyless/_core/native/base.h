@@ -1,4 +1,4 @@
-/* What every native file stands on: fixed-width atomics, error codes, kill points, clocks. No Python. */
+/* The base of every native file: fixed-width atomics, error codes, kill points, clocks. No Python. */
 #ifndef CL_BASE_H
 #define CL_BASE_H
 
@@ -15,29 +15,29 @@ _Static_assert(sizeof(cl_au32) == 4, "a futex word is 32 bits");
 /* Result of every fallible call; the detail is in cl_last_error(). */
 enum cl_result {
     CL_OK = 0,
-    CL_AGAIN = -1, /* would have to wait: call again with CL_MAY_WAIT, without the GIL */
+    CL_AGAIN = -1, /* it would have to wait: call again with CL_MAY_WAIT, without the GIL */
     CL_TIMEOUT = -2, /* the deadline passed */
-    CL_OWNER_DIED = -3, /* the lock came from a dead owner: repair, then go on */
-    CL_CORRUPT = -4, /* a shared field or file is not what it must be */
-    CL_STALE = -5, /* the block a handle names is gone */
+    CL_OWNER_DIED = -3, /* the lock came from a dead owner: repair, then continue */
+    CL_CORRUPT = -4, /* a shared field or file is damaged */
+    CL_STALE = -5, /* the block that a handle names no longer exists */
     CL_FULL = -6, /* the mount (or the cgroup) has no room */
     CL_TABLE_FULL = -7, /* a table of the registry has no free entry */
     CL_EXISTS = -8, /* the name is taken */
     CL_MISSING = -9, /* no such name */
     CL_SYSTEM = -10, /* a system call failed: errno is in the detail */
-    CL_RETRY = -11, /* the registry was removed while we opened it: open again */
+    CL_RETRY = -11, /* the registry was removed while it was opened: open again */
     CL_CLOSED = -12, /* the store is not open */
-    CL_FOREIGN = -13, /* it belongs to another kernel, or lies where this process does not see it */
-    CL_FORKED = -14, /* this process is a copy of one that opened the store, made by clone(): it has no part in it */
-    CL_OTHER_FORMAT = -15, /* the registry belongs to a version that stores items in another way */
-    CL_REMOVED = -16, /* the store's files were removed while in use: what is new goes to another store */
+    CL_FOREIGN = -13, /* it belongs to another kernel, or is in a place that this process does not see */
+    CL_FORKED = -14, /* this process is a copy, made by clone(), of a process that opened the store: it cannot use it */
+    CL_OTHER_FORMAT = -15, /* the registry belongs to a version that stores items in another format */
+    CL_REMOVED = -16, /* the store's files were removed while in use: new objects go to another store */
 };
 
 typedef struct cl_error {
     int code; /* enum cl_result */
     int sys; /* errno, or 0 */
-    uint64_t asked; /* bytes asked for, where that matters */
-    char what[360]; /* what was found, for people */
+    uint64_t asked; /* bytes that were requested, if that matters */
+    char what[360]; /* what was found, as text */
 } cl_error;
 
 cl_error *cl_last_error(void); /* this thread's */
@@ -48,21 +48,22 @@ uint64_t cl_realtime_ns(void);
 uint64_t cl_random64(void);
 uint64_t cl_hash64(const void *data, size_t n); /* FNV-1a with a final mix: a checksum, not a secret */
 
-/* Kill points. A build with -DCL_KILL_POINTS dies by SIGKILL at the cl_kill_at-th point it passes, or gets cl_kill_signal there
- * (SIGSTOP, say); every other build holds no trace of them. */
+/* Kill points. A build with -DCL_KILL_POINTS dies by SIGKILL at the cl_kill_at-th point that it passes, or gets
+ * cl_kill_signal there (SIGSTOP, for example). Other builds contain no trace of them. */
 #ifdef CL_KILL_POINTS
 extern _Atomic long cl_kill_at; /* 0: never */
 extern _Atomic long cl_kill_passed; /* points passed so far */
 extern _Atomic int
-    cl_kill_signal; /* SIGKILL; SIGSTOP: it is stopped there, and goes on when told; another, with a handler */
+    cl_kill_signal; /* SIGKILL; SIGSTOP: it stops there until SIGCONT; or another signal, with a handler */
 void cl_kill_point(void);
 #define CL_KILL_POINT() cl_kill_point()
 #else
 #define CL_KILL_POINT() ((void)0)
 #endif
 
-/* Mutants: named mistakes, which stand where they could be made. In a build with -DCL_MUTANTS the one that the environment
- * variable CL_MUTANT names is made, and some test must notice (tests/native/mutants.py); in every other build all are 0. */
+/* Mutants: named mistakes, at the places where they could be made. In a build with -DCL_MUTANTS, the mutant that the
+ * environment variable CL_MUTANT names is active, and a test must notice it (tests/native/mutants.py). In other builds
+ * all are 0. */
 #ifdef CL_MUTANTS
 int cl_mutant_is(const char *name);
 #define CL_MUTANT(name)                                                                                                \
@@ -76,8 +77,8 @@ int cl_mutant_is(const char *name);
 #else
 #define CL_MUTANT(name) 0
 #endif
-/* An order of memory that a mutant takes away, in the eyes of the thread sanitizer: the compiler itself makes of an order that
- * it does not know the strongest. */
+/* A memory order that a mutant weakens, as the thread sanitizer sees it. (The compiler itself uses the strongest order
+ * if the order is not a constant.) */
 #define CL_ORDER(name, order) (CL_MUTANT(name) ? memory_order_relaxed : (order))
 
 #endif

@@ -1,21 +1,22 @@
-/* Blocks in the registry: their sizes, and the lists of free ones.
+/* Blocks in the registry: their sizes, and the lists of free blocks.
  *
- * Promise: a block's entry is handed out only after the segment that it lies in was seen to be sound. A free block lies
- * on exactly one list, that of its size; the lists are doubly linked, last freed first.
+ * Promise: a block's entry is returned only after its segment was checked. A free block is on exactly one list, the
+ * list of its size. The lists are doubly linked; the block that was freed last is first.
  *
- *   small   19 sizes, 128 B to 64 KiB (two an octave); up to 64 of a size share a segment
- *   large   whole pages, alone in a segment; a free one serves what needs at least four fifths of it
- *   objects the small sizes once more, for objects: a write past the end of an array hits no lock and no queue
- *   spilled like large, but files on disk: for transfers that must go through when shared memory is full; never kept warm
+ *   small   19 sizes, 128 B to 64 KiB (two per power of two); up to 64 blocks of a size share a segment
+ *   large   whole pages, alone in a segment; a free block serves requests of at least four fifths of its size
+ *   objects the small sizes again, for objects: a write past the end of an array cannot hit a lock or a queue
+ *   spilled like large, but files on disk: for transfers that must succeed when shared memory is full; never kept warm
  *
- * What SIGKILL leaves: the state before or after a transaction, never between. */
+ * What SIGKILL leaves: the state before or after a transaction, never a state between. */
+#define _GNU_SOURCE
 #include "store.h"
 
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
 {
     uint32_t slot = number / CL_BLOCKS, index = number % CL_BLOCKS;
     if (slot >= store->control->segments_high || slot >= CL_MAX_SEGMENTS) {
-        return cl_fail(CL_CORRUPT, 0, "registry: block %u lies beyond %u segments", number,
+        return cl_fail(CL_CORRUPT, 0, "registry: block %u is outside the table of %u segments", number,
                        store->control->segments_high);
     }
     cl_segment *s = &store->segments[slot];

@@ -1,8 +1,9 @@
-/* Room for the registry's tables: in its own file, and beside the spilled items where memory is full.
+/* Room for the registry's tables: in the registry's own file and, when memory is full, in a file beside the spilled
+ * items (the file of books).
  *
- * Promise: what must work when memory is full needs no memory for its books. A table that finds no room in the mount goes
- * on in a file in the spill directory, at the same offset, mapped over the same place: whoever reads or writes an entry
- * does not know where it lies.
+ * Promise: operations that must work when memory is full need no shared memory for their table entries. If the mount
+ * has no room for the next part of a table, that part is put into a file in the spill directory, at the same offset,
+ * and is mapped at the same address. Code that reads or writes an entry does not notice the difference.
  *
  *   the registry, as each process has it mapped
  *   +---------+--------+------------------------+----------+-------------------------------------+
@@ -11,14 +12,15 @@
  *   +---------+--------+----------:-------------+----------:-------------------------------------+
  *    registry.N                   : books.N.<id>  registry.N : books.N.<id>
  *
- * A table has pages for one step more than it counts, as long as the mount has room for them. The last step that was
- * had is left for what spills and for those who join: a segment in the mount does not take it (cl_table_grow, `last`).
- * 32 KiB of the mount are left for the owners' table, which is read without the lock and never lies beside.
+ * A table has pages for one step more than it counts, as long as the mount has room for them. The last step is reserved
+ * for spilled blocks and for processes that join: a segment in the mount does not use it (cl_table_grow, `last`). 32
+ * KiB of the mount are reserved for the table of owners, which is read without the lock and never continues in the file
+ * of books.
  *
- * Steps, and what SIGKILL leaves: (1) the file is made and reserved: a file that goes with the registry; (2) it is mapped
- * here; (3) `beside` of the table, which nobody reads before (4) its bit in `books`: no entry lies there yet;
- * (5) one transaction counts the entries. Every process looks at `books` as it takes the lock, before it applies what a
- * dead one had committed. */
+ * Steps, and what SIGKILL leaves: (1) the file is made and its room reserved: a file that is removed with the registry;
+ * (2) this process maps it; (3) `beside` of the table is set: no process reads it before step 4; (4) the table's bit in
+ * `books` is set: the new part has no entry yet; (5) one transaction counts the entries. Every process reads `books`
+ * when it takes the lock, before it applies what a dead holder had committed. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -56,14 +58,14 @@ static int open_file(cl_store *store, int make)
             return -1;
         }
         fd = openat(directory, file, flags, 0600);
-        if (fd < 0 && errno == EACCES && fchmodat(directory, file, 0600, 0) == 0) { /* made under a strange umask */
+        if (fd < 0 && errno == EACCES && fchmodat(directory, file, 0600, 0) == 0) { /* made under an unusual umask */
             fd = openat(directory, file, flags, 0600);
         }
         if (fd < 0 && errno != ENOENT) {
             return -1;
         }
         if (fd < 0) {
-            cl_spill_forget(store); /* the directory went, and another came, meanwhile */
+            cl_spill_forget(store); /* the directory was removed, and another was made, meanwhile */
             errno = ENOENT;
         }
     }
@@ -79,18 +81,19 @@ static int open_file(cl_store *store, int make)
     return fd;
 }
 
-/* Put the file's part of a table over the registry's. */
+/* Map the part of a table in the file over the registry's. */
 static int cover(cl_store *store, int fd, uint32_t table, uint64_t begin)
 {
     if (begin % CL_PAGE != 0 || begin < TABLES[table].begin || begin >= TABLES[table].end) {
-        return cl_fail(CL_CORRUPT, 0, "registry: a table goes on at %llu of the books", (unsigned long long)begin);
+        return cl_fail(CL_CORRUPT, 0, "registry: the recorded place %llu of a table is invalid",
+                       (unsigned long long)begin);
     }
     uint64_t length = TABLES[table].end - begin;
     if (mmap(store->base + begin, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)begin) ==
         MAP_FAILED) {
-        return cl_fail(CL_SYSTEM, errno, "mapping the books beside the spilled items");
+        return cl_fail(CL_SYSTEM, errno, "mapping the registry's tables in the spill directory");
     }
-    madvise(store->base + begin, length, MADV_DONTDUMP);
+    cl_keep_out_of_dumps(store->base + begin, length);
     return CL_OK;
 }
 
@@ -105,8 +108,8 @@ int cl_books_follow(cl_store *store)
     if (fd < 0) {
         return cl_fail(
             CL_FOREIGN, errno,
-            "when memory was full a part of the books went to %.64s, which cannot be opened here (%s): give all "
-            "processes the same directory; if it was removed, end the programs that use shared memory",
+            "when memory was full, part of the registry's tables was written to %.64s, which cannot be opened here "
+            "(%s): give all processes the same directory; if it was removed, end the programs that use shared memory",
             store->spill.path[0] ? store->spill.path : "a spill directory", strerror(errno));
     }
     int rc = CL_OK;
@@ -124,7 +127,7 @@ int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
 {
     int rc;
     do {
-        rc = posix_fallocate(fd, (off_t)offset, (off_t)length);
+        rc = cl_reserve_room(fd, offset, length);
     } while (rc == EINTR);
     if (rc == ENOSPC) {
         cl_fail(CL_FULL, rc, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
@@ -137,19 +140,19 @@ int cl_reserve_fd(int fd, uint64_t offset, uint64_t length)
 int cl_reserve(cl_store *store, uint64_t offset, uint64_t length)
 {
     if (!cl_is_file(store->registry_fd, store->registry_device, store->registry_inode)) {
-        if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* for ever: the books go on beside */
+        if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* for ever: the tables go on beside it */
             return cl_fail(CL_FULL, ENOENT, "the registry's file was " CL_WHY_REMOVED);
         }
-        return cl_fail(CL_SYSTEM, EBADF, "the registry's descriptor was closed just now");
+        return cl_fail(CL_SYSTEM, EBADF, "this program closed the registry's file descriptor");
     }
     return cl_reserve_fd(store->registry_fd, offset, length);
 }
 
-/* Pages in the mount. With a spill directory a margin is left in it, since there is another way. */
+/* Get pages in the mount. If there is a spill directory, a margin is left in the mount, since there is another way. */
 static int reserve_here(cl_store *store, uint64_t begin, uint64_t length)
 {
     struct statvfs fs;
-    if (store->spill.path[0] != 0 && fstatvfs(store->registry_fd, &fs) == 0 &&
+    if (store->spill.path[0] != 0 && cl_mount_room(store->registry_fd, &fs) &&
         (uint64_t)fs.f_bavail * fs.f_frsize < length + KEPT_FOR_OWNERS) {
         cl_fail(CL_FULL, ENOSPC, "no room for %llu bytes of bookkeeping", (unsigned long long)length);
         cl_last_error()->asked = length;
@@ -168,11 +171,11 @@ static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint6
     cl_control *c = store->control;
     int there = lies_beside(c, table);
     uint64_t from = there ? c->beside[table] : (begin + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
-    uint64_t at = begin > from ? begin : from; /* the first entry may begin on a page that the mount has */
+    uint64_t at = begin > from ? begin : from; /* the first entry may begin in a page that the mount has */
     int fd = open_file(store, 1);
     if (fd < 0) {
-        return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno, "making room for books in %.64s",
-                       store->spill.path);
+        return cl_fail(errno == ENOSPC ? CL_FULL : CL_SYSTEM, errno,
+                       "reserving room for the registry's tables in %.64s", store->spill.path);
     }
     int rc = begin + length > at ? cl_reserve_fd(fd, at, begin + length - at) : CL_OK;
     CL_KILL_POINT();
@@ -190,7 +193,7 @@ static int reserve_beside(cl_store *store, uint32_t table, uint64_t begin, uint6
     return rc;
 }
 
-/* Pages for up to *n entries from `from` on: fewer where there is room for fewer only. */
+/* Get pages for up to *n entries from `from` on; for fewer if there is room only for fewer. */
 static int reserve(cl_store *store, const cl_table *table, uint32_t from, uint32_t *n, int beside)
 {
     uint64_t begin = table->offset + (uint64_t)from * table->stride;
@@ -210,7 +213,7 @@ static int reserve(cl_store *store, const cl_table *table, uint32_t from, uint32
     if (rc == CL_OK) {
         return rc;
     }
-    if (rc == CL_FULL && beside && !elsewhere) { /* the margin is better used up than kept */
+    if (rc == CL_FULL && beside && !elsewhere) { /* using the margin is better than failing */
         rc = cl_reserve(store, begin, *n * table->stride);
         if (rc == CL_FULL) {
             *cl_last_error() = here;
@@ -242,7 +245,7 @@ int cl_table_grow(cl_store *store, const cl_table *table, uint32_t n, int last)
         if (rc == CL_OK) {
             *paged = high + n + ahead;
         } else if (!last) {
-            return rc; /* these are for what spills, and for those who join */
+            return rc; /* these are for spilled blocks, and for processes that join */
         }
     }
     uint8_t *entry = store->base + table->offset + (uint64_t)high * table->stride;

@@ -1,13 +1,14 @@
-/* Channels: what lies in a queue is held by the queue's own block.
+/* Channels: the queue's own block holds the blocks of the items in the queue.
  *
- * Promise: an item's holds pass from the sender to the queue's block, and from there to the receiver, each in one
- * transaction: a block that is under way always has a hold.
+ * Promise: an item's holds move from the sender to the queue's block, and from there to the receiver, each in one
+ * transaction. So a block that is being transferred always has a hold.
  *
  *   owner's --(draft, give: put into a queue)--> channel's --(take)--> owner's
  *                            --(the queue's own block is freed)--> free
  *
- * What SIGKILL leaves: holds of a channel that no item names, when the sender dies between giving and publishing, or the
- * receiver between the queue and cl_take. cl_clean drops them. */
+ * What SIGKILL leaves: holds of a channel that no item names, if the sender dies between giving and publishing, or the
+ * receiver between the queue's commit and cl_take. cl_clean drops these holds. */
+#define _GNU_SOURCE
 #include "store.h"
 
 static int is_channels(cl_store *store, uint32_t channel, const cl_token *t)
@@ -31,7 +32,7 @@ static int give(cl_store *store, uint32_t channel, uint64_t sequence, uint32_t h
         } else {
             rc = cl_hold_unlink(store, &txn, hold);
         }
-        h->channel = channel + 1; /* read of a channel's hold only, and by who lists it */
+        h->channel = channel + 1; /* only read of a channel's hold, and by code that lists it */
         cl_set32(&txn, &h->kind, CL_HOLD_CHANNEL);
         cl_set32(&txn, &h->owner, 0);
         cl_set64(&txn, &h->sequence, sequence);
@@ -56,7 +57,7 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
     for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
         rc = cl_is_message(store, tokens[i].hold, tokens[i].nonce, UINT32_MAX)
                  ? give(store, channel, sequence, tokens[i].hold)
-                 : cl_fail(CL_STALE, 0, "what was to be sent is gone");
+                 : cl_fail(CL_STALE, 0, "the memory to be sent no longer exists");
     }
     if (rc == CL_OK && payload != NULL) {
         cl_map *map = store->maps[payload->segment];
@@ -65,12 +66,12 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
         const cl_hold *held = hold < store->control->holds_high && hold < CL_MAX_HOLDS ? &store->holds[hold] : NULL;
         if (held == NULL || held->kind != CL_HOLD_OWNER || held->owner != store->slot + 1 ||
             held->block != payload->segment * CL_BLOCKS + payload->index + 1) {
-            cl_fail(CL_STALE, 0, "the memory of what was to be sent is not this process's");
+            cl_fail(CL_STALE, 0, "this process does not hold the memory to be sent");
             cl_leave_keeping_error(store);
             return CL_STALE;
         }
         uint32_t number = payload->segment * CL_BLOCKS + payload->index, given = hold;
-        if (held->from < store->owners[store->slot].epoch) { /* a child was forked meanwhile: it inherited this one */
+        if (held->from < store->owners[store->slot].epoch) { /* a child was forked meanwhile, and inherited this hold */
             cl_txn txn = cl_begin(store->base);
             rc = cl_hold_take(store, &txn, CL_HOLD_OWNER, store->slot + 1, number, &given);
             if (rc == CL_OK) {
@@ -78,7 +79,7 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
             }
         }
         if (rc == CL_OK) {
-            store->holds[given].nonce = cl_new_nonce(store); /* ours alone until it is given */
+            store->holds[given].nonce = cl_new_nonce(store); /* belongs to this process alone until it is given */
             *payload_token = (cl_token){.hold = given, .nonce = store->holds[given].nonce};
             rc = give(store, channel, sequence, given);
         }
@@ -87,7 +88,7 @@ int cl_give(cl_store *store, uint32_t channel, uint64_t sequence, const cl_token
             local->references = 0;
             map->in_use--;
             if (given != hold) {
-                rc = cl_hold_let_go(store, hold, number);
+                rc = cl_hold_release(store, hold, number);
             }
         }
     }
@@ -100,7 +101,7 @@ int cl_take_entered(cl_store *store, uint32_t channel, const cl_token *tokens, u
     cl_block *block;
     int rc = cl_block_checked(store, channel, &block);
     for (uint32_t i = 0; rc == CL_OK && i < n; i++) {
-        if (is_channels(store, channel, &tokens[i])) { /* else it is gone, and loading it will say so */
+        if (is_channels(store, channel, &tokens[i])) { /* otherwise it no longer exists, and loading it fails */
             cl_txn txn = cl_begin(store->base);
             rc = cl_hold_unlink(store, &txn, tokens[i].hold);
             cl_set32(&txn, &block->children, block->children - (block->children != 0));
@@ -141,7 +142,7 @@ int cl_clean(cl_store *store, uint32_t channel, int (*keep)(void *context, uint6
     for (uint32_t steps = 0; rc == CL_OK && at != 0; steps++) {
         if (at > store->control->holds_high || steps > CL_MAX_HOLDS || store->holds[at - 1].kind != CL_HOLD_CHANNEL ||
             store->holds[at - 1].channel != channel + 1) {
-            rc = cl_fail(CL_CORRUPT, 0, "registry: the list of a channel leads to hold %u", at);
+            rc = cl_fail(CL_CORRUPT, 0, "registry: the list of a channel has the invalid entry %u", at);
             break;
         }
         const cl_hold *h = &store->holds[at - 1];

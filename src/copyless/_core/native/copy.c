@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "copy.h"
 
 #include "base.h"
@@ -8,9 +9,9 @@
 #include <emmintrin.h>
 
 #define PAGE 4096
-#define PAGES 8 /* at a time */
-#define AHEAD 256 /* bytes from which the source is fetched */
-#define STEP 128 /* two lines */
+#define PAGES 8 /* pages written at a time */
+#define AHEAD 256 /* how far ahead the source is fetched, in bytes */
+#define STEP 128 /* two cache lines */
 
 static void copy_step(uint8_t *to, const uint8_t *from)
 {
@@ -34,7 +35,7 @@ void cl_copy(void *to, const void *from, uint64_t n, uint64_t whole)
         memcpy(to, from, n);
         return;
     }
-    memcpy(out, in, head); /* streams want whole lines */
+    memcpy(out, in, head); /* streaming stores need whole lines */
     out += head, in += head, n -= head;
     for (; n >= PAGES * PAGE; out += PAGES * PAGE, in += PAGES * PAGE, n -= PAGES * PAGE) {
         for (int at = 0; at < PAGE; at += STEP) {
@@ -44,7 +45,7 @@ void cl_copy(void *to, const void *from, uint64_t n, uint64_t whole)
         }
     }
     if (!CL_MUTANT(copy_unfenced)) {
-        _mm_sfence(); /* streams are ordered by nothing else */
+        _mm_sfence(); /* nothing else orders streaming stores */
     }
     memcpy(out, in, n);
 }

@@ -1,21 +1,22 @@
-/* The way in: the store's mutex, the registry's lock, and whether the owner of that lock lives.
+/* Entering the registry: the store's mutex, the registry's lock, and the check whether the lock's holder lives.
  *
- * The mutex is never held by one who sleeps for the registry's lock: its holder may be stopped, and a fork in another thread
- * wants the mutex (operation.c).
+ * A thread that sleeps for the registry's lock never holds the mutex: the lock's holder may be stopped, and a fork in
+ * another thread needs the mutex (operation.c).
  *
- * Promise: the registry is entered only after its file was seen to be whole. A process that dies with the lock keeps
- * no other out: the next process that waits for it takes the lock over and finishes what the dead one had committed.
+ * Promise: the registry is entered only after its file was checked. A process that dies with the lock does not keep
+ * others out: the next process that waits for the lock takes it over and finishes what the dead process had committed.
  *
- * Adrift: the registry's file was removed under us. What this process has mapped stays whole and is shared with all that
- * have it mapped, so old locks, queues and arrays go on. But no other process can join, and nobody can map a segment that
- * it has not mapped yet. So what is new goes to another store; what must stay in this one, items of its queues, goes by
- * files in the spill directory. Each process finds out by itself, at its next look at the registry; it never ends.
+ * Adrift: the registry's file was removed while this process used it. The memory that this process has mapped stays
+ * whole and is shared with all processes that have it mapped, so existing locks, queues and arrays continue to work.
+ * But no other process can join, and no process can map a segment that it has not mapped yet. So new objects go to
+ * another store. Items of this store's queues must stay in it: they go through files in the spill directory. Each
+ * process notices the removal by itself, when it next checks the registry. The state never ends.
  *
- * A lock word that names no owner at all is damage. It heals while others live when it provably hurts nothing: the journal
- * is empty and the audit finds every count and list in order.
+ * A lock word that names no owner is damage. It is repaired while other processes live if that provably does no harm:
+ * the journal is empty, and the audit finds every count and list in order.
  *
- * What SIGKILL leaves: the registry's lock with a dead owner's name in it, and at most one committed transaction that
- * is not applied to its end. */
+ * What SIGKILL leaves: the registry's lock with the name of a dead owner, and at most one committed transaction that
+ * is not fully applied. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -29,11 +30,12 @@ static void go_adrift(cl_store *store)
 {
     if (!atomic_exchange_explicit(&store->adrift, 1, memory_order_relaxed)) {
         cl_home(store, CL_SPILLED,
-                0); /* marks it as used: a new registry in our place would take it for a dead one's */
+                0); /* marks the directory as used: a new registry in this place would take it for a dead one's */
     }
 }
 
-/* The descriptor of the registry's file: the program may have closed it, and given its number to a file of its own. */
+/* The descriptor of the registry's file. The program may have closed it, and its number may belong to a file of the
+ * program now. */
 static int open_again(cl_store *store)
 {
     int directory = cl_directory(store);
@@ -44,25 +46,14 @@ static int open_again(cl_store *store)
         errno = ENOENT;
     }
     if (fd < 0 && errno == ENOENT) {
-        store->registry_fd = -1; /* its number may be that of another registry some day */
+        store->registry_fd = -1; /* its number may later be that of another registry */
         go_adrift(store);
         return CL_OK;
     }
     if (fd < 0) {
-        return cl_fail(CL_SYSTEM, errno, "opening the registry again");
+        return cl_fail(CL_SYSTEM, errno, "reopening the registry");
     }
     store->registry_fd = fd;
-    return CL_OK;
-}
-
-/* What is beyond the tables' ends is damage: whoever counts up to it would leave the mapping, or ask for memory without end. */
-int cl_check_lengths(const cl_control *c)
-{
-    if (c->owners_high > CL_MAX_OWNERS || c->segments_high > CL_MAX_SEGMENTS || c->holds_high > CL_MAX_HOLDS ||
-        c->names_high > CL_MAX_NAMES || c->marks_high > CL_MAX_MARKS) {
-        return cl_fail(CL_CORRUPT, 0, "registry: tables of %u owners, %u segments, %u holds, %u names and %u marks",
-                       c->owners_high, c->segments_high, c->holds_high, c->names_high, c->marks_high);
-    }
     return CL_OK;
 }
 
@@ -79,7 +70,7 @@ int cl_check_registry(cl_store *store)
         ours = fstat(store->registry_fd, &st) == 0;
     }
     if (ours && (uint64_t)st.st_size != CL_REGISTRY_SIZE) { /* before any access: beyond the end is SIGBUS */
-        return cl_fail(CL_CORRUPT, 0, "registry: file of %lld bytes, expected %llu", (long long)st.st_size,
+        return cl_fail(CL_CORRUPT, 0, "registry: the file has %lld bytes, expected %llu", (long long)st.st_size,
                        (unsigned long long)CL_REGISTRY_SIZE);
     }
     if (ours && st.st_nlink == 0) {
@@ -87,7 +78,7 @@ int cl_check_registry(cl_store *store)
     }
     if (*(volatile uint64_t *)store->base != CL_MAGIC || store->control->guard != CL_GUARD ||
         store->control->guard_end != CL_GUARD) {
-        return cl_fail(CL_CORRUPT, 0, "registry: header or control area is overwritten");
+        return cl_fail(CL_CORRUPT, 0, "registry: the header or the control area is overwritten");
     }
     return cl_check_lengths(store->control);
 }
@@ -100,12 +91,12 @@ static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
 void cl_set_op(cl_store *store, enum cl_op op)
 {
     if (store->slot < CL_CARETAKER) {
-        /* relaxed: read by others only after our death */
+        /* relaxed: others read it only after this process's death */
         atomic_store_explicit(&store->owners[store->slot].op, op, memory_order_relaxed);
     }
 }
 
-/* The word names nobody. Take the lock from exactly that word; keep it only when nothing else is damaged. */
+/* The word names no owner. Take the lock from exactly that word; keep it only if nothing else is damaged. */
 static int heal(cl_store *store)
 {
     uint32_t self = CL_LOCK_WORD(store->slot, store->incarnation);
@@ -125,11 +116,11 @@ static int heal(cl_store *store)
     if (rc == CL_OK) {
         rc = atomic_load(&store->control->journal.committed) == 0
                  ? CL_MUTANT(enter_heals_unaudited) ? CL_OK : cl_audit(store)
-                 : cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner, and a change is half done", seen);
+                 : cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner, and a change is incomplete", seen);
     }
     if (rc != CL_OK) {
         cl_error kept = *cl_last_error();
-        atomic_store(&store->control->lock, seen); /* as we found it: the next one is told the same */
+        atomic_store(&store->control->lock, seen); /* as it was before, so that the next process gets the same error */
         *cl_last_error() = kept;
         return rc;
     }
@@ -159,7 +150,7 @@ static int before_lock(cl_store *store, enum cl_op op)
     return rc;
 }
 
-/* Tell those who look on without the lock. Before anything else is written: "entry counted". */
+/* Show readers without the lock that the lock was taken. Before anything else is written: "entry counted". */
 static void count_entry(cl_control *c)
 {
     struct timespec now;
@@ -170,7 +161,7 @@ static void count_entry(cl_control *c)
     atomic_thread_fence(memory_order_release);
 }
 
-/* What is to be done with the lock, or without it: `rc` is what locking gave. */
+/* The steps that follow with the lock, or without it: `rc` is the result of locking. */
 static int after_lock(cl_store *store, int rc)
 {
     if (rc == CL_CORRUPT) {
@@ -187,17 +178,17 @@ static int after_lock(cl_store *store, int rc)
         cl_waits()->pid = cl_owner_pid(store, cl_waits()->holder);
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
     }
-    rc = cl_books_follow(
-        store); /* whoever had the lock before may have laid them out; before anything is applied there */
+    rc = cl_books_follow(store); /* an earlier holder may have put tables there; before a journal is applied there */
     if (rc == CL_OK && atomic_load_explicit(&store->control->journal.committed, memory_order_acquire) != 0) {
-        rc = cl_replay(store->base); /* of a dead holder, or left by one who took over from it and could not go on */
+        rc = cl_replay(store->base); /* of a dead holder, or of one that took over and could not continue */
         rc = rc == CL_OK ? cl_check_lengths(store->control) : rc;
     }
     if (rc == CL_OK && store->slot < CL_CARETAKER && !store->joining) {
         const cl_owner *me = &store->owners[store->slot];
         if ((me->incarnation != store->incarnation || me->state == CL_OWNER_FREE) &&
             !CL_MUTANT(enter_own_slot_unchecked)) {
-            rc = cl_fail(CL_CORRUPT, 0, "registry: our owner slot %u is overwritten", store->slot);
+            rc =
+                cl_fail(CL_CORRUPT, 0, "registry: owner slot %u, which is this process's, is overwritten", store->slot);
         }
     }
     if (rc != CL_OK) {
@@ -232,8 +223,8 @@ int cl_enter_tables(cl_store *store, unsigned flags)
 {
     if (store->here != NULL && *store->here == 0) {
         return cl_fail(CL_FORKED, 0,
-                       "this process was made by clone() behind the C library: it has no part in the shared "
-                       "memory of its parent. Use fork(), or exec");
+                       "this process was created by clone() without the C library's knowledge: it cannot use its "
+                       "parent's shared memory. Use fork(), or call exec");
     }
     if (cl_thread_trylock(&store->mutex)) {
         return CL_OK;
@@ -247,4 +238,17 @@ int cl_enter_tables(cl_store *store, unsigned flags)
 void cl_leave_tables(cl_store *store)
 {
     cl_thread_unlock(&store->mutex);
+}
+
+void cl_point_tables(cl_store *store)
+{
+    uint8_t *base = store->base;
+    store->control = (cl_control *)(void *)(base + CL_OFF_CONTROL);
+    store->owners = (cl_owner *)(void *)(base + CL_OFF_OWNERS);
+    store->buckets = (uint32_t *)(void *)(base + CL_OFF_BUCKETS);
+    store->names = (cl_name *)(void *)(base + CL_OFF_NAMES);
+    store->holds = (cl_hold *)(void *)(base + CL_OFF_HOLDS);
+    store->segments = (cl_segment *)(void *)(base + CL_OFF_SEGMENTS);
+    store->marks = (cl_mark_page *)(void *)(base + CL_OFF_MARKS);
+    store->mark_bits = (uint64_t *)(void *)(base + CL_OFF_MARK_BITS);
 }

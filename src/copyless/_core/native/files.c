@@ -8,10 +8,11 @@
  *   seg.N.<id>        its owner, after the registry    the process that gives it back; or the sweep
  *                     has an entry for it
  *
- * N is the layout: nothing in this floor looks at a file with another number, or with none.
+ * N is the layout. No code in this directory looks at a file with another number, or with none.
  *
- * Promise: a registry is removed only while its remover has every byte of its liveness file locked. So no owner lives,
- * none can join, no other process removes the same registry, and none makes another under its name meanwhile. */
+ * Promise: a process removes a registry only while it has every byte of the registry's liveness file locked. So during
+ * the removal no owner lives, no process can join, no other process removes the same registry, and no process makes
+ * another one under its name. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -22,7 +23,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define NO_OWNERS_BYTE 0x40000000 /* is locked only with all others */
+#define NO_OWNERS_BYTE 0x40000000 /* this byte is locked only together with all others */
 
 int cl_is_file(int fd, uint64_t device, uint64_t inode)
 {
@@ -30,7 +31,7 @@ int cl_is_file(int fd, uint64_t device, uint64_t inode)
     return fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == device && st.st_ino == inode;
 }
 
-/* By hand: it is in the path of every allocation of its own segment. */
+/* Written without printf: every allocation of a segment of its own calls it. */
 void cl_file_name(char *out, const char *prefix, uint64_t id)
 {
     static const char digits[] = "0123456789abcdef";
@@ -71,11 +72,10 @@ uint64_t cl_file_id(const char *name, const char *prefix)
 
 void cl_directory_keep(cl_store *store, int fd)
 {
-    char link[40];
+    char link[CL_DESCRIPTOR_PATH];
     struct stat st;
     store->directory = fd;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t n = readlink(link, store->path, sizeof store->path - 1);
+    ssize_t n = readlink(cl_path_of_descriptor(fd, link), store->path, sizeof store->path - 1);
     store->path[n > 0 ? n : 0] = 0;
     if (fstat(fd, &st) == 0) {
         store->directory_device = st.st_dev;
@@ -89,10 +89,10 @@ int cl_directory(cl_store *store)
     if (cl_is_file(fd, store->directory_device, store->directory_inode)) {
         return fd;
     }
-    int fresh = open(store->path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fresh = open(store->path, CL_OPEN_PLACE);
     if (fresh >= 0 && !cl_is_file(fresh, store->directory_device, store->directory_inode)) {
         close(fresh);
-        errno = ENOENT; /* it was removed; what is there now is another */
+        errno = ENOENT; /* it was removed; another one is there now */
         return -1;
     }
     if (fresh >= 0 && !atomic_compare_exchange_strong(&store->directory, &fd, fresh)) {
@@ -104,15 +104,12 @@ int cl_directory(cl_store *store)
 
 int cl_exclude_all(int live_fd)
 {
-    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
-    return fcntl(live_fd, F_OFD_SETLK, &fl) == 0;
+    return cl_lock_range(live_fd, F_WRLCK, 0, 0) == 0;
 }
 
-/* From `begin` on, `length` bytes; 0: to the end. */
 static int lock_range(int fd, short type, off_t begin, off_t length)
 {
-    struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = begin, .l_len = length};
-    return fcntl(fd, F_OFD_SETLK, &fl) == 0;
+    return cl_lock_range(fd, type, begin, length) == 0;
 }
 
 int cl_exclude_others(cl_store *store)
@@ -135,8 +132,7 @@ void cl_exclude_nobody(cl_store *store)
 
 int cl_is_excluded(int live_fd)
 {
-    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = NO_OWNERS_BYTE, .l_len = 1};
-    return fcntl(live_fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+    return cl_range_is_locked(live_fd, NO_OWNERS_BYTE, 1) > 0;
 }
 
 int cl_is_named(int directory, const char *name, int fd)

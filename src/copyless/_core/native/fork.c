@@ -1,32 +1,36 @@
-/* Fork: how a child comes to own what its parent owned.
+/* Fork: how a child becomes an owner of what its parent owned.
  *
- * Promise: what the parent held at the fork stays alive while the child lives and has not let it go, whatever becomes of the
- * parent. The fork costs the same however much the parent holds. A fork cannot be refused, so where the child cannot be
- * registered, memory older than the fork is not given to anybody while a copy of this address space may live.
+ * Promise: what the parent held at the fork stays alive until the child has released it or died, whatever happens to
+ * the parent. The cost of a fork does not depend on how much the parent holds. A fork cannot be refused. So if the
+ * child cannot be registered, memory older than the fork is not given to any process while a copy of this address space
+ * may live.
  *
- * The handlers are C functions (pthread_atfork), so all hooks of Python have run before ours take a lock, and forks that
- * Python does not see (fork(2) in an embedding server) are handled too. prepare takes the mutex of the store's tables, and the
- * registry's lock for a moment. No thread may wait for the GIL while it holds that mutex.
+ * The handlers are C functions (pthread_atfork). So all hooks of Python have run before the handlers take a lock, and
+ * forks that Python does not see (fork(2) in an embedding server) are handled, too. prepare takes the mutex of the
+ * store's tables, and the registry's lock for a moment. No thread may wait for the GIL while it holds that mutex. If
+ * the lock's holder is stopped, a fork by Python waits for it in cl_before_fork, without the GIL and the mutex, so that
+ * other threads continue.
  *
- *   prepare   a new owner for the child: byte locked through a mapping that the child inherits, slot `live`, heir of the
- *             parent's present epoch (estate.c). The registry's lock is let go, the mutex is kept.
- *   parent    the parent's copy of that mapping goes; the parent's epoch moves on: what it takes from now on is its own
- *   child     the mapping is its life now; the parent's lineage goes, its own begins
+ *   prepare   a new owner for the child: byte locked through a mapping that the child inherits, slot `live`, heir of
+ *             the parent's present epoch (estate.c). The registry's lock is released, the mutex is kept.
+ *   parent    unmaps its copy of that mapping and increments its epoch: what it takes from now on is its own
+ *   child     the mapping is its life now; it ends the parent's lineage and begins its own
  *
  * What SIGKILL leaves:
  *
- *   in prepare            the mapping goes with the process: the child's slot looks dead and is reaped
+ *   in prepare            the mapping ends with the process: the child's slot looks dead and is reaped
  *   fork fails            the parent's handler runs all the same (POSIX) and unmaps: the same
- *   parent after fork     the child has the mapping: a whole owner. What the parent held stays as its estate
- *   child at any step     its mapping goes; while the parent has not unmapped its own copy yet, that copy keeps the byte
+ *   parent after fork     the child has the mapping: a complete owner. What the parent held stays as its estate
+ *   child at any step     its mapping ends; until the parent unmaps its own copy, that copy keeps the byte
  *
- * When the child cannot be registered (no slot free, no descriptor, the registry's lock not to be had within FORK_NS because
- * its holder is stopped), the parent notes in its own slot that nothing it holds from this epoch or before may be recycled
- * while its lineage byte is locked: the child has inherited that mapping. The child's store is closed; it is told at once by a
- * warning, and by an error at its next call on an object that it inherited.
+ * The child cannot be registered if no slot or no descriptor is free, or if the registry's lock cannot be taken because
+ * the same process has held it for FORK_NS: it is stopped. Then the parent records in its own slot that nothing it holds from this epoch
+ * or before may be reused while its lineage byte is locked: the child has inherited that mapping. The child's store is
+ * closed. The child gets a warning at once, and an error when it first uses an object that it inherited.
  *
- * A child that no handler saw (a raw clone) finds the page `here` wiped (MADV_WIPEONFORK): each call into the store looks at
- * it and fails. Its parent's memory is safe from it only while the parent lives; it has no business with it. */
+ * A child that no handler saw (a raw clone) finds zeros in the page `here` (MADV_WIPEONFORK): each call into the store
+ * reads that page and fails. The parent's memory is protected from such a child only while the parent lives; the child
+ * must not use it. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -35,16 +39,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MADV_WIPEONFORK
-#define MADV_WIPEONFORK 18
-#endif
-#define FORK_NS ((int64_t)2000000000)
-#define STORES 64 /* one more for each time that the storage directory was removed under this process */
+#define FORK_NS ((int64_t)2000000000) /* for one holder */
+#define FORK_MOST_NS ((int64_t)10000000000) /* while the lock goes from holder to holder */
+#define STORES 64 /* one more each time the storage directory was removed under this process */
 
 static cl_store *stores[STORES]; /* changed only under `listing` */
 static pthread_mutex_t listing = PTHREAD_MUTEX_INITIALIZER;
 
-/* ---- a child that no handler saw */
+/* ---- a child that no handler saw (a raw clone) */
 
 int cl_here_begin(cl_store *store)
 {
@@ -56,7 +58,7 @@ int cl_here_begin(cl_store *store)
     if (page == MAP_FAILED) {
         return cl_fail(CL_SYSTEM, errno, "mapping a page");
     }
-    if (madvise(page, CL_PAGE, MADV_WIPEONFORK) != 0) { /* before Linux 4.14, and under emulators */
+    if (cl_wipe_in_children(page, CL_PAGE) != 0) { /* before Linux 4.14, and under emulators */
         munmap(page, CL_PAGE);
         store->here = &always;
         return CL_OK;
@@ -68,6 +70,30 @@ int cl_here_begin(cl_store *store)
 
 /* ---- the three handlers */
 
+static _Thread_local int gave_up; /* this thread's fork has waited enough */
+
+/* Whether a fork that began to wait at `start` waits on. A lock that goes from holder to holder is only contended. */
+static int waits_on(int64_t start)
+{
+    int64_t now = cl_monotonic_ns();
+    int64_t since = cl_waits()->holder != 0 ? cl_waits()->since_ns : start;
+    return now - since < FORK_NS && now - start < FORK_MOST_NS;
+}
+
+int cl_before_fork(cl_store *store)
+{
+    int rc = store->open ? CL_AGAIN : CL_CLOSED;
+    cl_waits()->holder = 0;
+    for (int64_t start = cl_monotonic_ns(); rc == CL_AGAIN && waits_on(start);) {
+        rc = cl_enter(store, CL_OP_FORK, CL_MAY_WAIT);
+    }
+    if (rc == CL_OK) {
+        cl_leave(store);
+    }
+    gave_up = rc == CL_AGAIN;
+    return gave_up;
+}
+
 static void prepare_store(cl_store *store)
 {
     cl_thread_lock_take(&store->mutex);
@@ -78,9 +104,11 @@ static void prepare_store(cl_store *store)
         return;
     }
     int rc;
-    int64_t deadline = cl_monotonic_ns() + FORK_NS;
-    while ((rc = cl_lock_registry(store, CL_OP_FORK, deadline)) == CL_AGAIN && cl_monotonic_ns() < deadline) {
-    }
+    int64_t start = cl_monotonic_ns();
+    cl_waits()->holder = 0;
+    do {
+        rc = cl_lock_registry(store, CL_OP_FORK, gave_up ? start : cl_monotonic_ns() + CL_SLICE_NS);
+    } while (rc == CL_AGAIN && !gave_up && waits_on(start));
     if (rc == CL_OK) {
         uint32_t slot;
         cl_scan(store, 0, NULL); /* a program that does nothing but fork leaves dead owners, too */
@@ -97,9 +125,11 @@ static void prepare_store(cl_store *store)
         cl_unlock_registry(store);
     }
     if (store->fork_slot == 0) {
-        cl_lineage_begin(store); /* if it could not be had before */
-        /* Before the fork: the copy must be safe also when we are killed right after it. A word that only its own process
-         * writes, and that is read when the process drops a hold, or has ended. */
+        store->fork_failed = *cl_last_error();
+        store->fork_failed.code = rc;
+        cl_lineage_begin(store); /* if it could not be opened before */
+        /* Before the fork: the copy must be safe also if this process is killed right after the fork. Only its own
+         * process writes the word; it is read when the process drops a hold, or has ended. */
         cl_owner *me = &store->owners[store->slot];
         me->unregistered = CL_MUTANT(fork_copy_not_noted) ? 0 : me->epoch;
     }
@@ -129,15 +159,17 @@ static void in_parent(cl_store *store)
 static void in_child(cl_store *store)
 {
     cl_thread_lock_init(&store->mutex); /* the thread that held it is the parent's */
+    memset(&store->news, 0, sizeof store->news); /* its parent tells it */
+    atomic_store(&store->untold, 0);
     if (!store->open || store->here == NULL) {
         return;
     }
     *store->here = 1;
     CL_KILL_POINT();
     if (store->fork_slot == 0) {
-        store->open = 0; /* its lineage mapping stays: it says that this copy lives */
+        store->open = 0; /* its lineage mapping stays: it shows that this copy lives */
         store->orphan = 1;
-        store->slot = CL_CARETAKER; /* no longer the parent's: what the parent holds and uses is not this process's */
+        store->slot = CL_CARETAKER; /* no longer the parent's: this process does not use the holds of the parent */
         store->incarnation = 0;
         store->life = NULL;
         if (store->weak_liveness) {
@@ -155,7 +187,7 @@ static void in_child(cl_store *store)
     store->incarnation = me->incarnation;
     store->life = store->fork_life; /* the parent's own was not inherited */
     store->fork_life = NULL;
-    if (store->weak_liveness) { /* there it was, and so was the descriptor */
+    if (store->weak_liveness) { /* there the mapping was inherited, and the descriptor, too */
         munmap(store->life, CL_PAGE);
         store->life = NULL;
         close(store->life_fd);
@@ -164,22 +196,23 @@ static void in_child(cl_store *store)
     store->fork_life_fd = -1;
     cl_life_keep(store);
     CL_KILL_POINT();
-    store->identity.pid = me->pid = (uint32_t)getpid(); /* our own slot, for display */
+    store->identity.pid = me->pid = (uint32_t)getpid(); /* the slot of this process, for display */
     store->identity.start = me->start = cl_process_start(store->identity.pid);
     store->identity.parent_pid = parent_pid;
     store->identity.parent_start = parent_start;
     store->nonce = CL_MUTANT(fork_child_keeps_its_parents_nonce) ? store->nonce : cl_random64();
-    store->ngoing = 0; /* the parent's to finish */
+    store->ngoing = 0; /* the parent must finish it */
     cl_put_off_in_child(store);
+    store->joined = (cl_reaped){0};
     store->lineage = NULL;
     if (store->spare_fd >= 0 && cl_is_file(store->spare_fd, store->live_device, store->live_inode)) {
-        close(store->spare_fd); /* an opening is shared by all copies of its descriptor: the parent may lock by it */
+        close(store->spare_fd); /* all copies of a descriptor share one open file: the parent may lock through it */
     }
     store->spare_fd = -1;
     cl_lineage_begin(store);
     cl_spare_opening(store);
     if (parents != NULL) {
-        munmap(parents, CL_PAGE); /* this copy is registered: the parent's lineage need not wait for it */
+        munmap(parents, CL_PAGE); /* this copy is registered, so the parent's lineage does not depend on it */
     }
     CL_KILL_POINT();
     atomic_store_explicit(&me->op, CL_OP_NONE, memory_order_relaxed);
@@ -193,6 +226,7 @@ static void prepare(void)
             prepare_store(stores[i]);
         }
     }
+    gave_up = 0;
 }
 
 static void parent(void)

@@ -1,19 +1,21 @@
-/* The heap: blocks of shared memory, given out again while their pages are warm.
+/* The heap: blocks of shared memory, which are reused while their pages are warm.
  *
- * Promise: a block handed out is reserved memory that no other process holds; freed blocks are given out again last in,
- * first out, so that the pages are in the page tables (and often in the cache) of the processes that used them last.
+ * Promise: a block that is handed out is reserved memory that no other process holds. The block that was freed last is
+ * reused first, so its pages are in the page tables (and often in the cache) of the processes that used it last.
  *
- * Making a segment, and what SIGKILL leaves: (1) a slot in state `making` with our name: the reaper frees it;
- * (2) the file, in any state of completeness: nobody reads it, the reaper unlinks it; (3) one transaction makes the slot
- * `ready`, its first block ours and the others free. How one is given back: segment_table.c. */
+ * Steps to make a segment, and what SIGKILL leaves: (1) a slot in state `making` with the name of this process: the
+ * reaper frees it; (2) the file, in any state of completeness: no process reads it, the reaper unlinks it; (3) one
+ * transaction makes the slot `ready`, its first block a block of this process, and the others free. How a segment is
+ * given back: segment_table.c. */
+#define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-#define FULL_NS ((int64_t)20000000) /* and 16 times what it costs to find memory full */
+#define FULL_NS ((int64_t)20000000) /* and at least 16 times the cost of finding memory full */
 
-/* A free block of at least nbytes, or 0; block number + 1. */
+/* Find a free block of at least nbytes: block number + 1, or 0. */
 static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *found)
 {
     uint32_t at = store->control->first[k], steps = 0;
@@ -43,14 +45,14 @@ static int find_free(cl_store *store, uint32_t k, uint64_t capacity, uint32_t *f
             return CL_OK;
         }
         at = next;
-        if (++steps > 512) { /* some 50 us, the registry's lock held */
+        if (++steps > 512) { /* some 50 us with the registry's lock held */
             return CL_OK;
         }
     }
     return CL_OK;
 }
 
-/* Write down that a free block becomes ours. The transaction must be empty. */
+/* Record that a free block becomes one of this process. The transaction must be empty. */
 static int occupy(cl_store *store, cl_txn *txn, uint32_t number, uint64_t nbytes, uint32_t *hold)
 {
     int rc = cl_hold_take(store, txn, CL_HOLD_OWNER, store->slot + 1, number, hold);
@@ -88,12 +90,13 @@ static int occupy_listed(cl_store *store, uint32_t number, uint64_t nbytes, uint
     return CL_OK;
 }
 
-/* Make the new segment in slot `map->slot` ready, its first block ours: one transaction. Under the lock. */
+/* Make the new segment in slot `map->slot` ready, its first block one of this process: one transaction. Under the
+ * lock. */
 static int publish(cl_store *store, const cl_map *map, uint32_t k, uint64_t nbytes, uint32_t *hold)
 {
     cl_control *c = store->control;
     cl_segment *s = &store->segments[map->slot];
-    s->block_size = map->block_size; /* a slot in `making` is its maker's */
+    s->block_size = map->block_size; /* a slot in `making` belongs to its maker */
     s->inode = map->inode;
     s->class_index = k;
     s->idle_since_ns = cl_monotonic_ns();
@@ -133,7 +136,7 @@ static int publish(cl_store *store, const cl_map *map, uint32_t k, uint64_t nbyt
     return CL_OK;
 }
 
-/* What a fresh object of this process means for its tables. Under the mutex. */
+/* Record a new object of this process in the process's tables. Under the mutex. */
 static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold, cl_block_ref *out)
 {
     cl_local_block *local = &map->blocks[index];
@@ -144,7 +147,7 @@ static void stand_on(cl_store *store, cl_map *map, uint32_t index, uint32_t hold
     cl_refer(map, index, local->generation, out);
 }
 
-/* A recycled block, if there is one. Under both locks. CL_OK with out->data NULL: none. */
+/* Get a free block, if there is one. Under both locks. CL_OK with out->data NULL: there is none. */
 static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref *out)
 {
     out->data = NULL;
@@ -162,14 +165,14 @@ static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref
             if (s->used != 0) {
                 return CL_CORRUPT;
             }
-            rc = cl_segment_retire(store, slot); /* somebody damaged a file that nobody uses: do without it */
-            if (rc == CL_OK && store->ngoing < 64) {
+            rc = cl_segment_retire(store, slot); /* a file that no process uses was damaged: continue without it */
+            if (rc == CL_OK && store->ngoing < CL_GOING) {
                 store->going[store->ngoing++] = slot;
             }
         } else if (rc == CL_OK) {
             rc = cl_segment_agrees(store, map);
             if (rc == CL_OK && map->block_size < nbytes) {
-                rc = cl_fail(CL_CORRUPT, 0, "registry: a block of %llu bytes on the list for %llu",
+                rc = cl_fail(CL_CORRUPT, 0, "registry: a block of %llu bytes is on the free list for %llu",
                              (unsigned long long)map->block_size, (unsigned long long)nbytes);
             }
             if (rc != CL_OK) {
@@ -188,7 +191,8 @@ static int alloc_warm(cl_store *store, uint32_t k, uint64_t nbytes, cl_block_ref
     return CL_OK;
 }
 
-/* A new segment that cannot be entered now: its file goes at once, its slot when this process next has the lock. */
+/* Give up a new segment that cannot be recorded now: its file is removed at once, its slot when this process next has
+ * the lock. */
 static void give_up(cl_store *store, cl_map *map, uint64_t id, uint32_t slot)
 {
     cl_error kept = *cl_last_error();
@@ -196,7 +200,7 @@ static void give_up(cl_store *store, cl_map *map, uint64_t id, uint32_t slot)
         cl_map_discard(map);
         cl_segment_destroy(store, id);
     }
-    if (cl_enter_tables(store, CL_MAY_WAIT) == CL_OK) { /* else it is given back when this process ends */
+    if (cl_enter_tables(store, CL_MAY_WAIT) == CL_OK) { /* otherwise it is given back when this process ends */
         cl_put_off(store, CL_LATER_SEGMENT, slot, id);
         cl_leave_tables(store);
     }
@@ -209,7 +213,7 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     uint64_t id = cl_random64();
     cl_map *map = malloc(sizeof *map);
     if (map == NULL) {
-        return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
+        return cl_fail(CL_SYSTEM, ENOMEM, "allocating the table of a mapping");
     }
     int rc = cl_enter(store, CL_OP_ALLOC, CL_MAY_WAIT);
     if (rc == CL_OK) {
@@ -242,12 +246,18 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
             if (made == CL_OK) {
                 stand_on(store, map, 0, hold, out);
                 out->recycled = 0;
+                if (k == CL_SPILLED) {
+                    cl_news_of_spilling(store);
+                }
             } else {
                 cl_map_drop(store, map);
                 cl_segment_destroy(store, id);
             }
         } else {
+            kept = *cl_last_error();
             cl_map_discard(map);
+            cl_segment_destroy(store, id);
+            *cl_last_error() = kept;
         }
         kept = *cl_last_error();
     } else {
@@ -261,7 +271,7 @@ static int alloc_fresh(cl_store *store, uint32_t k, uint64_t nbytes, uint32_t nb
     return made;
 }
 
-/* In a store that is adrift: a block that others can map lies in a file on disk. */
+/* In a store that is adrift, a block that others can map is in a file on disk. */
 static int alloc_beside(cl_store *store, uint64_t nbytes, cl_block_ref *out)
 {
     if (cl_home(store, CL_SPILLED, 1) < 0) {
@@ -306,11 +316,11 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
     if (rc == CL_FULL || rc == CL_TABLE_FULL) {
         int64_t begun = cl_monotonic_ns();
         if (!spill || begun >= atomic_load_explicit(&store->full_until_ns, memory_order_relaxed)) {
-            uint64_t freed; /* everything that is not in use goes back first */
+            uint64_t freed; /* everything that is not in use is given back first */
             cl_reap(store, CL_MAY_WAIT, NULL);
             cl_trim(store, 0, CL_MAY_WAIT, &freed);
             rc = alloc_fresh(store, k, nbytes, 1, out);
-            if (rc == CL_FULL) { /* for a while, what may go to the disk goes there without looking for room again */
+            if (rc == CL_FULL) { /* for a while, blocks that may be on disk go there without another search for room */
                 int64_t now = cl_monotonic_ns(), pause = 16 * (now - begun);
                 atomic_store_explicit(&store->full_until_ns, now + (pause > FULL_NS ? pause : FULL_NS),
                                       memory_order_relaxed);
@@ -323,12 +333,12 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
                 cl_last_error()->code = CL_FULL; /* with the reason why it could not go there */
             }
         }
-        cl_last_error()->asked = nbytes; /* what the caller asked for, not what it would have taken */
+        cl_last_error()->asked = nbytes; /* the size that the caller asked for, not the size of the segment */
     }
     return rc;
 }
 
-/* One object less over a block that others of this process still use: no business of the registry. 1: done. */
+/* One object less uses a block that other objects of this process still use: the registry is not needed. 1: done. */
 static int release_one_of_several(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index)
 {
     if (segment >= CL_MAX_SEGMENTS || cl_enter_tables(store, 0) != CL_OK) {
@@ -343,7 +353,8 @@ static int release_one_of_several(cl_store *store, uint64_t segment_id, uint32_t
     return several;
 }
 
-/* The lock is not to be had: what this process knows of the block is settled now, its hold when it next has the lock. */
+/* The lock cannot be taken: this process's own tables are updated now, its hold is dropped when it next has the
+ * lock. */
 static int release_later(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t index)
 {
     int rc = cl_enter_tables(store, CL_MAY_WAIT);
@@ -355,7 +366,7 @@ static int release_later(cl_store *store, uint64_t segment_id, uint32_t segment,
     if (local != NULL && map->id == segment_id && local->references != 0) {
         if (local->references == 1 && local->hold != 0 &&
             !cl_put_off(store, CL_LATER_HOLD, local->hold - 1, segment * CL_BLOCKS + index)) {
-            rc = CL_AGAIN; /* no memory to note it in */
+            rc = CL_AGAIN; /* there is no memory to note it in */
         } else if (--local->references == 0) {
             map->in_use--;
             local->hold = 0;
@@ -371,7 +382,7 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
     if (release_one_of_several(store, segment_id, segment, index)) {
         return CL_OK;
     }
-    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* of many blocks only for the first */
+    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* only for the first of many blocks */
     int rc = cl_enter(store, CL_OP_FREE, wait ? flags : flags & ~CL_MAY_WAIT);
     if (rc == CL_AGAIN && (flags & CL_MAY_WAIT)) {
         return release_later(store, segment_id, segment, index);
@@ -384,7 +395,7 @@ int cl_release(cl_store *store, uint64_t segment_id, uint32_t segment, uint32_t 
     if (local != NULL && map->id == segment_id && local->references != 0 && --local->references == 0) {
         map->in_use--;
         if (local->hold != 0) {
-            rc = cl_hold_let_go(store, local->hold - 1, segment * CL_BLOCKS + index);
+            rc = cl_hold_release(store, local->hold - 1, segment * CL_BLOCKS + index);
         }
         local->hold = 0;
         local->private = 0;
@@ -470,7 +481,7 @@ int cl_trim(cl_store *store, uint64_t keep_bytes, unsigned flags, uint64_t *free
 {
     *freed = 0;
     uint32_t looked = 0, slots;
-    do { /* by steps, the lock let go between; until nothing was found in a look at all slots */
+    do { /* in steps, with the lock released between; until a pass over all slots finds nothing */
         uint64_t before = *freed;
         uint32_t steps = CL_TRIM_STEPS;
         int rc = cl_enter(store, CL_OP_REAP, flags);

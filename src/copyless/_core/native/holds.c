@@ -1,7 +1,7 @@
-/* Holds: why a block lives.
+/* Holds: the reasons why a block lives.
  *
- * Promise: a block is free exactly when it has no hold. Taking a hold verifies the block's entry first, so a hold never
- * names what is no block.
+ * Promise: a block is free exactly when it has no hold. The block's entry is verified before a hold is taken, so a hold
+ * always names a real block.
  *
  *   free --(owner allocates, loads)--> owner's --(last object gone, or death reaped)--> free
  *                            --(its owner drops it, or dies, while a forked child uses it: estate.c)--> estate --> free
@@ -12,10 +12,11 @@
  *   free --(posix object created)--> family --(end of the family)--> free
  *   free --(name with persist)--> persist --(unlink)--> free
  *
- * An owner's holds lie on a list of that owner, its estate's on another, a channel's on one of the channel's block: what a
- * process or a queue held is found without a look at anybody else's.
+ * An owner has a list of its holds and another list of its estate. A channel's holds are on a list of the channel's
+ * block. So the holds of a process or a queue are found without reading those of others.
  *
- * What SIGKILL leaves: the state before or after a transaction, never between. A hold whose owner died is reaped. */
+ * What SIGKILL leaves: the state before or after a transaction, never a state between. A hold whose owner died is
+ * reaped. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -44,13 +45,13 @@ uint64_t cl_new_nonce(cl_store *store)
     return ++store->nonce * 0x9e3779b97f4a7c15u | 1u;
 }
 
-/* The head of the list that a hold lies on, or belongs on when it is of this kind; NULL: on none. */
+/* The head of the list that a hold is on, or will be on if it gets this kind; NULL: none. */
 static int head_of(cl_store *store, uint32_t kind, const cl_hold *h, uint32_t **head)
 {
     *head = NULL;
     if (kind == CL_HOLD_OWNER || kind == CL_HOLD_ESTATE) {
         if (h->owner == 0 || h->owner > store->control->owners_high) {
-            return cl_fail(CL_CORRUPT, 0, "registry: a hold names owner %u", h->owner);
+            return cl_fail(CL_CORRUPT, 0, "registry: a hold names owner %u, which does not exist", h->owner);
         }
         cl_owner *o = &store->owners[h->owner - 1];
         *head = kind == CL_HOLD_OWNER ? &o->first_hold : &o->first_estate;
@@ -80,7 +81,7 @@ int cl_hold_link(cl_store *store, cl_txn *txn, uint32_t index, uint32_t kind)
         return rc;
     }
     if (!is_index(store, *head)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins at %u", *head);
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins with the invalid entry %u", *head);
     }
     cl_set32(txn, &h->prev, 0);
     cl_set32(txn, &h->next, *head);
@@ -100,14 +101,14 @@ int cl_hold_unlink(cl_store *store, cl_txn *txn, uint32_t index)
         return rc;
     }
     if (!is_index(store, h->prev) || !is_index(store, h->next) || (h->prev == 0 && *head != index + 1)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: hold %u lies between %u and %u", index, h->prev, h->next);
+        return cl_fail(CL_CORRUPT, 0, "registry: hold %u has invalid neighbours, %u and %u", index, h->prev, h->next);
     }
     cl_set32(txn, h->prev != 0 ? &store->holds[h->prev - 1].next : head, h->next);
     if (h->next != 0) {
         cl_set32(txn, &store->holds[h->next - 1].prev, h->prev);
     }
     if (h->kind != CL_HOLD_CHANNEL && store->owners[h->owner - 1].sweep == index + 1) {
-        cl_set32(txn, &store->owners[h->owner - 1].sweep, h->next); /* who sweeps the list goes on behind it */
+        cl_set32(txn, &store->owners[h->owner - 1].sweep, h->next); /* a sweep of the list continues behind it */
     }
     return CL_OK;
 }
@@ -142,7 +143,7 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
     }
     uint32_t i = c->holds_free - 1;
     if (i >= c->holds_high || store->holds[i].kind != CL_HOLD_FREE) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the free list of holds names %u", i);
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of holds has the invalid entry %u", i);
     }
     cl_hold *h = &store->holds[i];
     cl_set32(txn, &c->holds_free, h->next);
@@ -153,7 +154,7 @@ int cl_hold_take(cl_store *store, cl_txn *txn, uint32_t kind, uint32_t owner, ui
         return cl_hold_own(store, txn, i, owner, 0);
     }
     cl_set32(txn, &h->kind, kind);
-    /* A free entry: nobody reads the rest of it before the transaction. */
+    /* A free entry: no process reads the rest of it before the transaction. */
     h->owner = owner;
     h->block = number + 1;
     h->nonce = 0;
@@ -172,11 +173,11 @@ int cl_hold_own(cl_store *store, cl_txn *txn, uint32_t index, uint32_t owner, ui
 {
     cl_hold *h = &store->holds[index];
     if (owner == 0 || owner > store->control->owners_high) {
-        return cl_fail(CL_CORRUPT, 0, "registry: a hold of owner %u", owner);
+        return cl_fail(CL_CORRUPT, 0, "registry: a hold was to go to owner %u, which does not exist", owner);
     }
     cl_owner *o = &store->owners[owner - 1];
     if (!is_index(store, o->first_hold)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins at %u", o->first_hold);
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds begins with the invalid entry %u", o->first_hold);
     }
     cl_set32(txn, &h->kind, CL_HOLD_OWNER);
     cl_set32(txn, &h->owner, owner);
@@ -192,7 +193,7 @@ int cl_hold_own(cl_store *store, cl_txn *txn, uint32_t index, uint32_t owner, ui
     return CL_OK;
 }
 
-/* The common part of taking a hold away: its own entry back to the free list. */
+/* The common part of removing a hold: put its own entry on the free list. */
 static int put_back(cl_store *store, cl_txn *txn, uint32_t index)
 {
     cl_control *c = store->control;
@@ -219,7 +220,8 @@ static int put_back(cl_store *store, cl_txn *txn, uint32_t index)
     return CL_OK;
 }
 
-/* A queue that lies in itself must not live for that: holds on a block that belong to it. */
+/* A queue that is in itself must not live because of that: count the holds on a block that belong to the block
+ * itself. */
 static uint32_t own_holds(cl_store *store, uint32_t number, const cl_block *block)
 {
     uint32_t n = 0, at = block->first_child;
@@ -232,7 +234,8 @@ static uint32_t own_holds(cl_store *store, uint32_t number, const cl_block *bloc
 
 #define DEEPEST 64
 
-/* A channel's hold becomes one of this process, which ends with it: nested so deep, the stack would not last. */
+/* A channel's hold becomes one of this process, which ends with it: for deeply nested queues the stack would not
+ * suffice. */
 static int keep_for_the_end(cl_store *store, uint32_t index)
 {
     cl_block *channel;
@@ -252,16 +255,16 @@ static int keep_for_the_end(cl_store *store, uint32_t index)
     return rc;
 }
 
-/* What lies in a channel goes before the channel itself does, one transaction each; killed between, the channel's last
- * hold still stands and whoever drops it goes on. */
+/* The contents of a channel are dropped before the channel, one transaction each. If the process is killed between, the
+ * channel's last hold still exists, and the next process that drops it continues. */
 static int drop_children(cl_store *store, uint32_t number, const cl_block *block)
 {
-    static _Thread_local int depth; /* of queues that lie in queues */
+    static _Thread_local int depth; /* for queues in queues */
     while (block->first_child != 0) {
         uint32_t at = block->first_child;
         if (!is_index(store, at) || store->holds[at - 1].kind != CL_HOLD_CHANNEL ||
             store->holds[at - 1].channel != number + 1) {
-            return cl_fail(CL_CORRUPT, 0, "registry: the list of a channel leads to hold %u", at);
+            return cl_fail(CL_CORRUPT, 0, "registry: the list of a channel has the invalid entry %u", at);
         }
         depth++;
         int rc = depth <= DEEPEST ? cl_hold_drop(store, at - 1) : keep_for_the_end(store, at - 1);
@@ -273,11 +276,11 @@ static int drop_children(cl_store *store, uint32_t number, const cl_block *block
     return CL_OK;
 }
 
-/* A POSIX object goes with its last hold, if it is still the one that we made. */
+/* A POSIX object is removed with its last hold, if it is still the one that copyless made. */
 static void unlink_posix(const cl_name *name)
 {
     struct stat st;
-    int directory = open("/dev/shm", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int directory = cl_open_posix_directory();
     if (directory < 0) {
         return;
     }
@@ -301,8 +304,8 @@ int cl_hold_drop(cl_store *store, uint32_t index)
         return rc;
     }
     if (block->state != CL_BLOCK_USED || block->holds == 0) {
-        return cl_fail(CL_CORRUPT, 0, "registry: held block %u is in state %u with %u holds", number, block->state,
-                       block->holds);
+        return cl_fail(CL_CORRUPT, 0, "registry: a hold names block %u, whose state is %u and which has %u holds",
+                       number, block->state, block->holds);
     }
     if (block->children != 0 && !(h->kind == CL_HOLD_CHANNEL && h->channel == number + 1) &&
         (block->holds == 1 || block->holds - 1 == own_holds(store, number, block))) {
@@ -315,7 +318,7 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     int external = segment->state == CL_SEGMENT_EXTERNAL;
     if (external && block->holds == 1 && block->name != 0 && block->name <= store->control->names_high &&
         block->name <= CL_MAX_NAMES) {
-        unlink_posix(&store->names[block->name - 1]); /* before: killed after it, it is done again, to no effect */
+        unlink_posix(&store->names[block->name - 1]); /* before: repeated without effect if killed after it */
         CL_KILL_POINT();
     }
     cl_txn txn = cl_begin(store->base);
@@ -343,7 +346,7 @@ int cl_hold_drop(cl_store *store, uint32_t index)
     return CL_OK;
 }
 
-/* A hold that travels with bytes: a message's, or our own on its way into or out of a channel. */
+/* Whether a hold travels with bytes: a message's, or a hold of this process on its way into or out of a channel. */
 int cl_is_message(cl_store *store, uint32_t hold, uint64_t nonce, uint32_t number)
 {
     if (nonce == 0 || hold >= store->control->holds_high) {

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "journal.h"
 
 #include <stdlib.h>
@@ -62,14 +63,14 @@ int cl_replay(void *registry)
     /* acquire, pairs with "journal filled" */
     uint32_t n = atomic_load_explicit(&journal->committed, memory_order_acquire);
     if (n > CL_JOURNAL_MAX && !CL_MUTANT(journal_count_unchecked)) {
-        return cl_fail(CL_CORRUPT, 0, "journal claims %u writes, at most %u fit", n, CL_JOURNAL_MAX);
+        return cl_fail(CL_CORRUPT, 0, "the journal records %u writes; at most %u fit", n, CL_JOURNAL_MAX);
     }
     for (uint32_t i = 0; i < n; i++) {
         cl_write w = journal->writes[i]; /* copied once, then checked */
         uint64_t offset = w.offset & ~(uint64_t)1;
         int outside = offset < CL_OFF_CONTROL || offset > CL_REGISTRY_SIZE - 8;
         if ((outside || offset % ((w.offset & 1u) ? 8 : 4) != 0) && !CL_MUTANT(journal_offset_unchecked)) {
-            return cl_fail(CL_CORRUPT, 0, "journal names offset %llu", (unsigned long long)w.offset);
+            return cl_fail(CL_CORRUPT, 0, "the journal names the invalid offset %llu", (unsigned long long)w.offset);
         }
         if (!CL_MUTANT(journal_replay_applies_nothing)) {
             apply(registry, &w);

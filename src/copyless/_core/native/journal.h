@@ -1,10 +1,10 @@
-/* Transactions over the registry: several words change together or not at all, whoever is killed.
+/* Transactions on the registry: several words change together or not at all, whichever process is killed.
  *
  * Promise: called under the registry's lock. Writes are collected in the shared journal; commit publishes their number
- * in one store, applies them and clears it. Every value is absolute, so applying twice is harmless.
+ * in one store, applies them and clears it. Every value is absolute, so applying it twice does no harm.
  *
  * What SIGKILL leaves: before that store, nothing has changed (the collected writes are ignored). After it, the next
- * holder of the lock is told CL_OWNER_DIED and applies all of them again (cl_replay), which finishes the transaction.
+ * holder of the lock gets CL_OWNER_DIED and applies all of them again (cl_replay), which finishes the transaction.
  * There is no third state, so no structure of the registry needs a repair of its own.
  *
  * Inside a transaction reads still see the old values. */

@@ -3,22 +3,23 @@
  * Promise: an owner is alive exactly as long as byte `slot` of the liveness file is locked. Nothing else decides: not a
  * descriptor (a program may close it), not a process number (a zombie keeps it, exec does not change it).
  *
- * How a byte is held. Each owner opens the liveness file anew, locks its byte through that opening (an OFD lock), maps one
- * page of it (PROT_NONE, MADV_DONTFORK), and closes the descriptor. The mapping alone keeps the opening, so:
+ * How a byte is held: each owner opens the liveness file for itself, locks its byte through that open file (an OFD
+ * lock), maps one page of it (PROT_NONE, MADV_DONTFORK), and closes the descriptor. Only the mapping keeps the file
+ * open, so:
  *
  *   the program closes all descriptors        the byte stays locked
- *   fork, or a raw clone without memory       the child does not get the mapping: it never looks like its parent
+ *   fork, or a raw clone without memory       the child does not get the mapping: it is never taken for its parent
  *   vfork, posix_spawn, CLONE_VM              the child shares the memory: the byte stays locked until it execs or ends
  *   exec, exit, SIGKILL, zombie               the memory is gone: the byte is free
- *   the main thread ends, others go on        the memory stays: the byte stays locked
+ *   the main thread ends, others continue     the memory stays: the byte stays locked
  *
- * A system that accepts MADV_DONTFORK and ignores it (qemu's user mode) is found out at joining; there the descriptor is
- * kept instead of the mapping, and `cl_store.weak_liveness` says so.
+ * A system that accepts MADV_DONTFORK and ignores it (qemu's user mode) is detected at joining. There the descriptor is
+ * kept instead of the mapping, and `cl_store.weak_liveness` is set.
  *
- * A second byte, CL_MAX_OWNERS + slot, is held by a mapping that a forked child does inherit (the lineage). It stays locked
- * while any copy of this address space lives; fork.c says what for.
+ * A second byte, CL_MAX_OWNERS + slot, is held by a mapping that a forked child does inherit (the lineage). It stays
+ * locked while any copy of this address space lives; fork.c says why it is needed.
  *
- * What SIGKILL leaves: nothing that is locked. */
+ * What SIGKILL leaves: no locked byte. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -29,22 +30,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define NO_SUCH_ADVICE 0x7ffe
-
-static struct flock byte_of(uint32_t byte, short type)
-{
-    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
-}
-
 /* A file without a name is opened through a descriptor of it. */
 static int open_nameless(cl_store *store)
 {
     const int known[] = {atomic_load_explicit(&store->live_fd, memory_order_relaxed), store->spare_fd, store->life_fd};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (cl_is_file(known[i], store->live_device, store->live_inode)) {
-            char path[40];
-            snprintf(path, sizeof path, "/proc/self/fd/%d", known[i]);
-            int fd = open(path, O_RDWR | O_CLOEXEC);
+            char path[CL_DESCRIPTOR_PATH];
+            int fd = open(cl_path_of_descriptor(known[i], path), O_RDWR | O_CLOEXEC);
             if (cl_is_file(fd, store->live_device, store->live_inode)) {
                 return fd;
             }
@@ -73,16 +66,15 @@ int cl_live_open(cl_store *store)
     return fd;
 }
 
-/* Ask through a descriptor that locks nothing. The program may have closed it and given its number to a file of its own, so
- * an answer counts only when the descriptor is still ours after it. In doubt the owner lives. */
+/* Ask through a descriptor that locks nothing. The program may have closed it and reused its number for a file of its
+ * own, so an answer counts only if the descriptor is still the same after it. In doubt the owner lives. */
 static int byte_locked(cl_store *store, uint32_t byte)
 {
     for (int tries = 0; tries < 4; tries++) {
         int fd = atomic_load_explicit(&store->live_fd, memory_order_relaxed);
-        struct flock fl = byte_of(byte, F_WRLCK);
-        int rc = fd < 0 ? -1 : fcntl(fd, F_OFD_GETLK, &fl);
-        if (rc == 0 && cl_is_file(fd, store->live_device, store->live_inode)) {
-            return fl.l_type != F_UNLCK;
+        int locked = fd < 0 ? -1 : cl_range_is_locked(fd, byte, 1);
+        if (locked >= 0 && cl_is_file(fd, store->live_device, store->live_inode)) {
+            return locked;
         }
         int fresh = cl_live_open(store);
         if (fresh < 0) {
@@ -103,15 +95,14 @@ cl_life cl_owner_life(cl_store *store, uint32_t slot, uint32_t incarnation)
     if (slot >= CL_CARETAKER || slot >= store->control->owners_high) {
         return CL_NOBODY;
     }
-    /* The incarnation alone tells: a newcomer has the registry's lock before its slot is marked. */
+    /* Only the incarnation decides: a process that joins has the registry's lock before its slot is marked. */
     const cl_owner *o = &store->owners[slot];
     if (*(const volatile uint32_t *)&o->state > CL_OWNER_GONE ||
         ((*(const volatile uint32_t *)&o->incarnation ^ incarnation) & CL_INCARNATION) != 0) {
         return CL_NOBODY;
     }
     if (slot == store->slot) {
-        return store->joining ? CL_DEAD
-                              : CL_ALIVE; /* joining: the word was written by one who had this slot before us */
+        return store->joining ? CL_DEAD : CL_ALIVE; /* joining: the word was written by an earlier owner of this slot */
     }
     return byte_locked(store, slot) ? CL_ALIVE : CL_DEAD;
 }
@@ -125,19 +116,17 @@ int cl_lineage_lives(cl_store *store, uint32_t slot)
 
 int cl_byte_lock(int fd, uint32_t byte)
 {
-    struct flock fl = byte_of(byte, F_WRLCK);
-    return fcntl(fd, F_OFD_SETLK, &fl) == 0     ? CL_OK
-           : errno == EAGAIN || errno == EACCES ? CL_AGAIN
-                                                : cl_fail(CL_SYSTEM, errno, "locking the liveness file");
+    return cl_lock_range(fd, F_WRLCK, byte, 1) == 0 ? CL_OK
+           : errno == EAGAIN || errno == EACCES     ? CL_AGAIN
+                                                    : cl_fail(CL_SYSTEM, errno, "locking the liveness file");
 }
 
 void cl_byte_unlock(int fd, uint32_t byte)
 {
-    struct flock fl = byte_of(byte, F_UNLCK);
-    fcntl(fd, F_OFD_SETLK, &fl);
+    cl_lock_range(fd, F_UNLCK, byte, 1);
 }
 
-/* A page of the file, only to keep the opening. */
+/* Map a page of the file, only to keep the file open. */
 int cl_life_map(int fd, void **page)
 {
     *page = mmap(NULL, CL_PAGE, PROT_NONE, MAP_SHARED, fd, 0);
@@ -151,16 +140,16 @@ int cl_life_map(int fd, void **page)
 int cl_life_keep(cl_store *store)
 {
     if (store->life != NULL && !CL_MUTANT(fork_child_keeps_its_parents_life) &&
-        madvise(store->life, CL_PAGE, MADV_DONTFORK) != 0) {
+        cl_keep_out_of_children(store->life, CL_PAGE) != 0) {
         return cl_fail(CL_SYSTEM, errno, "keeping the liveness mapping out of forked children");
     }
     return CL_OK;
 }
 
-/* An advice that does not exist is refused by a kernel, and accepted by an emulator that looks at none. */
+/* A kernel refuses advice that does not exist; an emulator that ignores advice accepts it. */
 int cl_advice_is_ignored(void *page)
 {
-    return madvise(page, CL_PAGE, NO_SUCH_ADVICE) == 0;
+    return !cl_advice_is_looked_at(page, CL_PAGE);
 }
 
 int cl_lineage_begin(cl_store *store)
@@ -173,7 +162,7 @@ int cl_lineage_begin(cl_store *store)
         return cl_fail(CL_SYSTEM, errno, "opening the liveness file");
     }
     int rc = cl_byte_lock(fd, CL_MAX_OWNERS + store->slot);
-    if (rc == CL_AGAIN) { /* copies of one who had this slot before us: they end some day */
+    if (rc == CL_AGAIN) { /* copies of an earlier owner of this slot, which will end some time */
         rc = cl_fail(CL_SYSTEM, EAGAIN, "locking the lineage of slot %u", store->slot);
     }
     if (rc == CL_OK) {

@@ -1,8 +1,9 @@
+#define _GNU_SOURCE
 #include "lock.h"
 
 static int take(cl_au32 *word, uint32_t expected, uint32_t desired)
 {
-    /* acquire, pairs with "lock released" in cl_unlock: we see all that the last holder wrote */
+    /* acquire, pairs with "lock released" in cl_unlock: all writes of the last holder are visible */
     return atomic_compare_exchange_strong_explicit(
         word, &expected, desired, CL_ORDER(lock_acquire_relaxed, memory_order_acquire), memory_order_relaxed);
 }
@@ -26,7 +27,7 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spi
 {
     uint32_t mine = slept && !CL_MUTANT(lock_sleeper_forgets_others)
                         ? self | CL_LOCK_SLEEP
-                        : self; /* whoever slept wakes one more when it unlocks */
+                        : self; /* a thread that slept wakes one more when it unlocks */
     for (;;) {
         uint32_t seen = atomic_load_explicit(word, memory_order_relaxed); /* take() synchronises */
         if ((seen & ~CL_LOCK_SLEEP) == 0) {
@@ -52,8 +53,8 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spi
             }
             continue;
         case CL_NOBODY:
-            /* The holder may have let go and been forgotten between our two reads; an unchanged word proves damage,
-             * because a holder's slot is never given away. */
+            /* The holder may have unlocked and been freed between the two reads. If the word is unchanged, that proves
+             * damage, because a holder's slot is never given away. */
             if (atomic_load(word) == seen) {
                 return cl_fail(CL_CORRUPT, 0, "lock word 0x%08x names no owner", seen);
             }
@@ -61,7 +62,7 @@ int cl_lock_awake(cl_au32 *word, uint32_t self, int slept, uint32_t *out, cl_spi
         }
         if (!(seen & CL_LOCK_SLEEP) &&
             !atomic_compare_exchange_strong_explicit(word, &seen, seen | CL_LOCK_SLEEP, memory_order_relaxed,
-                                                     memory_order_relaxed)) { /* only marks: nothing is published */
+                                                     memory_order_relaxed)) { /* only marks: it publishes nothing */
             continue;
         }
         waits_for(seen);
@@ -90,7 +91,8 @@ int cl_lock(cl_au32 *word, uint32_t self, int64_t deadline_ns, cl_spin *spin, cl
         }
         int waited = cl_sleep(word, seen, deadline_ns, spin);
         if (waited == CL_TIMEOUT || waited == CL_AGAIN) {
-            /* A free word with sleepers is left by a holder killed before its wake: one look more before we go. */
+            /* A free word with sleepers is left by a holder that was killed before its wake: check once more before
+             * leaving. */
             seen = atomic_load_explicit(word, memory_order_relaxed);
             if ((seen & ~CL_LOCK_SLEEP) == 0 && !CL_MUTANT(lock_looks_once) && take(word, seen, self | CL_LOCK_SLEEP)) {
                 CL_KILL_POINT();
@@ -107,7 +109,8 @@ int cl_unlock_own(cl_au32 *word, uint32_t self)
     uint32_t seen = atomic_load_explicit(word, memory_order_relaxed);
     do {
         if ((seen & ~CL_LOCK_SLEEP) != self) {
-            return cl_fail(CL_CORRUPT, 0, "the lock is not ours: its word is 0x%08x, ours 0x%08x", seen, self);
+            return cl_fail(CL_CORRUPT, 0, "this process does not hold the lock: its word is 0x%08x, expected 0x%08x",
+                           seen, self);
         }
         /* release: "lock released" */
     } while (!atomic_compare_exchange_weak_explicit(

@@ -1,8 +1,8 @@
 /* Messages: a block on its way to another process, and its arrival.
  *
- * Promise: loading verifies the block's generation under the registry's lock, so a process never gets another block's
- * bytes. A message's hold becomes its receiver's in one transaction: at every instant one of the two exists, whichever
- * process is killed.
+ * Promise: loading verifies the block's generation under the registry's lock, so a process never gets the bytes of
+ * another block. A message's hold becomes its receiver's hold in one transaction: at every moment one of the two
+ * exists, whichever process is killed.
  *
  *   free --(send)--> message --(load with the right nonce)--> owner's
  *                            --(failed pickling, end of the family, time)--> free
@@ -10,6 +10,7 @@
  *
  * What SIGKILL leaves: a message that was sent and never loaded; the reaper drops it when its time or its family ends.
  * A receiver that is killed after the load leaves an owner's hold, which is reaped with the owner. */
+#define _GNU_SOURCE
 #include "store.h"
 
 static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, unsigned flags, cl_address *out)
@@ -19,8 +20,9 @@ static int send(cl_store *store, uint32_t segment, uint32_t index, int draft, un
         return rc;
     }
     cl_map *map = segment < CL_MAX_SEGMENTS && store->maps != NULL ? store->maps[segment] : NULL;
-    if (map == NULL || index >= map->nblocks || map->blocks[index].references == 0) {
-        rc = cl_fail(CL_STALE, 0, "this process holds no such block");
+    if (map == NULL || map->base == NULL /* a POSIX object: it is sent by its name */ || index >= map->nblocks ||
+        map->blocks[index].references == 0) {
+        rc = cl_fail(CL_STALE, 0, "this process does not hold this block");
     } else {
         rc = cl_segment_check(store, map);
     }
@@ -64,15 +66,14 @@ int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
         return rc;
     }
     if (!cl_is_message(store, hold, nonce, UINT32_MAX) || store->holds[hold].kind != CL_HOLD_OWNER) {
-        rc = cl_fail(CL_CORRUPT, 0, "registry: hold %u is no drafted one of ours", hold);
+        rc = cl_fail(CL_CORRUPT, 0, "registry: hold %u is not a draft of this process", hold);
     } else {
         cl_txn txn = cl_begin(store->base);
         rc = cl_hold_unlink(store, &txn, hold);
         if (rc == CL_OK) {
             cl_set32(&txn, &store->holds[hold].kind, CL_HOLD_MESSAGE);
-            cl_set64(
-                &txn, (uint64_t *)(void *)&store->holds[hold].deadline_ns,
-                (uint64_t)cl_hold_describe(store, hold, CL_HOLD_MESSAGE)); /* which nobody reads of a drafted one */
+            cl_set64(&txn, (uint64_t *)(void *)&store->holds[hold].deadline_ns,
+                     (uint64_t)cl_hold_describe(store, hold, CL_HOLD_MESSAGE)); /* which is never read of a draft */
             cl_set32(&txn, &store->control->messages, store->control->messages + 1);
             cl_commit(&txn);
         }
@@ -83,7 +84,7 @@ int cl_mail(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
 
 int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
 {
-    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* of many holds only the first */
+    int wait = (flags & CL_MAY_WAIT) && !cl_puts_off(store, flags); /* only the first of many holds */
     int rc = cl_enter(store, CL_OP_SEND, wait ? flags : flags & ~CL_MAY_WAIT);
     if (rc == CL_OK) {
         if (cl_is_message(store, hold, nonce, UINT32_MAX)) {
@@ -97,7 +98,7 @@ int cl_unsend(cl_store *store, uint32_t hold, uint64_t nonce, unsigned flags)
     return rc;
 }
 
-/* A message's hold, or a drafted one, becomes that of an object of this process. */
+/* A message's hold, or a draft, becomes the hold of an object of this process. */
 static int receive(cl_store *store, uint32_t index)
 {
     cl_hold *h = &store->holds[index];
@@ -106,7 +107,7 @@ static int receive(cl_store *store, uint32_t index)
     if (h->kind == CL_HOLD_MESSAGE) {
         cl_set32(&txn, &store->control->messages, store->control->messages - (store->control->messages != 0));
         rc = cl_hold_own(store, &txn, index, store->slot + 1, 0);
-    } else { /* on our list already */
+    } else { /* already on this process's list */
         cl_set64(&txn, &h->nonce, 0);
         cl_set32(&txn, &h->from, store->owners[store->slot].epoch);
         cl_mark_clear(store, &txn, index);
@@ -117,7 +118,7 @@ static int receive(cl_store *store, uint32_t index)
     return rc;
 }
 
-/* The hold part of a load: ours already, or the message's made ours, or a new one. */
+/* The hold for a load: one that this process has already, or the message's, or a new one. */
 static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, const cl_block *block)
 {
     uint32_t number = a->segment * CL_BLOCKS + a->index;
@@ -145,7 +146,7 @@ static int hold_for_load(cl_store *store, const cl_address *a, cl_map *map, cons
     return rc;
 }
 
-/* Whether the registry looks sound without its lock; with the lock taken it cannot be told so cheaply. */
+/* Whether the registry looks valid without its lock; while the lock is taken this cannot be decided cheaply. */
 static int looks_sound(cl_store *store)
 {
     const cl_owner *me = &store->owners[store->slot];
@@ -153,8 +154,8 @@ static int looks_sound(cl_store *store)
            me->incarnation == store->incarnation && me->state == CL_OWNER_LIVE;
 }
 
-/* Another object over a block that this process holds already: its own tables tell, the registry is only looked at.
- * CL_AGAIN: go the long way, which also says what is wrong. */
+/* Another object for a block that this process holds already: its own tables suffice, the registry is only read.
+ * CL_AGAIN: use the full way, which also reports errors. */
 static int load_held(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *out)
 {
     if (a->nonce != 0 || a->segment >= CL_MAX_SEGMENTS || a->index >= CL_BLOCKS ||
@@ -187,15 +188,14 @@ static int load_entered(cl_store *store, const cl_address *a, cl_block_ref *out)
         segment->state != CL_SEGMENT_READY ||
         (segment->blocks[a->index].generation != a->generation && !CL_MUTANT(load_ignores_generation)) ||
         segment->blocks[a->index].state != CL_BLOCK_USED) {
-        return cl_fail(CL_STALE, 0, "the block is gone (segment %016llx, generation %llu)",
+        return cl_fail(CL_STALE, 0, "the block no longer exists (segment %016llx, generation %llu)",
                        (unsigned long long)a->segment_id, (unsigned long long)a->generation);
     }
     rc = cl_block_checked(store, a->segment * CL_BLOCKS + a->index, &block);
     if (rc == CL_OK) {
         rc = cl_segment_map(store, a->segment_id, a->segment, &map);
         if (rc == CL_STALE && atomic_load_explicit(&store->adrift, memory_order_relaxed)) {
-            return cl_fail(CL_STALE, 0,
-                           "this process has not mapped segment %016llx, and its file is gone: " CL_WHY_REMOVED,
+            return cl_fail(CL_STALE, 0, "this process has not mapped segment %016llx, and its file was " CL_WHY_REMOVED,
                            (unsigned long long)a->segment_id);
         }
         if (rc == CL_STALE) {
@@ -227,7 +227,7 @@ int cl_load(cl_store *store, const cl_address *a, unsigned flags, cl_block_ref *
         return rc;
     }
     if ((uint64_t)cl_monotonic_ns() - store->control->scanned_ns > 1000000000) {
-        cl_scan(store, 0, NULL); /* a program that only reads takes back what the dead held, too */
+        cl_scan(store, 0, NULL); /* a program that only reads also reclaims what dead processes held */
     }
     rc = load_entered(store, a, out);
     cl_leave_keeping_error(store);

@@ -1,10 +1,11 @@
-/* The table of names: entries, and the chains by which a name is found.
+/* The table of names: the entries, and the chains of a hash table that find them.
  *
- * Promise: an entry is filled before it is linked, and it is linked and unlinked in the caller's transaction.
+ * Promise: an entry is filled before it is linked. It is linked and unlinked in the caller's transaction.
  *
  *   free --(entry filled, then linked into its bucket)--> published --(unlink, or the block's last hold gone)--> free
  *
  * What SIGKILL leaves: before the link, a free entry with stale text; after it, a name. */
+#define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
@@ -38,7 +39,7 @@ cl_name_key cl_posix_key(const char *name, uint32_t length, uint64_t device, uin
     return (cl_name_key){.name = name, .length = length, .kind = CL_NAME_POSIX, .device = device, .inode = inode};
 }
 
-/* The entry of a name, or NULL; *before is the chain word that leads to it. */
+/* Find the entry of a name, or NULL; *before is the chain word that names it. */
 int cl_name_find(cl_store *store, cl_name_key k, cl_name **entry, uint32_t **before)
 {
     uint64_t hash = hash_of(k.name, k.length, k.kind);
@@ -46,7 +47,7 @@ int cl_name_find(cl_store *store, cl_name_key k, cl_name **entry, uint32_t **bef
     *entry = NULL;
     for (uint32_t steps = 0; *link != 0; steps++) {
         if (*link > store->control->names_high || *link > CL_MAX_NAMES || steps > CL_MAX_NAMES) {
-            return cl_fail(CL_CORRUPT, 0, "registry: a chain of names leads to entry %u", *link);
+            return cl_fail(CL_CORRUPT, 0, "registry: a chain of names has the invalid entry %u", *link);
         }
         cl_name *n = &store->names[*link - 1];
         if (n->kind == k.kind && n->hash == hash && n->device == k.device && n->inode == k.inode &&
@@ -78,7 +79,7 @@ static int grow(cl_store *store)
     return cl_table_grow(store, &table, 32, 1);
 }
 
-/* A filled entry, not yet linked. */
+/* Get a filled entry, not linked yet. */
 int cl_name_prepare(cl_store *store, cl_name_key k, uint32_t number, cl_name **out)
 {
     cl_control *c = store->control;
@@ -88,7 +89,7 @@ int cl_name_prepare(cl_store *store, cl_name_key k, uint32_t number, cl_name **o
     }
     uint32_t i = c->names_free - 1;
     if (i >= c->names_high || store->names[i].kind != CL_NAME_FREE) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the free list of names leads to %u", i);
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of names has the invalid entry %u", i);
     }
     cl_name *n = &store->names[i];
     n->block = number + 1;

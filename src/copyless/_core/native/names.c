@@ -1,10 +1,12 @@
-/* Names of arrays: what one program publishes and an unrelated one finds.
+/* Names of arrays: one program publishes a name, and an unrelated program finds it.
  *
- * Promise: a name appears in one transaction, after all that it names is in place, and goes in the transaction that
- * frees its block; two processes that publish the same name never both succeed.
+ * Promise: a name appears in one transaction, after everything that it names is in place, and disappears in the
+ * transaction that frees its block. If two processes publish the same name, at most one of them succeeds.
  *
- * What SIGKILL leaves: a name whose block its creator held: the reaper drops that hold, and the name goes with the block
- * (or stays, with persist). Between a name's removal and its hold's: a hold without a name, which the next scan drops. */
+ * What SIGKILL leaves: a name whose block its creator held: the reaper drops that hold, and the name is removed with
+ * the block (or stays, with persist). Between the removal of a name and that of its hold: a hold without a name, which
+ * the next scan drops. */
+#define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
@@ -20,7 +22,7 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
         return rc;
     }
     if (cl_scan(store, CL_SCAN_FORCE | CL_SCAN_FOR_NAME, NULL) ==
-        CL_AGAIN) { /* a dead producer's name is free again at once */
+        CL_AGAIN) { /* the name of a dead producer is free again at once */
         cl_leave(store);
         return CL_AGAIN;
     }
@@ -35,13 +37,13 @@ int cl_publish(cl_store *store, const char *name, uint32_t length, uint32_t segm
         rc = cl_block_checked(store, number, &block);
     }
     if (rc == CL_OK && block->name != 0) {
-        rc = cl_fail(CL_SYSTEM, EINVAL, "block %u has a name already", number);
+        rc = cl_fail(CL_SYSTEM, EINVAL, "block %u already has a name", number);
     }
     if (rc == CL_OK) {
         rc = cl_name_prepare(store, cl_array_key(name, length), number, &entry);
     }
     if (rc == CL_OK) {
-        uint32_t hold;
+        uint32_t hold = 0;
         cl_txn txn = cl_begin(store->base);
         if (persist) {
             rc = cl_hold_take(store, &txn, CL_HOLD_PERSIST, 0, number, &hold);
@@ -85,13 +87,13 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
         rc = cl_block_checked(store, n->block - 1, &block);
     }
     if (rc == CL_OK && block->generation != n->generation) {
-        rc = CL_MISSING; /* what had the name is gone */
+        rc = CL_MISSING; /* the block that had the name no longer exists */
     }
     if (rc == CL_OK) {
         uint32_t slot = (n->block - 1) / CL_BLOCKS;
         uint64_t size = store->segments[slot].block_size;
         if (n->spec_length > size || n->spec_offset > size - n->spec_length || block->nbytes > size) {
-            rc = cl_fail(CL_CORRUPT, 0, "registry: the description of a name lies outside its block");
+            rc = cl_fail(CL_CORRUPT, 0, "registry: the description of a name is outside its block");
         } else {
             *out = (cl_named){.address = {.segment_id = store->segments[slot].id,
                                           .generation = block->generation,
@@ -107,7 +109,7 @@ int cl_lookup(cl_store *store, const char *name, uint32_t length, unsigned flags
     return rc;
 }
 
-/* Take a name away, and the hold that goes with it. */
+/* Remove a name, and the hold that belongs to it. */
 int cl_name_withdraw(cl_store *store, cl_name *n)
 {
     cl_block *block;
@@ -120,9 +122,9 @@ int cl_name_withdraw(cl_store *store, cl_name *n)
     cl_name_remove(store, &txn, (uint32_t)(n - store->names));
     cl_set32(&txn, &block->name, 0);
     cl_commit(&txn);
-    /* Killed here: the hold stands without a name. The next scan finds and drops it. */
+    /* If the process is killed here, the hold is left without a name. The next scan finds and drops it. */
     CL_KILL_POINT();
-    /* A family that ended has taken its hold with it; the entry may be another's by now. */
+    /* A family that ended has dropped its hold; the entry may belong to another by now. */
     const cl_hold *h = index < store->control->holds_high && index < CL_MAX_HOLDS ? &store->holds[index] : NULL;
     int stands = h != NULL && (h->kind == CL_HOLD_FAMILY || h->kind == CL_HOLD_PERSIST) && h->block == of;
     return stands ? cl_hold_drop(store, index) : CL_OK;

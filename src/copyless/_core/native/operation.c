@@ -1,18 +1,20 @@
-/* One operation on the registry: both locks, and the work that is done on the way in and out.
+/* One operation on the registry: both locks, and the work that is done on entry and exit.
  *
- * Promise: between cl_enter and cl_leave no other thread and no other process changes the registry, but where a function
- * says that it lets the registry's lock go for a moment. Files of segments that were given back meanwhile are unlinked in
- * cl_leave, without the registry's lock, and their mappings go without either.
+ * Promise: between cl_enter and cl_leave no other thread and no other process changes the registry, except in functions
+ * that are documented to release the registry's lock for a moment. Files of segments that were given back in the
+ * operation are unlinked in cl_leave, without the registry's lock; their mappings are unmapped without either lock.
  *
- * Waiting: the holder of the registry's lock may be stopped (SIGSTOP, a debugger, a paused container). So who waits holds
- * nothing: the mutex is let go before the sleep, cl_enter comes back after a slice with CL_AGAIN, and its caller, who has
- * changed nothing yet, serves signals, looks at its deadline and calls again. What must not fail, letting go, does not wait
- * longer than a slice: it is put off until this process next has the lock.
+ * Waiting: the holder of the registry's lock may be stopped (SIGSTOP, a debugger, a paused container). So a waiter
+ * holds nothing: the mutex is released before the sleep, and cl_enter returns CL_AGAIN after a slice. Its caller, which
+ * has changed nothing yet, serves signals, checks its deadline and calls again. A release must not fail, so it waits
+ * for one slice at most: then it is put off until this process next has the lock.
  *
- *   held --(released, the lock not to be had)--> noted in store->later --(the next cl_enter)--> let go
+ *   held --(released, the lock not available)--> noted in store->later --(the next cl_enter)--> released
  *
- * What SIGKILL leaves: what enter.c says; segments in `going`, which the reaper finishes; and what was put off, which is
- * still the dead process's and reaped as that. A forked child inherits what its parent put off as it inherits the holds. */
+ * What SIGKILL leaves: what enter.c says; segments in `going`, which the reaper finishes; and what was put off, which
+ * still belongs to the dead process and is reaped with it. A forked child inherits what its parent put off as it
+ * inherits the holds. */
+#define _GNU_SOURCE
 #include "store.h"
 
 #include <stdlib.h>
@@ -59,13 +61,13 @@ void cl_put_off_in_child(cl_store *store)
     store->nlater = n;
 }
 
-/* Under both locks. What cannot be done is damage that the next look at the same entry tells. */
+/* Under both locks. A step that fails is damage, which the next access to the same entry reports. */
 static void do_what_was_put_off(cl_store *store)
 {
     while (store->nlater != 0) {
         cl_later l = store->later[--store->nlater];
         if (l.kind == CL_LATER_HOLD) {
-            cl_hold_let_go(store, l.index, (uint32_t)l.id);
+            cl_hold_release(store, l.index, (uint32_t)l.id);
         } else if (l.kind == CL_LATER_MESSAGE) {
             if (cl_is_message(store, l.index, l.id, UINT32_MAX)) {
                 cl_hold_drop(store, l.index);
@@ -104,7 +106,14 @@ int cl_enter(cl_store *store, enum cl_op op, unsigned flags)
         if (rc != CL_AGAIN || !(flags & CL_MAY_WAIT) || lock == NULL) {
             return rc;
         }
-        until = until != 0 ? until : cl_monotonic_ns() + CL_SLICE_NS;
+        int64_t now = cl_monotonic_ns();
+        if (until != 0 && now >= until) {
+            return CL_AGAIN; /* the lock has changed hands all the time */
+        }
+        until = until != 0 ? until : now + CL_SLICE_NS;
+        if (seen == 0) { /* damaged, and its repair waits for others: sleep, too */
+            seen = atomic_load(lock);
+        }
         if (cl_sleep(lock, seen, until, &store->spin) != CL_OK) {
             return CL_AGAIN;
         }
@@ -117,7 +126,8 @@ void cl_unlock_registry(cl_store *store)
         cl_finish_going(store, 0);
     }
     cl_set_op(store, CL_OP_NONE);
-    /* From our own word only: if the lock could not be had again in cl_finish_going it is another's now, and stays so. */
+    /* Only if the word is this process's: if cl_finish_going could not take the lock again, it belongs to another
+     * process and stays so. */
     cl_unlock_own(&store->control->lock, CL_LOCK_WORD(store->slot, store->incarnation));
 }
 
@@ -129,7 +139,7 @@ void cl_leave(cl_store *store)
     cl_maps_discard(dropped);
 }
 
-/* Single words are right each; that they belong together is not promised, so the lock is not needed. */
+/* Each word is right by itself; it is not promised that they agree, so the lock is not needed. */
 int cl_peek(cl_store *store, cl_control *copy, unsigned flags)
 {
     int rc = cl_enter_tables(store, flags);

@@ -1,23 +1,25 @@
-/* Owners: how a process comes to use the registry.
+/* Owners: how a process starts to use the registry.
  *
- * Promise: a slot belongs to one process at a time. A newcomer changes no word of the registry before it has the lock.
+ * Promise: a slot belongs to one process at a time. A process that joins changes no word of the registry before it has
+ * the lock.
  *
  * States of a slot, and who moves them:
  *
  *   free --(byte won, then one transaction under the registry's lock)--> live
  *   live --(its process ended, or leaves: one transaction)--> gone --(nothing names it any more)--> free
  *
- * `gone`: the process has ended or is about to; what it held is being taken back, or kept for its forked children
- * (estate.c). The slot is freed by another process, which holds the registry's lock: so no lock word names it any more.
+ * `gone`: the process has ended or is about to end. What it held is being taken back, or kept for its forked children
+ * (estate.c). Another process frees the slot while it holds the registry's lock: so no lock word names the slot any
+ * more.
  *
  * Joining, and what SIGKILL leaves. (1) Lock a byte whose slot is free (liveness.c): nothing is written. (2) Take the
- * registry's lock under the name (slot, incarnation): killed there, the lock's word names a slot whose byte is free, and the
- * next one takes the lock over, also when it has won the same slot. (3) One transaction makes the slot `live`. The
- * incarnation was written by the transaction that freed the slot, so replaying a dead process's journal cannot take the slot
- * away from a newcomer.
+ * registry's lock under the name (slot, incarnation): if the process is killed there, the lock's word names a slot
+ * whose byte is free, and the next process takes the lock over, also if it has won the same slot. (3) One transaction
+ * makes the slot `live`. The incarnation was written by the transaction that freed the slot, so replaying a dead
+ * process's journal cannot take the slot away from a process that has joined since.
  *
- * When all slots are taken, maybe by the dead, a newcomer enters as the caretaker: slot CL_CARETAKER, which has a byte but no
- * entry. It reaps, widens the table, and tries again. */
+ * If all slots are taken, perhaps by dead processes, a process that joins enters as the caretaker: slot CL_CARETAKER,
+ * which has a byte but no entry. It reaps, widens the table, and tries again. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -28,9 +30,9 @@
 #include <unistd.h>
 
 #define SCAN_CHEAP_NS 1000000u
-#define JOIN_NS ((int64_t)20000000000) /* how long a newcomer tries while all slots are taken */
+#define JOIN_NS ((int64_t)20000000000) /* how long a joining process tries while all slots are taken */
 
-/* Win the byte of a slot that is free, through this opening. */
+/* Lock the byte of a free slot, through this descriptor. */
 static int take_slot(cl_store *store, int fd, uint32_t *slot)
 {
     uint32_t high = store->control->owners_high;
@@ -47,16 +49,16 @@ static int take_slot(cl_store *store, int fd, uint32_t *slot)
             *slot = i;
             return CL_OK;
         }
-        if (rc == CL_OK) { /* another had it, and joined, between our two looks */
+        if (rc == CL_OK) { /* another process had it, and joined, between the two checks */
             cl_byte_unlock(fd, i);
         } else if (rc != CL_AGAIN) {
             return rc;
         }
     }
-    return cl_fail(CL_TABLE_FULL, 0, "%u processes use shared memory of this user, or have just ended", high);
+    return cl_fail(CL_TABLE_FULL, 0, "%u processes use this user's shared memory, or have just ended", high);
 }
 
-/* Room for the next ones, so that joining never has to grow a table without holding the lock. Under the lock. */
+/* Make room for the next owners, so that joining never has to grow a table without holding the lock. Under the lock. */
 static void widen(cl_store *store)
 {
     cl_control *c = store->control;
@@ -64,12 +66,12 @@ static void widen(cl_store *store)
     for (uint32_t i = 0; i < c->owners_high && spare < 32; i++) {
         spare += store->owners[i].state == CL_OWNER_FREE;
     }
-    for (uint32_t n = 256; n >= 16 && spare < 32; n /= 4) { /* on a nearly full mount a small step may still go */
+    for (uint32_t n = 256; n >= 16 && spare < 32; n /= 4) { /* on a nearly full mount a small step may still succeed */
         if (c->owners_high + n <= CL_MAX_OWNERS &&
             cl_reserve(store, CL_OFF_OWNERS + (uint64_t)c->owners_high * sizeof(cl_owner), n * sizeof(cl_owner)) ==
                 CL_OK) {
             for (uint32_t i = c->owners_high; i < c->owners_high + n; i++) {
-                store->owners[i].incarnation = 1; /* never 0: a word of a lock that is 1 by accident must name nobody */
+                store->owners[i].incarnation = 1; /* never 0: a lock word that is 1 by accident must name no owner */
             }
             cl_txn txn = cl_begin(store->base);
             cl_set32(&txn, &c->owners_high, c->owners_high + n);
@@ -79,8 +81,8 @@ static void widen(cl_store *store)
     }
 }
 
-/* Fill a slot that is free and whose byte is ours, and make it live. Under the lock. `heir_of`: slot + 1 of the owner whose
- * forked child it is, or 0. */
+/* Fill a free slot whose byte this process has locked, and make it live. Under the lock. `heir_of`: slot + 1 of the
+ * owner whose forked child it is, or 0. */
 static void go_live(cl_store *store, uint32_t slot, const cl_identity *who, uint32_t heir_of, uint32_t heir_epoch)
 {
     cl_owner *o = &store->owners[slot];
@@ -101,7 +103,7 @@ static void go_live(cl_store *store, uint32_t slot, const cl_identity *who, uint
     o->heir_of = heir_of;
     o->heir_epoch = heir_epoch;
     memset(o->marks, 0, sizeof o->marks);
-    atomic_store_explicit(&o->heard, 0, memory_order_relaxed); /* the bell goes on where it was */
+    atomic_store_explicit(&o->heard, 0, memory_order_relaxed); /* the bell keeps its count */
     CL_KILL_POINT();
     cl_txn txn = cl_begin(store->base);
     cl_set32(&txn, &o->state, CL_OWNER_LIVE);
@@ -119,13 +121,13 @@ static int make_room(cl_store *store, int fd)
 {
     int rc = cl_byte_lock(fd, CL_CARETAKER);
     if (rc != CL_OK) {
-        return rc; /* CL_AGAIN: another newcomer does it right now */
+        return rc; /* CL_AGAIN: another joining process does it now */
     }
     store->slot = CL_CARETAKER;
     store->incarnation = 1;
     rc = cl_enter(store, CL_OP_JOIN, CL_MAY_WAIT);
     if (rc == CL_OK) {
-        rc = cl_scan(store, CL_SCAN_FORCE, NULL);
+        rc = cl_scan(store, CL_SCAN_FORCE, &store->joined);
         if (rc != CL_AGAIN) {
             widen(store);
         }
@@ -136,7 +138,7 @@ static int make_room(cl_store *store, int fd)
     return rc;
 }
 
-/* Win a slot, waiting while so many start at once that the table has to grow between. */
+/* Get a slot; wait while so many processes start at once that the table must grow between. */
 static int win_slot(cl_store *store, int fd, uint32_t *slot)
 {
     int64_t deadline = cl_monotonic_ns() + JOIN_NS;
@@ -157,10 +159,10 @@ static int win_slot(cl_store *store, int fd, uint32_t *slot)
     }
 }
 
-/* Win a slot and hold its byte. */
+/* Get a slot and lock its byte. */
 static int hold_slot(cl_store *store)
 {
-    store->slot = CL_MAX_OWNERS; /* nobody yet */
+    store->slot = CL_MAX_OWNERS; /* no owner yet */
     int fd = cl_live_open(store);
     if (fd < 0) {
         return errno == ENOENT ? CL_RETRY : cl_fail(CL_SYSTEM, errno, "opening the liveness file");
@@ -190,7 +192,8 @@ static int hold_slot(cl_store *store)
     return rc;
 }
 
-/* One try; CL_AGAIN: the slot turned out to be another's. CL_TIMEOUT: the registry's lock was not to be had for a slice. */
+/* One try. CL_AGAIN: the slot belongs to another process. CL_TIMEOUT: the registry's lock could not be taken for a
+ * slice. */
 static int join_once(cl_store *store)
 {
     int rc = hold_slot(store);
@@ -206,12 +209,12 @@ static int join_once(cl_store *store)
     if (store->control->removed && !CL_MUTANT(owners_join_ignores_removed)) {
         rc = CL_RETRY;
     } else if (store->owners[store->slot].state != CL_OWNER_FREE) {
-        rc = CL_AGAIN; /* one who was killed while joining had written so: it is to be reaped first */
+        rc = CL_AGAIN; /* a process that was killed while joining wrote this: it must be reaped first */
     } else {
         go_live(store, store->slot, &store->identity, 0, 0);
-        /* Where hundreds start at once, each need not look at all the others. */
-        rc = cl_scan(store, store->control->scan_cost_ns < SCAN_CHEAP_NS ? CL_SCAN_FORCE : 0, NULL);
-        rc = rc == CL_AGAIN ? CL_OK : rc; /* somebody else goes on with it: we have joined */
+        /* If hundreds start at once, each need not check all the others. */
+        rc = cl_scan(store, store->control->scan_cost_ns < SCAN_CHEAP_NS ? CL_SCAN_FORCE : 0, &store->joined);
+        rc = rc == CL_AGAIN ? CL_OK : rc; /* another process continues the scan: this one has joined */
     }
     cl_leave_keeping_error(store);
     return rc;
@@ -227,7 +230,7 @@ int cl_join(cl_store *store)
         }
     } while (rc == CL_AGAIN);
     if (rc == CL_OK) {
-        cl_lineage_begin(store); /* not having these two is an error only for a fork that has nothing else: fork.c */
+        cl_lineage_begin(store); /* the lack of these two is an error only for a fork that has nothing else: fork.c */
         cl_spare_opening(store);
     }
     return rc;
@@ -260,7 +263,7 @@ int cl_join_child(cl_store *store, void **life, uint32_t *slot)
         go_live(store, *slot, &child, parent, store->owners[store->slot].epoch);
     }
     if (rc == CL_OK && store->weak_liveness) {
-        store->fork_life_fd = fd; /* there the descriptor is what keeps the byte */
+        store->fork_life_fd = fd; /* there the descriptor keeps the byte locked */
     } else {
         close(fd);
     }

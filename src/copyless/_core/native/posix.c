@@ -1,23 +1,25 @@
-/* POSIX objects: shared memory at the standard library's place, known to the registry by its name.
+/* POSIX objects: shared memory in the standard library's place, which the registry knows by its name.
  *
- * Promise: an object that we made is recorded before it appears under its name and forgotten when it is unlinked, so
- * that it goes with its last hold even when its creator is killed.
+ * Promise: an object that copyless made is recorded before it appears under its name, and forgotten when it is
+ * unlinked. So it is removed with its last hold even if its creator is killed.
  *
- * What SIGKILL leaves: an object is recorded before it is linked into /dev/shm. Killed between, the record names an inode
- * that no file has, and is dropped to no effect. */
+ * What SIGKILL leaves: an object is recorded before it is linked into /dev/shm. If the process is killed between the
+ * two steps, the record names an inode that no file has. Dropping the record then has no effect on any file. */
+#define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-/* The entry of this process for it. Before anything is written down: it takes memory, of which there may be none. */
+/* This process's own entry for it. It is made before anything is recorded, because it takes memory, of which there may
+ * be none. */
 static int external_map(cl_store *store, uint32_t slot, uint64_t id, cl_map **found)
 {
     cl_map *map = store->maps != NULL ? store->maps[slot] : NULL;
     if (map == NULL || map->id != id) {
         map = calloc(1, sizeof *map);
         if (map == NULL) {
-            return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
+            return cl_fail(CL_SYSTEM, ENOMEM, "allocating the table of a mapping");
         }
         map->id = id;
         map->slot = slot;
@@ -58,7 +60,7 @@ int cl_posix_record(cl_store *store, const char *name, uint32_t length, uint64_t
     cl_map *map = NULL;
     rc = cl_name_find(store, cl_posix_key(name, length, device, inode), &entry, NULL);
     if (rc == CL_OK && entry != NULL) {
-        rc = cl_name_withdraw(store, entry); /* of an object that is gone: its inode is given again */
+        rc = cl_name_withdraw(store, entry); /* of an object that no longer exists: its inode was reused */
     }
     if (rc == CL_OK) {
         *id = cl_random64();

@@ -1,31 +1,34 @@
-/* Reaping: taking back what the dead held.
+/* Reaping: takes back what dead processes held.
  *
- * Promise: after a forced scan, no hold of a dead owner that no forked child of it uses, no unfinished segment of a dead
- * owner and no message whose time or family has ended is left. Any process may scan at any time, and may be killed in it:
- * every step is a transaction, the owner's slot is freed last, and the next scan goes on from there.
+ * Promise: after a forced scan there is no hold of a dead owner that none of its forked children uses, no unfinished
+ * segment of a dead owner, and no message whose time or family has ended. Any process may scan at any time, and may be
+ * killed during the scan: every step is a transaction, the owner's slot is freed last, and the next scan continues from
+ * there.
  *
- * An owner that has ended goes through stages, each noted in its slot: its unfinished SEGMENTS, its own HOLDS, its ESTATE, DONE.
- * `sweep` is the hold that comes next. A living owner's estate is swept again when an heir has ended. The registry's lock is let
- * go after SWEEP_HOLDS holds, so that the end of a process that held very many disturbs nobody. So are all other looks at a
- * table done by steps: a forced scan lets the lock go between them, an ordinary one sweeps for ORDINARY_NS, makes one step of
- * each other look, and leaves the next ones to later scans (each process has its own places, which are hints).
+ * An owner that has ended goes through stages, which are recorded in its slot: its unfinished SEGMENTS, its own HOLDS,
+ * its ESTATE, DONE. `sweep` is the next hold. A living owner's estate is swept again when an heir has ended. The
+ * registry's lock is released after SWEEP_HOLDS holds, so that the end of a process that held very many does not delay
+ * others. All other passes over a table are done in steps, too: a forced scan releases the lock between the steps; an
+ * ordinary scan sweeps for ORDINARY_NS, does one step of each other pass, and leaves the next steps to later scans
+ * (each process has its own positions, which are hints).
  *
- * Scans cost a system call an owner. Ordinary calls scan when the last scan, anybody's, is longer ago than 10 ms and than
- * a hundred times what it cost; joining, publishing, looking up a name, a full mount and `reap` always do. */
+ * A scan costs one system call per owner. An ordinary call scans if the last scan, by any process, was more than 10 ms
+ * ago and more than a hundred times its own cost ago. Joining, publishing, looking up a name, a full mount and `reap`
+ * always scan. */
 #define _GNU_SOURCE
 #include "store.h"
 
 #include <time.h>
 
-#define SWEEP_HOLDS 32u /* holds a step: some tens of microseconds, when they are cold */
-#define ORDINARY_NS 200000 /* that an ordinary call sweeps at most, in one go: a program may make but one call */
-#define LOOK_SEGMENTS 4u /* slots of segments that cost as much as a hold to sweep */
-#define LOOK_HOLDS 2048u /* holds of others a step, of which only the kind is looked at */
-#define LOOK_OWNERS 32u /* owners a step: each costs a system call, of up to a microsecond */
+#define SWEEP_HOLDS 32u /* holds per step: some tens of microseconds when they are not cached */
+#define ORDINARY_NS 200000 /* the longest time that an ordinary call sweeps at once: a program may make only one call */
+#define LOOK_SEGMENTS 4u /* segment slots that together cost as much to sweep as a hold */
+#define LOOK_HOLDS 2048u /* holds of others per step, of which only the kind is read */
+#define LOOK_OWNERS 32u /* owners per step: each costs a system call of up to a microsecond */
 
-/* Finish what an owner that has ended was making or giving back. The files go in cl_finish_going, without the lock.
- * `look` is how far that has come: a place in the table, moved on after what was done there. 1: done, 0: more than fits in
- * one step, 2: not by this process. */
+/* Finish the segments that an ended owner was making or giving back. The files are removed in cl_finish_going, without
+ * the lock. `look` is the progress: a place in the table, advanced after the work there is done. 1: done, 0: more than
+ * fits in one step, 2: this process cannot do it. */
 static int finish_segments(cl_store *store, uint32_t slot, uint32_t *budget, cl_reaped *reaped)
 {
     cl_owner *o = &store->owners[slot];
@@ -42,12 +45,12 @@ static int finish_segments(cl_store *store, uint32_t slot, uint32_t *budget, cl_
             continue;
         }
         if (store->slot == CL_CARETAKER) {
-            return 2; /* the caretaker has no entry to be reaped by, so it takes nothing over */
+            return 2; /* the caretaker has no entry by which it could be reaped, so it takes nothing over */
         }
         if (store->ngoing == CL_GOING) {
             return 0;
         }
-        if (s->state == CL_SEGMENT_MAKING) { /* no block of it is on a list yet */
+        if (s->state == CL_SEGMENT_MAKING) { /* none of its blocks is on a list yet */
             cl_txn txn = cl_begin(store->base);
             cl_set32(&txn, &s->nblocks, 0);
             cl_set32(&txn, &s->owner, store->slot + 1);
@@ -62,25 +65,24 @@ static int finish_segments(cl_store *store, uint32_t slot, uint32_t *budget, cl_
         store->going[store->ngoing++] = i;
         reaped->segments++;
     }
-    o->look = 0; /* it is looked at once more before its slot is freed */
+    o->look = 0; /* it is checked once more before its slot is freed */
     return 1;
 }
 
-/* Look at the hold that the owner's sweep has come to: keep it for its heirs, or drop it. */
+/* Check the next hold of the owner's sweep: keep it for the owner's heirs, or drop it. */
 static int sweep_hold(cl_store *store, cl_owner *o, int lineage, cl_reaped *reaped)
 {
     uint32_t index = o->sweep - 1;
     if (index >= store->control->holds_high || index >= CL_MAX_HOLDS ||
         store->holds[index].owner != (uint32_t)(o - store->owners) + 1) {
-        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds leads to %u", o->sweep);
+        return cl_fail(CL_CORRUPT, 0, "registry: a list of holds has the invalid entry %u", o->sweep);
     }
     if (!CL_MUTANT(reap_takes_from_heirs) && cl_is_used_by_heirs(store, index, UINT32_MAX, lineage)) {
-        o->sweep =
-            store->holds[index].next; /* only a place in the list: whoever goes on from the old one looks once more */
+        o->sweep = store->holds[index].next; /* only a place: from the old one a hold is checked twice */
         return CL_OK;
     }
     reaped->blocks++;
-    return cl_hold_drop(store, index); /* which moves the sweep on */
+    return cl_hold_drop(store, index); /* which advances the sweep */
 }
 
 static void next_stage(cl_store *store, cl_owner *o, uint32_t stage)
@@ -91,8 +93,8 @@ static void next_stage(cl_store *store, cl_owner *o, uint32_t stage)
     cl_commit(&txn);
 }
 
-/* Take back, as far as the budget goes, what an owner that has ended held, and what a living one has left to heirs that do
- * not use it any more. */
+/* Take back, within the budget, what an ended owner held, and what a living owner left to heirs that no longer use
+ * it. */
 static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reaped *reaped)
 {
     cl_owner *o = &store->owners[slot];
@@ -105,12 +107,12 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
         }
         next_stage(store, o, CL_STAGE_HOLDS);
     }
-    /* A copy of its memory that could not be registered may use all that is as old as that fork. */
+    /* A copy of its memory that could not be registered may use everything that is as old as that fork. */
     int lineage = o->unregistered != 0 && (!gone || cl_lineage_lives(store, slot));
     if (gone && o->unregistered != 0 && !lineage) {
         cl_look_above(store, slot);
         cl_txn txn = cl_begin(store->base);
-        cl_set32(&txn, &o->unregistered, 0); /* a dead owner's: nobody else writes it */
+        cl_set32(&txn, &o->unregistered, 0); /* it belongs to a dead owner: no other process writes it */
         cl_set32(&txn, &o->stage, CL_STAGE_HOLDS);
         cl_set32(&txn, &o->sweep, o->first_hold);
         cl_commit(&txn);
@@ -127,7 +129,7 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
     if (rc == CL_OK && gone && !lineage && o->stage == CL_STAGE_DONE && o->first_hold == 0 && o->first_estate == 0 &&
         slot != store->slot && cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
         rc = finish_segments(store, slot, budget,
-                             reaped); /* again: one that leaves gives segments back after it is gone */
+                             reaped); /* again: a leaving process gives segments back after its slot is gone */
         if (rc == 1) {
             rc = cl_owner_free(store, slot);
         } else if (rc >= 0) {
@@ -138,13 +140,12 @@ static int sweep_owner(cl_store *store, uint32_t slot, uint32_t *budget, cl_reap
     return rc;
 }
 
-/* One step of that for all owners; `sweeping` stays set while there is more. */
+/* One step of the sweep for all owners; `sweeping` stays set while there is more. */
 static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
 {
     cl_control *c = store->control;
     int rc = CL_OK, again = 0;
-    c->sweeping =
-        0; /* a hint: set again by who finds more to do, here and elsewhere, and by the next look at the owners */
+    c->sweeping = 0; /* a hint: set again by any process that finds more to do, and by the next check of the owners */
     for (uint32_t i = 0; rc == CL_OK && i < c->owners_high && i < CL_CARETAKER; i++) {
         const cl_owner *o = &store->owners[i];
         if (o->state == CL_OWNER_GONE || (o->state == CL_OWNER_LIVE && o->stage == CL_STAGE_ESTATE)) {
@@ -162,7 +163,7 @@ static int sweep_owners(cl_store *store, uint32_t budget, cl_reaped *reaped)
     return rc;
 }
 
-/* The families that somebody uses the registry for; who of them has died is found out by looking at the owners, first. */
+/* The families of the registry's owners. Which of the owners have died is found out first, by checking the owners. */
 static uint32_t families_of(const cl_store *store, uint64_t *families)
 {
     const cl_control *c = store->control;
@@ -177,7 +178,7 @@ static uint32_t families_of(const cl_store *store, uint64_t *families)
     return n;
 }
 
-/* Messages whose time is over, whose family has ended, or whose block's name was taken away half way: from one hold on, so
+/* Drop messages whose time or family has ended, and holds of names whose removal was interrupted: from one hold on, so
  * many holds. */
 static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped *reaped)
 {
@@ -192,7 +193,7 @@ static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped 
         uint32_t i = *from;
         const cl_hold *h = &store->holds[i];
         cl_block *block;
-        int over = 0;
+        int over = 0, expired = 0;
         if (h->kind != CL_HOLD_MESSAGE && h->kind != CL_HOLD_FAMILY && h->kind != CL_HOLD_PERSIST) {
             continue;
         }
@@ -201,9 +202,9 @@ static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped 
             break;
         }
         if (h->kind != CL_HOLD_MESSAGE && block->name == 0) {
-            over = 1; /* its name was removed by a process that was killed before it could drop this */
+            over = 1; /* its name was removed by a process that was killed before it could drop this hold */
         } else if (h->kind == CL_HOLD_MESSAGE && now >= h->deadline_ns && !CL_MUTANT(reap_messages_never_end)) {
-            over = 1;
+            over = expired = 1;
         } else if (h->kind != CL_HOLD_PERSIST) {
             int alive = 0;
             for (uint32_t f = 0; f < nfamilies && !alive; f++) {
@@ -211,7 +212,7 @@ static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped 
             }
             if (!alive && h->parent_pid != 0) {
                 if (h->pid_namespace != (uint32_t)store->identity.pid_namespace) {
-                    alive = 1; /* its numbers mean nothing here: left to its own container, or to its time */
+                    alive = 1; /* its process numbers mean nothing here: left to its own container, or to its time */
                 } else {
                     if (h->parent_pid != asked_pid ||
                         (h->parent_start != asked_start && !CL_MUTANT(reap_parents_of_one_number))) {
@@ -227,6 +228,7 @@ static int reap_messages(cl_store *store, uint32_t *from, uint32_t n, cl_reaped 
         if (over) {
             rc = cl_hold_drop(store, i);
             reaped->messages++;
+            reaped->expired += (uint32_t)expired;
         }
     }
     return rc;
@@ -241,7 +243,8 @@ static int is_due(const cl_control *c, int64_t now)
     return (uint64_t)now - c->scanned_ns >= pause;
 }
 
-/* Who has ended since the last look: from one slot on, so many owners that live as far as anybody knows. */
+/* Find the owners that have ended since the last check: from one slot on, so many owners that live as far as is
+ * known. */
 static void look_at_owners(cl_store *store, uint32_t *from, uint32_t n, cl_reaped *reaped)
 {
     cl_control *c = store->control;
@@ -252,7 +255,7 @@ static void look_at_owners(cl_store *store, uint32_t *from, uint32_t n, cl_reape
             continue;
         }
         c->sweeping |= o->state == CL_OWNER_LIVE && o->stage == CL_STAGE_ESTATE;
-        if (o->state == CL_OWNER_GONE) { /* its unregistered copies may have ended; its slot may be due */
+        if (o->state == CL_OWNER_GONE) { /* its unregistered copies may have ended, and its slot may be free now */
             c->sweeping |=
                 o->unregistered != 0 || o->stage != CL_STAGE_DONE || (o->first_hold == 0 && o->first_estate == 0);
             continue;
@@ -261,14 +264,15 @@ static void look_at_owners(cl_store *store, uint32_t *from, uint32_t n, cl_reape
         if (i != store->slot && cl_owner_life(store, i, o->incarnation) != CL_ALIVE) {
             c->deaths++;
             c->deaths_in_op += atomic_load_explicit(&store->owners[i].op, memory_order_relaxed) != CL_OP_NONE;
+            cl_news_of_death(store, i);
             cl_owner_end(store, i);
             reaped->owners++;
         }
     }
 }
 
-/* Let others in between two steps: those who look on at the word get it in a microsecond, those who sleep have to be woken
- * first. CL_AGAIN: the lock could not be had again. */
+/* Release the lock between two steps. Spinning waiters get it in a microsecond, sleeping ones must be woken first.
+ * CL_AGAIN: the lock could not be taken again. */
 static int breathe(cl_store *store)
 {
     struct timespec nap = {.tv_nsec = 20000};
@@ -283,7 +287,7 @@ static int breathe(cl_store *store)
     return cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
 }
 
-/* Between two steps of a forced scan; CL_AGAIN: the lock is another's now. */
+/* Called between two steps of a forced scan. CL_AGAIN: the lock belongs to another process now. */
 static int pause_scan(cl_store *store, unsigned flags, int64_t *others)
 {
     if (flags & CL_SCAN_KEEP_LOCK) {
@@ -296,7 +300,7 @@ static int pause_scan(cl_store *store, unsigned flags, int64_t *others)
     return rc;
 }
 
-/* Look at the owners: all of them, or those that are next. */
+/* Check the owners: all of them, or only the next ones. */
 static int scan_owners(cl_store *store, unsigned flags, cl_reaped *reaped, int64_t *others)
 {
     uint32_t from = flags & CL_SCAN_FORCE ? 0 : store->look_at;
@@ -333,24 +337,20 @@ static int scan_messages(cl_store *store, unsigned flags, cl_reaped *reaped, int
     return CL_OK;
 }
 
-int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
+static int scan(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     cl_control *c = store->control;
-    cl_reaped counted = {0};
-    int64_t now = cl_monotonic_ns(), others = 0; /* time that others had, or could have had, the lock */
+    int64_t now = cl_monotonic_ns(), others = 0; /* time in which others had the lock, or could have had it */
     int timely = is_due(c, now), due = (flags & CL_SCAN_FORCE) || timely, rc = CL_OK;
     if (!due && !c->sweeping) {
         return CL_OK;
-    }
-    if (reaped == NULL) {
-        reaped = &counted;
     }
     uint32_t ended = reaped->owners;
     if (due) {
         rc = scan_owners(store, flags, reaped, &others);
     }
     int64_t swept = cl_monotonic_ns(),
-            paused = others; /* by steps, with others in between: no part of what a look costs */
+            paused = others; /* done in steps, with the lock released between: not part of the cost of a scan */
     while (rc == CL_OK && c->sweeping) {
         rc = sweep_owners(store, SWEEP_HOLDS, reaped);
         if (rc != CL_OK || !c->sweeping) {
@@ -366,7 +366,7 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     if (rc == CL_AGAIN || !due) {
         return rc;
     }
-    /* Who only asks for a name need not look at all messages each time. */
+    /* A lookup of a name need not check all messages each time. */
     if (rc == CL_OK && (!(flags & CL_SCAN_FOR_NAME) || timely || reaped->owners != ended)) {
         rc = scan_messages(store, flags, reaped, &others);
         if (rc == CL_AGAIN) {
@@ -383,12 +383,26 @@ int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
     return rc;
 }
 
+int cl_scan(cl_store *store, unsigned flags, cl_reaped *reaped)
+{
+    cl_reaped counted = {0};
+    cl_reaped *all = reaped != NULL ? reaped : &counted;
+    cl_reaped before = *all;
+    int rc = scan(store, flags, all);
+    cl_news_add(store, &before, all);
+    return rc;
+}
+
 int cl_reap(cl_store *store, unsigned flags, cl_reaped *reaped)
 {
     cl_reaped counted = {0};
     int rc = cl_enter(store, CL_OP_REAP, flags);
     if (rc != CL_OK) {
         return rc;
+    }
+    if (reaped != NULL) {
+        counted = store->joined;
+        store->joined = (cl_reaped){0};
     }
     rc = cl_scan(store, CL_SCAN_FORCE, &counted);
     cl_leave_keeping_error(store);

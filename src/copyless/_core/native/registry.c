@@ -5,15 +5,16 @@
  *   nothing --(creator, with every byte of live.N.<id> locked: links the finished registry)--> in use
  *   in use --(last owner out, or the first of another boot; every byte locked: `removed` set, files unlinked)--> nothing
  *
- * What SIGKILL leaves: before the link, a liveness file that nobody has locked, for the next sweep (the registry itself
- * had no name); after it, a sound registry with nobody in it. Between `removed` and the unlinks: a registry that every
- * opener sees as removed; the opener finishes the removal and makes a new one. An opener that meets a maker or remover at
- * work looks again, for OPEN_NS, and then lets its caller decide (CL_RETRY).
+ * What SIGKILL leaves: before the link, a liveness file that no process has locked, for the next sweep (the registry
+ * itself had no name); after it, a valid registry without owners. Between `removed` and the unlinks: a registry that
+ * every process that opens it sees as removed; such a process finishes the removal and makes a new registry. A process
+ * that opens the registry while another makes or removes it tries again, for OPEN_NS, and then lets its caller decide
+ * (CL_RETRY).
  *
- * A registry of another boot is over only where no other kernel can be using it: on a disk of this machine. In memory
- * (tmpfs) it cannot be older than this kernel, so another one has it; on a network's file system nobody can tell. */
+ * A registry of another boot is obsolete only if no other kernel can be using it: on a disk of this machine. A registry
+ * in memory (tmpfs) cannot be older than this kernel, so another kernel uses it. On a network file system it cannot be
+ * known whether another kernel uses it. */
 #define _GNU_SOURCE
-#include "filesystem.h"
 #include "store.h"
 
 #include <errno.h>
@@ -27,16 +28,24 @@
 
 #define OPEN_NS 200000000 /* so that the caller can serve signals */
 
-/* ---- making one */
+/* ---- making a registry */
 
-/* Link the first n entries of a table into its free list, in order. */
-static int chain(int fd, uint64_t table, size_t stride, size_t next_at, uint32_t n)
+/* Write the first n entries of a table at once: zeros, and one word of each entry. The word is 1, or it links the
+ * entries into a free list in order. */
+static int first_entries(int fd, uint64_t table, size_t stride, size_t word_at, uint32_t n, int linked)
 {
-    int ok = 1;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t next = i + 1 < n ? i + 2 : 0;
-        ok &= pwrite(fd, &next, sizeof next, (off_t)(table + i * stride + next_at)) == (ssize_t)sizeof next;
+    char *entries = calloc(n, stride);
+    if (entries == NULL) {
+        return 0;
     }
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t next = i + 1 < n ? i + 2 : 0, word = linked ? next : 1;
+        memcpy(entries + i * stride + word_at, &word, sizeof word);
+    }
+    int ok = pwrite(fd, entries, n * stride, (off_t)table) == (ssize_t)(n * stride);
+    int error = errno;
+    free(entries);
+    errno = error;
     return ok;
 }
 
@@ -74,23 +83,17 @@ static int fill_new(int fd, const cl_header *header, const cl_spill *spill)
         pwrite(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header || fchmod(fd, 0600) != 0) {
         return cl_fail(CL_SYSTEM, errno, "writing the registry");
     }
-    for (uint32_t i = 0; i < control.owners_high; i++) { /* never 0: see owners.c */
-        uint32_t incarnation = 1;
-        if (pwrite(fd, &incarnation, sizeof incarnation,
-                   (off_t)(CL_OFF_OWNERS + i * sizeof(cl_owner) + offsetof(cl_owner, incarnation))) !=
-            (ssize_t)sizeof incarnation) {
-            return cl_fail(CL_SYSTEM, errno, "writing the registry");
-        }
-    }
-    if (!chain(fd, CL_OFF_HOLDS, sizeof(cl_hold), offsetof(cl_hold, next), control.holds_high) ||
-        !chain(fd, CL_OFF_NAMES, sizeof(cl_name), offsetof(cl_name, next), control.names_high) ||
-        !chain(fd, CL_OFF_SEGMENTS, sizeof(cl_segment), offsetof(cl_segment, next), control.segments_high)) {
+    /* An owner's incarnation is never 0: see owners.c. */
+    if (!first_entries(fd, CL_OFF_OWNERS, sizeof(cl_owner), offsetof(cl_owner, incarnation), control.owners_high, 0) ||
+        !first_entries(fd, CL_OFF_HOLDS, sizeof(cl_hold), offsetof(cl_hold, next), control.holds_high, 1) ||
+        !first_entries(fd, CL_OFF_NAMES, sizeof(cl_name), offsetof(cl_name, next), control.names_high, 1) ||
+        !first_entries(fd, CL_OFF_SEGMENTS, sizeof(cl_segment), offsetof(cl_segment, next), control.segments_high, 1)) {
         return cl_fail(CL_SYSTEM, errno, "writing the registry");
     }
     return CL_OK;
 }
 
-/* Make and lock the liveness file. A sweep that found it before it was locked has taken its name away. */
+/* Make and lock the liveness file. If a sweep found it before it was locked, the sweep has removed its name. */
 static int make_live(int directory, const char *name, struct stat *st)
 {
     int fd = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -140,8 +143,8 @@ static int make_registry(int directory, const cl_identity *identity, const cl_se
     header.live_device = st.st_dev;
     header.live_inode = st.st_ino;
     header.checksum = cl_hash64(&header, offsetof(cl_header, checksum));
-    fd = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (fd < 0) { /* a file system without nameless files */
+    fd = cl_open_nameless(directory);
+    if (fd < 0) { /* a file system that has no nameless files */
         cl_file_name(temporary, CL_NEW_PREFIX, header.id);
         fd = openat(directory, temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     }
@@ -153,10 +156,8 @@ static int make_registry(int directory, const cl_identity *identity, const cl_se
     rc = fill_new(fd, &header, &spill);
     CL_KILL_POINT();
     if (rc == CL_OK) {
-        char path[40];
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
         int linked = temporary[0] ? linkat(directory, temporary, directory, CL_REGISTRY_FILE, 0)
-                                  : linkat(AT_FDCWD, path, directory, CL_REGISTRY_FILE, AT_SYMLINK_FOLLOW);
+                                  : cl_give_name(fd, directory, CL_REGISTRY_FILE);
         if (linked != 0) {
             rc = errno == EEXIST || errno == ENOENT ? CL_RETRY : cl_fail(CL_SYSTEM, errno, "publishing the registry");
         }
@@ -173,24 +174,24 @@ out:;
     if (fd >= 0) {
         close(fd);
     }
-    close(live_fd); /* from here others may join */
+    close(live_fd); /* from here on others may join */
     *cl_last_error() = kept;
     return rc;
 }
 
-/* ---- opening one */
+/* ---- opening a registry */
 
 static int check_header(const cl_header *h, uint64_t file_size)
 {
     if (h->magic != CL_MAGIC) {
-        return cl_fail(CL_CORRUPT, 0, "registry: wrong magic %016llx", (unsigned long long)h->magic);
+        return cl_fail(CL_CORRUPT, 0, "registry: wrong magic number %016llx", (unsigned long long)h->magic);
     }
     if (h->layout != CL_LAYOUT_VERSION || h->kind != CL_KIND_REGISTRY) {
-        return cl_fail(CL_CORRUPT, 0, "registry: layout %u kind %u, expected %u and %u", h->layout, h->kind,
+        return cl_fail(CL_CORRUPT, 0, "registry: layout %u and kind %u, expected %u and %u", h->layout, h->kind,
                        CL_LAYOUT_VERSION, CL_KIND_REGISTRY);
     }
     if (h->checksum != cl_hash64(h, offsetof(cl_header, checksum)) && !CL_MUTANT(registry_checksum_unchecked)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: header checksum does not match");
+        return cl_fail(CL_CORRUPT, 0, "registry: the header's checksum does not match");
     }
     if (h->format != CL_FORMAT) {
         return cl_fail(CL_OTHER_FORMAT, 0,
@@ -199,8 +200,8 @@ static int check_header(const cl_header *h, uint64_t file_size)
                        h->format, CL_FORMAT);
     }
     if (h->file_size != CL_REGISTRY_SIZE || file_size != CL_REGISTRY_SIZE) {
-        return cl_fail(CL_CORRUPT, 0, "registry: file of %llu bytes, header says %llu", (unsigned long long)file_size,
-                       (unsigned long long)h->file_size);
+        return cl_fail(CL_CORRUPT, 0, "registry: the file has %llu bytes, its header records %llu",
+                       (unsigned long long)file_size, (unsigned long long)h->file_size);
     }
     return CL_OK;
 }
@@ -212,7 +213,8 @@ int cl_read_header(int fd, cl_header *header, struct stat *st)
     }
     if (!S_ISREG(st->st_mode) || st->st_uid != geteuid() ||
         pread(fd, header, sizeof *header, 0) != (ssize_t)sizeof *header) {
-        return cl_fail(CL_CORRUPT, 0, "registry: no regular file of ours, or too short (%lld bytes)",
+        return cl_fail(CL_CORRUPT, 0,
+                       "registry: it is not a regular file of this user, or it is too short (%lld bytes)",
                        (long long)st->st_size);
     }
     return check_header(header, (uint64_t)st->st_size);
@@ -236,23 +238,10 @@ static void close_files(cl_store *store)
     cl_life_end(store);
 }
 
-void cl_point_tables(cl_store *store)
-{
-    uint8_t *base = store->base;
-    store->control = (cl_control *)(void *)(base + CL_OFF_CONTROL);
-    store->owners = (cl_owner *)(void *)(base + CL_OFF_OWNERS);
-    store->buckets = (uint32_t *)(void *)(base + CL_OFF_BUCKETS);
-    store->names = (cl_name *)(void *)(base + CL_OFF_NAMES);
-    store->holds = (cl_hold *)(void *)(base + CL_OFF_HOLDS);
-    store->segments = (cl_segment *)(void *)(base + CL_OFF_SEGMENTS);
-    store->marks = (cl_mark_page *)(void *)(base + CL_OFF_MARKS);
-    store->mark_bits = (uint64_t *)(void *)(base + CL_OFF_MARK_BITS);
-}
+/* ---- removing a registry */
 
-/* ---- removing one */
-
-/* All bytes, but for our own if we have joined. A process that has just left lets its bytes go a moment later: that is
- * waited for, but no process that joins, since it may be waiting for us. */
+/* Lock all bytes, except this process's own ones if it has joined. A process that has just left releases its bytes a
+ * moment later: wait for that, but not for a process that joins, since that one may be waiting for this one. */
 static int exclude_others(cl_store *store)
 {
     int64_t until = cl_monotonic_ns() + OPEN_NS;
@@ -271,13 +260,13 @@ static int exclude_others(cl_store *store)
     return 1;
 }
 
-/* CL_OK; CL_AGAIN: a process has a byte of the liveness file, or another has removed it already; CL_EXISTS: it holds
- * names that persist. */
+/* CL_OK. CL_AGAIN: a process has a byte of the liveness file locked, or another has removed the registry already.
+ * CL_EXISTS: it has persistent names. */
 static int discard(cl_store *store)
 {
     char live[CL_FILE_NAME];
-    if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* what else it had is gone, or another's */
-        /* Nobody can join by name any more; forked children of owners would, and there is no other owner. */
+    if (atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* the other files are gone, or another's */
+        /* No process can join by name any more. Forked children of owners could, but there is no other owner. */
         if (!cl_is_file(store->live_fd, store->live_device, store->live_inode) || exclude_others(store)) {
             cl_books_remove(store);
             cl_spill_remove(store);
@@ -310,38 +299,39 @@ static int of_another_boot(cl_store *store)
 {
     switch (cl_filesystem_of(cl_directory(store))) {
     case CL_FS_MEMORY:
-        return cl_fail(
-            CL_FOREIGN, 0,
-            "%s is in use by another kernel, or by processes that see another "
-            "/proc/sys/kernel/random/boot_id than this one: set COPYLESS_DIR to a directory of this kernel's "
-            "own",
-            CL_REGISTRY_FILE);
+        return cl_fail(CL_FOREIGN, 0,
+                       "%s is in use by another kernel, or by processes that see another " CL_BOOT_ID_PLACE
+                       " than this one: set COPYLESS_DIR to a directory of this kernel's "
+                       "own",
+                       CL_REGISTRY_FILE);
     case CL_FS_SHARED:
         return cl_fail(CL_FOREIGN, 0,
-                       "%s is of another boot, on a file system that other machines may share, so that nobody can tell "
-                       "whether it is in use: set COPYLESS_DIR to a tmpfs, or remove it yourself",
+                       "%s was created under another boot ID, on a file system that other machines may share, so it "
+                       "may be in use there: set COPYLESS_DIR to a tmpfs, or remove the file yourself",
                        CL_REGISTRY_FILE);
     default:
         break;
     }
     int rc = CL_AGAIN;
     if (cl_exclude_all(store->live_fd)) {
-        rc = cl_replay(store->base); /* of its lock's last holder: the counts are right after it */
+        rc = cl_replay(store->base); /* the journal of the lock's last holder: afterwards the counts are right */
         rc = rc == CL_OK ? discard(store) : rc;
     } else if (!cl_is_excluded(store->live_fd)) {
-        return cl_fail(CL_FOREIGN, 0, "%s is of another boot, and live processes use it", CL_REGISTRY_FILE);
+        return cl_fail(CL_FOREIGN, 0, "%s was created under another boot ID, and live processes use it",
+                       CL_REGISTRY_FILE);
     }
     if (rc == CL_EXISTS) {
-        return cl_fail(CL_FOREIGN, 0,
-                       "%s is of an earlier boot and holds %u names that persist: 'copyless reap --force' removes it",
-                       CL_REGISTRY_FILE, store->control->persistent);
+        return cl_fail(
+            CL_FOREIGN, 0,
+            "%s was created under an earlier boot and has %u persistent names: 'copyless reap --force' removes it",
+            CL_REGISTRY_FILE, store->control->persistent);
     }
     return rc == CL_OK || rc == CL_AGAIN ? CL_RETRY : rc;
 }
 
 /* ---- joining */
 
-/* The liveness file; CL_RETRY: it went with its registry, just now. */
+/* Open the liveness file. CL_RETRY: it was removed with its registry just now. */
 static int open_live(cl_store *store, const cl_header *header)
 {
     char live[CL_FILE_NAME];
@@ -353,16 +343,16 @@ static int open_live(cl_store *store, const cl_header *header)
         if (why == ENOENT && !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
             return CL_RETRY;
         }
-        return why == ENOENT ? cl_fail(CL_CORRUPT, 0, "registry: %s is gone", live)
+        return why == ENOENT ? cl_fail(CL_CORRUPT, 0, "registry: %s does not exist", live)
                              : cl_fail(CL_SYSTEM, why, "opening %s", live);
     }
     if (fstat(store->live_fd, &st) != 0) {
-        return cl_fail(CL_SYSTEM, errno, "looking at %s", live);
+        return cl_fail(CL_SYSTEM, errno, "reading the status of %s", live);
     }
     /* The number of a disk's device may change from boot to boot. */
     if (!S_ISREG(st.st_mode) || st.st_ino != header->live_inode ||
         (st.st_dev != header->live_device && header->boot == store->identity.boot)) {
-        return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that it was made with", live);
+        return cl_fail(CL_CORRUPT, 0, "registry: %s is not the file that was created with it", live);
     }
     return CL_OK;
 }
@@ -394,7 +384,7 @@ static int open_once(cl_store *store)
         store->base = NULL;
         return cl_fail(CL_SYSTEM, errno, "mapping the registry");
     }
-    madvise(store->base, CL_REGISTRY_SIZE, MADV_DONTDUMP);
+    cl_keep_out_of_dumps(store->base, CL_REGISTRY_SIZE);
     cl_point_tables(store);
     if (store->control->guard != CL_GUARD || store->control->guard_end != CL_GUARD) {
         return cl_fail(CL_CORRUPT, 0, "registry: the control area is overwritten");
@@ -411,8 +401,10 @@ static int open_once(cl_store *store)
         return of_another_boot(store);
     }
     if (store->control->removed && !CL_MUTANT(registry_opened_though_removed)) {
-        rc = discard(store); /* its last owner was killed, or is at it: then it is CL_AGAIN */
-        return rc == CL_OK || rc == CL_AGAIN ? CL_RETRY : cl_fail(CL_CORRUPT, 0, "registry: removed, with names in it");
+        rc = discard(store); /* its last owner was killed, or is removing it: then CL_AGAIN */
+        return rc == CL_OK || rc == CL_AGAIN
+                   ? CL_RETRY
+                   : cl_fail(CL_CORRUPT, 0, "registry: it is marked as removed but has names");
     }
     store->registry_device = st.st_dev;
     store->registry_inode = st.st_ino;
@@ -439,11 +431,11 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
     store->identity = *identity;
     store->settings = *settings;
     store->nonce = cl_random64();
-    store->slot = CL_MAX_OWNERS; /* none yet */
+    store->slot = CL_MAX_OWNERS; /* there is none yet */
     int rc = CL_RETRY;
     int64_t until = cl_monotonic_ns() + OPEN_NS;
     for (int tries = 0; rc == CL_RETRY || rc == CL_TIMEOUT; tries++) {
-        if (tries > 4) { /* a registry is made in some 0.1 ms */
+        if (tries > 4) { /* making a registry takes some 0.1 ms */
             struct timespec nap = {.tv_nsec = 500000};
             nanosleep(&nap, NULL);
         }
@@ -458,10 +450,10 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
         }
     }
     if (rc == CL_TIMEOUT) {
-        rc = cl_fail(CL_RETRY, 0, "process %u holds the registry's lock and does not go on: it is stopped, perhaps",
+        rc = cl_fail(CL_RETRY, 0, "process %u holds the registry's lock and makes no progress: it may be stopped",
                      cl_waits()->pid);
     } else if (rc == CL_RETRY) {
-        cl_fail(CL_RETRY, 0, "%s is being made or removed by another process, which does not go on", CL_REGISTRY_FILE);
+        cl_fail(CL_RETRY, 0, "another process is creating or removing %s and makes no progress", CL_REGISTRY_FILE);
     }
     if (rc == CL_OK && store->made) {
         cl_sweep(store);
@@ -472,7 +464,7 @@ int cl_store_open(cl_store *store, int directory, const cl_identity *identity, c
 
 /* ---- leaving for good */
 
-/* How many other processes use the registry, and how many of them are leaving it too. */
+/* How many other processes use the registry, and how many of them are leaving it. */
 static int others_live(cl_store *store, int *leaving)
 {
     int n = 0;
@@ -483,13 +475,13 @@ static int others_live(cl_store *store, int *leaving)
             n++;
             *leaving += o->leaving != 0;
         } else if (i != store->slot && o->state == CL_OWNER_GONE && o->unregistered != 0) {
-            n++; /* a forked copy of it may live, with all that it held */
+            n++; /* a forked copy of it may live, with everything that it held */
         }
     }
     return n + (store->owners[store->slot].unregistered != 0);
 }
 
-/* Unmap what nothing of this process uses. Under the mutex, before the registry's lock: it may take long. */
+/* Unmap what this process does not use. Under the mutex, before the registry's lock is taken: it may take long. */
 static int drop_maps(cl_store *store)
 {
     int in_use = 0;
@@ -510,29 +502,29 @@ static int drop_maps(cl_store *store)
     return in_use;
 }
 
-/* Nobody else is left: everything goes that nobody asked to persist. The lock is kept, or somebody could join what we are
- * about to remove. 1: the registry is removed. */
+/* No other process is left: remove everything that was not asked to persist. The lock is kept, or a process could join
+ * what is about to be removed. 1: the registry is removed. */
 static int take_all_away(cl_store *store)
 {
     uint32_t given;
     store->leaving = 1;
     cl_scan(store, CL_SCAN_FORCE | CL_SCAN_KEEP_LOCK, NULL);
-    do { /* so many at a time */
+    do { /* this many at a time */
         uint32_t steps = UINT32_MAX;
         cl_trim_locked(store, 0, INT64_MAX, NULL, &steps);
         given = store->ngoing;
         cl_finish_going(store, 1);
     } while (given != 0);
     int kept = store->control->total_bytes != 0 || store->control->messages != 0 || store->control->persistent != 0;
-    if (kept && !atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* adrift: nobody can come for it */
+    if (kept && !atomic_load_explicit(&store->adrift, memory_order_relaxed)) { /* adrift: no process can come for it */
         return 0;
     }
-    return discard(store) == CL_OK; /* not: somebody is joining just now */
+    return discard(store) == CL_OK; /* not now: a process is joining */
 }
 
-/* Leaving, and what SIGKILL leaves: the slot stays ours until the process ends. It is marked gone when nothing of this
- * process uses memory any more, under the lock; then the lock is let go; then the byte. Killed anywhere, the byte is free
- * and the next scan goes on; the slot itself is freed by that scan in any case. */
+/* Leaving, and what SIGKILL leaves: the slot belongs to this process until it ends. When this process no longer uses
+ * memory, the slot is marked gone, under the lock; then the lock is released; then the byte. If the process is killed
+ * at any step, the byte is free and the next scan continues; that scan frees the slot in any case. */
 int cl_store_leave(cl_store *store)
 {
     int removed = 0;
@@ -555,14 +547,14 @@ int cl_store_leave(cl_store *store)
         }
         store->owners[store->slot].leaving = 1;
         int leaving, others;
-        if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) { /* and the lock could not be had again */
+        if (cl_scan(store, CL_SCAN_FORCE, NULL) == CL_AGAIN) { /* and the lock could not be taken again */
             cl_leave(store);
             continue;
         }
         others = others_live(store, &leaving);
         if (others == 0 || others > leaving || cl_monotonic_ns() >= deadline) {
-            /* Arrays still in use are given up by the end of the process only: a thread may write to them. What is held
-             * else was drafted for a queue, and never put. */
+            /* Arrays that are still in use are released only by the end of the process: a thread may write to them. The
+             * other holds are drafts for a queue that were never put. */
             int ends = others == 0 || !mine;
             if (ends) {
                 cl_owner_end(store, store->slot);
@@ -575,7 +567,7 @@ int cl_store_leave(cl_store *store)
             cl_unlock_registry(store);
             store->open = 0;
             if (ends) {
-                drop_maps(store); /* those whose segments went */
+                drop_maps(store); /* those whose segments were removed */
                 cl_life_end(store);
             }
             cl_leave_tables(store);

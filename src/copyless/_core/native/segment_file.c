@@ -1,14 +1,14 @@
 /* Segments: files of blocks, and this process's mappings of them.
  *
- * Promise: a mapping is handed out only after every field of the file's header agrees with the file itself and with
- * the identity asked for; memory behind a fresh segment is reserved for real, so that writing to it cannot fail.
- * A segment's file carries its random id in its name, which is never reused.
+ * Promise: a mapping is returned only after every field of the file's header agrees with the file itself and with the
+ * identity that was asked for. The memory of a new segment is really reserved, so writing to it cannot fail. The name
+ * of a segment's file contains the segment's random id, which is never reused.
  *
- * Descriptors: one is kept for each of the first mappings, so that looking at a file costs a fifth of a microsecond; at most
- * an eighth of what the process may open. When no file can be opened they are all closed, and half as many kept from then on,
- * so that the program finds some for itself: then a file is looked at by its name. */
+ * Descriptors: each of the first mappings keeps one, so that checking the file costs a fifth of a microsecond. They are
+ * at most an eighth of the descriptors that the process may open. When no file can be opened, all of them are closed,
+ * and from then on half as many are kept, so that the program gets some: files without a descriptor are checked by
+ * their names. */
 #define _GNU_SOURCE
-#include "capacity.h"
 #include "store.h"
 
 #include <errno.h>
@@ -21,18 +21,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-#define KEPT_DESCRIPTORS 128u /* at most, and an eighth of what the process may open */
+#define KEPT_DESCRIPTORS 128u /* at most, and at most an eighth of what the process may open */
 #define HEADROOM                                                                                                       \
-    ((uint64_t)64 << 10) /* of the mount: left to the registry, which must be able to write down what goes elsewhere */
-#define BEYOND                                                                                                         \
-    CL_PAGE /* mapped past the end of the file: who writes past the last block is stopped (SIGBUS), and hits no neighbour */
-#define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can come between */
+    ((uint64_t)64 << 10) /* bytes of the mount that are left to the registry, which must record what goes elsewhere */
+#define BEYOND CL_PAGE /* mapped past the end of the file: a write there is a SIGBUS, and hits nothing else */
+#define CHUNK ((uint64_t)64 << 20) /* reserve and populate in steps, so that a signal can be served between */
 
 void cl_segment_destroy(cl_store *store, uint64_t id)
 {
@@ -46,10 +39,11 @@ void cl_segment_destroy(cl_store *store, uint64_t id)
     }
     unlinkat(directory, file, 0);
     if (fd >= 0) {
-        /* Other processes may still have it mapped, though nobody may use it: the memory goes back now. Not when we leave as
-         * the last: a thread of ours may write to its array until the process ends, which is soon. */
+        /* Other processes may still have it mapped, though none may use it: give the memory back now. Not if this is
+         * the last process and is leaving: one of its threads may write to its array until the process ends, which is
+         * soon. */
         if (!store->leaving && ftruncate(fd, 0) != 0) {
-            /* it goes with the last mapping */
+            /* it ends with the last mapping */
         }
         close(fd);
     }
@@ -61,7 +55,7 @@ static int reserve(int fd, uint64_t size)
         uint64_t n = size - at < CHUNK ? size - at : CHUNK;
         int rc;
         do {
-            rc = posix_fallocate(fd, (off_t)at, (off_t)n);
+            rc = cl_reserve_room(fd, at, n);
         } while (rc == EINTR);
         CL_KILL_POINT();
         if (rc == ENOSPC || rc == EDQUOT || rc == EFBIG) {
@@ -78,9 +72,10 @@ static int reserve(int fd, uint64_t size)
 
 static void populate(uint8_t *base, uint64_t size)
 {
-    /* Page tables made in one go cost a tenth of a fault each. Old kernels refuse: then pages fault in one by one. */
+    /* Filling the page tables at once costs a tenth of a fault per page. Old kernels refuse: then pages fault in one by
+     * one. */
     for (uint64_t at = 0; at < size; at += CHUNK) {
-        if (madvise(base + at, size - at < CHUNK ? size - at : CHUNK, MADV_POPULATE_WRITE) != 0) {
+        if (cl_make_pages(base + at, size - at < CHUNK ? size - at : CHUNK) != 0) {
             return;
         }
     }
@@ -115,7 +110,7 @@ static uint32_t may_keep(const cl_store *store)
     return most;
 }
 
-/* Under the store's mutex. Whether there were any. */
+/* Under the store's mutex. Returns whether there were any. */
 static int give_descriptors_back(cl_store *store)
 {
     uint32_t had = store->kept;
@@ -181,7 +176,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
             break;
         }
         if (fd < 0) {
-            cl_spill_forget(store); /* a cleaner of that directory took it away: make it anew */
+            cl_spill_forget(store); /* a cleanup program removed it: make it again */
             errno = ENOENT;
         }
     }
@@ -223,7 +218,7 @@ int cl_segment_create(cl_store *store, cl_map *map, uint64_t id, uint32_t class_
 int cl_descriptors_give_back(cl_store *store)
 {
     int rc;
-    while ((rc = cl_enter_tables(store, CL_MAY_WAIT)) == CL_AGAIN) { /* another thread's turn, which is short */
+    while ((rc = cl_enter_tables(store, CL_MAY_WAIT)) == CL_AGAIN) { /* wait for another thread, which is fast */
     }
     if (rc != CL_OK) {
         return 0;
@@ -236,19 +231,20 @@ int cl_descriptors_give_back(cl_store *store)
 int cl_segment_header_check(const cl_header *h, uint64_t id, uint64_t file_size, const char *file)
 {
     if (h->magic != CL_MAGIC || h->kind != CL_KIND_DATA || h->layout != CL_LAYOUT_VERSION) {
-        return cl_fail(CL_CORRUPT, 0, "%s: magic %016llx kind %u layout %u is no segment of this layout", file,
+        return cl_fail(CL_CORRUPT, 0,
+                       "%s: it is not a segment of this layout (magic number %016llx, kind %u, layout %u)", file,
                        (unsigned long long)h->magic, h->kind, h->layout);
     }
     if (h->checksum != cl_hash64(h, offsetof(cl_header, checksum)) && !CL_MUTANT(segment_checksum_unchecked)) {
-        return cl_fail(CL_CORRUPT, 0, "%s: header checksum does not match", file);
+        return cl_fail(CL_CORRUPT, 0, "%s: the header's checksum does not match", file);
     }
     if (h->id != id) {
-        return cl_fail(CL_CORRUPT, 0, "%s: holds segment %016llx, swapped for another", file,
+        return cl_fail(CL_CORRUPT, 0, "%s: it contains segment %016llx: the file was replaced by another", file,
                        (unsigned long long)h->id);
     }
     if (h->file_size != file_size) {
-        return cl_fail(CL_CORRUPT, 0, "%s: %llu bytes, header says %llu", file, (unsigned long long)file_size,
-                       (unsigned long long)h->file_size);
+        return cl_fail(CL_CORRUPT, 0, "%s: the file has %llu bytes, its header records %llu", file,
+                       (unsigned long long)file_size, (unsigned long long)h->file_size);
     }
     if (h->nblocks == 0 || h->nblocks > CL_BLOCKS || h->block_size == 0 ||
         h->block_size > (h->file_size - CL_PAGE) / h->nblocks) {
@@ -258,16 +254,17 @@ int cl_segment_header_check(const cl_header *h, uint64_t id, uint64_t file_size,
     return CL_OK;
 }
 
-/* A file that may be missing: the storage directory's files were removed under us. */
+/* Whether a file may be missing because the storage directory's files were removed while in use. */
 static int is_adrift_file(const cl_store *store, const cl_map *map)
 {
     return atomic_load_explicit(&store->adrift, memory_order_relaxed) && map->header.class_index != CL_SPILLED;
 }
 
-/* Whether its end can still be read, where neither a descriptor nor a name tells its length. (Before Linux 5.14 nothing does.) */
+/* Whether its end can still be read, if neither a descriptor nor a name gives its length. (Before Linux 5.14 this
+ * cannot be found out.) */
 static int is_whole(const cl_map *map)
 {
-    return madvise(map->base + map->size - CL_PAGE, CL_PAGE, MADV_POPULATE_READ) == 0 || errno != EFAULT;
+    return cl_read_pages(map->base + map->size - CL_PAGE, CL_PAGE) == 0 || errno != EFAULT;
 }
 
 static int check_name(cl_store *store, const cl_map *map)
@@ -275,16 +272,18 @@ static int check_name(cl_store *store, const cl_map *map)
     struct stat st;
     if (fstatat(cl_home(store, map->header.class_index, 0), map->file, &st, AT_SYMLINK_NOFOLLOW) != 0) {
         if (is_adrift_file(store, map)) {
-            return is_whole(map) ? CL_OK /* it went with the others; the mapping keeps it */
-                                 : cl_fail(CL_CORRUPT, 0, "%s: truncated, before it was removed", map->file);
+            return is_whole(map)
+                       ? CL_OK /* it was removed with the others; the mapping keeps it */
+                       : cl_fail(CL_CORRUPT, 0, "%s: the file was truncated before it was removed", map->file);
         }
         return errno == ENOENT ? cl_fail(CL_CORRUPT, 0, "%s: the file was removed", map->file)
                                : cl_fail(CL_SYSTEM, errno, "reading %s", map->file);
     }
     if ((st.st_ino != map->inode && !CL_MUTANT(segment_inode_unchecked)) || (uint64_t)st.st_size != map->size) {
         return cl_fail(CL_CORRUPT, 0,
-                       "%s: %lld bytes, inode %llu; mapped were %llu and %llu: truncated, grown or swapped", map->file,
-                       (long long)st.st_size, (unsigned long long)st.st_ino, (unsigned long long)map->size,
+                       "%s: now %lld bytes, inode %llu; when mapped %llu bytes, inode %llu: the file was truncated, "
+                       "extended or replaced",
+                       map->file, (long long)st.st_size, (unsigned long long)st.st_ino, (unsigned long long)map->size,
                        (unsigned long long)map->inode);
     }
     return CL_OK;
@@ -295,7 +294,7 @@ int cl_segment_check(cl_store *store, cl_map *map)
     struct stat st;
     int rc = CL_OK;
     if (map->fd >= 0 && (fstat(map->fd, &st) != 0 || st.st_ino != map->inode || st.st_dev != map->device)) {
-        map->fd = -1; /* the program closed it; the number may be a file of its own by now */
+        map->fd = -1; /* the program closed it; the number may belong to a file of the program now */
         store->kept -= map->kept;
         map->kept = 0;
     }
@@ -304,7 +303,8 @@ int cl_segment_check(cl_store *store, cl_map *map)
     } else if (st.st_nlink == 0 && is_adrift_file(store, map)) {
         rc = (uint64_t)st.st_size == map->size
                  ? CL_OK
-                 : cl_fail(CL_CORRUPT, 0, "%s: %lld bytes; mapped were %llu: truncated or grown", map->file,
+                 : cl_fail(CL_CORRUPT, 0,
+                           "%s: now %lld bytes; when mapped %llu bytes: the file was truncated or extended", map->file,
                            (long long)st.st_size, (unsigned long long)map->size);
     } else if ((uint64_t)st.st_size != map->size || ctime_of(&st) != map->ctime_ns) {
         rc = check_name(store, map);
@@ -315,7 +315,7 @@ int cl_segment_check(cl_store *store, cl_map *map)
     }
     if (memcmp(map->base, &map->header, sizeof map->header) != 0) {
         cl_header header =
-            *(const cl_header *)(const void *)map->base; /* copied once, then checked: says what is wrong */
+            *(const cl_header *)(const void *)map->base; /* copied once, then checked; the error says what is wrong */
         rc = cl_segment_header_check(&header, map->id, map->size, map->file);
         return rc != CL_OK ? rc : cl_fail(CL_CORRUPT, 0, "%s: its header has changed", map->file);
     }
@@ -345,7 +345,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         }
     }
     if (fd < 0) {
-        return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment %s no longer exists", file)
+        return errno == ENOENT ? cl_fail(CL_STALE, 0, "its segment file %s no longer exists", file)
                                : cl_fail(CL_SYSTEM, errno, "opening %s", file);
     }
     struct stat st;
@@ -355,7 +355,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
         rc = cl_fail(CL_SYSTEM, errno, "reading %s", file);
     } else if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() ||
                pread(fd, &header, sizeof header, 0) != (ssize_t)sizeof header) {
-        rc = cl_fail(CL_CORRUPT, 0, "%s: no regular file of ours, or too short (%lld bytes)", file,
+        rc = cl_fail(CL_CORRUPT, 0, "%s: it is not a regular file of this user, or it is too short (%lld bytes)", file,
                      (long long)st.st_size);
     } else {
         rc = cl_segment_header_check(&header, id, (uint64_t)st.st_size, file);
@@ -375,7 +375,7 @@ int cl_segment_map(cl_store *store, uint64_t id, uint32_t slot, cl_map **out)
     if (map == NULL) {
         close(fd);
         munmap(base, header.file_size + BEYOND);
-        return cl_fail(CL_SYSTEM, ENOMEM, "a mapping's table");
+        return cl_fail(CL_SYSTEM, ENOMEM, "allocating the table of a mapping");
     }
     memcpy(map->file, file, sizeof file);
     map->header = header;
@@ -402,7 +402,7 @@ int cl_segment_agrees(cl_store *store, const cl_map *map)
     const cl_segment *s = &store->segments[map->slot];
     if (s->id != map->id || s->nblocks != map->nblocks || s->block_size != map->block_size ||
         s->file_size != map->size || (s->inode != map->inode && !CL_MUTANT(segment_recorded_inode_unchecked))) {
-        return cl_fail(CL_CORRUPT, 0, "%s: the file and the registry disagree about it", map->file);
+        return cl_fail(CL_CORRUPT, 0, "%s: the file's header and the registry disagree", map->file);
     }
     return CL_OK;
 }
@@ -412,7 +412,7 @@ int cl_segment_agrees(cl_store *store, const cl_map *map)
 int cl_map_add(cl_store *store, cl_map *map)
 {
     if (store->maps == NULL) {
-        store->maps = calloc(CL_MAX_SEGMENTS, sizeof *store->maps); /* pages come as they are touched */
+        store->maps = calloc(CL_MAX_SEGMENTS, sizeof *store->maps); /* pages are mapped when they are touched */
     }
     if (store->nmaps == store->maps_room) {
         uint32_t room = store->maps_room ? store->maps_room * 2 : 16;
@@ -423,10 +423,10 @@ int cl_map_add(cl_store *store, cl_map *map)
         }
     }
     if (store->maps == NULL || store->nmaps == store->maps_room) {
-        return cl_fail(CL_SYSTEM, ENOMEM, "the table of mappings");
+        return cl_fail(CL_SYSTEM, ENOMEM, "allocating the table of mappings");
     }
     if (store->maps[map->slot] != NULL) {
-        cl_map_drop(store, store->maps[map->slot]); /* of an earlier segment in this slot, which is gone */
+        cl_map_drop(store, store->maps[map->slot]); /* of an earlier segment in this slot, which no longer exists */
     }
     uint32_t at = store->nmaps;
     while (at > 0 && store->by_address[at - 1]->base > map->base) {
@@ -439,7 +439,7 @@ int cl_map_add(cl_store *store, cl_map *map)
         map->kept = store->kept < may_keep(store);
         store->kept += map->kept;
         if (!map->kept) {
-            forget_descriptor(map); /* many already: this file is looked at by its name */
+            forget_descriptor(map); /* there are many already: this file is checked by its name */
         }
     }
     store->maps[map->slot] = map;

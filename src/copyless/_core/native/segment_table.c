@@ -1,15 +1,18 @@
 /* The table of segments: taking a slot, and giving a segment back.
  *
- * Promise: a slot in `making` or `going` carries the name of the owner that works on it, so that it can be finished for
- * a dead owner. No block of a segment in `going` is handed out.
+ * Promise: a slot in `making` or `going` names the owner that works on it, so that other processes can finish the work
+ * of a dead owner. No block of a segment in `going` is handed out.
  *
- * Giving a segment back, and what SIGKILL leaves: (1) the slot is `going`, with our name; (2) its blocks leave the free
- * list one by one; (3) the file is unlinked; (4) the slot is free. Killed anywhere, the reaper goes on from there, and an
- * allocation that meets a free block of a `going` segment takes it off the list.
+ * Giving a segment back, and what SIGKILL leaves: (1) the slot is `going`, with the name of this process; (2) its
+ * blocks leave the free list one by one; (3) the file is unlinked; (4) the slot is free. If the process is killed at
+ * any step, the reaper continues from there, and an allocation that meets a free block of a `going` segment takes it
+ * off the list.
  *
- * Whole free segments stay up to settings.warm_limit bytes, the longest unused go first; at once when another allocation
- * would otherwise fail; and all that lie idle longer than settings.idle_ns. Looking for them is done by steps, each process
- * from where it stopped, so that the registry's lock is never held for a look at the whole table. */
+ * Segments whose blocks are all free stay, up to settings.warm_limit bytes; those that were unused longest are given
+ * back first. They are given back at once if another allocation would otherwise fail, and when they have been unused
+ * for longer than settings.idle_ns. The search for them is done in steps, and each process continues where it stopped,
+ * so that the registry's lock is never held for a pass over the whole table. */
+#define _GNU_SOURCE
 #include "store.h"
 
 static int grow(cl_store *store, int last)
@@ -37,10 +40,10 @@ int cl_segment_slot(cl_store *store, uint32_t state, uint64_t id, int last, uint
     }
     uint32_t i = c->segments_free - 1;
     if (i >= c->segments_high || store->segments[i].state != CL_SEGMENT_FREE) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the free list of segments names %u", i);
+        return cl_fail(CL_CORRUPT, 0, "registry: the free list of segments has the invalid entry %u", i);
     }
     cl_segment *s = &store->segments[i];
-    s->nblocks = 0; /* a free slot is ours to prepare: nobody looks at it before its state changes */
+    s->nblocks = 0; /* this process may prepare a free slot: no other reads it before its state changes */
     s->used = 0;
     s->file_size = 0;
     cl_txn txn = cl_begin(store->base);
@@ -110,19 +113,20 @@ void cl_finish_going(cl_store *store, int keep_locked)
     }
     if (!keep_locked) {
         int rc = cl_lock_registry(store, CL_OP_REAP, cl_monotonic_ns() + CL_SLICE_NS);
-        if (rc == CL_AGAIN) { /* whoever has it is stopped, perhaps: the slots are ours until we next have the lock */
+        if (rc == CL_AGAIN) { /* its holder may be stopped: the slots stay this process's until it next has the lock */
             for (uint32_t i = 0; i < n; i++) {
                 store->going[i] = slots[i];
             }
             store->ngoing = n;
         }
-        if (rc != CL_OK) { /* or it is damaged: whoever meets it next will say so */
+        if (rc != CL_OK) { /* or it is damaged: the next process to read it reports that */
             return;
         }
     }
     for (uint32_t i = 0; i < n; i++) {
-        /* Still ours? It is in the list twice when a process that leaves looks through its own segments; and another may have
-         * finished it for us, and its slot have been given again: we let the lock go. */
+        /* Check that it is still this process's. It is in the list twice when a leaving process checks its own
+         * segments. And since the lock was released, another process may have finished it, and its slot may have been
+         * reused. */
         const cl_segment *s = &store->segments[slots[i]];
         if (s->state == CL_SEGMENT_GOING && s->id == ids[i] && s->owner == store->slot + 1) {
             cl_segment_forget(store, slots[i]);
@@ -130,7 +134,7 @@ void cl_finish_going(cl_store *store, int keep_locked)
     }
 }
 
-/* The next whole free segment of small blocks that is to go; UINT32_MAX: none, or not within the steps. */
+/* Find the next wholly free segment of small blocks to give back; UINT32_MAX: none, or not within the steps. */
 static uint32_t small_victim(cl_store *store, int over, int64_t idle_before_ns, uint32_t *left, uint32_t *steps)
 {
     cl_control *c = store->control;
@@ -149,7 +153,7 @@ static uint32_t small_victim(cl_store *store, int over, int64_t idle_before_ns, 
 int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns, uint64_t *freed, uint32_t *steps)
 {
     cl_control *c = store->control;
-    uint32_t left = c->segments_high; /* slots to look at before all have been */
+    uint32_t left = c->segments_high; /* slots left to check */
     while (*steps != 0 && store->ngoing < CL_GOING) {
         uint32_t victim = UINT32_MAX;
         int over = c->warm_bytes > keep_bytes;
@@ -161,10 +165,11 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
             }
             victim = (c->first[CL_SPILLED] - 1) / CL_BLOCKS;
             if (store->segments[victim].class_index != CL_SPILLED || b->state != CL_BLOCK_FREE) {
-                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free one on disk", c->first[CL_SPILLED] - 1);
+                return cl_fail(CL_CORRUPT, 0, "registry: block %u is not a free block on disk",
+                               c->first[CL_SPILLED] - 1);
             }
         }
-        /* Large ones first, the longest unused of them: the tail of their list. */
+        /* Large segments first, starting with the one that was unused longest: the tail of their list. */
         if (victim == UINT32_MAX && c->last[CL_LARGE] != 0) {
             cl_block *b;
             uint32_t slot = (c->last[CL_LARGE] - 1) / CL_BLOCKS;
@@ -173,7 +178,7 @@ int cl_trim_locked(cl_store *store, uint64_t keep_bytes, int64_t idle_before_ns,
                 return rc;
             }
             if (store->segments[slot].class_index != CL_LARGE || b->state != CL_BLOCK_FREE) {
-                return cl_fail(CL_CORRUPT, 0, "registry: block %u is no free large one", c->last[CL_LARGE] - 1);
+                return cl_fail(CL_CORRUPT, 0, "registry: block %u is not a free large block", c->last[CL_LARGE] - 1);
             }
             if (over || store->segments[slot].idle_since_ns < idle_before_ns) {
                 victim = slot;

@@ -1,23 +1,25 @@
-/* A snapshot: the registry's tables, copied without its lock, for those who only look.
+/* A snapshot: a copy of the registry's tables, made without its lock, for processes that only read.
  *
- * Promise: never waits for the holder of the lock, whoever that is and wherever it was stopped or killed; comes back within
- * TRY_NS and the time of a copy. What was copied is bounded by what the file has, and says how good it is:
+ * Promise: it never waits for the holder of the lock, whichever process that is and wherever it was stopped or killed.
+ * It returns within TRY_NS and the time of a copy. The copy is limited to the length of the file, and says how good it
+ * is:
  *
- *   whole   the lock was free before and after, no change was half applied, and nobody had entered meanwhile: the tables
- *           agree with each other
+ *   whole   the lock was free before and after, no change was partly applied, and no process had entered meanwhile: the
+ *           tables agree with each other
  *   moved   others entered each time: each word is right for some moment of the copy, the tables need not agree
- *   held    one process had the lock from before to after, and still has it after TRY_NS: stopped, or dead, or slow. What it
- *           had committed is applied to the copy; what it was at besides may be half done
+ *   held    one process had the lock from before to after, and still has it after TRY_NS: stopped, or dead, or slow.
+ *           What it had committed is applied to the copy; its current operation may be incomplete
  *
- * How it is known: whoever takes the lock counts it in `entries` before it writes anything else ("entry counted"), so a
- * copy between two looks at the same count, with the lock free at both, saw nobody's writing. The file is read by pread():
- * a registry that is cut short meanwhile gives an error, not a SIGBUS, and pages that nobody has used stay unused.
+ * How this is known: a process that takes the lock counts that in `entries` before it writes anything else ("entry
+ * counted"). So if a copy finds the same count before and after, and the lock free both times, no process wrote during
+ * the copy. The file is read with pread(): if the registry is truncated during the read, the result is an error, not a
+ * SIGBUS, and pages that were never used stay unused.
  *
- * The copy is an image of the registry, in private memory, and a `view` stands on it: who lives, the audit and the replay
- * of a journal are the same code as on the registry itself.
+ * The copy is an image of the registry in private memory, with a `view`, a store over it: the same code as for the
+ * registry itself tells which owners live, audits the tables, and replays a journal.
  *
- * A member that finds the lock's holder dead takes the lock over first, as every call does, and then copies; an observer
- * (observe.c) cannot, and tells. */
+ * A member that finds the lock's holder dead takes the lock over first, as every call does, and then copies. An
+ * observer (observe.c) cannot do that, and reports it. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -31,65 +33,6 @@
 
 #define TRY_NS ((int64_t)100000000)
 #define NAP_NS 500000
-
-static int read_all(int fd, uint64_t offset, void *to, uint64_t length)
-{
-    for (uint64_t done = 0; done < length;) {
-        ssize_t n = pread(fd, (uint8_t *)to + done, length - done, (off_t)(offset + done));
-        if (n > 0) {
-            done += (uint64_t)n;
-        } else if (n == 0) {
-            return cl_fail(CL_CORRUPT, 0, "registry: its file ends at %llu", (unsigned long long)(offset + done));
-        } else if (errno != EINTR) {
-            return cl_fail(CL_SYSTEM, errno, "reading the registry");
-        }
-    }
-    return CL_OK;
-}
-
-typedef struct source {
-    const cl_store *store;
-    int fd; /* -1: the file is gone, and its descriptor closed; what is mapped is left */
-    int books;
-} source;
-
-static int read_part(const source *from, uint64_t offset, void *to, uint64_t length)
-{
-    if (from->fd < 0) {
-        memcpy(to, from->store->base + offset, length);
-        return CL_OK;
-    }
-    return read_all(from->fd, offset, to, length);
-}
-
-/* A table, a part of which may lie in the file of books. */
-static int read_table(const source *from, const cl_control *c, enum cl_table_number table, uint64_t offset, void *to,
-                      uint64_t length)
-{
-    uint64_t here = length;
-    if ((atomic_load_explicit(&c->books, memory_order_relaxed) >> table & 1u) != 0 && from->fd >= 0) {
-        uint64_t beside = c->beside[table];
-        here = beside <= offset ? 0 : beside - offset < length ? beside - offset : length;
-    }
-    int rc = read_part(from, offset, to, here);
-    if (rc == CL_OK && here < length) {
-        rc = from->books < 0 ? cl_fail(CL_FOREIGN, 0, "a part of the books lies in %.160s, which cannot be opened here",
-                                       from->store->spill.path)
-                             : read_all(from->books, offset + here, (uint8_t *)to + here, length - here);
-    }
-    return rc;
-}
-
-static int read_control(const source *from, cl_control *c)
-{
-    atomic_thread_fence(memory_order_seq_cst);
-    int rc = read_part(from, CL_OFF_CONTROL, c, sizeof *c);
-    atomic_thread_fence(memory_order_seq_cst);
-    if (rc == CL_OK && (c->guard != CL_GUARD || c->guard_end != CL_GUARD)) {
-        rc = cl_fail(CL_CORRUPT, 0, "registry: header or control area is overwritten");
-    }
-    return rc == CL_OK ? cl_check_lengths(c) : rc;
-}
 
 static uint32_t holder_of(const cl_control *c)
 {
@@ -106,11 +49,11 @@ static uint32_t entries_of(const cl_control *c)
     return atomic_load_explicit(&c->entries, memory_order_relaxed);
 }
 
-/* One copy. The state says what was seen; HELD: the same process had the lock all the time. */
-static int copy_once(const source *from, cl_store *view, enum cl_snapshot_state *state)
+/* Make one copy. The state says what happened; HELD: the same process had the lock all the time. */
+static int copy_once(const cl_image *from, cl_store *view, enum cl_snapshot_state *state)
 {
     cl_control before, *c = view->control;
-    int rc = read_control(from, &before);
+    int rc = cl_image_control(from, &before);
     if (rc != CL_OK) {
         return rc;
     }
@@ -128,11 +71,11 @@ static int copy_once(const source *from, cl_store *view, enum cl_snapshot_state 
     };
     for (size_t i = 0; rc == CL_OK && i < sizeof parts / sizeof *parts; i++) {
         rc = parts[i].table == CL_TABLES
-                 ? read_part(from, parts[i].offset, parts[i].to, parts[i].length)
-                 : read_table(from, &before, parts[i].table, parts[i].offset, parts[i].to, parts[i].length);
+                 ? cl_image_part(from, parts[i].offset, parts[i].to, parts[i].length)
+                 : cl_image_table(from, &before, parts[i].table, parts[i].offset, parts[i].to, parts[i].length);
     }
     if (rc == CL_OK) {
-        rc = read_control(from, c); /* pairs with "entry counted" */
+        rc = cl_image_control(from, c); /* pairs with "entry counted" */
     }
     if (rc != CL_OK) {
         return rc;
@@ -141,7 +84,7 @@ static int copy_once(const source *from, cl_store *view, enum cl_snapshot_state 
     *state = same && is_idle(&before) && is_idle(c)                            ? CL_SNAPSHOT_WHOLE
              : same && holder_of(c) != 0 && holder_of(&before) == holder_of(c) ? CL_SNAPSHOT_HELD
                                                                                : CL_SNAPSHOT_MOVED;
-    /* Tables that grew meanwhile were copied as far as they reached before. */
+    /* Tables that grew meanwhile were copied up to their earlier length. */
     c->owners_high = before.owners_high;
     c->names_high = before.names_high;
     c->holds_high = before.holds_high;
@@ -156,13 +99,12 @@ static cl_store *view_of(cl_store *store)
     if (view == NULL) {
         return NULL;
     }
-    view->base =
-        mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    view->base = mmap(NULL, CL_REGISTRY_SIZE, PROT_READ | PROT_WRITE, CL_MAP_LAZILY, -1, 0);
     if (view->base == MAP_FAILED) {
         free(view);
         return NULL;
     }
-    madvise(view->base, CL_REGISTRY_SIZE, MADV_DONTDUMP);
+    cl_keep_out_of_dumps(view->base, CL_REGISTRY_SIZE);
     cl_point_tables(view);
     view->adrift = atomic_load_explicit(&store->adrift, memory_order_relaxed);
     view->directory = atomic_load_explicit(&store->directory, memory_order_relaxed);
@@ -189,7 +131,7 @@ void cl_snapshot_free(cl_snapshot *snapshot)
     cl_store *view = snapshot->view;
     if (view != NULL) {
         munmap(view->base, CL_REGISTRY_SIZE);
-        /* What had to be opened anew to answer is the view's own. */
+        /* Descriptors that had to be reopened for an answer belong to the view. */
         if (view->live_fd != snapshot->live_fd && cl_is_file(view->live_fd, view->live_device, view->live_inode)) {
             close(view->live_fd);
         }
@@ -202,7 +144,7 @@ void cl_snapshot_free(cl_snapshot *snapshot)
     memset(snapshot, 0, sizeof *snapshot);
 }
 
-/* What a holder that does not go on had committed; and who it is. */
+/* Apply what a holder that makes no progress had committed, and find out which process it is. */
 static int tell_of_holder(cl_snapshot *out)
 {
     cl_control *c = out->view->control;
@@ -219,14 +161,8 @@ static int tell_of_holder(cl_snapshot *out)
     return rc == CL_OK ? cl_check_lengths(c) : rc;
 }
 
-static int open_books(const cl_store *store)
-{
-    char file[CL_FILE_NAME];
-    cl_file_name(file, CL_BOOKS_PREFIX, store->registry_id);
-    return store->spill_fd > 0 ? openat(store->spill_fd, file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC) : -1;
-}
-
-/* A member's own way to the registry: sound, found again if its descriptor was closed; and no dead holder in it. */
+/* Check a member's own access to the registry: its descriptor is reopened if it was closed, and a dead holder's lock is
+ * taken over. */
 static int look_in(cl_store *store, unsigned flags)
 {
     int rc = cl_enter_tables(store, flags);
@@ -246,21 +182,21 @@ static int look_in(cl_store *store, unsigned flags)
         if (rc == CL_OK) {
             cl_leave(store);
         }
-        rc = rc == CL_AGAIN ? CL_OK : rc; /* another was faster, who lives */
+        rc = rc == CL_AGAIN ? CL_OK : rc; /* another process was faster, and lives */
     }
     return rc;
 }
 
 static int copy(cl_store *store, cl_snapshot *out)
 {
-    source from = {.store = store, .fd = store->registry_fd, .books = -1};
+    cl_image from = {.store = store, .fd = store->registry_fd, .books = -1};
     if (!cl_is_file(from.fd, store->registry_device, store->registry_inode)) {
         if (store->observer) {
-            return cl_fail(CL_SYSTEM, EBADF, "the registry's descriptor was closed just now");
+            return cl_fail(CL_SYSTEM, EBADF, "this program closed the registry's file descriptor");
         }
         from.fd = -1;
     }
-    from.books = open_books(store);
+    from.books = cl_image_books(store);
     int64_t until = cl_monotonic_ns() + TRY_NS;
     int rc;
     for (;;) {
@@ -290,7 +226,7 @@ int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags)
     out->of = store;
     out->view = view_of(store);
     if (out->view == NULL) {
-        return cl_fail(CL_SYSTEM, ENOMEM, "a copy of the registry's tables");
+        return cl_fail(CL_SYSTEM, ENOMEM, "allocating a copy of the registry's tables");
     }
     out->live_fd = out->view->live_fd;
     out->directory = out->view->directory;
@@ -308,21 +244,4 @@ int cl_snapshot_take(cl_store *store, cl_snapshot *out, unsigned flags)
     out->holds = out->view->holds;
     out->names = out->view->names;
     return CL_OK;
-}
-
-int cl_snapshot_segment_now(const cl_snapshot *snapshot, uint32_t slot, cl_segment *now)
-{
-    source from = {.store = snapshot->of, .fd = snapshot->of->registry_fd, .books = open_books(snapshot->of)};
-    cl_control c;
-    if (!cl_is_file(from.fd, snapshot->of->registry_device, snapshot->of->registry_inode)) {
-        from.fd = -1;
-    }
-    int rc = from.fd < 0 && snapshot->of->base == NULL ? CL_SYSTEM : read_control(&from, &c);
-    if (rc == CL_OK) {
-        rc = read_table(&from, &c, CL_TABLE_SEGMENTS, CL_OFF_SEGMENTS + (uint64_t)slot * sizeof *now, now, sizeof *now);
-    }
-    if (from.books >= 0) {
-        close(from.books);
-    }
-    return rc;
 }

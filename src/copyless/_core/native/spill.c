@@ -1,20 +1,21 @@
-/* The directory on disk for what must go through although shared memory is full.
+/* The directory on disk for transfers that must succeed although shared memory is full.
  *
- * Decided once, by the process that makes the registry, and recorded in it with the device and inode of the directory in
- * which it is to be made (/var/tmp, say). A process that sees another directory under that path (systemd's PrivateTmp, a
- * container) does not use it: it neither puts files where the others cannot find them, nor takes what is not theirs.
+ * The process that makes the registry decides on the directory once, and records it in the registry with the device and
+ * inode of the parent directory (/var/tmp, for example). A process that sees another directory under that path
+ * (systemd's PrivateTmp, a container) does not use it: it neither puts files where the others cannot find them, nor
+ * takes files of others.
  *
  *   nothing --(first spill: mkdir, then home.N)--> there --(last owner out)--> nothing
  *
- * The path ends in the registry's id, so that no two registries share one. home.N says which storage directory, registry
- * and boot it belongs to; every process that uses the directory has home.N read-locked, by a mapping, until it ends.
+ * The path ends with the registry's id, so that no two registries share a directory. home.N says which storage
+ * directory, registry and boot the directory belongs to. Every process that uses the directory has home.N read-locked,
+ * through a mapping, until it ends.
  *
- * What SIGKILL leaves: the directory and files in it. Files that the registry does not name go with the next sweep. A
- * directory whose registry is gone is removed when the next registry is made in the same storage directory, if nobody has
- * home.N locked and the registry is proven to be gone: it was in that very storage directory, where ours is now; or it is
- * of an earlier boot (by its boot id and by the time of home.N), on a disk of this machine. */
+ * What SIGKILL leaves: the directory and files in it. The next sweep removes files that the registry does not name. A
+ * directory whose registry is gone is removed when the next registry is made in the same storage directory, if no
+ * process has home.N locked and the registry is proven to be gone: it was in that very storage directory, where the new
+ * one is now; or it is of an earlier boot (by its boot id and by the time of home.N), on a disk of this machine. */
 #define _GNU_SOURCE
-#include "filesystem.h"
 #include "store.h"
 
 #include <dirent.h>
@@ -29,7 +30,7 @@
 
 #define HOME "home." CL_LAYOUT_TEXT
 
-/* The directory in which `path` lies. */
+/* The parent directory of `path`. */
 static void parent_of(const char *path, char *out)
 {
     snprintf(out, CL_SPILL_PATH, "%s", path);
@@ -65,7 +66,7 @@ int cl_spill_check(const cl_spill *spill)
 {
     if (spill->checksum != cl_hash64(spill, offsetof(cl_spill, checksum)) ||
         memchr(spill->path, 0, sizeof spill->path) == NULL) {
-        return cl_fail(CL_CORRUPT, 0, "registry: the place for spilled items is overwritten");
+        return cl_fail(CL_CORRUPT, 0, "registry: the path of the spill directory is overwritten");
     }
     return CL_OK;
 }
@@ -78,7 +79,7 @@ int cl_spill_is_here(const cl_spill *spill)
     return stat(parent, &st) == 0 && st.st_dev == spill->device && st.st_ino == spill->inode;
 }
 
-/* Whole or not at all in the eyes of others: it is read only once it can be locked alone. */
+/* Others see it complete or not at all: it is read only when it can be locked exclusively. */
 static int mark(cl_store *store, int directory)
 {
     struct stat st;
@@ -89,32 +90,31 @@ static int mark(cl_store *store, int directory)
     if (fd < 0) {
         return 0;
     }
-    struct flock fl = {.l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 0};
     cl_spill_mark m = {
         .magic = CL_MAGIC, .layout = CL_LAYOUT_VERSION, .registry = store->registry_id, .boot = store->identity.boot};
-    int ok = fcntl(fd, F_OFD_SETLK, &fl) == 0;
+    int ok = cl_lock_range(fd, F_RDLCK, 0, 0) == 0;
     if (ok) {
         m.device = store->directory_device;
         m.inode = store->directory_inode;
         m.checksum = cl_hash64(&m, offsetof(cl_spill_mark, checksum));
-        /* All that use this directory write the same. */
+        /* All processes that use this directory write the same. */
         ok = fchmod(fd, 0600) == 0 && pwrite(fd, &m, sizeof m, 0) == (ssize_t)sizeof m && fstat(fd, &st) == 0 &&
              st.st_nlink != 0;
     }
     if (ok) {
-        void *p = mmap(NULL, CL_PAGE, PROT_NONE, MAP_SHARED, fd, 0); /* keeps the opening, and with it the lock */
+        void *p = mmap(NULL, CL_PAGE, PROT_NONE, MAP_SHARED, fd, 0); /* keeps the file open, and so the lock */
         store->spill_mark = p == MAP_FAILED ? NULL : p;
     }
     close(fd);
     return store->spill_mark != NULL;
 }
 
-/* Open a directory of ours without following a link, whatever its mode has become by a umask; -1. */
+/* Open a directory of this user without following a link, whatever mode a umask gave it; -1. */
 static int open_ours(const char *path)
 {
     struct stat st;
-    char self[40];
-    int fd, found = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    char self[CL_DESCRIPTOR_PATH];
+    int fd, found = open(path, CL_OPEN_PLACE);
     if (found < 0) {
         return -1;
     }
@@ -123,8 +123,7 @@ static int open_ours(const char *path)
         errno = EPERM;
         return -1;
     }
-    snprintf(self, sizeof self, "/proc/self/fd/%d", found);
-    if ((st.st_mode & 0777) != 0700 && chmod(self, 0700) != 0) {
+    if ((st.st_mode & 0777) != 0700 && chmod(cl_path_of_descriptor(found, self), 0700) != 0) {
         close(found);
         return -1;
     }
@@ -133,12 +132,12 @@ static int open_ours(const char *path)
     return fd;
 }
 
-/* Segments are made without the store's mutex, so two threads may look for the directory at once. */
+/* Segments are made without the store's mutex, so two threads may open the directory at once. */
 static pthread_mutex_t looking = PTHREAD_MUTEX_INITIALIZER;
 
 void cl_spill_fork_child(void)
 {
-    pthread_mutex_init(&looking, NULL); /* it may have been held by another thread of the parent */
+    pthread_mutex_init(&looking, NULL); /* another thread of the parent may have held it */
 }
 
 static int home(cl_store *store, int make)
@@ -146,22 +145,22 @@ static int home(cl_store *store, int make)
     if (store->spill_fd > 0 && cl_is_file(store->spill_fd, store->spill_device, store->spill_inode)) {
         return store->spill_fd;
     }
-    store->spill_fd = 0; /* the program closed it: the number may be a file of its own */
+    store->spill_fd = 0; /* the program closed it: the number may belong to a file of the program */
     const char *path = store->spill.path;
     if (path[0] == 0) {
-        cl_fail(CL_FOREIGN, 0, "no directory for spilled items was set or found when this registry was made");
+        cl_fail(CL_FOREIGN, 0, "no spill directory was set or found when this registry was created");
         return -1;
     }
     if (!cl_spill_is_here(&store->spill)) {
         cl_fail(CL_FOREIGN, 0,
-                "items that did not fit lie in %s, and this process sees another directory there (PrivateTmp? a "
-                "container?): give all processes the same one, or set COPYLESS_SPILL to one that all see",
+                "spilled items are in %s, and this process sees another directory at that path (PrivateTmp? a "
+                "container?): give all processes the same directory, or set COPYLESS_SPILL to one that all of them see",
                 path);
         return -1;
     }
     if (make) {
         if (mkdir(path, 0700) == 0) {
-            chmod(path, 0700); /* whatever the umask; the path's last part is ours and unguessable */
+            chmod(path, 0700); /* whatever the umask is; the path's last part is ours and cannot be guessed */
         }
     }
     int fd = open_ours(path);
@@ -210,8 +209,8 @@ void cl_spill_forget(cl_store *store)
 
 /* ---- removing */
 
-/* The directory of a registry that is gone: our files in it, and itself if nothing else is there. `over` is asked with
- * home.N locked alone, so no process uses it; NULL: it is known. */
+/* Remove the directory of a registry that no longer exists: the files of copyless in it, and the directory if it is
+ * empty then. `over` is asked with home.N locked exclusively, so no process uses it; NULL: it is known. */
 static void remove_home(cl_store *store, const char *path, int (*over)(cl_store *, int spill, int home))
 {
     int directory = open_ours(path);
@@ -224,9 +223,12 @@ static void remove_home(cl_store *store, const char *path, int (*over)(cl_store 
                 unlinkat(directory, e->d_name, 0);
             }
         }
+        if (d == NULL && again >= 0) {
+            close(again);
+        }
         if (d != NULL) {
             closedir(d);
-            unlinkat(directory, HOME, 0); /* last: while it is there, a later try knows whose the rest is */
+            unlinkat(directory, HOME, 0); /* last: while it exists, a later try knows whose the other files are */
             rmdir(path);
         }
     }
@@ -246,12 +248,13 @@ void cl_spill_remove(cl_store *store)
     }
 }
 
-/* Whether what a directory's mark says is proven to be gone. Our registry is new, and has the name in its directory. */
+/* Whether the registry that a directory's mark names is proven to be gone. This process's registry is new, and has the
+ * name in its directory. */
 static int is_over(cl_store *store, int spill, int home)
 {
     cl_spill_mark m;
     struct stat st, marked;
-    struct timespec now, up;
+    struct timespec now;
     if (pread(home, &m, sizeof m, 0) != (ssize_t)sizeof m || m.magic != CL_MAGIC || m.layout != CL_LAYOUT_VERSION ||
         m.registry == store->registry_id || m.checksum != cl_hash64(&m, offsetof(cl_spill_mark, checksum)) ||
         fstat(cl_directory(store), &st) != 0 || fstat(home, &marked) != 0) {
@@ -260,11 +263,10 @@ static int is_over(cl_store *store, int spill, int home)
     if (m.boot == store->identity.boot) {
         return m.device == st.st_dev && m.inode == st.st_ino;
     }
-    /* Its boot id may be a false one that a container sees. Then it was written after this kernel started. */
+    /* Its boot id may be a false one, which a container sees. Then it was written after this kernel started. */
     clock_gettime(CLOCK_REALTIME, &now);
-    clock_gettime(CLOCK_BOOTTIME, &up);
     return cl_filesystem_of(spill) == CL_FS_LOCAL && cl_filesystem_of(cl_directory(store)) != CL_FS_SHARED &&
-           marked.st_mtim.tv_sec + 60 < now.tv_sec - up.tv_sec;
+           marked.st_mtim.tv_sec + 60 < now.tv_sec - cl_uptime_s();
 }
 
 void cl_spill_sweep(cl_store *store)

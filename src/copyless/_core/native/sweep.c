@@ -1,9 +1,10 @@
-/* The sweep: files of this layout that no registry can name, left by killed processes.
+/* The sweep: removes files of this layout that no registry can name, left by killed processes.
  *
- * Promise: a file goes only when the registry under the name registry.N, which this process has joined, does not know it,
- * and no other liveness file of layout N in the directory is locked. Then no registry of any process could name it: those
- * of other layouts name files with their own number, and one whose liveness file nobody has locked is in nobody's use and
- * has no name. Cost: the directory is read once; the registry's lock is taken for some 30 us at a time. */
+ * Promise: a file is removed only if the registry under the name registry.N, which this process has joined, does not
+ * know it, and no other liveness file of layout N in the directory is locked. Then no registry of any process can name
+ * the file: registries of other layouts name files with their own number, and a registry whose liveness file no process
+ * has locked is not in use and has no name. Cost: the directory is read once; the registry's lock is taken for some 30
+ * us at a time. */
 #define _GNU_SOURCE
 #include "store.h"
 
@@ -13,11 +14,11 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define SLOTS_AT_ONCE 256u /* of the segment table, looked through under the lock */
+#define SLOTS_AT_ONCE 256u /* entries of the segment table that are checked in one step under the lock */
 
 typedef struct stray {
     uint64_t id;
-    int kind; /* which prefix */
+    int kind; /* index of the prefix */
     int known;
 } stray;
 enum { SEGMENT, NEW };
@@ -28,8 +29,9 @@ static int by_id(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* The segments and unfinished registries of this layout in a directory; their number, or -1. `live_ones`: whether a
- * liveness file other than ours is locked. One that is not is of a registry that is gone, since ours has the name. */
+/* List the segments and unfinished registries of this layout in a directory; returns their number, or -1. `live_ones`:
+ * whether another liveness file than this registry's is locked. One that is not locked belongs to a registry that is
+ * gone, since this registry has the name. */
 static long list_files(cl_store *store, int directory, stray **out, int *live_ones)
 {
     int fd = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -48,7 +50,7 @@ static long list_files(cl_store *store, int directory, stray **out, int *live_on
         if (live != 0 && live != store->registry_id) {
             int live_fd = openat(fd, e->d_name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
             if (live_fd >= 0 && cl_exclude_all(live_fd)) {
-                unlinkat(fd, e->d_name, 0); /* its maker looks, once it has it locked, whether it still has its name */
+                unlinkat(fd, e->d_name, 0); /* its maker checks, after locking it, whether it still has its name */
             } else if (live_fd >= 0 || errno != ENOENT) {
                 *live_ones = 1;
             }
@@ -62,7 +64,7 @@ static long list_files(cl_store *store, int directory, stray **out, int *live_on
         if (n == room) {
             stray *more = realloc(files, (size_t)(room ? room * 2 : 64) * sizeof *files);
             if (more == NULL) {
-                break; /* these now, the others with the next sweep */
+                break; /* these now, the others in the next sweep */
             }
             files = more;
             room = room ? room * 2 : 64;
@@ -74,8 +76,8 @@ static long list_files(cl_store *store, int directory, stray **out, int *live_on
     return n;
 }
 
-/* Mark the files that the registry knows. The list was made before: a file in it has had its entry since before the
- * file was made, and an entry does not move. So the lock can be let go between. */
+/* Mark the files that the registry knows. The list was made before: a file in it got its entry before it was made, and
+ * an entry does not move. So the lock can be released between the steps. */
 static int mark_known(cl_store *store, stray *files, size_t n)
 {
     for (uint32_t at = 0, high = 1; at < high; at += SLOTS_AT_ONCE) {
@@ -96,7 +98,7 @@ static int mark_known(cl_store *store, stray *files, size_t n)
         rc = cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd) ? CL_OK : CL_CORRUPT;
         cl_leave(store);
         if (rc != CL_OK) {
-            return rc; /* another registry has the name now, and it may know them */
+            return rc; /* another registry has the name now, and may know the files */
         }
     }
     return CL_OK;
@@ -108,7 +110,7 @@ static void sweep(cl_store *store, int directory)
     int live_ones = 0;
     if (atomic_load_explicit(&store->adrift, memory_order_relaxed) ||
         !cl_is_named(cl_directory(store), CL_REGISTRY_FILE, store->registry_fd)) {
-        return; /* another registry has the name by now, or none: the files are not ours to judge */
+        return; /* another registry has the name now, or none: this process must not remove the files */
     }
     long n = list_files(store, directory, &files, &live_ones);
     if (n > 0 && !live_ones) {

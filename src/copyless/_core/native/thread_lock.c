@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "thread_lock.h"
 
 #define HELD_WANTED 2u
@@ -7,7 +8,7 @@ int cl_thread_lock_until(cl_thread_lock *lock, int64_t deadline_ns)
     if (cl_thread_trylock(lock)) {
         return 1;
     }
-    /* Who finds it free here marks it as wanted although perhaps nobody else waits: that costs one needless wake. */
+    /* A thread that finds it free here sets 2 although perhaps no other thread waits: that costs one unneeded wake. */
     while (atomic_exchange_explicit(&lock->word, HELD_WANTED, memory_order_acquire) != 0) {
         if (cl_wait(&lock->word, HELD_WANTED, deadline_ns, NULL) != CL_OK) {
             return 0;

@@ -1,11 +1,10 @@
 #define _GNU_SOURCE
+#include "platform.h"
 #include "wait.h"
 
 #include <errno.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <sched.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,24 +17,13 @@ static void pause_cpu(void)
 #endif
 }
 
-#define SWITCH_NS 3000 /* a yield that took longer let somebody else run */
-#define CROWDED 16u /* so many such waits, */
-#define CROWDED_MS 2u /* each so soon after the last, and the two part */
+#define NAP_NS 2000000 /* between two checks of several words, if the kernel cannot wait for several */
+#define SWITCH_NS 3000 /* a yield that took longer let another thread run */
+#define CROWDED 16u /* after so many such waits, */
+#define CROWDED_MS 2u /* each so soon after the last one, this thread moves to another processor */
 
-static int one_processor(void)
-{
-    static _Atomic int known; /* 0: not asked, 1: one, 2: several */
-    int k = atomic_load_explicit(&known, memory_order_relaxed); /* a benign cache: every thread computes the same */
-    if (k == 0) {
-        cpu_set_t set;
-        k = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) == 1 ? 1 : 2;
-        atomic_store_explicit(&known, k, memory_order_relaxed);
-    }
-    return k == 1;
-}
-
-/* The one we waited for needed our own processor to answer: the two of us share it, and as both are busy for moments
- * only, the kernel would leave it so for long. Go to another; which ones we may use stays as it was. */
+/* The peer needed this thread's own processor to answer: the two share it, and since both are busy only for moments,
+ * the kernel would leave it so for long. Move to another processor; the set of allowed processors stays as it was. */
 static void part(cl_spin *spin, int64_t now)
 {
     uint32_t ms = (uint32_t)(now / 1000000), before = atomic_load_explicit(&spin->crowded_ms, memory_order_relaxed);
@@ -43,21 +31,12 @@ static void part(cl_spin *spin, int64_t now)
     atomic_store_explicit(&spin->crowded_ms, ms, memory_order_relaxed);
     atomic_store_explicit(&spin->crowded, times < CROWDED ? times : 0, memory_order_relaxed);
     if (times < CROWDED) {
-        return; /* a message now and then is answered soonest by one processor: the other would have to be woken */
+        return; /* for rare messages one processor is fastest: another one would have to be woken */
     }
-    cpu_set_t may, others;
-    int here = sched_getcpu();
-    if (here < 0 || sched_getaffinity(0, sizeof may, &may) != 0 || CPU_COUNT(&may) < 2) {
-        return;
-    }
-    others = may;
-    CPU_CLR(here, &others);
-    if (sched_setaffinity(0, sizeof others, &others) == 0) {
-        sched_setaffinity(0, sizeof may, &may);
-    }
+    cl_leave_processor();
 }
 
-/* Look on for so long at most: whether the word changed, and after what time. */
+/* Watch the word for at most the given time: whether it changed, and after what time. */
 static int look_on(cl_au32 *word, uint32_t expected, int64_t budget, int64_t *spent, cl_spin *spin)
 {
     int64_t start = cl_monotonic_ns();
@@ -74,7 +53,7 @@ static int look_on(cl_au32 *word, uint32_t expected, int64_t budget, int64_t *sp
             pause_cpu();
         }
         if (round >= 4) {
-            sched_yield(); /* with more runners than processors the peer may need this one */
+            sched_yield(); /* with more running threads than processors the peer may need this one */
             gave_way = cl_monotonic_ns() - start - *spent > SWITCH_NS;
         }
         *spent = cl_monotonic_ns() - start;
@@ -84,10 +63,10 @@ static int look_on(cl_au32 *word, uint32_t expected, int64_t budget, int64_t *sp
 
 int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
 {
-    if (one_processor()) {
+    if (cl_has_one_processor()) {
         return 0;
     }
-    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed); /* a hint, nothing hangs on it */
+    uint32_t budget = atomic_load_explicit(&spin->budget_ns, memory_order_relaxed); /* only a hint */
     if (budget < CL_SPIN_MIN_NS) {
         budget = CL_SPIN_MIN_NS;
     }
@@ -102,7 +81,7 @@ int cl_spin_wait(cl_au32 *word, uint32_t expected, cl_spin *spin)
 int cl_poll(cl_au32 *word, uint32_t expected, int64_t budget_ns, cl_spin *spin)
 {
     int64_t spent;
-    return !one_processor() && look_on(word, expected, budget_ns, &spent, spin);
+    return !cl_has_one_processor() && look_on(word, expected, budget_ns, &spent, spin);
 }
 
 int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
@@ -119,7 +98,7 @@ int cl_wait(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin
     return cl_sleep(word, expected, deadline_ns, spin);
 }
 
-/* A sleep that was over sooner than a wake takes would have been spared by a longer spin. */
+/* A longer spin would have avoided a sleep that was shorter than a wake takes. */
 static void learn(cl_spin *spin, int64_t slept)
 {
     if (slept < CL_WAKE_NS) {
@@ -127,17 +106,25 @@ static void learn(cl_spin *spin, int64_t slept)
     }
 }
 
+static _Thread_local int stays_awake;
+
+void cl_stay_awake(int on)
+{
+    stays_awake = on;
+}
+
 int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spin)
 {
+    if (stays_awake) {
+        return atomic_load_explicit(word, memory_order_acquire) != expected ? CL_OK : CL_AGAIN;
+    }
     int64_t now = cl_monotonic_ns();
     if (now >= deadline_ns) {
         return atomic_load_explicit(word, memory_order_acquire) != expected ? CL_OK : CL_TIMEOUT;
     }
     int last = deadline_ns - now <= CL_SLICE_NS;
     int64_t until = last ? deadline_ns : now + CL_SLICE_NS;
-    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
-    /* The bitset form takes an absolute monotonic time: a spurious return cannot stretch the wait. */
-    if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, &t, NULL, FUTEX_BITSET_MATCH_ANY) == 0) {
+    if (cl_sleep_on_word(word, expected, until) == 0) {
         if (spin != NULL) {
             learn(spin, cl_monotonic_ns() - now);
         }
@@ -146,7 +133,7 @@ int cl_sleep(cl_au32 *word, uint32_t expected, int64_t deadline_ns, cl_spin *spi
     if (errno == ETIMEDOUT) {
         return last ? CL_TIMEOUT : CL_AGAIN;
     }
-    return errno == EINTR ? CL_AGAIN : CL_OK; /* EAGAIN: it changed before we slept */
+    return errno == EINTR ? CL_AGAIN : CL_OK; /* EAGAIN: it changed before the sleep */
 }
 
 static int first_changed(cl_au32 *const *words, const uint32_t *expected, int n)
@@ -161,10 +148,6 @@ static int first_changed(cl_au32 *const *words, const uint32_t *expected, int n)
 
 int cl_wait_many(cl_au32 *const *words, const uint32_t *expected, int n, int64_t deadline_ns)
 {
-    struct {
-        uint64_t value, address;
-        uint32_t flags, reserved;
-    } each[CL_WAIT_MANY];
     int changed = first_changed(words, expected, n);
     if (changed >= 0) {
         return changed;
@@ -173,30 +156,37 @@ int cl_wait_many(cl_au32 *const *words, const uint32_t *expected, int n, int64_t
     if (now >= deadline_ns) {
         return CL_TIMEOUT;
     }
+    if (n == 1) {
+        int rc = cl_sleep(words[0], expected[0], deadline_ns, NULL);
+        return rc == CL_OK ? 0 : rc;
+    }
     int last = deadline_ns - now <= CL_SLICE_NS;
     int64_t until = last ? deadline_ns : now + CL_SLICE_NS;
-    for (int i = 0; i < n; i++) {
-        each[i].value = expected[i];
-        each[i].address = (uint64_t)(uintptr_t)words[i];
-        each[i].flags = 2; /* FUTEX_32, shared between processes */
-        each[i].reserved = 0;
-    }
-    struct timespec t = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
-    long rc = syscall(449 /* futex_waitv, Linux 5.16 */, each, n, 0, &t, CLOCK_MONOTONIC);
+    long rc = cl_sleep_on_words(words, expected, n, until);
     if (rc >= 0) {
         return (int)rc;
     }
     if (errno != EAGAIN && errno != EINTR && errno != ETIMEDOUT) { /* an old kernel, or a filter, which may say EPERM */
-        struct timespec nap = {.tv_nsec = 2000000};
-        nanosleep(&nap, NULL);
+        int64_t nap = cl_monotonic_ns() + NAP_NS;
+        cl_sleep(words[0], expected[0], nap < until ? nap : until, NULL);
     }
     changed = first_changed(words, expected, n);
     return changed >= 0 ? changed : cl_monotonic_ns() >= deadline_ns ? CL_TIMEOUT : CL_AGAIN;
 }
 
+int cl_wait_again(int64_t *begun_ns, int64_t deadline_ns)
+{
+    int64_t now = cl_monotonic_ns();
+    if (*begun_ns == 0) {
+        *begun_ns = now;
+        return CL_OK; /* the first wait checks the deadline itself */
+    }
+    return now >= deadline_ns ? CL_TIMEOUT : now - *begun_ns >= CL_SLICE_NS ? CL_AGAIN : CL_OK;
+}
+
 void cl_wake(cl_au32 *word, int n)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE, n, NULL, NULL, 0);
+    cl_wake_word(word, n);
 }
 
 void cl_bell_ring(cl_au32 *bell, int n)

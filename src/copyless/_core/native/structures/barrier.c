@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "monitor.h"
 
 static cl_barrier *barrier_of(const cl_object *o)
@@ -19,7 +20,7 @@ static void set_arrived(const cl_object *o, uint32_t state, uint32_t last)
 {
     cl_barrier *b = barrier_of(o);
     for (uint32_t i = 0; i <= o->is.room; i++) {
-        uint32_t at = i < o->is.room ? i : last; /* the releasing party's own goes last: see below */
+        uint32_t at = i < o->is.room ? i : last; /* the entry of the releasing party is last: see below */
         if ((at != last || i == o->is.room) && at < o->is.room && cl_entry_owner(&b->parties[at]) != 0 &&
             cl_entry_state(&b->parties[at]) == CL_PARTY_ARRIVED) {
             atomic_store_explicit(&b->parties[at].state, state, memory_order_release);
@@ -29,7 +30,7 @@ static void set_arrived(const cl_object *o, uint32_t state, uint32_t last)
 }
 
 /* A party that died after it arrived breaks the barrier; one that died on its way out is forgotten. */
-static int bury(cl_store *store, const cl_object *o)
+static int release_dead(cl_store *store, const cl_object *o)
 {
     cl_barrier *b = barrier_of(o);
     int changed = 0;
@@ -50,7 +51,7 @@ static int bury(cl_store *store, const cl_object *o)
 int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint32_t *index, int64_t deadline_ns)
 {
     cl_barrier *b = barrier_of(o);
-    for (;;) {
+    for (int64_t begun = 0;;) {
         int rc = cl_monitor_enter(store, &b->monitor, deadline_ns > 0 ? deadline_ns : 1);
         if (rc != CL_OK) {
             return rc;
@@ -69,38 +70,57 @@ int cl_barrier_arrive(cl_store *store, const cl_object *o, uint32_t *entry, uint
                 return CL_OK;
             }
         }
-        /* The last party still runs the action, or others are on their way out. */
-        if (bury(store, o)) {
+        /* The last party still runs the action, or others are still leaving. */
+        if (release_dead(store, o)) {
             cl_monitor_leave(store, &b->monitor, 1);
             continue;
         }
-        rc = cl_monitor_wait(store, &b->monitor, deadline_ns, NULL);
+        rc = cl_monitor_wait(store, &b->monitor, &begun, deadline_ns, NULL);
         if (rc != CL_OK) {
             return rc;
         }
     }
 }
 
+/* A party leaves without the monitor, because the monitor's holder is stopped. What was decided about the party is in
+ * its entry. If nothing was decided, the barrier breaks by one word, and the waiters see that under the monitor. Only
+ * the entry's owner, which lives, empties the entry; a later write of the stopped holder to the state of an empty entry
+ * has no effect. */
+static int go(cl_barrier *b, uint32_t entry)
+{
+    cl_entry *e = &b->parties[entry];
+    uint32_t state = CL_PARTY_ARRIVED;
+    if (atomic_compare_exchange_strong(&e->state, &state, CL_PARTY_BROKEN)) {
+        CL_KILL_POINT();
+        atomic_store(&b->broken, 1);
+        CL_KILL_POINT();
+    }
+    atomic_store(&e->owner, 0);
+    CL_KILL_POINT();
+    cl_monitor_tell(&b->monitor);
+    return state == CL_PARTY_RELEASED ? CL_OK : CL_CLOSED;
+}
+
 int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns)
 {
     cl_barrier *b = barrier_of(o);
+    int64_t begun = 0;
     for (int rc = CL_OK;;) {
         int entered = cl_monitor_enter(store, &b->monitor, deadline_ns > 0 ? deadline_ns : 1);
         if (entered == CL_TIMEOUT) {
-            /* Its holder is stopped: the others learn that we go by the one word that needs no lock. */
-            atomic_store(&b->broken, 1);
-            return CL_CLOSED;
+            return go(b, entry);
         }
         if (entered != CL_OK) {
             return entered;
         }
-        if (rc == CL_AGAIN && bury(store, o)) {
+        if (rc == CL_AGAIN && release_dead(store, o)) {
             cl_monitor_leave(store, &b->monitor, 1);
             rc = CL_OK;
             continue;
         }
         uint32_t state = cl_entry_state(&b->parties[entry]);
-        if (state == CL_PARTY_ARRIVED && rc == CL_TIMEOUT) {
+        if (state == CL_PARTY_ARRIVED &&
+            (rc == CL_TIMEOUT || atomic_load(&b->broken))) { /* by a party that could not get the monitor */
             atomic_store(&b->broken, 1);
             set_arrived(o, CL_PARTY_BROKEN, UINT32_MAX);
             state = CL_PARTY_BROKEN;
@@ -115,16 +135,17 @@ int cl_barrier_wait(cl_store *store, const cl_object *o, uint32_t entry, int64_t
             return CL_AGAIN;
         }
         static cl_spin spin;
-        rc = cl_monitor_wait(store, &b->monitor, deadline_ns, &spin);
+        rc = cl_monitor_wait(store, &b->monitor, &begun, deadline_ns, &spin);
     }
 }
 
-int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry)
+int cl_barrier_release(cl_store *store, const cl_object *o, uint32_t entry, int64_t deadline_ns)
 {
     cl_barrier *b = barrier_of(o);
-    int rc = cl_monitor_enter(store, &b->monitor, CL_FOREVER);
+    int rc = cl_monitor_enter(store, &b->monitor, deadline_ns > 0 ? deadline_ns : 1);
     if (rc == CL_OK) {
-        /* Our own entry last: killed before, it stands as arrived and dead, and whoever is left is let go by that. */
+        /* The entry of this party is last. If it is killed before that, the entry looks arrived and dead, and the
+         * waiters that are left are released for that reason. */
         if (cl_entry_state(&b->parties[entry]) == CL_PARTY_ARRIVED) {
             set_arrived(o, CL_PARTY_RELEASED, entry);
         }

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "bell_thread.h"
+#include "platform.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -13,53 +14,47 @@ typedef struct bell_thread {
     struct bell_thread *next;
     cl_store *store;
     cl_signal *signals;
-    uint32_t seen; /* of the bell, when all signals had been looked at */
+    uint32_t seen; /* value of the bell when all signals were last checked */
     pthread_t thread;
 } bell_thread;
 
 static pthread_mutex_t mutex =
-    PTHREAD_MUTEX_INITIALIZER; /* of all that follows; held for microseconds, never while sleeping */
+    PTHREAD_MUTEX_INITIALIZER; /* protects all of the following; held for microseconds, never during a sleep */
 static pthread_cond_t some = PTHREAD_COND_INITIALIZER;
 static bell_thread *threads;
 static int stopping;
 static pid_t begun_by;
 
-cl_eventfd cl_eventfd_of(int fd)
+cl_descriptor_id cl_descriptor_id_of(int fd)
 {
     struct stat st;
-    cl_eventfd none = {0, 0};
-    return fstat(fd, &st) != 0 ? none : (cl_eventfd){st.st_dev, st.st_ino};
+    cl_descriptor_id none = {0, 0};
+    return fstat(fd, &st) != 0 ? none : (cl_descriptor_id){st.st_dev, st.st_ino};
 }
 
-int cl_eventfd_is_there(int fd, cl_eventfd is)
+int cl_descriptor_is_there(int fd, cl_descriptor_id is)
 {
     struct stat st;
     if (is.inode == 0) {
-        return 1; /* it could not be asked then */
+        return 1; /* it could not ask at that time */
     }
     if (fstat(fd, &st) != 0) {
-        return errno != EBADF; /* nor now */
+        return errno != EBADF; /* and cannot now */
     }
     return st.st_dev == is.device && st.st_ino == is.inode;
 }
 
 static void write_to(const cl_signal *s)
 {
-    const uint64_t one = 1;
-    if (!cl_eventfd_is_there(s->fd, s->is)) {
-        return;
-    }
-    while (write(s->fd, &one, sizeof one) < 0 && errno == EINTR) {
+    if (cl_descriptor_is_there(s->fd, s->is)) {
+        cl_raise_descriptor(s->fd);
     }
 }
 
 static void empty(const cl_signal *s)
 {
-    uint64_t count;
-    if (!cl_eventfd_is_there(s->fd, s->is)) {
-        return;
-    }
-    while (read(s->fd, &count, sizeof count) < 0 && errno == EINTR) {
+    if (cl_descriptor_is_there(s->fd, s->is)) {
+        cl_lower_descriptor(s->fd);
     }
 }
 
@@ -69,13 +64,13 @@ static void raise_it(cl_signal *s)
     write_to(s);
 }
 
-/* Whether it is readable now. */
+/* Whether the descriptor is readable now. */
 static int look(cl_signal *s, int at_deaths)
 {
     if (s->shut) {
         return 1;
     }
-    if (cl_watch_is_ready(&s->watch, at_deaths)) {
+    if (s->kept || cl_watch_is_ready(&s->watch, at_deaths)) {
         if (!s->raised) {
             raise_it(s);
         }
@@ -86,14 +81,14 @@ static int look(cl_signal *s, int at_deaths)
         empty(s);
     }
     cl_watch_ask(&s->watch);
-    if (cl_watch_is_ready(&s->watch, 0)) { /* it became ready before we had asked */
+    if (cl_watch_is_ready(&s->watch, 0)) { /* it became ready before the bell was asked for */
         raise_it(s);
         return 1;
     }
     return 0;
 }
 
-/* All descriptors are written for this ring; who is about to end waits for that. */
+/* All descriptors are written for this ring of the bell; a process that is about to end waits for that. */
 static void heard(const bell_thread *t, uint32_t ring)
 {
     cl_au32 *word = &t->store->owners[t->store->slot].heard;
@@ -161,7 +156,7 @@ static bell_thread *thread_of(cl_store *store)
 
 int cl_signal_add(cl_signal *s)
 {
-    if (begun_by != getpid()) { /* also after a fork of which nobody told */
+    if (begun_by != getpid()) { /* also after a fork that no handler saw */
         cl_signals_forget();
         begun_by = getpid();
     }
@@ -187,15 +182,15 @@ int cl_signal_add(cl_signal *s)
         s->next = t->signals;
         t->signals = s;
         atomic_store(&s->store->owners[s->store->slot].heard, t->seen | 1u);
-        s->raised = s->shut = 0;
-        s->is = cl_eventfd_of(s->fd);
+        s->raised = s->shut = s->kept = 0;
+        s->is = cl_descriptor_id_of(s->fd);
         if (!s->listens) {
             look(s, 0);
         }
         pthread_cond_broadcast(&some);
     }
     pthread_mutex_unlock(&mutex);
-    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "starting the thread that waits for the bell");
+    return rc == 0 ? CL_OK : cl_fail(CL_SYSTEM, rc, "starting the thread that waits for wake-ups");
 }
 
 void cl_signal_remove(cl_signal *s)
@@ -219,6 +214,14 @@ int cl_signal_settle(cl_signal *s)
     return readable;
 }
 
+void cl_signal_keep(cl_signal *s, int on)
+{
+    pthread_mutex_lock(&mutex);
+    s->kept = on;
+    look(s, 0);
+    pthread_mutex_unlock(&mutex);
+}
+
 void cl_signal_shut(cl_signal *s)
 {
     pthread_mutex_lock(&mutex);
@@ -230,10 +233,10 @@ void cl_signal_shut(cl_signal *s)
 int cl_signal_replace(cl_signal *s, int fd)
 {
     pthread_mutex_lock(&mutex);
-    int gone = !cl_eventfd_is_there(s->fd, s->is);
+    int gone = !cl_descriptor_is_there(s->fd, s->is);
     if (gone) {
         s->fd = fd;
-        s->is = cl_eventfd_of(fd);
+        s->is = cl_descriptor_id_of(fd);
         s->raised = 0;
         if (s->shut) {
             raise_it(s);
@@ -245,18 +248,18 @@ int cl_signal_replace(cl_signal *s, int fd)
 
 void cl_signals_forget(void)
 {
-    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER; /* a thread that is not here may have held it */
+    static const pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER; /* a thread of the parent may have held it */
     static const pthread_cond_t fresh_cond = PTHREAD_COND_INITIALIZER;
     mutex = fresh;
     some = fresh_cond;
-    threads = NULL; /* what they point to, a thread may have been changing: left where it is */
+    threads = NULL; /* a thread may have been changing what they point to: it is not freed */
     stopping = 0;
 }
 
 void cl_signals_stop(void)
 {
     if (begun_by != getpid()) {
-        return; /* they are the parent's */
+        return; /* they belong to the parent */
     }
     pthread_mutex_lock(&mutex);
     stopping = 1;

@@ -1,49 +1,59 @@
-/* For who waits by descriptors (select, poll, epoll): eventfds that this process writes when an object is ready, or its bell rang.
+/* For waiting with descriptors (select, poll, epoll): descriptors that this process raises when an object is ready, or
+ * when its bell was rung.
  *
- * Promise: a signal's descriptor is readable while its object is ready. It may be readable for a moment when the object is not any
- * more (another was faster), and is never unreadable while it is: who empties it looks at the object afterwards. A listener's is
- * readable after every ring of the bell.
+ * Promise: a signal's descriptor is readable while its object is ready. It may be readable for a moment after another
+ * process has used the object up, but it is never unreadable while the object is ready: after emptying the descriptor,
+ * the reader checks the object. The descriptor of a listener is readable after every ring of the bell.
  *
- * One thread of the process for each store (there is one but for a process whose directory was removed) sleeps on the bell and
- * writes. It needs no interpreter: no lock of Python's is taken, no signal is delivered to it, no patched module sees it. It starts with the
- * first signal or listener, sleeps while there is none, is gone in a forked child (begin anew there), and ends before the
- * process unmaps the registry.
+ * For each store, one thread of the process sleeps on the bell and writes to the descriptors. (A process has one store,
+ * except if its directory was removed.) The thread needs no interpreter: it takes no lock of Python's, no signal is
+ * delivered to it, and patched modules do not affect it. It starts with the first signal or listener, sleeps while
+ * there is none, does not exist in a forked child (which must start again), and ends before the process unmaps the
+ * registry.
  *
- * A signal: lowered --(ready: written)--> raised --(looked at, and not ready: emptied, asked, looked at again)--> lowered
+ * A signal:
  *
- * Only a lowered one asks, so an object that is filled without being emptied rings once. Whoever finds the object empty in this process
- * (a get, a clear) lowers; the thread lowers what others have emptied, within 2 * CL_SLICE_NS. */
+ *   lowered --(ready: written)--> raised
+ *   raised --(looked at, and not ready: emptied, asked, looked at again)--> lowered
+ *
+ * Only a lowered signal asks for the bell, so an object that is filled several times before it is emptied rings once. A
+ * call of this process that finds the object empty (a get, a clear) lowers the signal. If another process has emptied
+ * the object, the thread lowers the signal within 2 * CL_SLICE_NS. */
 #ifndef CL_BELL_THREAD_H
 #define CL_BELL_THREAD_H
 
 #include "bells.h"
 
-/* A program may close all descriptors there are (a daemon that starts, os.closerange) and have one of ours for a file of its own.
- * So whoever writes, reads or closes one asks before whether it is there still. An eventfd of another's is not told from ours. */
-typedef struct cl_eventfd {
+/* A program may close all descriptors (a daemon at its start, os.closerange) and get the number of one of these for a
+ * file of its own. So code that writes, reads or closes one checks before whether it is still the same. If the system
+ * gives all such descriptors one identity, one that belongs to other code cannot be told apart. */
+typedef struct cl_descriptor_id {
     uint64_t device, inode;
-} cl_eventfd;
+} cl_descriptor_id;
 
-cl_eventfd cl_eventfd_of(int fd);
-int cl_eventfd_is_there(int fd, cl_eventfd is);
+cl_descriptor_id cl_descriptor_id_of(int fd);
+int cl_descriptor_is_there(int fd, cl_descriptor_id is);
 
 typedef struct cl_signal {
     struct cl_signal *next;
     cl_store *store;
-    int fd; /* an eventfd that does not block */
-    cl_eventfd is; /* by which it is known, from cl_signal_add on */
-    int listens; /* to every ring; no object */
+    int fd; /* from `cl_wake_descriptor` */
+    cl_descriptor_id is; /* its identity, set by cl_signal_add */
+    int listens; /* to every ring; it has no object */
     int raised;
-    int shut; /* raised for good: the object was closed here */
+    int kept; /* raised in any case: this process has taken something that no caller has got yet */
+    int shut; /* raised for ever: the object was closed in this process */
     cl_watch watch;
 } cl_signal;
 
-/* Begins anew by itself in a forked child, where all earlier ones are the parent's. */
+/* In a forked child it starts again by itself: all earlier signals are the parent's. */
 int cl_signal_add(cl_signal *s); /* CL_SYSTEM: no thread could be started */
-void cl_signal_remove(cl_signal *s); /* nobody writes to its descriptor any more */
-int cl_signal_settle(cl_signal *s); /* lowered unless it is ready: whether it is */
+void cl_signal_remove(cl_signal *s); /* no thread writes to its descriptor any more */
+int cl_signal_settle(cl_signal *s); /* lower it unless the object is ready; returns whether it is */
 void cl_signal_shut(cl_signal *s);
-/* Go on with another descriptor, if the program closed the one there was. 1: with `fd`; 0: the old one is there. */
+void cl_signal_keep(cl_signal *s, int on);
+/* Continue with another descriptor if the program closed the present one. 1: with `fd`; 0: the present one is still
+ * open. */
 int cl_signal_replace(cl_signal *s, int fd);
 void cl_signals_forget(void); /* in a forked child */
 void cl_signals_stop(void); /* before the registry is unmapped */

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "bells.h"
 
 #include <limits.h>
@@ -8,7 +9,7 @@
 
 /* ---- ringing */
 
-static cl_au64 rung; /* bits, since we last waited until they were heard; a hint */
+static cl_au64 rung; /* bits that were rung since the last wait until they were heard; a hint */
 
 void cl_bells_ring(const cl_store *store, cl_head *head)
 {
@@ -20,7 +21,7 @@ void cl_bells_ring(const cl_store *store, cl_head *head)
         left &= left - 1;
         CL_KILL_POINT();
         if (!(atomic_fetch_and(&head->bells, ~((uint64_t)1 << bit)) >> bit & 1)) {
-            continue; /* another rings them */
+            continue; /* another thread rings them */
         }
         CL_KILL_POINT();
         atomic_fetch_or_explicit(&rung, (uint64_t)1 << bit, RELAXED);
@@ -38,15 +39,16 @@ int cl_bells_heard(cl_store *store, int64_t deadline_ns)
     high = high < CL_MAX_OWNERS ? high : CL_MAX_OWNERS;
     for (uint32_t slot = 0; rc == CL_OK && left != 0 && slot < high; slot++) {
         cl_owner *o = &store->owners[slot];
-        uint32_t heard = atomic_load(&o->heard), bell = atomic_load(&o->bell);
-        if (!(left >> slot % CL_BELL_BITS & 1) || heard == 0 || slot == store->slot ||
-            (int32_t)((bell | 1u) - heard) <= 0 || cl_owner_life(store, slot, o->incarnation) != CL_ALIVE) {
+        if (!(left >> slot % CL_BELL_BITS & 1) || slot == store->slot) {
             continue;
         }
-        rc = cl_wait(&o->heard, heard, deadline_ns, NULL);
-        slot--; /* the same one again */
+        uint32_t heard, bell = atomic_load(&o->bell); /* rings from now on are not by this process */
+        while (rc == CL_OK && (heard = atomic_load(&o->heard)) != 0 && (int32_t)((bell | 1u) - heard) > 0 &&
+               cl_owner_life(store, slot, o->incarnation) == CL_ALIVE) {
+            rc = cl_wait(&o->heard, heard, deadline_ns, NULL);
+        }
     }
-    if (rc != CL_AGAIN) { /* who has waited once does not wait for the same again */
+    if (rc != CL_AGAIN) { /* after one wait the same bits are not waited for again */
         atomic_store_explicit(&rung, 0, RELAXED);
     }
     return rc;
@@ -61,7 +63,7 @@ void cl_watch_ask(const cl_watch *w)
         atomic_fetch_or(&w->head->bells, bit); /* "asked" */
     }
     CL_KILL_POINT();
-    switch (w->is.kind) { /* the others tell whether somebody sleeps or not */
+    switch (w->is.kind) { /* the other objects tell whether or not a thread sleeps */
     case CL_KIND_QUEUE: {
         cl_end *put = &((cl_queue_head *)(void *)w->head)->put;
         if (!(atomic_load(&put->commit) & CL_COMMIT_SLEEP) && !CL_MUTANT(bells_queue_unmarked)) {
@@ -69,7 +71,7 @@ void cl_watch_ask(const cl_watch *w)
         }
         break;
     }
-    case CL_KIND_LOCK: { /* a free word bears no mark: who looks then finds it free */
+    case CL_KIND_LOCK: { /* a free word has no mark: the check that follows finds it free */
         cl_au32 *word = &((cl_mutex *)(void *)w->head)->word;
         uint32_t v = atomic_load(word);
         while ((v & ~CL_LOCK_SLEEP) != 0 && !(v & CL_LOCK_SLEEP) &&
@@ -83,9 +85,9 @@ void cl_watch_ask(const cl_watch *w)
     CL_KILL_POINT();
 }
 
-/* ---- looking */
+/* ---- checking */
 
-/* Somebody had taken an item of a queue that delivers again, and gave it back or, where one looks for that, died. */
+/* An item of a queue that redelivers was taken, and its consumer gave it back or, if that is checked, died. */
 static int is_given_back(const cl_watch *w, int look)
 {
     cl_queue_head *h = (cl_queue_head *)(void *)w->head;
@@ -139,7 +141,7 @@ static int robust_is_ready(const cl_watch *w, int look)
 static int event_is_ready(cl_watch *w)
 {
     uint32_t v = atomic_load(&((cl_event *)(void *)w->head)->word), sets = (v >> 2) + 1;
-    int was_set = w->sets != 0 && w->sets != sets; /* and cleared again before we looked: counts, as in a wait */
+    int was_set = w->sets != 0 && w->sets != sets; /* also if it was cleared before the check */
     w->sets = sets;
     return (v & 1u) || was_set;
 }
@@ -194,14 +196,15 @@ int cl_watch_any(cl_watch *watches, uint32_t n, uint8_t *ready, uint32_t *slices
     }
     cl_au32 *bell = cl_bell_of(watches[0].store);
     int look = ++*slices % CL_LOOK_SLICES == 0;
-    for (;;) {
+    for (int64_t begun = 0;;) {
         uint32_t seen = atomic_load(bell);
         CL_KILL_POINT();
         if (cl_watch_pass(watches, n, ready, !CL_MUTANT(bells_not_asked), look)) {
             return CL_OK;
         }
         CL_KILL_POINT();
-        int rc = cl_bell_wait(bell, seen, deadline_ns, spin);
+        int rc = cl_wait_again(&begun, deadline_ns); /* it may ring for other objects of the process */
+        rc = rc == CL_OK ? cl_bell_wait(bell, seen, deadline_ns, spin) : rc;
         if (rc == CL_TIMEOUT && cl_watch_pass(watches, n, ready, 0, 0)) {
             return CL_OK; /* just now */
         }

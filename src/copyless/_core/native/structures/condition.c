@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "monitor.h"
 
 static int waits_as(uint32_t state, uint32_t what)
@@ -27,7 +28,7 @@ int cl_condition_begin(cl_store *store, const cl_object *o, uint32_t *entry)
             }
         }
     }
-    return cl_fail(CL_TABLE_FULL, 0, "%u wait already", o->is.room);
+    return cl_fail(CL_TABLE_FULL, 0, "%u waiters are already waiting", o->is.room);
 }
 
 static void forget(cl_entry *e)
@@ -37,7 +38,7 @@ static void forget(cl_entry *e)
     atomic_store(&e->owner, 0);
 }
 
-/* Notices that were given to somebody who died before he came back: taken, to be passed on. */
+/* Take the notices of waiters that died before they returned, to pass them on. */
 static uint32_t swallowed(cl_store *store, const cl_object *o, uint32_t most)
 {
     cl_condition *c = (cl_condition *)(void *)o->head;
@@ -120,9 +121,9 @@ int cl_condition_lock(const cl_object *o, uint64_t capacity, cl_object *lock)
 {
     uint64_t at = sizeof(cl_condition) + o->is.room * sizeof(cl_entry);
     if (at > capacity || capacity - at < sizeof(cl_mutex)) {
-        return cl_fail(CL_CORRUPT, 0, "the condition keeps no lock of its own");
+        return cl_fail(CL_CORRUPT, 0, "the condition's block has no room for its own lock");
     }
-    /* Its head is zeros: it is no object that anybody could attach to. */
+    /* Its head is all zeros, so no process can attach to it as an object. */
     *lock = (cl_object){.head = (cl_head *)(void *)((uint8_t *)o->head + at), .is = {.kind = CL_KIND_RLOCK}};
     return CL_OK;
 }

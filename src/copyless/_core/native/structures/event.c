@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "sync.h"
 
 #include <limits.h>

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "list.h"
 
 #include <string.h>
@@ -38,22 +39,23 @@ void cl_list_begin(cl_list *l, uint64_t nslots, const uint64_t *rooms, uint64_t 
 int cl_list_check(const cl_list *l, uint64_t capacity, uint64_t registry, uint64_t *nslots)
 {
     if (capacity < sizeof *l || l->magic != CL_LIST_MAGIC) {
-        return cl_fail(CL_CORRUPT, 0, "it begins with no mark of one");
+        return cl_fail(CL_CORRUPT, 0, "it does not begin with a list's magic number");
     }
     uint64_t n = *(const volatile uint64_t *)&l->nslots, nbytes = *(const volatile uint64_t *)&l->nbytes;
     if (nbytes > capacity || n > (capacity - sizeof *l) / sizeof(cl_list_slot)) {
-        return cl_fail(CL_CORRUPT, 0, "it says %llu bytes and %llu items, and has %llu bytes",
+        return cl_fail(CL_CORRUPT, 0, "its header records %llu bytes and %llu items, but it has %llu bytes",
                        (unsigned long long)nbytes, (unsigned long long)n, (unsigned long long)capacity);
     }
     *nslots = n;
     return l->registry == registry ? CL_OK : cl_fail(CL_STALE, 0, "it belongs to another storage directory");
 }
 
-/* Room and place of a slot's sides, each read once and then checked: they lie behind the slots and within the list. */
+/* Room and offset of a slot's sides. Each is read once and then checked: the sides are behind the slots and within the
+ * list. */
 static int place(const cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t at, uint64_t *room, uint64_t *offset)
 {
     if (at >= nslots) {
-        return cl_fail(CL_CORRUPT, 0, "item %llu of a list of %llu", (unsigned long long)at,
+        return cl_fail(CL_CORRUPT, 0, "item %llu does not exist in a list of %llu items", (unsigned long long)at,
                        (unsigned long long)nslots);
     }
     *room = *(const volatile uint64_t *)&l->slots[at].room;
@@ -61,13 +63,15 @@ static int place(const cl_list *l, uint64_t capacity, uint64_t nslots, uint64_t 
     int outside = *room > LONGEST || *offset > capacity || *offset < sizeof *l + nslots * sizeof(cl_list_slot) ||
                   2 * ALIGN(*room) > capacity - *offset || *offset % 8 != 0;
     if (outside && !CL_MUTANT(list_place_unchecked)) {
-        return cl_fail(CL_CORRUPT, 0, "item %llu of the list says %llu bytes at %llu of %llu", (unsigned long long)at,
-                       (unsigned long long)*room, (unsigned long long)*offset, (unsigned long long)capacity);
+        return cl_fail(CL_CORRUPT, 0, "item %llu of the list records %llu bytes at offset %llu of %llu",
+                       (unsigned long long)at, (unsigned long long)*room, (unsigned long long)*offset,
+                       (unsigned long long)capacity);
     }
     return CL_OK;
 }
 
-/* Bytes that another process may be changing: word by word, so that it is no data race; what is torn is thrown away. */
+/* Copy bytes that another process may be changing, word by word, so that it is no data race; a torn copy is
+ * discarded. */
 static void copy_out(void *to, const uint8_t *from, uint64_t n)
 {
     uint8_t *out = to;
@@ -113,7 +117,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
         return rc;
     }
     for (int tries = 0;; tries++) {
-        if (tries == CL_LIST_TRIES) { /* writers are quicker than we: keep them out */
+        if (tries == CL_LIST_TRIES) { /* writers are faster than this reader: keep them out */
             rc = lock(store, s, deadline_ns);
             if (rc != CL_OK) {
                 return rc;
@@ -130,7 +134,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
         if (fits && value->length <= room) {
             copy_out(bytes, (uint8_t *)l + offset + side * ALIGN(has), value->length);
         }
-        atomic_thread_fence(memory_order_acquire); /* what was copied, before the second look */
+        atomic_thread_fence(memory_order_acquire); /* the copy is complete before the second check */
         if (atomic_load_explicit(&s->commit, RELAXED) != commit && !CL_MUTANT(list_reader_looks_once)) {
             continue;
         }
@@ -138,7 +142,7 @@ int cl_list_get(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
             cl_unlock_own(&s->lock, cl_self(store));
         }
         if (!fits) {
-            return cl_fail(CL_CORRUPT, 0, "item %llu of the list says %llu bytes in room for %llu",
+            return cl_fail(CL_CORRUPT, 0, "item %llu of the list records %llu bytes and has room for %llu",
                            (unsigned long long)at, (unsigned long long)value->length, (unsigned long long)has);
         }
         return value->length <= room ? CL_OK : CL_FULL;
@@ -155,7 +159,7 @@ int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
         return rc;
     }
     if (value->length > has) {
-        return cl_fail(CL_FULL, 0, "%llu bytes where there is room for %llu", (unsigned long long)value->length,
+        return cl_fail(CL_FULL, 0, "%llu bytes do not fit into %llu bytes", (unsigned long long)value->length,
                        (unsigned long long)has);
     }
     rc = lock(store, s, deadline_ns);
@@ -165,7 +169,7 @@ int cl_list_set(cl_store *store, cl_list *l, uint64_t capacity, uint64_t nslots,
     uint64_t commit = atomic_load_explicit(&s->commit, RELAXED);
     unsigned side = (unsigned)((commit & 1) ^ 1);
     if (!CL_MUTANT(list_writer_unfenced)) {
-        atomic_thread_fence(memory_order_release); /* a reader that sees what follows sees the last commit, too */
+        atomic_thread_fence(memory_order_release); /* readers of the next writes also see the last commit */
     }
     atomic_store_explicit(&s->kind[side], value->kind | value->length << LENGTH_SHIFT, RELAXED);
     CL_KILL_POINT();

@@ -1,8 +1,10 @@
+#define _GNU_SOURCE
 #include "sync.h"
 
 static cl_life life_of(void *context, uint32_t slot, uint32_t incarnation)
 {
-    /* Unlike the registry's lock, a user's may be held by somebody reaped long ago, whose slot is another's now. */
+    /* Unlike the registry's lock, a user's lock may be held by a process that was reaped long ago, and whose slot
+     * another process has now. */
     cl_life life = cl_owner_life(context, slot, incarnation);
     return life == CL_NOBODY && slot < CL_MAX_OWNERS - 1 && !CL_MUTANT(lock_nobody_is_damage) ? CL_DEAD : life;
 }
@@ -26,13 +28,13 @@ int cl_mutex_try(cl_store *store, cl_au32 *word, cl_spin *spin)
     return rc;
 }
 
-/* The recursive lock. `thread` and `depth` are the holder's: whoever takes the lock over writes them anew. */
+/* The recursive lock. `thread` and `depth` belong to the holder: a process that takes the lock over sets them again. */
 
 int cl_rlock_is_mine(const cl_store *store, cl_mutex *m, uint64_t thread)
 {
     return (atomic_load_explicit(&m->word, memory_order_relaxed) & ~CL_LOCK_SLEEP) == cl_self(store) &&
            atomic_load_explicit(&m->thread, memory_order_relaxed) == thread &&
-           atomic_load_explicit(&m->depth, memory_order_relaxed) != 0; /* all three are ours, or somebody else's */
+           atomic_load_explicit(&m->depth, memory_order_relaxed) != 0; /* all three are of this thread or of another */
 }
 
 int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns, cl_spin *spin)
@@ -40,7 +42,7 @@ int cl_rlock(cl_store *store, cl_mutex *m, uint64_t thread, int64_t deadline_ns,
     if (cl_rlock_is_mine(store, m, thread)) {
         uint32_t depth = atomic_load_explicit(&m->depth, memory_order_relaxed);
         if (depth == UINT32_MAX) {
-            return cl_fail(CL_FULL, 0, "acquired too often");
+            return cl_fail(CL_FULL, 0, "the lock was acquired too many times");
         }
         atomic_store_explicit(&m->depth, depth + 1, memory_order_relaxed);
         return CL_OK;

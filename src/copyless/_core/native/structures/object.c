@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "object.h"
 #include "sync.h"
 
@@ -17,7 +18,7 @@ cl_head cl_head_copy(const cl_head *head)
     return copy.head;
 }
 
-/* Bytes of an object without its entries; 0: no such kind. */
+/* Size of an object without its entries, in bytes; 0: no such kind. */
 static uint64_t bytes_of(uint32_t kind)
 {
     switch (kind) {
@@ -70,8 +71,9 @@ int cl_object_attach(cl_object *o, cl_head *head, uint64_t capacity, uint32_t bl
         copy = cl_head_copy(head);
     }
     if (!is_sound(&copy, capacity)) {
-        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes holds no sound object (kind %u, number %u, room %u)",
-                       block, (unsigned long long)capacity, copy.kind, copy.number, copy.room);
+        return cl_fail(CL_CORRUPT, 0,
+                       "block %u of %llu bytes does not contain a valid object (kind %u, number %u, room %u)", block,
+                       (unsigned long long)capacity, copy.kind, copy.number, copy.room);
     }
     *o = (cl_object){.head = head, .is = copy};
     return CL_OK;

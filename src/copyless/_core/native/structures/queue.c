@@ -10,7 +10,7 @@
 
 /* ---- put */
 
-/* Write one item behind the last. */
+/* Write one item after the last one. */
 static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequence, unsigned flags, int *dirty)
 {
     int simple = item->payload == NULL && item->ntokens == 0;
@@ -43,7 +43,7 @@ static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequen
         cl_token hold = {0};
         rc = cl_give(q->store, q->number, sequence, item->tokens, item->ntokens, item->payload, CL_MAY_WAIT, &hold);
         if (rc != CL_OK) {
-            *dirty |= rc != CL_AGAIN; /* some may have been given */
+            *dirty |= rc != CL_AGAIN; /* some may have been given already */
             return rc;
         }
         CL_KILL_POINT();
@@ -71,8 +71,8 @@ static int add(cl_queue *q, cl_position *p, const cl_item *item, uint64_t sequen
     return CL_OK;
 }
 
-/* CL_OK, or CL_TIMEOUT: there is none. The other end's word is looked at only when what is known of it does not do: it lies in
- * the others' caches. Under the lock of the `put` end. */
+/* CL_OK, or CL_TIMEOUT: there is no room. The other end's word is in the caches of other processes, so it is read only
+ * if its last known value is not enough. Under the lock of the `put` end. */
 static int has_room(cl_queue *q, uint64_t count, uint64_t bytes, uint64_t more)
 {
     const cl_queue_head *h = q->head;
@@ -97,11 +97,18 @@ static int has_room(cl_queue *q, uint64_t count, uint64_t bytes, uint64_t more)
     return in <= most && more <= most - in ? CL_OK : CL_TIMEOUT;
 }
 
-int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
+/* A put or take that needs the registry's lock (for a chunk, or to repair what a dead process left) and cannot get it.
+ * The lock's holder may be stopped, so the call ends at its deadline. */
+static int in_time(int rc, int64_t begun_ns, int64_t deadline_ns, unsigned flags)
+{
+    return rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_queue_is_late(begun_ns, deadline_ns) ? CL_TIMEOUT : rc;
+}
+
+static int put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
 {
     cl_queue_head *h = q->head;
-    int64_t begun = flags & CL_MAY_WAIT ? cl_monotonic_ns() : 0;
-    cl_queue_know_self(q);
+    int64_t begun = 0;
+    cl_queue_update_self(q);
     for (int slept = 0;;) {
         if (atomic_load_explicit(&h->state, RELAXED) != CL_QUEUE_OPEN) {
             return CL_CLOSED;
@@ -140,9 +147,6 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         if (more) {
             cl_queue_wake(&h->get, 1);
         }
-        if (rc == CL_AGAIN && (flags & CL_MAY_WAIT) && cl_queue_is_late(begun, deadline_ns)) {
-            return CL_TIMEOUT; /* the registry's lock was not to be had in that time */
-        }
         if (rc != CL_TIMEOUT) {
             return rc;
         }
@@ -152,16 +156,23 @@ int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, 
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = cl_queue_wait(&h->get, seen, deadline_ns, &q->spin_put, &slept);
+        rc = cl_wait_again(&begun, deadline_ns);
+        rc = rc == CL_OK ? cl_queue_wait(&h->get, seen, deadline_ns, &q->spin_put, &slept) : rc;
         if (rc != CL_OK) {
             return rc;
         }
     }
 }
 
+int cl_queue_put(cl_queue *q, const cl_item *items, uint32_t n, uint32_t *done, int64_t deadline_ns, unsigned flags)
+{
+    int64_t begun = flags & CL_MAY_WAIT ? cl_monotonic_ns() : 0;
+    return in_time(put(q, items, n, done, deadline_ns, flags), begun, deadline_ns, flags);
+}
+
 /* ---- get */
 
-/* An item that a dead consumer had taken and not acknowledged; index + 1 of its lease. Under the lock. */
+/* Find an item that a dead consumer had taken and not acknowledged: index + 1 of its lease. Under the lock. */
 static uint32_t orphan(cl_queue *q)
 {
     for (uint32_t i = 0; i < q->leases; i++) {
@@ -172,13 +183,13 @@ static uint32_t orphan(cl_queue *q)
     return 0;
 }
 
-/* The same, looking at the producers' word only when what is known of it does not do. */
+/* The same for items; the producers' word is read only if its last known value is not enough. */
 static int looks_empty(cl_queue *q)
 {
     return cl_load64(&q->known_put) <= cl_passed(&q->head->get) && cl_queue_is_empty(q->head);
 }
 
-/* Stand on the chunk of the next item. */
+/* Go to the chunk of the next item. */
 static int find_place(cl_queue *q, unsigned flags)
 {
     cl_queue_head *h = q->head;
@@ -218,12 +229,13 @@ static int find_place(cl_queue *q, unsigned flags)
     return CL_OK;
 }
 
-int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+static int begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
 {
     cl_queue_head *h = q->head;
-    cl_queue_know_self(q);
+    int64_t begun = 0;
+    cl_queue_update_self(q);
     int look = 0;
-    if (q->leases != 0) { /* for what the dead have not acknowledged: now and then, and when there is nothing else */
+    if (q->leases != 0) { /* items of dead consumers: checked now and then, and when empty */
         int64_t now = cl_monotonic_ns();
         look = cl_queue_is_empty(h) || now - q->looked_ns > 2 * CL_SLICE_NS;
         q->looked_ns = look ? now : q->looked_ns;
@@ -235,7 +247,7 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
         int empty = looks_empty(q), state = (int)atomic_load_explicit(&h->state, RELAXED);
         if (state == CL_QUEUE_SHUT_NOW) {
             if (cl_queue_is_to_drain(
-                    q)) { /* who shut it died before he had dropped what lies in it, or a put came between */
+                    q)) { /* the process that shut it died before it dropped the items, or a put came between */
                 int rc = flags & CL_MAY_WAIT ? cl_queue_finish_shutting(q) : CL_AGAIN;
                 if (rc != CL_OK) {
                     return rc;
@@ -274,7 +286,7 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
             look = 0;
             continue;
         }
-        uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order: put is never less */
+        uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order, so that put is never less */
         if (put < got) {
             return cl_queue_counts_differ(got, put);
         }
@@ -288,12 +300,19 @@ int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
         if (!cl_queue_is_empty(h)) {
             continue;
         }
-        int rc = cl_queue_wait(&h->put, seen, deadline_ns, &q->spin_get, &slept);
+        int rc = cl_wait_again(&begun, deadline_ns);
+        rc = rc == CL_OK ? cl_queue_wait(&h->put, seen, deadline_ns, &q->spin_get, &slept) : rc;
         if (rc != CL_OK) {
             return rc;
         }
-        look = q->leases != 0 && cl_queue_is_empty(h); /* woken, and nothing was put: one was given back, maybe */
+        look = q->leases != 0 && cl_queue_is_empty(h); /* woken, but nothing was put: maybe given back */
     }
+}
+
+int cl_queue_begin(cl_queue *q, int64_t deadline_ns, unsigned flags)
+{
+    int64_t begun = flags & CL_MAY_WAIT ? cl_monotonic_ns() : 0;
+    return in_time(begin(q, deadline_ns, flags), begun, deadline_ns, flags);
 }
 
 int cl_queue_poll(cl_queue *q, int64_t budget_ns)
@@ -308,8 +327,8 @@ static int load_body(cl_queue *q, const cl_elsewhere *to, uint64_t nbytes, cl_go
     if (rc == CL_OK && nbytes > out->payload.capacity && !CL_MUTANT(queue_body_unchecked)) {
         uint64_t room = out->payload.capacity;
         cl_queue_give_back(q, &out->payload);
-        return cl_fail(CL_CORRUPT, 0, "queue: an item of %llu bytes in a block of %llu", (unsigned long long)nbytes,
-                       (unsigned long long)room);
+        return cl_fail(CL_CORRUPT, 0, "queue: an item records %llu bytes, and its block has %llu",
+                       (unsigned long long)nbytes, (unsigned long long)room);
     }
     return rc;
 }
@@ -350,11 +369,10 @@ static int again(cl_queue *q, cl_got *out)
     out->ntokens = atomic_load_explicit(&l->ntokens, RELAXED);
     out->sequence = cl_load64(&l->sequence);
     int rc = out->ntokens > out->nbytes / sizeof(cl_token)
-                 ? cl_fail(CL_CORRUPT, 0, "queue: a lease of %u tokens in %llu bytes", out->ntokens,
+                 ? cl_fail(CL_CORRUPT, 0, "queue: a lease records %u tokens in %llu bytes", out->ntokens,
                            (unsigned long long)out->nbytes)
                  : load_body(q, &to, out->nbytes, out);
-    if (rc == CL_STALE ||
-        rc == CL_CORRUPT) { /* acknowledged, and killed before the lease was free; or nobody can have it */
+    if (rc == CL_STALE || rc == CL_CORRUPT) { /* acknowledged, but its lease was not freed; or no process can read it */
         atomic_store(&l->owner, 0);
     } else if (rc == CL_OK) {
         atomic_fetch_add(&l->again, 1);
@@ -371,7 +389,7 @@ int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
             return CL_AGAIN;
         }
         int rc = again(q, out);
-        q->available = q->got; /* nothing further */
+        q->available = q->got; /* no further item */
         return rc == CL_STALE ? CL_MISSING : rc;
     }
     const cl_block_ref *c = &q->get_chunk.ref;
@@ -388,11 +406,13 @@ int cl_queue_next(cl_queue *q, cl_got *out, unsigned flags)
     uint64_t room = c->capacity - CL_JUMP_BYTES - q->offset, inside = there ? sizeof(cl_elsewhere) : r.nbytes;
     int fits = inside <= room && r.length <= room && r.length == sizeof r + (inside + 7) / 8 * 8;
     if ((!fits || ntokens > r.nbytes / sizeof(cl_token)) && !CL_MUTANT(queue_lengths_unchecked)) {
-        return cl_fail(CL_CORRUPT, 0, "queue: an item of %u bytes (%llu, %u tokens) at %llu of a chunk", r.length,
-                       (unsigned long long)r.nbytes, ntokens, (unsigned long long)q->offset);
+        return cl_fail(
+            CL_CORRUPT, 0,
+            "queue: a record of %u bytes (an item of %llu bytes, %u tokens) at offset %llu of a chunk is invalid",
+            r.length, (unsigned long long)r.nbytes, ntokens, (unsigned long long)q->offset);
     }
     if ((there || ntokens != 0) && (q->moved || !(flags & CL_MAY_WAIT))) {
-        return q->moved ? CL_MISSING : CL_AGAIN; /* it ends the take before it */
+        return q->moved ? CL_MISSING : CL_AGAIN; /* the take ends before it */
     }
     const uint8_t *body = c->data + q->offset + sizeof r;
     *out = (cl_got){.body = body, .nbytes = r.nbytes, .ntokens = ntokens, .sequence = q->got};
@@ -441,9 +461,8 @@ void cl_queue_abort(cl_queue *q)
     if (q->lease != 0 && q->moved) {
         atomic_store(&q->head->leases[q->lease - 1].owner, 0);
     }
-    if (q->left.held &&
-        !CL_MUTANT(queue_abort_keeps_the_next_chunk)) { /* nobody has moved on: stand where the head is */
-        cl_queue_let_go(q, &q->get_chunk);
+    if (q->left.held && !CL_MUTANT(queue_abort_keeps_the_next_chunk)) { /* nothing was committed: go back to the head */
+        cl_queue_drop_chunk(q, &q->get_chunk);
         q->get_chunk = q->left;
         q->left.held = 0;
     }
@@ -458,7 +477,7 @@ int cl_queue_commit(cl_queue *q)
         cl_queue_abort(q);
         return CL_OK;
     }
-    if (registry) { /* first: nothing is published that could not be finished */
+    if (registry) { /* first, so that nothing is published that cannot be finished */
         int rc = cl_enter(q->store, CL_OP_LOAD, CL_MAY_WAIT);
         if (rc != CL_OK) {
             return rc;
@@ -491,7 +510,7 @@ int cl_queue_commit(cl_queue *q)
     if (registry) {
         cl_leave(q->store);
     }
-    cl_queue_let_go(q, &q->left);
+    cl_queue_drop_chunk(q, &q->left);
     int more = q->pass_on && !CL_MUTANT(queue_wake_not_passed_on) && cl_passed(&h->put) > q->got;
     cl_unlock_own(&h->get.lock, cl_self(q->store));
     if (slept_on) {
@@ -507,10 +526,10 @@ int cl_queue_settle(cl_queue *q, cl_got *got)
 {
     uint8_t *copy = NULL;
     int rc = CL_OK;
-    if (got->body != NULL) { /* another thread may leave this chunk as soon as the lock is let go */
+    if (got->body != NULL) { /* another thread may leave this chunk as soon as the lock is released */
         copy = malloc(got->nbytes != 0 ? got->nbytes : 1);
-        rc =
-            copy == NULL ? cl_fail(CL_SYSTEM, ENOMEM, "an item of %llu bytes", (unsigned long long)got->nbytes) : CL_OK;
+        rc = copy == NULL ? cl_fail(CL_SYSTEM, ENOMEM, "copying an item of %llu bytes", (unsigned long long)got->nbytes)
+                          : CL_OK;
     }
     if (rc == CL_OK) {
         if (copy != NULL) {

@@ -9,7 +9,7 @@ void cl_queue_give_back(cl_queue *q, const cl_block_ref *r)
     }
 }
 
-void cl_queue_let_go(cl_queue *q, cl_cached *c)
+void cl_queue_drop_chunk(cl_queue *q, cl_cached *c)
 {
     if (c->held) {
         c->held = 0;
@@ -27,7 +27,7 @@ int cl_queue_load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_
                   cl_block_ref *out)
 {
     if (block >= (uint64_t)CL_MAX_SEGMENTS * CL_BLOCKS) {
-        return cl_fail(CL_CORRUPT, 0, "queue: block %llu", (unsigned long long)block);
+        return cl_fail(CL_CORRUPT, 0, "queue: block %llu does not exist", (unsigned long long)block);
     }
     cl_address a = {.segment_id = segment_id,
                     .generation = generation,
@@ -47,8 +47,8 @@ int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t g
     }
     cl_block_ref ref;
     int rc = cl_queue_load(q, segment_id, generation, block, flags, &ref);
-    if (rc == CL_STALE) { /* the queue holds its chunks: what it says of them is not true */
-        return cl_fail(CL_CORRUPT, 0, "queue: chunk %llu is not in block %llu, where it should be",
+    if (rc == CL_STALE) { /* the queue holds its chunks, so its description of them is wrong */
+        return cl_fail(CL_CORRUPT, 0, "queue: chunk %llu is not in block %llu, where the queue expects it",
                        (unsigned long long)serial, (unsigned long long)block);
     }
     if (rc != CL_OK) {
@@ -60,10 +60,10 @@ int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t g
     }
     if (ref.capacity < sizeof(cl_chunk) + CL_JUMP_BYTES || (serial != 0 && is != serial)) {
         cl_queue_give_back(q, &ref);
-        return cl_fail(CL_CORRUPT, 0, "queue: block %llu holds chunk %llu and not %llu", (unsigned long long)block,
+        return cl_fail(CL_CORRUPT, 0, "queue: block %llu contains chunk %llu, expected %llu", (unsigned long long)block,
                        (unsigned long long)is, (unsigned long long)serial);
     }
-    cl_queue_let_go(q, c);
+    cl_queue_drop_chunk(q, c);
     c->ref = ref;
     c->held = 1;
     return CL_OK;
@@ -72,19 +72,20 @@ int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t g
 int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end)
 {
     if (offset < sizeof(cl_chunk) || offset > c->ref.capacity - CL_JUMP_BYTES || offset % 8 != 0) {
-        return cl_fail(CL_CORRUPT, 0, "queue: the %s lies at %llu of a chunk of %llu bytes", end,
+        return cl_fail(CL_CORRUPT, 0, "queue: the %s is at offset %llu of a chunk of %llu bytes", end,
                        (unsigned long long)offset, (unsigned long long)c->ref.capacity);
     }
     return CL_OK;
 }
 
-/* A further chunk, with a jump to it from the last. Until the commit nobody knows of it but its hold. */
+/* Add a chunk, with a jump to it from the last one. Until the commit only its hold names it. */
 int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty)
 {
     cl_block_ref ref;
     cl_token token;
     int rc = cl_alloc(q->store, CL_CHUNK_BYTES, CL_MAY_WAIT | CL_FOR_OBJECT, &ref);
-    /* On disk few and large ones, since each costs a segment in the registry; where there is no room, a small one. */
+    /* On disk chunks are few and large, since each takes a segment of the registry; if there is no room for one, a
+     * small chunk. */
     for (uint64_t nbytes = CL_SPILLED_CHUNK_BYTES; (rc == CL_FULL || rc == CL_REMOVED) && nbytes != 0;
          nbytes = nbytes == CL_CHUNK_BYTES ? 0 : CL_CHUNK_BYTES) {
         rc = cl_alloc(q->store, nbytes, CL_MAY_WAIT | CL_MAY_SPILL | CL_STAY, &ref);
@@ -107,7 +108,7 @@ int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty)
     rc = cl_queue_stand_on(q, &q->put_chunk, ref.segment_id, ref.generation, block, 0, CL_MAY_WAIT);
     if (rc != CL_OK) {
         q->put_chunk = before;
-        *dirty = 1; /* the queue holds a chunk that nobody knows of */
+        *dirty = 1; /* the queue holds a chunk that nothing names */
         return rc;
     }
     cl_chunk *chunk = (cl_chunk *)(void *)q->put_chunk.ref.data;
@@ -123,7 +124,7 @@ int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty)
         memcpy(before.ref.data + p->offset + sizeof jump, &to, sizeof to);
     }
     CL_KILL_POINT();
-    cl_queue_let_go(q, &before);
+    cl_queue_drop_chunk(q, &before);
     p->segment_id = to.segment_id;
     p->generation = to.generation;
     p->block = to.block;

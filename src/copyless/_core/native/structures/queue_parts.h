@@ -1,44 +1,46 @@
-/* What the files of the queue share, and nobody else needs. */
+/* Functions that only the files of the queue share. */
 #ifndef CL_QUEUE_PARTS_H
 #define CL_QUEUE_PARTS_H
 
 #include "queue.h"
 
-typedef struct cl_position { /* of the next item: what a side says */
+typedef struct cl_position { /* the position of the next item, from a side */
     uint64_t segment_id, generation, block, offset, serial, bytes;
 } cl_position;
 
-/* ---- queue_state.c: who uses it, its locks, its waiters, what is acknowledged, its end */
+/* ---- queue_state.c: users, locks, waiters, acknowledging, shutdown */
 cl_user *cl_queue_user(cl_queue *q);
-/* The lock of an end. What a dead holder left is put right first. */
+/* Take the lock of an end. What a dead holder left is repaired first. */
 int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags);
-/* Let it go; `dirty`: what is left to do there could not be done now, and whoever has it next does it. */
+/* Release it. `dirty`: a repair could not be done now, and the next holder must do it. */
 void cl_queue_leave(cl_queue *q, cl_end *end, int dirty);
-/* Drop the holds of what lies beyond the end (puts), or before the head and not leased. CL_AGAIN: not now. */
+/* Drop the holds of items beyond the end (puts), or before the head and not leased. CL_AGAIN: not possible now. */
 int cl_queue_clean(cl_queue *q, int puts, uint64_t count, uint64_t serial);
 void cl_queue_apply_taken(cl_queue *q);
 int cl_queue_counts_differ(uint64_t got, uint64_t put); /* CL_CORRUPT: more was taken than put */
-/* Who had taken an item is dead, or gave it back. One that was handed out as often as may be is set aside here. Under the lock. */
+/* Whether the consumer of an item is dead, or gave it back. An item that was delivered as often as allowed is set aside
+ * here. Under the lock. */
 int cl_queue_is_orphan(cl_queue *q, cl_lease *l);
-/* It was shut at once, and something lies in it still that nobody will take: put that right. Held up, it is left as it is. */
+/* Whether the queue was shut at once and still contains items, which no process will take: then finish the shutdown. If
+ * it cannot be finished now, it stays as it is. */
 int cl_queue_is_to_drain(cl_queue *q);
 int cl_queue_finish_shutting(cl_queue *q);
-/* Wait until an end moves on from what was seen of it; *slept: not only by looking on. */
+/* Wait until an end differs from the value that was seen. *slept: the thread did not only spin. */
 int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin, int *slept);
 void cl_queue_others_may_sleep(cl_end *end);
 void cl_queue_wake(cl_end *end, uint64_t n);
-uint64_t cl_bytes_passed(const cl_end *end); /* of items' contents; read beside one at work */
+uint64_t cl_bytes_passed(const cl_end *end); /* bytes of items' contents; may be read while another thread works */
 
 /* ---- queue_chunks.c */
 void cl_queue_give_back(cl_queue *q, const cl_block_ref *r);
-void cl_queue_let_go(cl_queue *q, cl_cached *c);
+void cl_queue_drop_chunk(cl_queue *q, cl_cached *c);
 int cl_queue_load(cl_queue *q, uint64_t segment_id, uint64_t generation, uint64_t block, unsigned flags,
                   cl_block_ref *out);
-/* `serial`: which chunk it must be; 0: a new one, which does not say so yet. */
+/* `serial`: the number that the chunk must have; 0: a new chunk, which has no number yet. */
 int cl_queue_stand_on(cl_queue *q, cl_cached *c, uint64_t segment_id, uint64_t generation, uint64_t block,
                       uint64_t serial, unsigned flags);
-int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end); /* of an item in a chunk */
-/* *dirty: it failed, and the queue has a chunk that is to be cleaned away. */
+int cl_queue_check_offset(const cl_cached *c, uint64_t offset, const char *end); /* check an item's offset in a chunk */
+/* *dirty: it failed, and left a chunk that must be removed. */
 int cl_queue_add_chunk(cl_queue *q, cl_position *p, int *spilled, int *dirty);
 
 /* ---- words */
@@ -53,7 +55,7 @@ static inline void cl_store64(cl_au64 *p, uint64_t v)
     atomic_store_explicit(p, v, memory_order_relaxed);
 }
 
-/* Words of a chunk, each read once: what is checked is what is used. */
+/* Read words of a chunk, each once, so that the values that are checked are the values that are used. */
 static inline void cl_read_words(void *to, const uint8_t *from, size_t n)
 {
     uint64_t *out = to;
@@ -74,17 +76,17 @@ static inline cl_side *cl_active_side(cl_end *end)
 
 static inline cl_au32 *cl_low_word(cl_end *end)
 {
-    /* A futex is 32 bits. Only ever compared for change, and read anew as a whole. */
+    /* A futex has 32 bits. It is only compared for a change, then the whole word is read again. */
     return (cl_au32 *)(void *)&end->commit + (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__);
 }
 
-/* After a fork the child is somebody else; what it inherited of the chunks it has holds on. */
+/* A forked child has its own owner slot; it has holds on the chunks that it inherited. */
 static inline uint32_t cl_queue_self(cl_queue *q)
 {
     return atomic_load_explicit(&q->self, memory_order_relaxed);
 }
 
-static inline void cl_queue_know_self(cl_queue *q)
+static inline void cl_queue_update_self(cl_queue *q)
 {
     uint32_t self = cl_self(q->store);
     if (cl_queue_self(q) != self) {
@@ -109,7 +111,7 @@ static inline void cl_write_side(cl_side *s, const cl_position *p)
     cl_store64(&s->bytes, p->bytes);
 }
 
-/* Publishes the other side. 1: somebody slept on the word, and must be woken. */
+/* Publish the other side. 1: a thread slept on the word, and must be woken. */
 static inline int cl_queue_publish(cl_end *end, uint64_t count)
 {
     uint64_t other = (cl_load64(&end->commit) & 1) ^ 1;

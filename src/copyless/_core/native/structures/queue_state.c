@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define RELAXED memory_order_relaxed
-#define BRIEF_NS 1000000 /* for the lock, when the time is over */
+#define BRIEF_NS 1000000 /* time for the lock after the deadline */
 
 /* ---- attaching */
 
@@ -14,14 +14,15 @@ int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t 
 {
     memset(q, 0, sizeof *q);
     if (capacity < sizeof *head) {
-        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes holds no queue", number, (unsigned long long)capacity);
+        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes does not contain a queue", number,
+                       (unsigned long long)capacity);
     }
     const cl_head is = cl_head_copy(&head->head);
     if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_QUEUE ||
         is.room > (capacity - sizeof *head) / sizeof(cl_lease) ||
         (is.room != 0) != ((is.flags & CL_QUEUE_REDELIVER) != 0)) {
-        return cl_fail(CL_CORRUPT, 0, "block %u holds no sound queue (%u items, %u leases, flags %llx)", number,
-                       is.number, is.room, (unsigned long long)is.flags);
+        return cl_fail(CL_CORRUPT, 0, "block %u does not contain a valid queue (%u items, %u leases, flags %llx)",
+                       number, is.number, is.room, (unsigned long long)is.flags);
     }
     q->most = is.number;
     q->leases = is.room;
@@ -37,9 +38,9 @@ int cl_queue_attach(cl_queue *q, cl_store *store, cl_queue_head *head, uint64_t 
 void cl_queue_detach(cl_queue *q)
 {
     if (q->head != NULL) {
-        cl_queue_let_go(q, &q->put_chunk);
-        cl_queue_let_go(q, &q->get_chunk);
-        cl_queue_let_go(q, &q->left);
+        cl_queue_drop_chunk(q, &q->put_chunk);
+        cl_queue_drop_chunk(q, &q->get_chunk);
+        cl_queue_drop_chunk(q, &q->left);
         q->head = NULL;
     }
 }
@@ -63,12 +64,12 @@ static uint32_t find_user(cl_queue *q)
             }
         }
     }
-    return CL_USERS; /* the last is everybody's for whom there is no room: alive for ever */
+    return CL_USERS; /* the last entry is shared by all processes for which there is no room: it never dies */
 }
 
 cl_user *cl_queue_user(cl_queue *q)
 {
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     uint32_t at = atomic_load_explicit(&q->user, RELAXED);
     if (at == 0) {
         at = find_user(q);
@@ -92,7 +93,7 @@ void cl_queue_use(cl_queue *q, uint32_t role)
     cl_user *u = cl_queue_user(q);
     if ((atomic_load_explicit(&u->role, RELAXED) & (role | CL_ROLE_CLOSED)) != role) {
         cl_queue_role(q, role, 1);
-        cl_queue_role(q, CL_ROLE_CLOSED, 0); /* by another object of this process it was */
+        cl_queue_role(q, CL_ROLE_CLOSED, 0); /* another object of this process has recorded it */
     }
 }
 
@@ -136,7 +137,7 @@ int cl_queue_deserted(cl_queue *q)
     return deserted && cl_queue_size(h) == 0 ? 1 + died : 0;
 }
 
-/* ---- locks, and what is left to do when one comes from the dead */
+/* ---- locks, and the repairs after a dead holder */
 
 typedef struct keeping {
     cl_queue *q;
@@ -160,7 +161,7 @@ static int keep(void *context, uint64_t sequence, uint64_t nonce)
     const keeping *k = context;
     (void)nonce;
     uint64_t number = sequence & ~CL_CHUNK_BIT;
-    if (k->puts) { /* what lies beyond the end was never published */
+    if (k->puts) { /* what is beyond the end was never published */
         return sequence & CL_CHUNK_BIT ? number <= k->serial : number < k->count;
     }
     return sequence & CL_CHUNK_BIT ? number >= k->serial
@@ -179,7 +180,7 @@ void cl_queue_leave(cl_queue *q, cl_end *end, int dirty)
         cl_unlock_own(&end->lock, cl_self(q->store));
         return;
     }
-    /* As if we had died here: the next one who locks it repairs it. */
+    /* Leave the lock as if this process had died here: the next one to lock it makes the repair. */
     if (atomic_exchange(&end->lock, CL_LOCK_LEFT) & CL_LOCK_SLEEP) {
         cl_wake(&end->lock, 1);
     }
@@ -190,7 +191,7 @@ void cl_queue_apply_taken(cl_queue *q)
     const cl_side *side = cl_active_side(&q->head->get);
     uint64_t who = cl_load64(&side->user), taken = cl_load64(&side->taken);
     if (who == CL_DRAINED) {
-        if (taken > cl_load64(&q->head->dropped)) { /* it only grows; items died with their consumers since, maybe */
+        if (taken > cl_load64(&q->head->dropped)) { /* it only grows; items may have died with their consumers since */
             cl_store64(&q->head->dropped, taken);
         }
     } else if (who != 0 && who <= CL_USERS) {
@@ -200,11 +201,11 @@ void cl_queue_apply_taken(cl_queue *q)
 
 int cl_queue_counts_differ(uint64_t got, uint64_t put)
 {
-    return cl_fail(CL_CORRUPT, 0, "queue: %llu items were taken and %llu put", (unsigned long long)got,
+    return cl_fail(CL_CORRUPT, 0, "queue: %llu items were taken and %llu were put", (unsigned long long)got,
                    (unsigned long long)put);
 }
 
-/* Leases that no commit made valid: their consumer died before it. */
+/* Free leases that no commit made valid: their consumer died before its commit. */
 static void drop_leases_beyond(cl_queue *q)
 {
     uint64_t got = cl_passed(&q->head->get);
@@ -220,7 +221,7 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
     cl_end *end = puts ? &q->head->put : &q->head->get;
     int rc = cl_mutex_lock(q->store, &end->lock, 0, &q->spin_lock);
     if (rc == CL_AGAIN &&
-        (flags & CL_MAY_WAIT)) { /* held for microseconds: not to wait means not to wait for an item */
+        (flags & CL_MAY_WAIT)) { /* held for microseconds: not waiting means not waiting for an item */
         int64_t until = cl_monotonic_ns() + (deadline_ns == 0 ? CL_SLICE_NS : BRIEF_NS);
         rc = cl_mutex_lock(q->store, &end->lock, deadline_ns > until ? deadline_ns : until, &q->spin_lock);
     }
@@ -241,7 +242,7 @@ int cl_queue_enter(cl_queue *q, int puts, int64_t deadline_ns, unsigned flags)
     return rc;
 }
 
-/* Wait until an end moves on from what was seen of it; *slept: not only by looking on. */
+/* Wait until an end differs from the value that was seen. *slept: the thread did not only spin. */
 int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin, int *slept)
 {
     cl_au32 *word = cl_low_word(end);
@@ -262,7 +263,7 @@ int cl_queue_wait(cl_end *end, uint64_t seen, int64_t deadline_ns, cl_spin *spin
     }
 }
 
-/* One who was woken knows nothing of the others: they may sleep still. */
+/* A thread that was woken does not know about the others: they may still sleep. */
 void cl_queue_others_may_sleep(cl_end *end)
 {
     atomic_fetch_or(&end->commit, CL_MUTANT(queue_others_do_not_sleep) ? 0 : CL_COMMIT_SLEEP);
@@ -274,7 +275,7 @@ void cl_queue_wake(cl_end *end, uint64_t n)
     cl_wake(cl_low_word(end), n < INT_MAX ? (int)n : INT_MAX);
 }
 
-/* ---- how much lies in it */
+/* ---- how much it contains */
 
 uint64_t cl_bytes_passed(const cl_end *end)
 {
@@ -290,7 +291,7 @@ uint64_t cl_bytes_passed(const cl_end *end)
 
 uint64_t cl_queue_size(const cl_queue_head *h)
 {
-    uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order: negative only when damaged */
+    uint64_t got = cl_passed(&h->get), put = cl_passed(&h->put); /* in this order: negative only after damage */
     return put > got ? put - got : 0;
 }
 
@@ -337,7 +338,7 @@ static int is_exhausted(const cl_queue *q, const cl_lease *l)
     return q->deliveries != 0 && (uint64_t)atomic_load(&l->again) + 1 >= q->deliveries;
 }
 
-/* One store, so there is nothing half done: killed before it, whoever looks next does it. */
+/* One store, so nothing is left incomplete: if the process is killed before it, the next one to check does it. */
 static void set_aside(cl_queue *q, cl_lease *l)
 {
     CL_KILL_POINT();
@@ -358,7 +359,7 @@ int cl_queue_is_orphan(cl_queue *q, cl_lease *l)
     return 1;
 }
 
-/* A lease of this owner; NULL: there is none. Under the lock. */
+/* Find a lease of this owner; NULL: there is none. Under the lock. */
 static cl_lease *find_lease(cl_queue *q, uint32_t owner, uint64_t sequence)
 {
     for (uint32_t i = 0; i < q->leases; i++) {
@@ -370,7 +371,7 @@ static cl_lease *find_lease(cl_queue *q, uint32_t owner, uint64_t sequence)
     return NULL;
 }
 
-/* The item is over: free its lease, then what the queue holds of it. CL_AGAIN: nothing has changed. */
+/* The item is finished: free its lease, then drop the queue's holds for it. CL_AGAIN: nothing has changed. */
 static int end_lease(cl_queue *q, cl_lease *l, int *dirty)
 {
     cl_queue_head *h = q->head;
@@ -384,7 +385,7 @@ static int end_lease(cl_queue *q, cl_lease *l, int *dirty)
     CL_KILL_POINT();
     rc = cl_take_entered(q->store, q->number, NULL, 0, &hold);
     cl_leave_keeping_error(q->store);
-    if (rc == CL_OK && ntokens != 0) { /* those that it named within */
+    if (rc == CL_OK && ntokens != 0) { /* the holds that its tokens name */
         rc = cl_queue_clean(q, 0, cl_passed(&h->get), cl_load64(&cl_active_side(&h->get)->serial));
         *dirty = rc == CL_AGAIN;
         rc = *dirty ? CL_OK : rc;
@@ -395,7 +396,7 @@ static int end_lease(cl_queue *q, cl_lease *l, int *dirty)
 int cl_queue_done(cl_queue *q, uint64_t sequence)
 {
     cl_queue_head *h = q->head;
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT), dirty = 0;
     if (rc != CL_OK) {
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
@@ -419,7 +420,7 @@ int cl_queue_done(cl_queue *q, uint64_t sequence)
 
 int cl_queue_nack(cl_queue *q, uint64_t sequence)
 {
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
     if (rc != CL_OK) {
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
@@ -433,14 +434,14 @@ int cl_queue_nack(cl_queue *q, uint64_t sequence)
         CL_KILL_POINT();
     }
     cl_queue_leave(q, &q->head->get, 0);
-    cl_wake(cl_low_word(&q->head->put), INT_MAX); /* who waits for an item; who misses it looks again within a slice */
+    cl_wake(cl_low_word(&q->head->put), INT_MAX); /* waiters for an item; one that misses it checks again */
     cl_bells_tell(q->store, &q->head->head);
     return l == NULL ? CL_MISSING : CL_OK;
 }
 
 int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliveries)
 {
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT);
     if (rc != CL_OK) {
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
@@ -448,7 +449,7 @@ int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliv
     rc = CL_MISSING;
     while (rc == CL_MISSING && *at < q->leases) {
         cl_lease *l = &q->head->leases[*at];
-        cl_queue_is_orphan(q, l); /* which sets aside what is to be */
+        cl_queue_is_orphan(q, l); /* which sets items aside if needed */
         if (atomic_load(&l->owner) == CL_SET_ASIDE) {
             *deliveries = atomic_load(&l->again) + 1;
             *out = (cl_got){.nbytes = cl_load64(&l->nbytes),
@@ -458,11 +459,11 @@ int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliv
                                CL_MAY_WAIT, &out->payload);
             if (rc == CL_OK && (out->nbytes > out->payload.capacity || out->ntokens > out->nbytes / sizeof(cl_token))) {
                 cl_queue_give_back(q, &out->payload);
-                rc = cl_fail(CL_CORRUPT, 0, "queue: a dead letter of %llu bytes, %u tokens",
+                rc = cl_fail(CL_CORRUPT, 0, "queue: a dead letter records %llu bytes and %u tokens",
                              (unsigned long long)out->nbytes, out->ntokens);
             }
         }
-        *at += rc != CL_AGAIN; /* the registry's lock was not to be had: the same one once more */
+        *at += rc != CL_AGAIN; /* the registry's lock could not be taken: try the same one again */
     }
     cl_queue_leave(q, &q->head->get, 0);
     return rc;
@@ -470,7 +471,7 @@ int cl_queue_dead_letter(cl_queue *q, uint32_t *at, cl_got *out, uint32_t *deliv
 
 int cl_queue_discard(cl_queue *q, uint64_t sequence)
 {
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     int rc = cl_queue_enter(q, 0, 0, CL_MAY_WAIT), dirty = 0;
     if (rc != CL_OK) {
         return rc == CL_TIMEOUT ? CL_AGAIN : rc;
@@ -482,7 +483,8 @@ int cl_queue_discard(cl_queue *q, uint64_t sequence)
     return rc;
 }
 
-/* Nobody may be left who gets: who joins sets aside what was handed out as often as may be. */
+/* Perhaps no process is left that gets items: a process that joins sets aside items that were delivered as often as
+ * allowed. */
 static void set_aside_the_exhausted(cl_queue *q)
 {
     int any = 0;
@@ -497,15 +499,16 @@ static void set_aside_the_exhausted(cl_queue *q)
     }
 }
 
-/* ---- shut at once: what lies in the queue is dropped. Whoever shuts it does that, and where he died before he had, or a put
- * came between, whoever joins or gets. */
+/* ---- shut at once: the items in the queue are dropped. The process that shuts the queue does that. If it dies before,
+ * or if a put comes between, the next process that joins or gets does it. */
 
-/* Of a queue that hands out nothing any more: nobody will acknowledge what the dead had taken. Under the lock. */
+/* For a queue that delivers nothing any more: no process will acknowledge the items that dead consumers had taken.
+ * Under the lock. */
 static int drop_leases_of_the_dead(cl_queue *q)
 {
     int n = 0;
     for (uint32_t i = 0; i < q->leases; i++) {
-        if (cl_queue_is_orphan(q, &q->head->leases[i])) { /* what is to be set aside stays, as if it had been before */
+        if (cl_queue_is_orphan(q, &q->head->leases[i])) { /* items to be set aside stay */
             atomic_store(&q->head->leases[i].owner, 0);
             CL_KILL_POINT();
             n++;
@@ -540,7 +543,7 @@ static int drain(cl_queue *q)
             }
             if (n != 0 || dropped) {
                 rc = cl_queue_clean(q, 0, put, cl_load64(&cl_active_side(&h->get)->serial));
-                dirty = rc != CL_OK; /* it is dropped; what it named, whoever comes next lets go */
+                dirty = rc != CL_OK; /* it is dropped; the next process releases the holds that it named */
             }
         }
         CL_KILL_POINT();
@@ -554,7 +557,7 @@ static int drain(cl_queue *q)
     return rc;
 }
 
-/* Whether somebody died in an end, or left there what he could not do. */
+/* Whether a process died in an end, or left a repair there that it could not make. */
 static int is_left(const cl_queue *q, const cl_end *end)
 {
     uint32_t holder = atomic_load(&end->lock) & ~CL_LOCK_SLEEP;
@@ -576,10 +579,10 @@ int cl_queue_is_to_drain(cl_queue *q)
 int cl_queue_finish_shutting(cl_queue *q)
 {
     int rc = cl_queue_is_to_drain(q) ? drain(q) : CL_OK;
-    return rc == CL_TIMEOUT || rc == CL_AGAIN ? CL_OK : rc; /* held up: the next one who looks */
+    return rc == CL_TIMEOUT || rc == CL_AGAIN ? CL_OK : rc; /* delayed: the next one to check does it */
 }
 
-/* Items whose consumers died, when nobody is left who could acknowledge anything else; now counted as dropped. */
+/* Items whose consumers died, once no process is left that could acknowledge anything else; now counted as dropped. */
 static uint64_t died_with_consumers(cl_queue *q)
 {
     cl_queue_head *h = q->head;
@@ -604,8 +607,8 @@ static uint64_t died_with_consumers(cl_queue *q)
 int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
 {
     cl_queue_head *h = q->head;
-    cl_queue_know_self(q);
-    for (;;) {
+    cl_queue_update_self(q);
+    for (int64_t begun = 0;;) {
         uint32_t seen = atomic_load(&h->finished);
         int rc = cl_queue_finish_shutting(q);
         if (rc != CL_OK) {
@@ -620,25 +623,26 @@ int cl_queue_join(cl_queue *q, int64_t deadline_ns, uint64_t *lost)
             tell_finished(q);
             return CL_OWNER_DIED;
         }
-        rc = cl_bell_wait(&h->finished, seen, deadline_ns, NULL);
+        rc = cl_wait_again(&begun, deadline_ns);
+        rc = rc == CL_OK ? cl_bell_wait(&h->finished, seen, deadline_ns, NULL) : rc;
         if (rc != CL_OK) {
             return rc;
         }
     }
 }
 
-/* ---- the end */
+/* ---- shutdown */
 
 int cl_queue_shut(cl_queue *q, int now)
 {
     cl_queue_head *h = q->head;
-    cl_queue_know_self(q);
+    cl_queue_update_self(q);
     uint32_t want = now ? CL_QUEUE_SHUT_NOW : CL_QUEUE_SHUT, is = atomic_load(&h->state);
     while (is < want && !atomic_compare_exchange_weak(&h->state, &is, want)) {
     }
     CL_KILL_POINT();
     int rc = now ? drain(q) : CL_OK;
-    cl_wake(cl_low_word(&h->put), INT_MAX); /* who misses this looks again within a slice */
+    cl_wake(cl_low_word(&h->put), INT_MAX); /* a waiter that misses this checks again within a slice */
     cl_wake(cl_low_word(&h->get), INT_MAX);
     cl_bells_tell(q->store, &h->head);
     return rc == CL_TIMEOUT ? CL_AGAIN : rc;

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CLEARING 0x80000000u /* in our counts of loans: the last is being given back */
+#define CLEARING 0x80000000u /* in this process's counts of loans: the last loan is being returned */
 #define FRAMES_MAX (CL_RING_SEQ_MAX - 2)
 
 static uint64_t aligned(uint64_t n, uint64_t to)
@@ -76,7 +76,8 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
 {
     memset(r, 0, sizeof *r);
     if (capacity < sizeof *h) {
-        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes holds no ring", number, (unsigned long long)capacity);
+        return cl_fail(CL_CORRUPT, 0, "block %u of %llu bytes does not contain a ring", number,
+                       (unsigned long long)capacity);
     }
     const cl_head is = cl_head_copy(&h->head);
     uint32_t slots = is.number, room = is.room;
@@ -84,12 +85,13 @@ int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *h, uint64_t capaci
     if (is.magic != CL_OBJECT_MAGIC || is.kind != CL_KIND_RING || slots < 2 || slots > CL_RING_SLOTS_MAX || room == 0 ||
         room > CL_RING_MEMBERS_MAX || room % 64 != 0 || spec > capacity || stride > capacity / slots ||
         cl_ring_bytes(slots, room, stride, spec) > capacity || is.spare[1] > INT64_MAX) {
-        return cl_fail(CL_CORRUPT, 0, "block %u holds no sound ring (%u slots of %llu bytes, %u members, in %llu)",
+        return cl_fail(CL_CORRUPT, 0,
+                       "block %u does not contain a valid ring (%u slots of %llu bytes, %u members, in %llu bytes)",
                        number, slots, (unsigned long long)stride, room, (unsigned long long)capacity);
     }
     r->loans = calloc(slots, sizeof *r->loans);
     if (r->loans == NULL) {
-        return cl_fail(CL_SYSTEM, 12, "a table of %u loans", slots);
+        return cl_fail(CL_SYSTEM, 12, "allocating a table of %u loans", slots);
     }
     uint8_t *at = (uint8_t *)h;
     r->store = store;
@@ -121,17 +123,18 @@ static int move(cl_au64 *word, uint64_t from, uint64_t to)
     return atomic_compare_exchange_strong(word, &from, to);
 }
 
-/* ---- frames get their numbers */
+/* ---- numbering of frames */
 
-/* The one place where readers are told of a new frame. */
+/* The only place where readers are notified of a new frame. */
 static void wake_readers(cl_ring *r)
 {
     cl_bell_ring(&r->head->published, 1);
     cl_bells_tell(r->store, &r->head->head);
 }
 
-/* Frame s is in the index, and none behind it: what is left to do, by whoever comes. 1: we were the one who moved `last`. An entry
- * that names no such slot, or one with something else in it, is damage: then the frame is one that was missed. */
+/* Frame s is in the index, and no later one: finish its publication, in whichever process. 1: this call advanced
+ * `last`. An entry that names a slot that does not exist, or one with other contents, is damage: then the frame counts
+ * as missed. */
 static int finish(cl_ring *r, uint64_t s, uint64_t entry)
 {
     uint32_t i = CL_INDEX_SLOT(entry);
@@ -139,7 +142,7 @@ static int finish(cl_ring *r, uint64_t s, uint64_t entry)
     if (i < r->slots && !CL_MUTANT(ring_frame_not_finished)) {
         cl_au64 *word = &cl_ring_slot(r, i)->word;
         uint64_t w = atomic_load(word);
-        /* a number of s or more: it was finished long ago, and the slot is being written once more */
+        /* a number of s or more: the publication was finished long ago, and the slot is written again */
         if (CL_SLOT_STATE(w) == CL_SLOT_WRITING && (CL_SLOT_SEQ(w) < s || CL_MUTANT(ring_finished_twice))) {
             CL_KILL_POINT();
             move(word, w, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, s));
@@ -151,13 +154,13 @@ static int finish(cl_ring *r, uint64_t s, uint64_t entry)
     return moved;
 }
 
-/* The highest sequence number given, all of whose work is done. */
+/* The highest sequence number in use; its publication is finished first if needed. */
 static int last_of(cl_ring *r, uint64_t *last)
 {
     for (;;) {
         uint64_t n = atomic_load(&r->head->last);
         if (n > FRAMES_MAX) {
-            return cl_fail(CL_CORRUPT, 0, "ring: the last frame has number %llu", (unsigned long long)n);
+            return cl_fail(CL_CORRUPT, 0, "ring: the last frame has the invalid number %llu", (unsigned long long)n);
         }
         uint64_t entry = atomic_load(&r->index[(n + 1) % r->slots]);
         if (CL_INDEX_SEQ(entry) != n + 1 || CL_MUTANT(ring_nobody_helps)) {
@@ -191,7 +194,7 @@ static void may_be_free(cl_ring *r, uint32_t i)
     atomic_fetch_or(&r->spare[i / 64], bit_of(i));
 }
 
-/* It has a frame that is so old that nobody finds it any more: it was on loan when its turn came. */
+/* Its frame is so old that no reader finds it any more: it was on loan when its turn came. */
 static int passed_over(const cl_ring *r, uint64_t word)
 {
     unsigned state = CL_SLOT_STATE(word);
@@ -199,7 +202,8 @@ static int passed_over(const cl_ring *r, uint64_t word)
            CL_SLOT_SEQ(word) + r->slots <= atomic_load(&r->head->last);
 }
 
-/* We took the hint, or were in the way of who did, and did not get the slot: if nobody has it, nobody else will say so. */
+/* This process took the hint, or was in the way of another that did, and did not get the slot: if no process has the
+ * slot, no other will set the hint again. */
 static void hint_again(cl_ring *r, uint32_t i)
 {
     cl_slot *s = cl_ring_slot(r, i);
@@ -208,7 +212,7 @@ static void hint_again(cl_ring *r, uint32_t i)
     }
 }
 
-/* A loan of ours more. */
+/* Count one more loan of this process. */
 static void hold(cl_ring *r, uint32_t i)
 {
     cl_au32 *count = &r->loans[i];
@@ -222,13 +226,13 @@ static void hold(cl_ring *r, uint32_t i)
         }
     }
     CL_KILL_POINT();
-    /* also when it is not our first: who counted before us may not have come here yet */
+    /* also if it is not the first loan: the thread that counted the first may not have reached this line yet */
     atomic_fetch_or(&cl_ring_slot(r, i)->loans[r->member / 64], bit_of(r->member));
     CL_KILL_POINT();
 }
 
-/* One less. 1: it was the last, and writers should look. */
-static int let_go(cl_ring *r, uint32_t i)
+/* Count one loan less. 1: it was the last one, and writers should check. */
+static int release_loan(cl_ring *r, uint32_t i)
 {
     cl_slot *s = cl_ring_slot(r, i);
     cl_au32 *count = &r->loans[i];
@@ -251,7 +255,7 @@ static int let_go(cl_ring *r, uint32_t i)
     return 1;
 }
 
-/* Frame s, in slot i if it is there still: a loan of it. 0: it is not. */
+/* Take a loan of frame s, if it is still in slot i. 0: it is not. */
 static int take(cl_ring *r, uint32_t i, uint64_t s, cl_frame *out)
 {
     cl_slot *slot = cl_ring_slot(r, i);
@@ -267,16 +271,16 @@ static int take(cl_ring *r, uint32_t i, uint64_t s, cl_frame *out)
         if (CL_SLOT_STATE(w) != CL_SLOT_CLAIMED || CL_SLOT_SEQ(w) != s || CL_MUTANT(ring_claim_not_undone)) {
             break;
         }
-        move(&slot->word, w, published); /* who claimed it sees that it is ours */
+        move(&slot->word, w, published); /* a writer that claimed it sees this loan */
         CL_KILL_POINT();
     }
-    if (let_go(r, i)) {
+    if (release_loan(r, i)) {
         cl_bell_ring(&r->head->changed, 1);
     }
     return 0;
 }
 
-/* The slot that should have frame s; UINT32_MAX: it has been written over. */
+/* The slot that should contain frame s; UINT32_MAX: it was overwritten. */
 static uint32_t slot_of(const cl_ring *r, uint64_t s)
 {
     uint64_t entry = atomic_load(&r->index[s % r->slots]);
@@ -284,7 +288,7 @@ static uint32_t slot_of(const cl_ring *r, uint64_t s)
     return CL_INDEX_SEQ(entry) == s && (i < r->slots || CL_MUTANT(ring_index_unbounded)) ? i : UINT32_MAX;
 }
 
-/* ---- the dead, and damage: under the lock */
+/* ---- dead members, and damage: under the lock */
 
 static void leave(cl_ring *r)
 {
@@ -292,8 +296,8 @@ static void leave(cl_ring *r)
     cl_unlock_own(&r->head->lock, cl_self(r->store));
 }
 
-/* With CL_MAY_WAIT for a slice, and not beyond the deadline: then CL_TIMEOUT. Without, or with a deadline of 0, it does not
- * sleep. What the dead left inside needs no repair: every step of it may be done twice. */
+/* With CL_MAY_WAIT it waits for a slice, but not beyond the deadline: then CL_TIMEOUT. Without it, or with a deadline
+ * of 0, it does not sleep. A holder that died leaves nothing to repair: every step under the lock may be done twice. */
 static int enter(cl_ring *r, int64_t deadline_ns, unsigned flags)
 {
     int rc;
@@ -313,11 +317,12 @@ static int enter(cl_ring *r, int64_t deadline_ns, unsigned flags)
     return rc;
 }
 
-/* What member m was writing, claimed or had on loan; it is dead, or we have its place and are new there. */
+/* Release what member m was writing, had claimed or had on loan. The member is dead, or this process has its place now
+ * and has just joined. */
 static void sweep(cl_ring *r, uint32_t m)
 {
     uint64_t last;
-    last_of(r, &last); /* a frame that it gave a number is a frame */
+    last_of(r, &last); /* a frame that has its number is a valid frame */
     for (uint32_t i = 0; i < r->slots; i++) {
         cl_slot *s = cl_ring_slot(r, i);
         uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
@@ -330,13 +335,13 @@ static void sweep(cl_ring *r, uint32_t m)
             CL_KILL_POINT();
         }
         if (atomic_load(&s->loans[m / 64]) & bit_of(m)) {
-            atomic_fetch_and(&s->loans[m / 64], CL_MUTANT(ring_buries_all_of_a_word) ? 0 : ~bit_of(m));
+            atomic_fetch_and(&s->loans[m / 64], CL_MUTANT(ring_releases_all_of_a_word) ? 0 : ~bit_of(m));
             CL_KILL_POINT();
         }
     }
 }
 
-/* Slots that no hint names, because who should have set it was killed before. */
+/* Set the hints of free slots that have none, because a process was killed before it set them. */
 static void hint(cl_ring *r)
 {
     for (uint32_t i = 0; i < r->slots; i++) {
@@ -350,13 +355,13 @@ static void hint(cl_ring *r)
 static void end_subscription(cl_reader *q, uint32_t owner)
 {
     uint32_t policy = atomic_load(&q->policy);
-    atomic_store(&q->policy, (policy & ~3u) + 4); /* by one only: its owner, or who buries him */
+    atomic_store(&q->policy, (policy & ~3u) + 4); /* only its owner, or the process that releases it after a death */
     CL_KILL_POINT();
     atomic_compare_exchange_strong(&q->owner, &owner, 0);
 }
 
-/* What dead members were writing, had on loan or subscribed to. 1: something changed. */
-static int bury(cl_ring *r)
+/* Release what dead members were writing, had on loan or had subscribed to. 1: something changed. */
+static int release_dead(cl_ring *r)
 {
     int changed = 0;
     for (uint32_t m = 0; m < r->room; m++) {
@@ -364,7 +369,8 @@ static int bury(cl_ring *r)
         if (who != 0 && cl_is_dead(r->store, who)) {
             sweep(r, m);
             CL_KILL_POINT();
-            atomic_compare_exchange_strong(&r->members[m], &who, 0); /* last: killed before, it is buried again */
+            atomic_compare_exchange_strong(&r->members[m], &who,
+                                           0); /* last: if killed before, its member is released again */
             CL_KILL_POINT();
             changed = 1;
         }
@@ -383,7 +389,7 @@ static int bury(cl_ring *r)
     return changed;
 }
 
-/* Whether a slot's word is one that a sound ring has, if the member that it names is one. */
+/* Whether a slot's word is valid, given that the member that it names is valid. */
 static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
 {
     uint32_t m = CL_SLOT_MEMBER(w);
@@ -407,8 +413,9 @@ static int is_sound(cl_ring *r, uint32_t i, uint64_t w)
     return CL_INDEX_SEQ(entry) > s && CL_INDEX_SEQ(entry) <= last && (CL_INDEX_SEQ(entry) - s) % r->slots == 0;
 }
 
-/* 1: the slot's word was none of a sound ring, and is free now. A member that leaves has moved its words on before; the place of
- * one that there is not is reserved while its word goes, or that might be the word of the next one there. */
+/* 1: the slot's word was invalid, and the slot is free now. A member that leaves changes its words before it leaves. If
+ * the word names a place without a member, the place is reserved until the word is changed: otherwise the word could be
+ * that of the next member there. */
 static int repair_word(cl_ring *r, uint32_t i, uint64_t last)
 {
     cl_au64 *word = &cl_ring_slot(r, i)->word;
@@ -439,7 +446,8 @@ static int repair_word(cl_ring *r, uint32_t i, uint64_t last)
     return freed;
 }
 
-/* What no sound ring holds is taken out of use: slots, and bits of members that there are not. Our own loans we know. */
+/* Take invalid words out of use: those of slots, and bits of members that do not exist. This process knows its own
+ * loans. */
 static int repair(cl_ring *r)
 {
     int changed = 0;
@@ -468,8 +476,8 @@ static int repair(cl_ring *r)
             }
         }
         if (is_ours(r) && (atomic_load(&r->loans[i]) & ~CLEARING) != 0) {
-            hold(r, i); /* our bit is there for sure */
-            let_go(r, i);
+            hold(r, i); /* the bit of this process is certainly set */
+            release_loan(r, i);
         }
     }
     if (changed) {
@@ -480,7 +488,7 @@ static int repair(cl_ring *r)
 
 /* ---- members */
 
-/* Become a member, unless this process is one already. CL_AGAIN, CL_TIMEOUT: all places are taken, and somebody is burying. */
+/* Become a member, unless this process is one already. CL_AGAIN, CL_TIMEOUT: all places are taken, and another process is releasing the dead. */
 static int join(cl_ring *r, int64_t deadline_ns, unsigned flags)
 {
     uint32_t self = cl_self(r->store), other = 0;
@@ -489,7 +497,7 @@ static int join(cl_ring *r, int64_t deadline_ns, unsigned flags)
         return CL_OK;
     }
     while (!atomic_compare_exchange_strong(&r->joining, &other, self)) {
-        if (other == self) { /* another thread of this process; else one of the parent, when this child was forked */
+        if (other == self) { /* another thread of this process; or one of the parent, at the fork of this child */
             sched_yield();
             other = 0;
         }
@@ -509,7 +517,7 @@ static int join(cl_ring *r, int64_t deadline_ns, unsigned flags)
                 }
                 atomic_store(&r->calls, 0);
                 r->member = m;
-                sweep(r, m); /* what a wild word, or one who closed it while in use, left to this place */
+                sweep(r, m); /* what damage, or a process that closed the ring while in use, left at this place */
                 atomic_store_explicit(&r->self, self, memory_order_release);
                 atomic_store(&r->joining, 0);
                 CL_KILL_POINT();
@@ -517,19 +525,19 @@ static int join(cl_ring *r, int64_t deadline_ns, unsigned flags)
             }
         }
         if (look == 0 && (rc = enter(r, deadline_ns, flags)) == CL_OK) {
-            bury(r);
+            release_dead(r);
             leave(r);
         }
     }
     atomic_store(&r->joining, 0);
-    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u processes use this ring already", r->room);
+    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u processes already use this ring", r->room);
 }
 
 void cl_ring_detach(cl_ring *r)
 {
     if (r->head != NULL) {
         uint32_t self = cl_self(r->store);
-        if (is_ours(r)) { /* without loans by now: each keeps the ring */
+        if (is_ours(r)) { /* it has no loans now: each loan keeps the ring */
             atomic_compare_exchange_strong(&r->members[r->member], &self, 0);
         }
         r->head = NULL;
@@ -538,11 +546,15 @@ void cl_ring_detach(cl_ring *r)
     }
 }
 
-/* Wakes one sleeper, who wakes two more, and so on: what a writer pays does not grow with its readers. A chain that a
- * death breaks goes on when the others look again by themselves, after a slice. */
-static int wait_for(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *spin)
+/* Wake one sleeper, which wakes two more, and so on: the cost for a writer does not grow with its readers. If a death
+ * breaks the chain, the others check again by themselves after a slice. */
+static int wait_for(cl_au32 *bell, uint32_t seen, int64_t *begun_ns, int64_t deadline_ns, cl_spin *spin)
 {
-    int rc = cl_bell_wait(bell, seen, deadline_ns, spin);
+    int rc = cl_wait_again(begun_ns, deadline_ns);
+    if (rc != CL_OK) {
+        return rc;
+    }
+    rc = cl_bell_wait(bell, seen, deadline_ns, spin);
     if (rc == CL_OK) {
         CL_KILL_POINT();
         cl_wake(bell, 2);
@@ -552,8 +564,9 @@ static int wait_for(cl_au32 *bell, uint32_t seen, int64_t deadline_ns, cl_spin *
 
 /* ---- writing */
 
-/* The last frame that all who block have had; UINT64_MAX: nobody blocks. It grows, but for those who subscribe: what they need is
- * newer than any `last` that a writer has read before it looked here, or given up (`since`) when it is gone. */
+/* The last frame that all blocking readers have had; UINT64_MAX: no reader blocks. It only grows, except when readers
+ * subscribe: the frames that a new subscription needs are newer than any `last` that a writer has read before this
+ * call, or are given up (`since`) if they no longer exist. */
 static uint64_t needed_after(const cl_ring *r)
 {
     uint64_t cursor = UINT64_MAX;
@@ -568,14 +581,15 @@ static uint64_t needed_after(const cl_ring *r)
     return cursor;
 }
 
-/* Slot i, if it is free, or has frame `wanted` (0: one that was passed over) that nobody needs. 1: we are writing it. */
+/* Take slot i, if it is free, or contains frame `wanted` (0: one that was passed over) that no reader needs. 1: this
+ * process is writing it. */
 static int try_slot(cl_ring *r, uint32_t i, uint64_t wanted, uint64_t last, uint32_t call)
 {
     cl_slot *s = cl_ring_slot(r, i);
     uint64_t w = atomic_load(&s->word), seq = CL_SLOT_SEQ(w);
     unsigned state = CL_SLOT_STATE(w);
     if (state == CL_SLOT_FREE) {
-        /* a number beyond `last`, read after the word, is damage; the `last` of the caller may be long past */
+        /* a number above `last`, which is read after the word, is damage; the `last` of the caller may be old */
         uint64_t now = CL_MUTANT(ring_number_smaller) ? last : atomic_load(&r->head->last);
         return move(&s->word, w, CL_SLOT_WORD(CL_SLOT_WRITING, r->member, 0, seq <= now ? seq : now));
     }
@@ -590,7 +604,7 @@ static int try_slot(cl_ring *r, uint32_t i, uint64_t wanted, uint64_t last, uint
     }
     CL_KILL_POINT();
     if (on_loan(r, s) && !CL_MUTANT(ring_loans_looked_at_once)) {
-        move(&s->word, claimed, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, seq)); /* or somebody has done so before us */
+        move(&s->word, claimed, CL_SLOT_WORD(CL_SLOT_PUBLISHED, 0, 0, seq)); /* or another process has done so before */
         CL_KILL_POINT();
         hint_again(r, i);
         return 0;
@@ -602,7 +616,7 @@ static int try_slot(cl_ring *r, uint32_t i, uint64_t wanted, uint64_t last, uint
 static uint32_t look_for_slot(cl_ring *r, uint64_t last, uint32_t call)
 {
     uint32_t n = r->slots;
-    for (uint32_t k = 0; k < n; k += 64) { /* those that somebody said are free */
+    for (uint32_t k = 0; k < n; k += 64) { /* those with a hint that they are free */
         for (uint64_t left = atomic_load(&r->spare[k / 64]); left != 0; left &= left - 1) {
             uint32_t i = k + (uint32_t)__builtin_ctzll(left);
             if (!(atomic_fetch_and(&r->spare[k / 64], ~bit_of(i)) & bit_of(i)) || i >= n) {
@@ -616,13 +630,13 @@ static uint32_t look_for_slot(cl_ring *r, uint64_t last, uint32_t call)
         }
     }
     uint64_t needed = needed_after(r);
-    for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) { /* the oldest that nobody needs */
+    for (uint64_t s = last >= n ? last - n + 1 : 1; s <= last && s <= needed; s++) { /* oldest that none needs */
         uint32_t i = slot_of(r, s);
         if (i != UINT32_MAX && try_slot(r, i, s, last, call)) {
             return i;
         }
     }
-    for (uint32_t i = 0; i < n && !CL_MUTANT(ring_hints_believed); i++) { /* any: who should have said so was stopped */
+    for (uint32_t i = 0; i < n && !CL_MUTANT(ring_hints_believed); i++) { /* any: the hint may be missing */
         if (try_slot(r, i, 0, last, call)) {
             return i;
         }
@@ -630,13 +644,13 @@ static uint32_t look_for_slot(cl_ring *r, uint64_t last, uint32_t call)
     return UINT32_MAX;
 }
 
-/* A slot to write into. UINT32_MAX: there is none, at a moment at which nobody published. */
+/* Find a slot to write into. UINT32_MAX: there is none, at a moment in which no frame was published. */
 static int find_slot(cl_ring *r, uint32_t *found)
 {
     uint64_t calls = atomic_load(&r->calls), last;
-    for (;;) { /* which of our calls this is */
+    for (;;) { /* the number of this call */
         if (calls == UINT64_MAX) {
-            sched_yield(); /* 64 threads of this process are here at once: they go on */
+            sched_yield(); /* 64 threads of this process are here at once: they continue */
             calls = atomic_load(&r->calls);
         } else if (atomic_compare_exchange_weak(&r->calls, &calls, calls | (calls + 1))) {
             break;
@@ -669,7 +683,7 @@ static int demote(cl_ring *r)
     return any;
 }
 
-/* There is no slot: of the dead, of readers that block for too long, or of damage there may be. */
+/* There is no slot. The cause may be dead members, readers that block for too long, or damage. */
 static int find_more(cl_ring *r, int64_t *since_ns, uint32_t *found)
 {
     int64_t now = cl_monotonic_ns(), most = r->block_timeout_ns;
@@ -677,9 +691,9 @@ static int find_more(cl_ring *r, int64_t *since_ns, uint32_t *found)
         *since_ns = now;
         atomic_fetch_add(&r->head->waits, 1);
     }
-    int changed = 0, rc = enter(r, 0, CL_MAY_WAIT); /* who is stopped in there is not waited for */
+    int changed = 0, rc = enter(r, 0, CL_MAY_WAIT); /* do not wait for a process that is stopped in it */
     if (rc == CL_OK) {
-        changed = CL_MUTANT(ring_writer_buries_nobody) ? 0 : bury(r);
+        changed = CL_MUTANT(ring_writer_releases_no_dead) ? 0 : release_dead(r);
         changed |= repair(r);
         leave(r);
     } else if (rc != CL_TIMEOUT) {
@@ -694,6 +708,7 @@ static int find_more(cl_ring *r, int64_t *since_ns, uint32_t *found)
 int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot)
 {
     cl_ring_head *h = r->head;
+    int64_t begun = 0;
     for (;;) {
         if (atomic_load_explicit(&h->state, memory_order_relaxed) != CL_RING_OPEN) {
             return CL_CLOSED;
@@ -717,7 +732,7 @@ int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *sinc
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->changed, seen, deadline_ns, &r->spin_write);
+        rc = wait_for(&h->changed, seen, &begun, deadline_ns, &r->spin_write);
         if (rc != CL_OK) {
             return rc;
         }
@@ -742,7 +757,7 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
     while (rc == CL_OK) {
         rc = last_of(r, &last);
         if (rc == CL_OK && CL_SLOT_SEQ(word) > last) {
-            rc = cl_fail(CL_CORRUPT, 0, "ring: slot %u had frame %llu of %llu", slot,
+            rc = cl_fail(CL_CORRUPT, 0, "ring: slot %u records frame %llu, the last frame is %llu", slot,
                          (unsigned long long)CL_SLOT_SEQ(word), (unsigned long long)last);
         }
         if (rc == CL_OK && last == FRAMES_MAX) {
@@ -756,7 +771,7 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
         uint64_t before = atomic_load(at), entry = CL_INDEX_ENTRY(last + 1, slot);
         if ((CL_INDEX_SEQ(before) == last + 1 && !CL_MUTANT(ring_number_taken_again)) ||
             (CL_INDEX_SEQ(before) > last && atomic_load(&h->last) != last)) {
-            continue; /* another has that number; one beyond it, while `last` stays, is damage */
+            continue; /* another frame has that number; if it is higher while `last` stays, that is damage */
         }
         int64_t now = cl_monotonic_ns();
         atomic_store_explicit(&s->time_ns, now, memory_order_relaxed);
@@ -766,14 +781,14 @@ int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out)
         }
         CL_KILL_POINT();
         finish(r, last + 1, entry);
-        wake_readers(r); /* also when another finished it: he may be stopped before he does */
+        wake_readers(r); /* also if another process finished it: that one may be stopped before it does this */
         CL_KILL_POINT();
         uint32_t older = CL_INDEX_SLOT(before);
         if (CL_INDEX_SEQ(before) != 0 && older < r->slots &&
             passed_over(r, atomic_load(&cl_ring_slot(r, older)->word))) {
             may_be_free(r, older);
         }
-        if (atomic_load(&h->changed) & CL_BELL_SLEEP) { /* a writer can have what is now a frame like any other */
+        if (atomic_load(&h->changed) & CL_BELL_SLEEP) { /* a writer can reuse this slot now */
             cl_bell_ring(&h->changed, 1);
         }
         *out = (cl_frame){.slot = slot, .seq = last + 1, .time_ns = now};
@@ -800,12 +815,13 @@ int cl_ring_give_up(cl_ring *r, uint32_t slot)
 int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned flags, cl_frame *out)
 {
     cl_ring_head *h = r->head;
+    int64_t begun = 0;
     for (;;) {
         uint32_t seen = atomic_load(&h->published), n = r->slots;
         int shut = atomic_load(&h->state) != CL_RING_OPEN;
         int rc = join(r, deadline_ns, flags);
         uint64_t last;
-        do { /* again only when somebody has published: what was there may have been written over meanwhile */
+        do { /* again only if a frame was published: the earlier ones may have been overwritten meanwhile */
             if (rc != CL_OK || (rc = last_of(r, &last)) != CL_OK) {
                 return rc;
             }
@@ -822,7 +838,7 @@ int cl_ring_latest(cl_ring *r, uint64_t after, int64_t deadline_ns, unsigned fla
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
+        rc = wait_for(&h->published, seen, &begun, deadline_ns, &r->spin_read);
         if (rc != CL_OK) {
             return rc;
         }
@@ -855,7 +871,7 @@ int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint3
 
 int cl_ring_return(cl_ring *r, uint32_t slot)
 {
-    if (is_ours(r) && let_go(r, slot)) { /* in a forked child: the parent's loan */
+    if (is_ours(r) && release_loan(r, slot)) { /* in a forked child: the parent's loan */
         CL_KILL_POINT();
         cl_bell_ring(&r->head->changed, 1);
     }
@@ -889,7 +905,8 @@ int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flag
             CL_KILL_POINT();
             atomic_store(&q->policy, (atomic_load(&q->policy) & ~3u) | (policy & 1u));
             CL_KILL_POINT();
-            /* From now: what was published before writers could know of us may be written over already. */
+            /* From now on: frames that were published before writers could see this subscription may be overwritten
+             * already. */
             if (since > last && !CL_MUTANT(ring_subscriber_looks_once) && last_of(r, &last) == CL_OK) {
                 atomic_store(&q->cursor, since < last ? since : last);
             }
@@ -897,11 +914,11 @@ int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flag
             return CL_OK;
         }
         if (look == 0 && (rc = enter(r, CL_FOREVER, flags)) == CL_OK) {
-            bury(r);
+            release_dead(r);
             leave(r);
         }
     }
-    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u readers are subscribed already", r->room);
+    return rc != CL_OK ? rc : cl_fail(CL_TABLE_FULL, 0, "%u readers are already subscribed", r->room);
 }
 
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader)
@@ -922,9 +939,10 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
 {
     cl_ring_head *h = r->head;
     cl_reader *q = &r->readers[reader];
+    int64_t begun = 0;
     uint32_t n = r->slots;
     if (!is_ours(r)) {
-        return cl_fail(CL_STALE, 0, "this subscription is the parent process's: subscribe anew");
+        return cl_fail(CL_STALE, 0, "this subscription belongs to the parent process: subscribe again");
     }
     for (;;) {
         uint32_t seen = atomic_load(&h->published);
@@ -934,7 +952,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
             int rc = last_of(r, &last);
             again = 0;
             if (rc == CL_OK && (cursor > last || atomic_load(&q->owner) != cl_self(r->store))) {
-                rc = cl_fail(CL_CORRUPT, 0, "ring: reader %u has had frame %llu of %llu", reader,
+                rc = cl_fail(CL_CORRUPT, 0, "ring: reader %u records frame %llu, the last frame is %llu", reader,
                              (unsigned long long)cursor, (unsigned long long)last);
             }
             if (rc != CL_OK) {
@@ -949,7 +967,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
                     continue;
                 }
                 CL_KILL_POINT();
-                if (!move(&q->cursor, cursor, s)) { /* another thread of ours has it */
+                if (!move(&q->cursor, cursor, s)) { /* another thread of this process has it */
                     cl_ring_return(r, i);
                     again = 1;
                     continue;
@@ -971,7 +989,7 @@ int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flag
         if (deadline_ns == 0 || !(flags & CL_MAY_WAIT)) {
             return flags & CL_MAY_WAIT ? CL_TIMEOUT : CL_AGAIN;
         }
-        int rc = wait_for(&h->published, seen, deadline_ns, &r->spin_read);
+        int rc = wait_for(&h->published, seen, &begun, deadline_ns, &r->spin_read);
         if (rc != CL_OK) {
             return rc;
         }
@@ -983,7 +1001,7 @@ int cl_ring_has_next(const cl_ring_head *h, const cl_head *is, uint32_t reader, 
     uint8_t *at = (uint8_t *)(uintptr_t)h;
     cl_reader *q = (cl_reader *)(void *)(at + sizeof *h + is->room * sizeof(cl_au32)) + reader;
     cl_au64 *index = (cl_au64 *)(void *)(at + index_at(is->number, is->room));
-    (void)atomic_load(&h->published); /* what was published before it was rung is seen */
+    (void)atomic_load(&h->published); /* frames published before the ring of the bell are seen */
     uint64_t last = atomic_load(&h->last);
     return atomic_load(&h->state) != CL_RING_OPEN || atomic_load(&q->owner) != owner ||
            last != atomic_load(&q->cursor) || CL_INDEX_SEQ(atomic_load(&index[(last + 1) % is->number])) == last + 1;
@@ -998,11 +1016,11 @@ void cl_ring_shut(cl_ring *r)
     cl_bell_ring(&r->head->changed, INT_MAX);
 }
 
-int cl_ring_bury(cl_ring *r, unsigned flags)
+int cl_ring_release_dead(cl_ring *r, unsigned flags)
 {
     int rc = enter(r, flags & CL_MAY_WAIT ? CL_FOREVER : 0, flags);
     if (rc == CL_OK) {
-        bury(r);
+        release_dead(r);
         leave(r);
     }
     return rc;

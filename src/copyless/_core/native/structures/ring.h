@@ -4,31 +4,33 @@
  *   | head | members | readers | slots | index | spare | spec | frame  | frame  |         |
  *   +------+---------+---------+-------+-------+-------+------+--------+--------+-- ... --+
  *
- * Promise: who claims, publishes, gives up, takes or returns waits for nobody, at whatever instruction another process is
- * stopped; nor does who joins, leaves or subscribes while there is a place. Each is some atomic steps, and what one began
- * that concerns others (a frame that has its number, a claim) others finish or undo. docs/design/rings.md has every state, what
- * moves it, and what SIGKILL, SIGSTOP and fork do at each step. In short:
+ * Promise: claiming, publishing, giving up, taking and returning a slot never wait for another process, at whatever
+ * instruction that process is stopped. Joining, leaving and subscribing do not wait either, as long as there is a free
+ * place. Each operation is a few atomic steps. If a process stops in a step that concerns others (a frame that has its
+ * number, a claim), other processes finish or undo that step. docs/design/rings.md has every state, what changes it,
+ * and what SIGKILL, SIGSTOP and fork do at each step. In short:
  *
  *   free --(a writer)--> writing --(its number is in the index: anybody)--> published --(a writer)--> claimed
  *   claimed --(no loan, nobody needs it: the same writer)--> writing     claimed --(a reader wants it)--> published
- *   writing --(writer gives up, or is buried)--> free
+ *   writing --(writer gives up, or is dead: its members are released)--> free
  *
- * A loan is a bit of the slot, one for each member (a process's use of the ring); a member counts its own loans. A reader sets its
- * bit and then looks at the slot's word; a writer changes the word and then looks at the bits. */
+ * A loan is a bit of the slot, one for each member (a process's use of the ring); a member counts its own loans. A
+ * reader sets its bit and then reads the slot's word; a writer changes the word and then reads the bits. */
 #ifndef CL_RING_H
 #define CL_RING_H
 
 #include "sync.h"
 
-#define CL_RING_MEMBERS 256u /* where the creator says nothing */
+#define CL_RING_MEMBERS 256u /* the default */
 #define CL_RING_READERS 256u /* as many as members */
 #define CL_RING_MEMBERS_MAX 4096u
 #define CL_RING_SLOTS_MAX 65536u
 #define CL_RING_MAY_BLOCK 1u /* flags of the head */
 #define CL_RING_SEQ_BITS 44
-#define CL_RING_SEQ_MAX ((uint64_t)1 << CL_RING_SEQ_BITS) /* no camera is that quick: what is beyond is damage */
+#define CL_RING_SEQ_MAX ((uint64_t)1 << CL_RING_SEQ_BITS) /* no camera reaches this number: a higher number is damage */
 
-/* A slot's word: | state 2 | member 12 | which of its calls 6 | number of the frame, or of the last that lay there 44 | */
+/* A slot's word: | state 2 | member 12 | which of its calls 6 | number of the frame, or of the last one in the slot 44
+ * | */
 enum { CL_SLOT_FREE, CL_SLOT_CLAIMED, CL_SLOT_WRITING, CL_SLOT_PUBLISHED };
 #define CL_SLOT_WORD(state, member, call, seq)                                                                         \
     ((uint64_t)(state) << 62 | (uint64_t)(member) << 50 | (uint64_t)(call) << CL_RING_SEQ_BITS | (seq))
@@ -39,7 +41,7 @@ enum { CL_SLOT_FREE, CL_SLOT_CLAIMED, CL_SLOT_WRITING, CL_SLOT_PUBLISHED };
 typedef struct cl_slot {
     cl_au64 word;
     _Atomic int64_t time_ns; /* monotonic, when it was published */
-    cl_au64 loans[]; /* as many bits as there are members */
+    cl_au64 loans[]; /* one bit per member */
 } cl_slot;
 
 /* An entry of the index, of sequence number s at s % slots: | number | slot 16 | */
@@ -51,7 +53,7 @@ enum { CL_READER_DROPS, CL_READER_BLOCKS, CL_READER_DEMOTED }; /* demoted: it bl
 typedef struct cl_reader {
     cl_au32 owner; /* lock word of a process; 0: free */
     cl_au32 policy; /* | which subscription at this place 30 | one of these 2 |: only those that block are waited for */
-    cl_au64 cursor; /* the last frame it had */
+    cl_au64 cursor; /* the last frame that it got */
     cl_au64 taken, dropped;
 } cl_reader;
 _Static_assert(sizeof(cl_reader) == 32, "reader");
@@ -60,20 +62,20 @@ _Static_assert(sizeof(cl_reader) == 32, "reader");
 enum { CL_RING_OPEN, CL_RING_SHUT };
 typedef struct cl_ring_head {
     cl_head head; /* number: slots; room: members; flags; spare: bytes a slot, block timeout in ns, bytes of the spec */
-    cl_au32 lock; /* of who buries, or looks for damage */
+    cl_au32 lock; /* for releasing dead members, and for finding damage */
     cl_au32 state;
     cl_au32 published; /* a bell: rung for every frame */
-    cl_au32 changed; /* a bell: rung when a writer that found no slot should look again */
-    cl_au64 last; /* the highest sequence number given, or one less: the index says */
+    cl_au32 changed; /* a bell: rung when a writer that found no slot should try again */
+    cl_au64 last; /* the highest sequence number in use, or one less: the index decides */
     cl_au64 waits; /* times a writer found no slot */
-    cl_au32 readers_high; /* entries from here on were never used */
+    cl_au32 readers_high; /* the entries from here on were never used */
     uint32_t pad[7];
 } cl_ring_head;
 _Static_assert(sizeof(cl_ring_head) == 128, "what follows is aligned");
 
-/* One process's use of a ring: a member. Any number of its threads may share it. What describes the ring was copied and
- * checked when the process attached; what is read of the ring later (a slot, a sequence number, a cursor) is bounded where it is
- * used, and what is out of bounds is CL_CORRUPT, or no frame. */
+/* One process's use of a ring: a member. Any number of its threads may share it. The description of the ring was copied
+ * and checked when the process attached. What is read of the ring later (a slot, a sequence number, a cursor) is
+ * checked against its bounds where it is used; if it is out of bounds, the result is CL_CORRUPT, or no frame. */
 typedef struct cl_ring {
     cl_store *store;
     cl_ring_head *head;
@@ -85,17 +87,17 @@ typedef struct cl_ring {
     uint8_t *data;
     uint8_t *spec;
     uint32_t slots;
-    uint32_t room; /* members, and readers: a multiple of 64 */
+    uint32_t room; /* number of members, and of readers: a multiple of 64 */
     uint64_t slot_bytes;
     uint64_t stride;
     uint64_t spec_bytes;
     uint64_t flags;
     int64_t block_timeout_ns; /* 0: none */
-    cl_au32 self; /* lock word of the process that is the member; what follows is of that process */
-    cl_au32 joining; /* lock word of a process of which a thread joins; 0 */
-    uint32_t member; /* valid while `self` is ours */
-    cl_au32 *loans; /* ours, by slot */
-    cl_au64 calls; /* those of ours that claim */
+    cl_au32 self; /* lock word of the process that is the member; the following fields belong to that process */
+    cl_au32 joining; /* lock word of a process that is joining in one of its threads; else 0 */
+    uint32_t member; /* valid while `self` is this process */
+    cl_au32 *loans; /* loans of this process, by slot */
+    cl_au64 calls; /* calls of this process that claim */
     cl_spin spin_lock, spin_read, spin_write;
 } cl_ring;
 
@@ -117,17 +119,17 @@ static inline cl_slot *cl_ring_slot(const cl_ring *r, uint32_t i)
     return (cl_slot *)(void *)(r->first + i * r->slot_bytes);
 }
 
-/* members: a multiple of 64, as cl_ring_members makes it */
+/* members: a multiple of 64, from cl_ring_members */
 uint32_t cl_ring_members(uint32_t wanted);
 uint64_t cl_ring_bytes(uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec);
-/* of a block of zeros */
+/* the block is all zeros before */
 void cl_ring_begin(cl_ring_head *head, uint32_t slots, uint32_t members, uint64_t stride, uint64_t spec);
 uint8_t *cl_ring_spec(cl_ring_head *head, uint32_t slots, uint32_t members);
 int cl_ring_attach(cl_ring *r, cl_store *store, cl_ring_head *head, uint64_t capacity, uint32_t number);
 void cl_ring_detach(cl_ring *r);
 
-/* As everywhere: CL_AGAIN: with flags 0, there is nothing; with CL_MAY_WAIT, serve signals and call again. CL_TIMEOUT. CL_CLOSED:
- * shut (readers: and nothing newer). */
+/* CL_AGAIN: with flags 0, there is nothing; with CL_MAY_WAIT, serve signals and call again. CL_TIMEOUT. CL_CLOSED: the
+ * ring was shut (readers: and there is nothing newer). */
 int cl_ring_claim(cl_ring *r, int64_t deadline_ns, unsigned flags, int64_t *since_ns, uint32_t *slot);
 int cl_ring_publish(cl_ring *r, uint32_t slot, cl_frame *out);
 int cl_ring_give_up(cl_ring *r, uint32_t slot);
@@ -137,12 +139,14 @@ int cl_ring_last(cl_ring *r, uint32_t most, unsigned flags, cl_frame *out, uint3
 int cl_ring_subscribe(cl_ring *r, uint32_t policy, uint64_t since, unsigned flags, uint32_t *reader);
 int cl_ring_unsubscribe(cl_ring *r, uint32_t reader);
 int cl_ring_next(cl_ring *r, uint32_t reader, int64_t deadline_ns, unsigned flags, cl_frame *out);
-/* Whether cl_ring_next would return at once, for who has a checked copy of the head and waits for other things, too. */
+/* Whether cl_ring_next would return at once. For a caller with a checked copy of the head that waits for other things,
+ * too. */
 int cl_ring_has_next(const cl_ring_head *h, const cl_head *is, uint32_t reader, uint32_t owner);
-int cl_ring_return(cl_ring *r, uint32_t slot); /* one loan of ours */
+int cl_ring_return(cl_ring *r, uint32_t slot); /* return one loan of this process */
 void cl_ring_shut(cl_ring *r);
-/* Take back what the dead had. With flags 0 only if nobody does already, or is stopped while he does: else CL_AGAIN. */
-int cl_ring_bury(cl_ring *r, unsigned flags);
+/* Take back what dead members had. With flags 0: CL_AGAIN if another process does that now, or was stopped while it
+ * did. */
+int cl_ring_release_dead(cl_ring *r, unsigned flags);
 void cl_ring_count(const cl_ring *r, cl_ring_counts *out);
 
 #endif

@@ -1,8 +1,10 @@
+#define _GNU_SOURCE
 #include "monitor.h"
 
 int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
 {
     cl_robust *s = (cl_robust *)(void *)o->head;
+    int64_t begun = 0;
     for (int look = 0;; look = 1) {
         int rc = cl_monitor_enter(store, &s->monitor, deadline_ns);
         if (rc != CL_OK) {
@@ -16,15 +18,15 @@ int cl_robust_acquire(cl_store *store, const cl_object *o, int64_t deadline_ns, 
                 return owner == 0 ? CL_OK : CL_OWNER_DIED;
             }
         }
-        if (deadline_ns == 0) {
+        if (deadline_ns == 0 || (deadline_ns < 0 && look)) {
             cl_monitor_leave(store, &s->monitor, 0);
             return CL_AGAIN;
         }
         if (!look) {
             cl_monitor_leave(store, &s->monitor, 0);
-            continue; /* nothing free: now see whether a holder is dead */
+            continue; /* no free permit: now check whether a holder is dead */
         }
-        rc = cl_monitor_wait(store, &s->monitor, deadline_ns, spin);
+        rc = cl_monitor_wait(store, &s->monitor, &begun, deadline_ns, spin);
         if (rc != CL_OK) {
             return rc;
         }

@@ -1,6 +1,5 @@
+#define _GNU_SOURCE
 #include "monitor.h"
-
-#include <limits.h>
 
 static int someone_reads(cl_store *store, cl_rwlock *l, uint32_t room)
 {
@@ -38,13 +37,13 @@ static int add_reader(cl_store *store, cl_rwlock *l, uint32_t room)
             return CL_OK;
         }
     }
-    return cl_fail(CL_TABLE_FULL, 0, "%u processes read already", room);
+    return cl_fail(CL_TABLE_FULL, 0, "%u processes already hold the lock for reading", room);
 }
 
 int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin *spin)
 {
     cl_rwlock *l = (cl_rwlock *)(void *)o->head;
-    for (;;) {
+    for (int64_t begun = 0;;) {
         int rc = cl_monitor_enter(store, &l->monitor, deadline_ns);
         if (rc != CL_OK) {
             return rc;
@@ -69,23 +68,20 @@ int cl_rw_read(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spin
             cl_monitor_leave(store, &l->monitor, 0);
             return CL_AGAIN;
         }
-        rc = cl_monitor_wait(store, &l->monitor, deadline_ns, spin);
+        rc = cl_monitor_wait(store, &l->monitor, &begun, deadline_ns, spin);
         if (rc != CL_OK) {
             return rc;
         }
     }
 }
 
-/* A writer no longer waits. Without the monitor, whose holder may be stopped: the mark is one word, and the readers that it kept
- * out look once more. Killed before the wake: they look after a slice. */
+/* A writer no longer waits. This needs no monitor, whose holder may be stopped: the mark is one word, and the readers
+ * that it kept out check again. If the process is killed before the wake, they check after a slice. */
 static void stop_waiting(cl_rwlock *l, uint32_t self)
 {
     if (atomic_compare_exchange_strong(&l->writer_waiting, &self, 0)) {
         CL_KILL_POINT();
-        atomic_fetch_add(&l->monitor.change, 1);
-        if (atomic_load(&l->monitor.sleeping)) {
-            cl_wake(&l->monitor.change, INT_MAX);
-        }
+        cl_monitor_tell(&l->monitor);
     }
 }
 
@@ -93,6 +89,7 @@ int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spi
 {
     cl_rwlock *l = (cl_rwlock *)(void *)o->head;
     uint32_t self = cl_self(store);
+    int64_t begun = 0;
     for (int given_up = CL_OK;;) {
         int rc = cl_monitor_enter(store, &l->monitor, deadline_ns);
         if (rc != CL_OK) {
@@ -127,7 +124,7 @@ int cl_rw_write(cl_store *store, const cl_object *o, int64_t deadline_ns, cl_spi
             cl_monitor_leave(store, &l->monitor, 0);
             return CL_AGAIN;
         }
-        given_up = cl_monitor_wait(store, &l->monitor, deadline_ns, spin);
+        given_up = cl_monitor_wait(store, &l->monitor, &begun, deadline_ns, spin);
     }
 }
 

@@ -1,3 +1,4 @@
+#define _GNU_SOURCE
 #include "sync.h"
 
 #include <limits.h>
@@ -13,7 +14,7 @@ int cl_sem_acquire(cl_semaphore *s, int64_t deadline_ns, cl_spin *spin)
                                                       memory_order_relaxed)) {
                 CL_KILL_POINT();
                 if (slept && ((v - 1) & ~CL_SEM_SLEEP) != 0) {
-                    cl_wake(&s->word, 1); /* several were given back at once: pass the wake on */
+                    cl_wake(&s->word, 1); /* several permits were given back at once: pass the wake on */
                 }
                 return CL_OK;
             }

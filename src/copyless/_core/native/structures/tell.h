@@ -1,4 +1,4 @@
-/* Who makes an object ready tells those who asked for it: see bells.h. */
+/* Telling the processes that asked for an object that it is ready: see bells.h. */
 #ifndef CL_TELL_H
 #define CL_TELL_H
 
@@ -6,21 +6,23 @@
 
 #define CL_BELL_BITS 64u
 
-static inline cl_au32 *cl_bell_of(const cl_store *store) /* this process's */
+static inline cl_au32 *cl_bell_of(const cl_store *store) /* the bell of this process */
 {
     return &store->owners[store->slot].bell;
 }
 
 void cl_bells_ring(const cl_store *store, cl_head *head);
 
-/* Wait until those that this copy of the library has rung have written their descriptors, until the deadline at the longest: for who is about
- * to end, so that nobody sees its end by a descriptor before what it did. CL_OK, CL_AGAIN, CL_TIMEOUT. */
+/* Wait until the processes whose bells this copy of the library has rung have written their descriptors, at most until
+ * the deadline. For a process that is about to end, so that no other process sees its end through a descriptor before
+ * it sees what the process did. CL_OK, CL_AGAIN, CL_TIMEOUT. */
 int cl_bells_heard(cl_store *store, int64_t deadline_ns);
 
-/* After an object was made ready by a sequentially consistent write: tell those who asked. One load, as long as nobody did. */
+/* After an object was made ready by a sequentially consistent write: tell the processes that asked. This is one load if
+ * none did. */
 static inline void cl_bells_tell(const cl_store *store, cl_head *head)
 {
-#if !defined(__x86_64__) && !defined(__i386__) /* where every such write is a fence */
+#if !defined(__x86_64__) && !defined(__i386__) /* on these, every such write is a fence */
     atomic_thread_fence(memory_order_seq_cst);
 #endif
     if (atomic_load(&head->bells) != 0) { /* pairs with "asked" */

@@ -1,0 +1,3 @@
+"""An object as the bytes and buffers of a message; the .pyx beside this file documents each name."""
+
+class Packed: ...

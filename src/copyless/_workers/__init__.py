@@ -1,0 +1,1 @@
+"""Worker processes: the basis of `Pool`, `ProcessPoolExecutor` and the backend for joblib."""

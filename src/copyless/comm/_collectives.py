@@ -1,0 +1,406 @@
+"""Collective operations for both transports, made of sends and receives of packets on a communicator of their own.
+
+Here are those among ranks that share memory: a packet is a handle of one block, of which each rank gets a copy-on-write
+view. `_mpi_nodes` has those among several nodes.
+
+Reductions combine in the order of ranks, because operations need not commute: a binomial tree by rank. Every rank calls
+the operations in the same order, which keeps the messages of different operations apart. Each receive names its source
+rank.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from copyless._progress import shown
+from copyless.comm._constants import SUM
+from copyless.comm._packets import Packet, copy_of
+
+__all__ = ["LATE", "WAITING", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of", "tree"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# The tag of each message names its operation and root, so that calls that do not match are reported and never confused
+# with each other.
+_KINDS = ("", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce", "scan", "exscan", "barrier",
+          "neighbor_alltoall", "Create_group", "mistaken", "waiting")  # fmt: skip
+_ROOTS = 2000  # MPI promises tags up to 32767
+
+
+def tag_of(kind: str, root: int = 0) -> int:
+    return _KINDS.index(kind) + 16 * (max(root, 0) % _ROOTS)
+
+
+WAITING = tag_of("waiting")  # of what a rank tells the one that it has waited for for long
+LATE = 0.5  # seconds of that
+_REMEMBERED = 64  # operations
+
+
+def said_by(tag: int) -> str:
+    """The operation of a tag."""
+    kind = _KINDS[tag % 16] if tag % 16 < len(_KINDS) else ""
+    return (
+        f"{kind}(root={tag // 16})"
+        if kind in ("bcast", "gather", "scatter", "reduce")
+        else kind or f"something with tag {tag}"
+    )
+
+
+def named(root_at: int | None = None) -> Callable[[_F], _F]:
+    """Marks an operation that ranks call together. `root_at`: the position of the root among its arguments.
+
+    The name of the operation is part of the tag.
+    """
+
+    def name(method: _F) -> _F:
+        kind, exclusive = tag_of(method.__name__), tag_of("exscan")
+
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.tag:
+                return method(self, *args, **kwargs)
+            if root_at is None:
+                self.tag = exclusive if kwargs else kind  # the only keyword argument is `exclusive` of scan
+            else:
+                self.tag = kind + 16 * (args[root_at] % _ROOTS) if self.has_roots else kind
+            self.begun()
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.tag = 0
+
+        return call  # type: ignore[return-value]
+
+    return name
+
+
+class _Channel:
+    """Sends and receives packets on a communicator that only collective operations use."""
+
+    draft = True  # packets are sent through queues of copyless
+    has_roots = True  # the root is the same at each rank
+    tag = 0  # of the operation that this rank runs
+
+    one_node = True
+
+    def __init__(self, comm: Any, rank: int, size: int) -> None:
+        self.comm, self.rank, self.size = comm, rank, size
+        self._number = 0  # of the operation that this rank is in
+        self._tags = [0] * _REMEMBERED  # of the last operations, each at its number's place
+        self._told: tuple[int, int] | None = None  # the operation and the rank that was last told of it
+        self._heard: dict[int, tuple[int, int]] = {}  # the operation and its tag that another rank has told last
+        comm._late = self.late
+
+    def seal(self, obj: Any) -> Any:
+        """The object, or its bytes if the caller has chosen other pickle functions."""
+        return self.comm._sealed(obj)
+
+    def pack(self, obj: Any) -> Packet:
+        return Packet.of(self.seal(obj), not self.one_node, self.draft)
+
+    def put(self, rank: int, packet: Any) -> Any:
+        return self.comm._put(packet, rank, self.tag)
+
+    def take(self, rank: int) -> Any:
+        return self.comm._take(rank, self.tag)
+
+    # ---- who waits for long says what for
+
+    def begun(self) -> None:
+        """Count an operation; now and then, take in what others have told."""
+        self._number = number = self._number + 1
+        self._tags[number % _REMEMBERED] = self.tag
+        if number % _REMEMBERED == 0:
+            self._heard.update(self.comm._hear())
+
+    def late(self, awaited: int) -> None:
+        """Of a wait that lasts: tell the rank that is waited for which operation this one is in, once, and look what
+        others have told. Ranks that wait for each other in different operations, or with different roots, find out so.
+        """
+        if not self.tag:
+            return
+        if self._told != (self._number, awaited):
+            self._told = self._number, awaited
+            self.comm._put((self._number, self.tag), awaited, WAITING)
+        self.hear()
+
+    def hear(self) -> None:
+        """Look what others have told of the operations that they wait in."""
+        self._heard.update(self.comm._hear())
+        for rank, (number, tag) in self._heard.items():
+            if 0 <= self._number - number < _REMEMBERED:
+                mine = self._tags[number % _REMEMBERED]
+                if mine != tag:
+                    self._heard.clear()
+                    self.comm._mistaken(rank, tag, mine)
+
+    def finish(self, requests: list[Any]) -> None:
+        for request in requests:
+            request.wait()
+
+    def put_all(self, ranks: Sequence[int], obj: Any, packet: Packet, title: str | None = None) -> None:
+        """Send one packet to several ranks. An object that can be sent only once is packed again for each.
+
+        With a `title`, a large packet shows a progress bar.
+        """
+        if packet.handles:
+            self.finish([self.put(rank, packet if i == 0 else self.pack(obj)) for i, rank in enumerate(ranks)])
+            return
+        with shown(title, packet.nbytes) as tell:
+            if len(ranks) > 1 or tell is not None:
+                packet.gather(tell)
+            self.finish([self.put(rank, packet) for rank in ranks])
+
+
+def mistaken(rank: int, theirs: int, mine: int) -> str:
+    """The error text for another rank that is in another operation."""
+    return (
+        f"rank {rank} called {said_by(theirs)} where this rank called {said_by(mine)}: the ranks of a communicator "
+        f"must call its "
+        "collective operations in the same order, with the same root"
+    )
+
+
+def tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
+    """(the rank that sends to this one, the ranks that this one sends to) in a binomial tree from the first member."""
+    i, n = members.index(me), len(members)
+    mask = 1
+    while mask < n and not i & mask:
+        mask <<= 1
+    parent = members[i - mask] if i else None
+    children = []
+    mask >>= 1
+    while mask:
+        if i + mask < n:
+            children.append(members[i + mask])
+        mask >>= 1
+    return parent, children
+
+
+class Intra(_Channel):
+    """Collective operations among the ranks of one group, which share a node."""
+
+    @named(1)
+    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+        if self.size == 1:
+            return obj
+        if self.rank != root:
+            return self.take(root).open(readonly)
+        title = f"rank {root} to all" if progress else None
+        self.put_all([rank for rank in range(self.size) if rank != root], obj, self.pack(obj), title)
+        return obj
+
+    @named(1)
+    def gather(self, obj: Any, root: int) -> list[Any] | None:
+        if self.rank != root:
+            self.finish([self.put(root, self.pack(obj))])
+            return None
+        own = copy_of(self.seal(obj))  # while the other ranks pack
+        packets = {rank: self.take(rank) for rank in range(self.size) if rank != root}
+        return [own if rank == root else packets[rank].open() for rank in range(self.size)]
+
+    @named(1)
+    def scatter(self, objs: Any, root: int) -> Any:
+        if self.rank != root:
+            return self.take(root).open()
+        objs = listed(objs, self.size)
+        self.finish([self.put(rank, self.pack(objs[rank])) for rank in range(self.size) if rank != root])
+        return copy_of(self.seal(objs[root]))
+
+    @named()
+    def allgather(self, obj: Any) -> list[Any]:
+        """Each rank's packet is sent to rank 0, and from there to every rank."""
+        if self.size == 1:
+            return [copy_of(self.seal(obj))]
+        packet = self.pack(obj)
+        if packet.handles:  # each handle is valid for one receiver
+            packet.drop()
+            return self.alltoall([obj] * self.size)
+        packet.gather()
+        if self.rank:
+            self.finish([self.put(0, packet)])
+            have = self.take(0)
+        else:
+            have = {0: packet} | {rank: self.take(rank) for rank in range(1, self.size)}
+            for other in have.values():
+                other.gather()
+            self.finish([self.put(rank, have) for rank in range(1, self.size)])
+        return [copy_of(self.seal(obj)) if rank == self.rank else have[rank].open() for rank in range(self.size)]
+
+    @named()
+    def alltoall(self, objs: Any) -> list[Any]:
+        objs = listed(objs, self.size)
+        others = [(self.rank + i) % self.size for i in range(1, self.size)]
+        # not packed: each object is sent to one rank
+        requests = [self.put(rank, self.seal(objs[rank])) for rank in others]
+        got = {self.rank: copy_of(self.seal(objs[self.rank]))}  # while the other ranks send
+        got |= {rank: self.take(rank) for rank in reversed(others)}
+        self.finish(requests)
+        return [got[rank] for rank in range(self.size)]
+
+    @named(2)
+    def reduce(self, obj: Any, op: Any, root: int) -> Any:
+        result = self._reduce(obj, operation(op))
+        if root == 0 or self.size == 1:
+            return result if self.rank == root else None
+        if self.rank == 0:
+            self.finish([self.put(root, self.pack(result))])
+        return self.take(0).open() if self.rank == root else None
+
+    def _reduce(self, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+        """The reduction in the order of ranks, at rank 0."""
+        result = obj
+        mask = 1
+        while mask < self.size:
+            if self.rank & mask:
+                self.finish([self.put(self.rank - mask, self.pack(result))])
+                return None
+            if self.rank + mask < self.size:
+                result = op(result, self.take(self.rank + mask).open())
+            mask <<= 1
+        return copy_of(self.seal(result)) if result is obj else result
+
+    @named()
+    def allreduce(self, obj: Any, op: Any) -> Any:
+        return self.bcast(self.reduce(obj, op, 0), 0)
+
+    @named()
+    def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
+        return self._scan(obj, operation(op), exclusive)
+
+    def _scan(self, obj: Any, op: Callable[[Any, Any], Any], exclusive: bool) -> Any:
+        """The reduction over the ranks up to this one, by doubling: each rank sends and receives log2(n) times."""
+        whole, before = obj, None
+        distance = 1
+        while distance < self.size:
+            requests = []
+            if self.rank + distance < self.size:
+                requests.append(self.put(self.rank + distance, self.pack(whole)))
+            if self.rank >= distance:
+                lower = self.take(self.rank - distance).open()
+                if exclusive:
+                    before = lower if before is None else op(lower, before)
+                whole = op(lower, whole)
+            self.finish(requests)
+            distance <<= 1
+        if exclusive:
+            return before
+        return copy_of(self.seal(obj)) if whole is obj else whole
+
+    @named()
+    def barrier(self) -> None:
+        distance = 1
+        while distance < self.size:
+            request = self.put((self.rank + distance) % self.size, None)
+            self.take((self.rank - distance) % self.size)
+            request.wait()
+            distance <<= 1
+
+
+class Inter(_Channel):
+    """Collective operations between two groups; `local` has those of this group. The root is ROOT at the root itself,
+    PROC_NULL at the other ranks of its group, and the root's rank in the other group.
+    """
+
+    def __init__(self, comm: Any, rank: int, size: int, local: Intra, roots: tuple[int, int]) -> None:
+        super().__init__(comm, rank, size)
+        self.local = local
+        self._root, self._null = roots
+
+    has_roots = False
+
+    def pack(self, obj: Any) -> Packet:
+        return Packet.of(self.seal(obj), by_value=True)  # the other group may be on other nodes
+
+    def _role(self, root: int) -> str:
+        if root == self._root:
+            return "root"
+        if root == self._null:
+            return "aside"
+        if 0 <= root < self.size:
+            return "across"
+        raise ValueError(
+            f"root {root} is invalid: on an intercommunicator, root is ROOT at the root itself, PROC_NULL at "
+            f"the other ranks of its group, and in the other group the root's rank, 0 to {self.size - 1}"
+        )
+
+    @named(1)
+    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+        role = self._role(root)
+        if role == "root":
+            self.finish([self.put(0, self.pack(obj))])
+        if role != "across":
+            return None
+        got = self.take(root).open() if self.rank == 0 else None
+        return self.local.bcast(got, 0, readonly)
+
+    @named(1)
+    def gather(self, obj: Any, root: int) -> list[Any] | None:
+        role = self._role(root)
+        if role == "across":
+            self.finish([self.put(root, self.pack(obj))])
+        return [self.take(rank).open() for rank in range(self.size)] if role == "root" else None
+
+    @named(1)
+    def scatter(self, objs: Any, root: int) -> Any:
+        role = self._role(root)
+        if role == "root":
+            objs = listed(objs, self.size)
+            self.finish([self.put(rank, self.pack(obj)) for rank, obj in enumerate(objs)])
+        return self.take(root).open() if role == "across" else None
+
+    @named()
+    def allgather(self, obj: Any) -> list[Any]:
+        return self.alltoall([obj] * self.size)
+
+    @named()
+    def alltoall(self, objs: Any) -> list[Any]:
+        requests = [self.put(rank, self.pack(obj)) for rank, obj in enumerate(listed(objs, self.size))]
+        got = [self.take(rank).open() for rank in range(self.size)]
+        self.finish(requests)
+        return got
+
+    @named(2)
+    def reduce(self, obj: Any, op: Any, root: int) -> Any:
+        role = self._role(root)
+        if role == "root":
+            return self.take(0).open()
+        if role == "across":
+            result = self.local.reduce(obj, op, 0)
+            if self.rank == 0:
+                self.finish([self.put(root, self.pack(result))])
+        return None
+
+    @named()
+    def allreduce(self, obj: Any, op: Any) -> Any:
+        """Each group gets the reduction of the other group."""
+        result = self.local.reduce(obj, op, 0)
+        got = None
+        if self.rank == 0:
+            request = self.put(0, self.pack(result))
+            got = self.take(0).open()
+            request.wait()
+        return self.local.bcast(got, 0)
+
+    @named()
+    def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
+        raise ValueError("scan and exscan are not defined on an intercommunicator: call Merge() first")
+
+    @named()
+    def barrier(self) -> None:
+        self.allreduce(0, SUM)
+
+
+def listed(objs: Any, size: int) -> list[Any]:
+    objs = [None] * size if objs is None else objs if isinstance(objs, list) else list(objs)
+    if len(objs) != size:
+        raise ValueError(f"expecting {size} items, got {len(objs)}")
+    return objs  # type: ignore[no-any-return]
+
+
+def operation(op: Any) -> Callable[[Any, Any], Any]:
+    if not callable(op):
+        raise TypeError(f"op must be a function of two arguments, such as copyless.comm.SUM, not {op!r}")
+    return op  # type: ignore[no-any-return]

@@ -1,0 +1,521 @@
+"""The communicators on MPI: `Comm`, `Intracomm`, `Intercomm`, `Topocomm` and others, which are subclasses of mpi4py's
+own.
+
+All are public in `copyless.comm.mpi`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from mpi4py import MPI
+
+from copyless._core import _store
+from copyless._progress import shown
+from copyless.comm import _collectives, _constants, _custom_pickle, _mpi_waiting, _small
+from copyless.comm._interface import CollectiveMethods, NeighborMethods, ScanMethods
+from copyless.comm._mpi_engine import Leaders
+from copyless.comm._mpi_matching import Posted, match, state_of
+from copyless.comm._mpi_messages import INLINE, as_buffer, encode, fetch, nbytes_of, rank_of, titled
+from copyless.comm._mpi_nodes import Nodes
+from copyless.comm._mpi_requests import Message, Request, mprobe, sweep
+from copyless.comm._mpi_waiting import beside, serves, under_way
+from copyless.comm._mpi_waiting import wait as _wait
+from copyless.comm._mpi_world import far, near, node
+
+__all__ = [
+    "Cartcomm",
+    "Comm",
+    "CommError",
+    "Distgraphcomm",
+    "Graphcomm",
+    "Intercomm",
+    "Intracomm",
+    "Topocomm",
+    "choice",
+]
+
+ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.PROC_NULL, MPI.ROOT
+_in_line = _small.in_line
+
+choice = _custom_pickle.Choice("mpi", _small.use_own_pickle)
+
+
+class CommError(MPI.Exception, ValueError):
+    """A rank, root or tag that does not exist, or a collective operation that other ranks did not call.
+
+    An `MPI.Exception`, whose `Get_error_class` is MPI's, and a ValueError.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code)
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int: ...
+    else:
+        __hash__ = MPI.Exception.__hash__
+
+    def __reduce__(self) -> Any:
+        return type(self), (int(self), self._text)
+
+
+def _operation(op: Any) -> Any:
+    """MPI's predefined reductions as functions that accept arrays too."""
+    if not isinstance(op, MPI.Op):
+        return op
+    for name in ("SUM", "PROD", "MAX", "MIN", "LAND", "LOR", "BAND", "BOR", "BXOR"):
+        if op == getattr(MPI, name):
+            return getattr(_constants, name)
+    return op
+
+
+class Comm(CollectiveMethods, MPI.Comm):
+    """Comm(comm=None)
+
+    A communicator on MPI. Mirrors `mpi4py.util.pkl5.Comm`; upper-case methods are `mpi4py.MPI.Comm`'s own.
+    """
+
+    _known: Any = None
+    _me: int | None = None  # the rank, once it is needed
+    _heard: Any = ()  # of a shadow: what other ranks have told, not looked at yet
+
+    def __repr__(self) -> str:
+        kind = f"{type(self).__module__}.{type(self).__name__}"
+        if MPI.Is_finalized() or not self:
+            return f"<{kind} of nobody>"
+        return f"<{kind} {self.Get_name()!r} rank {rank_of(self)} of {self.Get_size()}>"
+
+    def _state(self) -> Any:
+        return state_of(self)
+
+    # ---- sending
+
+    def _begin(self, begin: Any, obj: Any, dest: int, tag: int) -> Request:
+        """Begin a send; `begin` is a send function of MPI."""
+        if dest == PROC_NULL:
+            return Request(begin(self, (None, 0, MPI.BYTE), dest, tag))
+        message = encode(obj, state_of(self).near(dest))
+        buffer, datatype = as_buffer(message)
+        sweep()
+        request = Request(begin(self, buffer, dest, tag))
+        request._keep = message
+        if datatype is not None:
+            datatype.Free()  # MPI keeps the datatype until the send is complete
+        if datatype is not None or len(message) >= _mpi_waiting.LARGE:
+            under_way(tuple(request))
+        return request
+
+    def _put(self, packet: Any, dest: int, tag: int) -> Request:
+        """A send of a collective operation, whose objects are packed."""
+        request = self._begin(MPI.Comm.Isend, packet, dest, tag)
+        if self._late is not None and tag != _collectives.WAITING and dest != PROC_NULL:
+            request._late = functools.partial(self._late, dest)
+        return request
+
+    _late: Any = None  # called in a collective operation while it waits for a rank
+
+    def _take(self, source: int, tag: int) -> Any:
+        """Receive from another rank. Its messages arrive in order, so another tag means that it called another
+        operation.
+        """
+        status = MPI.Status()
+        got = self.recv(None, source, ANY_TAG, status)
+        while (theirs := status.Get_tag()) != tag:
+            if theirs == _collectives.tag_of("mistaken"):  # another rank has found it
+                raise CommError(MPI.ERR_OTHER, got)
+            if theirs != _collectives.WAITING:
+                self._mistaken(source, theirs, tag)
+            self._heard = [*self._heard, (source, got)]
+            got = self.recv(None, source, ANY_TAG, status)
+        return got
+
+    def _hear(self) -> list[tuple[int, tuple[int, int]]]:
+        """Which operations other ranks wait in, as they have told."""
+        heard, self._heard = [*self._heard], ()
+        status = MPI.Status()
+        while MPI.Comm.Iprobe(self, ANY_SOURCE, _collectives.WAITING, status):
+            source = status.Get_source()
+            heard.append((source, self.recv(None, source, _collectives.WAITING)))
+        if MPI.Comm.Iprobe(self, ANY_SOURCE, _collectives.tag_of("mistaken"), status):
+            raise CommError(MPI.ERR_OTHER, self.recv(None, status.Get_source(), _collectives.tag_of("mistaken")))
+        return heard
+
+    def _mistaken(self, source: int, theirs: int, mine: int) -> NoReturn:
+        """Raise what another rank called, and tell all."""
+        text = _collectives.mistaken(source, theirs, mine)
+        self._tell_all(text)
+        raise CommError(MPI.ERR_OTHER, text)
+
+    def _tell_all(self, text: str) -> None:
+        """Report an error to the other ranks, which may wait for this one."""
+        inter = self.Is_inter()
+        for rank in range(self.Get_remote_size() if inter else self.Get_size()):  # type: ignore[attr-defined]
+            if inter or rank != self.Get_rank():
+                self._put(f"rank {self.Get_rank()} was told: {text}", rank, _collectives.tag_of("mistaken"))
+
+    def _sealed(self, obj: Any) -> Any:
+        return choice.sealed(obj)
+
+    def _operation(self, op: Any) -> Any:
+        return _operation(op)
+
+    if TYPE_CHECKING:
+
+        def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
+    else:
+        send = _small.send
+
+    def _send(self, obj: Any, dest: int, tag: int, progress: bool) -> None:
+        """Send a message that cannot take the fast path."""
+        if dest != PROC_NULL:
+            title = f"rank {rank_of(self)} to {dest}" if progress else None
+            message: Any = encode(choice.sealed(obj), state_of(self).near(dest), title)
+            if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self._me:
+                MPI.Comm.Send(self, (message, MPI.BYTE), dest, tag)
+                return
+            buffer, datatype = as_buffer(message)
+            request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
+            request._keep = message  # also where Ctrl-C ends the wait: MPI reads it still
+            if datatype is not None:
+                datatype.Free()
+            if datatype is not None or len(message) >= _mpi_waiting.LARGE:
+                under_way(tuple(request))
+            apart = 0 if type(message) is bytes else nbytes_of(message)
+            with shown(title, apart, steps=False):
+                request.wait()
+            return
+        MPI.Comm.Send(self, (None, 0, MPI.BYTE), dest, tag)
+
+    def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """`send` in buffered mode: call `MPI.Attach_buffer` first."""
+        self._begin(MPI.Comm.Ibsend, choice.sealed(obj), dest, tag).wait()
+
+    def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """`send` that returns when the receiver has begun to receive."""
+        self._begin(MPI.Comm.Issend, choice.sealed(obj), dest, tag).wait()
+
+    def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+        """`send` without waiting. Within a node the message is a snapshot; to another node, the arrays must not change
+        until the request is complete.
+        """
+        return self._begin(MPI.Comm.Isend, choice.sealed(obj), dest, tag)
+
+    def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+        """`bsend` without waiting."""
+        return self._begin(MPI.Comm.Ibsend, choice.sealed(obj), dest, tag)
+
+    def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+        """`ssend` without waiting. The request is complete when the receiver has begun to receive."""
+        return self._begin(MPI.Comm.Issend, choice.sealed(obj), dest, tag)
+
+    # ---- receiving
+
+    if TYPE_CHECKING:
+
+        def recv(
+            self, buf: Any = None, source: int = ..., tag: int = ..., status: Any = None, *, progress: bool = False
+        ) -> Any: ...
+    else:
+        recv = _small.recv
+
+    def _recv(self, source: int, tag: int, status: Any, progress: bool) -> Any:
+        """Receive a message that cannot take the fast path."""
+        if source == PROC_NULL:
+            MPI.Comm.Recv(self, (None, 0, MPI.BYTE), source, tag, status)
+            return None
+        message, nbytes = match(self, source, tag, status)
+        return self._fetch(message, nbytes, status, progress)
+
+    def _fetch(self, message: Any, nbytes: int, status: Any, progress: bool) -> Any:
+        return fetch(message, nbytes, titled(self, status, progress))
+
+    def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
+        """A request that receives the next matching message, before any receive that begins later."""
+        if source == PROC_NULL:
+            return Request(MPI.Comm.Irecv(self, (None, 0, MPI.BYTE), source, tag))
+        state = state_of(self)
+        posted = Posted(source, tag)
+        state.enter(self, posted)
+        state.progress(self)
+        request = Request()
+        request._comm, request._posted = self, posted
+        return request
+
+    def sendrecv(
+        self,
+        sendobj: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+        status: Any = None,
+    ) -> Any:
+        """Send one object and receive another."""
+        request = self.isend(sendobj, dest, sendtag)
+        obj = self.recv(recvbuf, source, recvtag, status)
+        request.wait()
+        return obj
+
+    def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Message:  # type: ignore[override]
+        """Wait for a message and match it: only the `Message` that is returned can receive it."""
+        return mprobe(self, source, tag, status, True)  # type: ignore[return-value]
+
+    def improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Message | None:  # type: ignore[override]
+        """`mprobe` without waiting; None if there is no message."""
+        return mprobe(self, source, tag, status, False)
+
+    def probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Literal[True]:
+        """Wait until there is a message to receive."""
+        if source == PROC_NULL:
+            return MPI.Comm.probe(self, source, tag, status)
+        _wait(lambda: MPI.Comm.Iprobe(self, source, tag, status))
+        return True
+
+    def iprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> bool:
+        """Whether there is a message to receive."""
+        _mpi_waiting.serve()
+        return MPI.Comm.Iprobe(self, source, tag, status)
+
+    def Probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Literal[True]:
+        """Wait until there is a message to receive."""
+        return self.probe(source, tag, status)
+
+    Iprobe = iprobe
+
+    def Mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> MPI.Message:
+        """Wait for a message and match it."""
+        if not _mpi_waiting.in_line or source == PROC_NULL:
+            return MPI.Comm.Mprobe(self, source, tag, status)
+        return match(self, source, tag, MPI.Status() if status is None else status, True, True)[0]  # type: ignore[no-any-return]
+
+    def Improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> MPI.Message | None:
+        """Match a message, if there is one."""
+        if not _mpi_waiting.in_line or source == PROC_NULL:
+            return MPI.Comm.Improbe(self, source, tag, status)
+        return match(self, source, tag, MPI.Status() if status is None else status, False, True)[0]  # type: ignore[no-any-return]
+
+    # ---- buffers: MPI's own methods, which serve the pending receives
+
+    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer."""
+        if _mpi_waiting.in_line:
+            _wait(MPI.Comm.Isend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Send(self, buf, dest, tag)
+
+    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer, and wait until its receive has begun."""
+        if _mpi_waiting.in_line:
+            _wait(MPI.Comm.Issend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Ssend(self, buf, dest, tag)
+
+    def Rsend(self, buf: Any, dest: int, tag: int = 0) -> None:
+        """Send a buffer whose receive has begun."""
+        if _mpi_waiting.in_line:
+            _wait(MPI.Comm.Irsend(self, buf, dest, tag).Test)
+        else:
+            MPI.Comm.Rsend(self, buf, dest, tag)
+
+    def Recv(self, buf: Any, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> None:
+        """Receive into a buffer, after the pending receives that come before it."""
+        if _mpi_waiting.in_line and source != PROC_NULL:
+            request = MPI.Message.Irecv(self.Mprobe(source, tag), buf)
+            _wait(lambda: MPI.Request.Test(request, status))
+        else:
+            MPI.Comm.Recv(self, buf, source, tag, status)
+
+    def Sendrecv(
+        self,
+        sendbuf: Any,
+        dest: int,
+        sendtag: int = 0,
+        recvbuf: Any = None,
+        source: int = ANY_SOURCE,
+        recvtag: int = ANY_TAG,
+        status: Any = None,
+    ) -> None:
+        """Send one buffer and receive into another."""
+        if _mpi_waiting.in_line:
+            request = MPI.Comm.Isend(self, sendbuf, dest, sendtag)
+            self.Recv(recvbuf, source, recvtag, status)
+            _wait(request.Test)
+        else:
+            MPI.Comm.Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag, status)
+
+    def Sendrecv_replace(self, *args: Any, **kwargs: Any) -> None:
+        """Send a buffer and receive into it."""
+        beside(MPI.Comm.Sendrecv_replace, self, *args, **kwargs)
+
+    # ---- together
+
+    def _together(self) -> Any:
+        state = state_of(self)
+        if state.shadow is None:
+            state.shadow = self._make_shadow()
+        return state.shadow
+
+    def _make_shadow(self) -> Any:
+        raise NotImplementedError
+
+    def _root(self, root: int) -> int:
+        size = self.Get_size() if self.Is_intra() else self.Get_remote_size()  # type: ignore[attr-defined]
+        if not 0 <= root < size and (self.Is_intra() or root not in (ROOT, PROC_NULL)):
+            self.Call_errhandler(MPI.ERR_ROOT)
+            across = (
+                ""
+                if self.Is_intra()
+                else "; on an intercommunicator, root is ROOT at the root itself and PROC_NULL at the other ranks of "
+                "its group"
+            )
+            raise CommError(MPI.ERR_ROOT, f"root {root} does not exist: there are ranks 0 to {size - 1} here{across}")
+        return root
+
+    def barrier(self) -> None:
+        """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
+        _wait(MPI.Comm.Ibarrier(self).Test)
+
+    Barrier = barrier
+
+    def Free(self) -> None:
+        """Give the communicator up, for all its ranks together."""
+        known, self._known = self._known, None
+        if known is not None and known.shadow is not None:
+            known.shadow.free()
+        beside(MPI.Comm.Free, self)
+
+
+class _Intra(_collectives.Intra):
+    draft = False
+
+    def free(self) -> None:
+        MPI.Comm.Free(self.comm)
+
+
+class _Nodes(Nodes):
+    def failure(self, text: str) -> CommError:
+        return CommError(MPI.ERR_OTHER, text)
+
+    def free(self) -> None:
+        if self.leaders is not None:
+            self.leaders.free()
+        MPI.Comm.Free(self.comm)
+
+
+class _Inter(_collectives.Inter):
+    def free(self) -> None:
+        MPI.Comm.Free(self.comm)
+        self.local.free()  # type: ignore[attr-defined]
+
+
+def _collectives_of(private: Any) -> _Intra | _Nodes:
+    """Collective operations on a communicator that is theirs alone; finds out who shares which node."""
+    rank, size = private.Get_rank(), private.Get_size()
+    alone = None if near is not None else (MPI.COMM_WORLD.Get_rank(), os.getpid(), _store.process_start(os.getpid()))
+    nodes = beside(MPI.Comm.allgather, private, (_store.identity(), node(), alone))
+    world = state_of(private).world
+    far.update(world[other] for other, its in enumerate(nodes) if its != nodes[rank])
+    if nodes.count(nodes[0]) == size:
+        return _Intra(Intracomm(private), rank, size)
+
+    def leaders(number: int, count: int, leads: bool) -> Leaders | None:
+        made = beside(MPI.Comm.Split, private, 0 if leads else MPI.UNDEFINED, rank)
+        return Leaders(made, number, count) if leads else None
+
+    return _Nodes(Intracomm(private), rank, size, nodes, leaders)
+
+
+class Intracomm(ScanMethods, Comm, MPI.Intracomm):
+    """Intracomm(comm=None)
+
+    A communicator of one group, and an `MPI.Intracomm`. Mirrors `mpi4py.util.pkl5.Intracomm`. Making one needs no other
+    rank.
+    """
+
+    def _make_shadow(self) -> Any:
+        return _collectives_of(beside(MPI.Intracomm.Dup, self))
+
+
+class Intercomm(Comm, MPI.Intercomm):
+    """Intercomm(comm=None)
+
+    A communicator between two groups, and an `MPI.Intercomm`. Mirrors `mpi4py.util.pkl5.Intercomm`.
+    """
+
+    def _make_shadow(self) -> Any:
+        private = beside(MPI.Intercomm.Dup, self)
+        merged = beside(MPI.Intercomm.Merge, private)
+        mine, whole = private.Get_group(), merged.Get_group()
+        first = MPI.Group.Translate_ranks(mine, [0], whole)[0]
+        local = beside(MPI.Comm.Split, merged, first, private.Get_rank())
+        mine.Free()
+        whole.Free()
+        merged.Free()
+        return _Inter(
+            Intercomm(private), private.Get_rank(), private.Get_remote_size(), _collectives_of(local), (ROOT, PROC_NULL)
+        )
+
+
+class Topocomm(NeighborMethods, Intracomm, MPI.Topocomm):
+    """Topocomm(comm=None)
+
+    A communicator whose ranks have neighbours, and an `MPI.Topocomm`.
+    """
+
+    _PROC_NULL = PROC_NULL
+
+    def _is_grid(self) -> bool:
+        return MPI.Comm.Get_topology(self) == MPI.CART
+
+
+class Cartcomm(Topocomm, MPI.Cartcomm):
+    """Cartcomm(comm=None)
+
+    A communicator whose ranks form a grid, and an `MPI.Cartcomm`.
+    """
+
+
+class Graphcomm(Topocomm, MPI.Graphcomm):
+    """Graphcomm(comm=None)
+
+    A communicator whose ranks form a graph, and an `MPI.Graphcomm`.
+    """
+
+
+class Distgraphcomm(Topocomm, MPI.Distgraphcomm):
+    """Distgraphcomm(comm=None)
+
+    A communicator whose ranks each know their neighbours in a graph, and an `MPI.Distgraphcomm`.
+    """
+
+
+_CLASSES = (
+    (MPI.Cartcomm, Cartcomm),
+    (MPI.Graphcomm, Graphcomm),
+    (MPI.Distgraphcomm, Distgraphcomm),
+    (MPI.Intracomm, Intracomm),
+    (MPI.Intercomm, Intercomm),
+    (MPI.Comm, Comm),
+)
+
+
+def _as_ours(comm: Any) -> Any:
+    """A communicator that MPI made, as one of these classes."""
+    if isinstance(comm, Comm) or not isinstance(comm, MPI.Comm):
+        return comm
+    return next(ours for theirs, ours in _CLASSES if isinstance(comm, theirs))(comm)
+
+
+for _class in (Comm, Intracomm, Intercomm, Topocomm, Cartcomm, Graphcomm, Distgraphcomm):
+    serves(_as_ours)(_class)
+
+for _kind in (CommError, Comm, Intracomm, Intercomm, Topocomm, Cartcomm, Graphcomm, Distgraphcomm):
+    _kind.__module__ = "copyless.comm.mpi"  # where users find it

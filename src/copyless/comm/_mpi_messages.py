@@ -1,0 +1,275 @@
+"""An object as one MPI message, and back: its bytes, a block of the node, or a pickle followed by its buffers."""
+
+from __future__ import annotations
+
+import pickle as _pickle
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mpi4py import MPI
+
+from copyless import _loaders
+from copyless._core import _blocks, _copying, _pickles
+from copyless._progress import shown
+from copyless._transfer import _plain, handles, in_flight, packing, reductions
+from copyless._transfer._memory import Memory
+from copyless.comm import _small
+from copyless.comm._mpi_staging import KEPT, Staged
+from copyless.comm._mpi_waiting import LARGE, under_way, wait
+from copyless.comm._packets import Packet, cut, in_memory, tell_of_no_room
+from copyless.errors import OutOfSharedMemory
+
+__all__ = [
+    "INLINE",
+    "Coming",
+    "as_buffer",
+    "bytes_of",
+    "decode",
+    "encode",
+    "fetch",
+    "nbytes_of",
+    "rank_of",
+    "titled",
+    "type_of",
+]
+
+INLINE = 1 << 16  # bytes up to which the buffers of a packet are sent inside its pickle
+# Bytes of a message within a node up to which MPI carries it: MPI copies such a message, so that its sender never waits
+# for the receiver.
+HEADER = 8000 if MPI.get_vendor()[0] == "MPICH" else 3000
+_SHORT, _FEW = 1000, 100  # bytes of a pickle, and parts, up to which a message names them itself
+BIG = 1 << 16  # bytes of a message from which it may be a pickle and buffers behind it
+_ROOM = 1 << 20  # bytes of a message from which it is received into shared memory
+_PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
+_ZEROS = bytes(64)
+
+_dump_plain = _plain.plain_dumps
+rank_of = MPI.Comm.Get_rank
+
+
+class Detached:
+    """The pickle at the beginning of a message that is followed by its buffers."""
+
+    def __init__(self, base: int, sizes: list[int]) -> None:
+        self.base, self.sizes = base, sizes
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _loaders.mpi_detached, (self.base, self.sizes)
+
+
+class _AsPickle:
+    """Pickles as a call that returns the object itself."""
+
+    def __init__(self, function: Callable[..., object], *args: object) -> None:
+        self._call = function, args
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._call
+
+
+def in_block(data: bytes, sizes: list[int], handle: bytes) -> object:
+    block = handles.resolve(handle)[1]
+    _blocks.mark_private(block)  # it was sent by value, so it belongs to this rank alone
+    return _pickles.loads(data, buffers=cut(block, sizes))
+
+
+def wholly_in_block(sizes: list[int], handle: bytes) -> object:
+    block = handles.resolve(handle)[1]
+    _blocks.mark_private(block)
+    if sizes[0] < 0:  # the sizes are in the block, too
+        sizes = [-sizes[0], *array("q", bytes(memoryview(block)[: -sizes[0]]))]
+        _, data, *parts = cut(block, sizes)
+    else:
+        data, *parts = cut(block, sizes)
+    return _pickles.loads(data, buffers=parts)
+
+
+def _through_block(
+    arrives: Callable[..., object], data: bytes | None, parts: list[Any], title: str | None = None
+) -> bytes | None:
+    """The message of a pickle whose buffers are sent in a block. None if there is no room: then they are sent as to
+    another node.
+
+    Without `data` the pickle is the first of the parts. The message stays short: the sizes of many parts go in the
+    block, too.
+    """
+    table = None
+    if data is None and len(parts) > _FEW:
+        table = memoryview(array("q", [part.nbytes for part in parts])).cast("B")
+        parts = [table, *parts]
+    try:
+        with shown(title, sum(part.nbytes for part in parts)) as tell:
+            memory = in_memory(parts, tell)
+    except OutOfSharedMemory as error:
+        tell_of_no_room(error)
+        return None
+    handle = reductions.memory_handle(memory, in_flight.Hold.MESSAGE)  # the message has its own hold until it is loaded
+    assert handle is not None
+    first = () if data is None else (data,)
+    named = [part.nbytes for part in parts] if table is None else [-table.nbytes]
+    return _pickle.dumps(_AsPickle(arrives, *first, named, handle), 5)
+
+
+def encode(obj: object, near: bool, title: str | None = None) -> bytes | Staged | list[Any]:
+    """The message of an object: bytes, pieces copied together, or (very large ones) pieces that lie apart.
+
+    With a `title`, a large message shows a progress bar while it is copied.
+    """
+    plain = _dump_plain(obj)
+    if plain is not None:
+        return plain
+    if (
+        near
+        and type(obj) is Packet
+        and not obj.handles
+        and 0 < len(obj.parts) <= _FEW
+        and len(obj.data) <= _SHORT
+        and sum(obj.sizes) > INLINE
+    ):
+        message = _through_block(_loaders.packet_in_block, obj.data, obj.parts)
+        if message is not None:
+            return message
+    if near:
+        data, parts, _ = packing.pack(obj, draft=False)
+    else:
+        data, parts = packing.apart(obj)
+    total = sum(part.nbytes for part in parts)
+    if near and total + len(data) > HEADER:
+        # Whatever MPI does with its own messages: who sends within a node does not wait for who receives.
+        if len(data) <= _SHORT and len(parts) <= _FEW:
+            message = _through_block(_loaders.mpi_block, data, parts, title)
+        else:
+            message = _through_block(_loaders.mpi_whole_block, None, [memoryview(data), *parts], title)
+        if message is not None:
+            return message
+    if not parts:
+        return data
+    if total + len(data) < BIG:
+        return _pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
+    whole = [memoryview(data), *parts]
+    sizes = [part.nbytes for part in whole]
+    base = (len(_pickle.dumps(Detached(1 << 20, sizes), 5)) + 63) // 64 * 64
+    head = _pickle.dumps(Detached(base, sizes), 5).ljust(base, b"\0")
+    if base + total + len(data) < KEPT:
+        together = [memoryview(head), *whole]
+        staged = Staged(_copying.room_of(together, 64))
+        _copying.copy_parts(staged.view, together, 64)
+        return staged
+    pieces: list[Any] = [head]
+    for part in whole:
+        pieces.append(part)
+        if part.nbytes % 64:
+            pieces.append(_ZEROS[: -part.nbytes % 64])
+    return pieces
+
+
+def nbytes_of(message: Any) -> int:
+    """The bytes of a message of `encode`."""
+    return sum(memoryview(piece).nbytes for piece in message) if type(message) is list else len(message)
+
+
+def decode(whole: Any) -> Any:
+    """The object of a large message: of a pickle, or of a pickle followed by buffers."""
+    view = memoryview(whole)
+    obj = _pickles.loads(view)
+    if type(obj) is not Detached:
+        return obj
+    data, *parts = cut(view[obj.base :], obj.sizes)
+    return _pickles.loads(data, buffers=parts)
+
+
+def type_of(places: Iterable[tuple[int, int]]) -> MPI.Datatype:
+    """The datatype of (address, bytes) pairs, in pieces that every version of MPI can count."""
+    lengths, displacements = [], []
+    for address, nbytes in places:
+        for at in range(0, nbytes, _PIECE):
+            displacements.append(address + at)
+            lengths.append(min(_PIECE, nbytes - at))
+    return MPI.BYTE.Create_hindexed(lengths, displacements).Commit()
+
+
+def as_buffer(message: Any) -> tuple[object, Any]:
+    """(what MPI sends, the datatype to free after the send has begun)."""
+    if type(message) is bytes:
+        return (message, len(message), MPI.BYTE), None
+    if type(message) is Staged:
+        return (message.view, message.nbytes, MPI.BYTE), None
+    datatype = type_of((MPI.Get_address(piece), memoryview(piece).nbytes) for piece in message)
+    return (MPI.BOTTOM, 1, datatype), datatype
+
+
+def _room(nbytes: int) -> Any:
+    """Memory to receive into: reused shared memory, so that it can be forwarded within the node as a handle;
+    otherwise private.
+    """
+    try:
+        memory = Memory.allocate(nbytes)
+    except OutOfSharedMemory:
+        return MPI.buffer.allocate(nbytes)  # not cleared, unlike a bytearray
+    block = memory.obj
+    if isinstance(block, _blocks.Block):
+        _blocks.mark_private(block)
+    return memory
+
+
+def _buffer_for(nbytes: int) -> tuple[Any, Any, Any]:
+    """(memory to receive into, what MPI receives it by, the datatype to free after it began)."""
+    whole = bytearray(nbytes) if nbytes < _ROOM else _room(nbytes)
+    if nbytes <= _PIECE:
+        return whole, (whole, nbytes, MPI.BYTE), None
+    datatype = type_of([(0, nbytes)])
+    return whole, (whole, 1, datatype), datatype
+
+
+def _receive(message: MPI.Message, nbytes: int) -> object:
+    """The bytes of a matched message."""
+    whole, buffer, datatype = _buffer_for(nbytes)
+    MPI.Message.Recv(message, buffer)
+    if datatype is not None:
+        datatype.Free()
+    return whole
+
+
+class Coming:
+    """A matched message whose bytes MPI is receiving."""
+
+    __slots__ = ("nbytes", "request", "whole")
+
+    def __init__(self, message: MPI.Message, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.whole, buffer, datatype = _buffer_for(nbytes)
+        self.request = MPI.Message.Irecv(message, buffer)
+        if datatype is not None:
+            datatype.Free()
+        if nbytes >= LARGE:
+            under_way((self.request,))
+
+    def ended(self) -> bool:
+        return MPI.Request.Get_status(self.request)
+
+    def open(self) -> object:
+        MPI.Request.Wait(self.request)
+        return decode(self.whole) if self.nbytes else None
+
+
+def titled(comm: MPI.Comm, status: MPI.Status, progress: bool) -> str | None:
+    return f"rank {status.Get_source()} to {rank_of(comm)}" if progress else None
+
+
+def fetch(message: MPI.Message, nbytes: int, title: str | None = None) -> Any:
+    """The object of a matched message, or of one that MPI is already receiving."""
+    if isinstance(message, Coming):
+        if not message.ended():
+            wait(message.ended)
+        return message.open()
+    if nbytes < BIG:
+        return _small.fetch(message, nbytes) if nbytes else MPI.Message.recv(message)
+    with shown(title, nbytes, steps=False):
+        whole = _receive(message, nbytes)
+    return decode(whole)
+
+
+def bytes_of(status: MPI.Status) -> int:
+    nbytes: int = status.Get_elements(MPI.BYTE)
+    return nbytes

@@ -1,0 +1,101 @@
+"""A program loads nothing slow before it needs it. `bench/startup.py` measures how long the start takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+import copyless
+
+# Imported at first use: an event loop, TLS, an array, a function sent by value, a progress bar, a file without a name.
+LATE = {"asyncio", "ssl", "numpy", "cloudpickle", "rich", "typer", "psutil", "tempfile"}
+# As slow, and used by nothing at the start.
+SLOW = {
+    "concurrent.futures",
+    "dataclasses",
+    "inspect",
+    "ast",
+    "dis",
+    "hashlib",
+    "json",
+    "argparse",
+    "importlib.metadata",
+    "logging",
+    "multiprocessing.connection",
+    "traceback",
+    "typing",
+}
+WATCHED = LATE | SLOW
+
+
+def loaded(code, *args):
+    """The watched modules that a program has loaded when it exits."""
+    end = f"\nimport sys; print('loaded', *sorted({WATCHED!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code + end, *args], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [
+        ("import copyless", set()),
+        ("import copyless; copyless.Queue(); copyless.Lock()", set()),
+        ("import copyless; q = copyless.Queue(); q.put([1, 'two', {3: 4.0}]); q.get(); copyless.JoinableQueue(); "
+         "copyless.SimpleQueue()", set()),
+        ("import copyless; copyless.RLock(); copyless.Event(); copyless.Condition(); copyless.Semaphore(); "
+         "copyless.Barrier(2)", set()),
+        ("import copyless; copyless.wait([copyless.Event()], 0)", set()),
+        ("import copyless; p = copyless.Pool(2)", set()),
+        ("import copyless; p = copyless.Pool(2); p.map(abs, range(3))", set()),
+        ("import copyless; a = copyless.zeros(3)", {"numpy"}),
+        ("import asyncio, copyless; asyncio.run(copyless.Queue().aput(1))", {"asyncio", "ssl"}),
+    ],
+)  # fmt: skip
+def test_a_program_loads_what_it_uses(code, needed):
+    found = loaded(code)
+    assert found & LATE == needed
+    if not needed & {"numpy", "asyncio"}:
+        assert found & SLOW == set()
+
+
+COMMAND = """
+import sys
+from copyless.cli.app import app
+sys.argv = ["copyless", *sys.argv[1:]]
+code = app()
+"""
+
+
+@pytest.mark.parametrize("command", ["--version", "ls", "inspect t-startup", "reap", "doctor"])
+def test_a_command_loads_what_it_uses(command):
+    kept = copyless.zeros(3, name="t-startup") if "inspect" in command else None
+    found = loaded(COMMAND, *command.split())
+    assert found & LATE == ({"numpy"} if "inspect" in command else set())  # an array is shown
+    assert "numpy" in found or found & SLOW <= {"argparse", "typing"}
+    del kept
+
+
+# What `run` needs only to print help, to use MPI, or when a rank is killed.
+SELDOM = {"argparse", "subprocess", "signal", "selectors", "threading", "queue", "ctypes", "pickle", "multiprocessing"}
+
+
+@pytest.mark.parametrize("options", ["-n 1", "-n 2 --no-prefix", "--ranks=2 --bind-to core --oversubscribe"])
+def test_run_loads_almost_nothing(options):
+    before = "import copyless\nalready = set(sys.modules)\n"
+    asked = f"{before}{COMMAND}\nprint('more', *sorted(set(sys.modules) - already), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + asked, "run", *options.split(), "true"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    more = set(done.stderr.splitlines()[-1].split()[1:])
+    assert "copyless.comm._programs" in more
+    if sys.version_info >= (3, 13):  # `ShutDown` of `queue` is one of our base classes
+        more -= {"queue", "_queue", "threading", "_weakrefset", "heapq", "_heapq", "itertools", "functools", "types"}
+    assert more & (SELDOM | WATCHED) == set()
+    others = {name for name in more if not name.startswith(("copyless", "_cython", "cython_runtime"))}
+    # `os.get_exec_path` imports warnings
+    assert others <= {"_blake2", "_signal", "_struct", "errno", "fcntl", "resource", "select", "struct", "warnings"}
