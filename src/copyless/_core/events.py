@@ -4,8 +4,11 @@ A line is written by the thread that found the event out, when it has released w
 the registry or of a pool, never between a fork and the end of its hooks. An event at such a moment is only counted.
 Each kind of event has a burst of lines, and then one a second; a line says how many were left out before it.
 
-`logging` is loaded at the first line. A program that can import nothing more (after chroot, or when it dropped its
-rights) gets no lines, and no error.
+`logging` is loaded at the first line. A program that can import nothing more (after chroot, when it dropped its rights,
+or when it has no free descriptor) gets no lines, and no error.
+
+The thread may hold locks of the program's own, and a fork holds `logging`'s lock while it waits for hooks that may need
+those. So no line waits longer than `_LOG_WAITS` for `logging`'s lock; then the event is only counted.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ _BURST = 10.0  # lines of one kind at once; then one a second
 _SELDOM = frozenset({"spilled", "refused"})  # these come in thousands: one at once, then one every ten seconds
 
 _INFO, _WARNING = 20, 30  # levels of `logging`
+_LOG_WAITS = 0.1  # seconds
 
 _lock = allocate_lock()
 _counts = dict.fromkeys(NAMES, 0)
@@ -117,15 +121,30 @@ def tell(level: int, kind: str, text: str, anyway: bool = False, **about: Any) -
 
 
 def _write(level: int, kind: str, text: str, about: dict[str, Any]) -> None:
-    try:
-        import logging
-    except ImportError:
-        return
-    log = logging.getLogger("copyless")
-    if log.isEnabledFor(level) and (left_out := _left_out(kind)) is not None:
+    log = _logger(level)
+    if log is not None and (left_out := _left_out(kind)) is not None:
         more = f" ({left_out:,} lines of this kind were left out before)" if left_out else ""
         extra = {"copyless_event": kind, **{f"copyless_{name}": value for name, value in about.items()}}
-        log.log(level, "%s%s", text, more, extra=extra)
+        record = log.makeRecord(log.name, level, __file__, 0, "%s%s", (text, more), None, "tell", extra)
+        log.handle(record)  # `log.log` would take `logging`'s lock
+
+
+def _logger(level: int) -> Any:
+    """The logger, if it wants lines of this level and can be had now."""
+    try:
+        import logging
+    except (ImportError, OSError, MemoryError):
+        return None
+    lock: Any = getattr(logging, "_lock", None)
+    if lock is None:
+        return None
+    if not lock.acquire(timeout=_LOG_WAITS):
+        return None
+    try:
+        log = logging.getLogger("copyless")
+        return log if log.isEnabledFor(level) else None
+    finally:
+        lock.release()
 
 
 def _many(n: int, what: str) -> str:

@@ -290,7 +290,7 @@ class WorkerPool:
             self._collector.post((worker.pid, worker.exitcode or 0, ENDED, None))
         if not self.terminating:
             for worker in ended:
-                if worker.exitcode:
+                if worker.exitcode not in (0, NO_GUARD):  # of the latter the pool's own error tells
                     events.worker_died(worker.pid, worker.exitcode, how_it_ended(worker.exitcode))
 
     def _break(self, why: str) -> None:

@@ -398,7 +398,8 @@ class _Output:
 
 def _outputs() -> list[_Output]:
     """The copier of standard output and that of standard error; one for both if both are terminals."""
-    out, err = _Output(sys.stdout), _Output(sys.stderr)
+    # The command puts /dev/null in the place of a stream that was closed; `__stdout__` stays None.
+    out, err = _Output(sys.__stdout__), _Output(sys.__stderr__)
     return [out] if out.terminal and err.terminal else [out, err]
 
 
