@@ -937,9 +937,10 @@ def _answer_until(asked, answered, stop):
 def _ask(asked, answered, stop):
     while not stop.is_set():
         asked.put(1)
-        while not copyless.wait([answered], 0.1):
+        while not (ready := copyless.wait([answered], 0.1)) and not stop.is_set():
             pass
-        answered.get()
+        if ready:
+            answered.get()
 
 
 @contextlib.contextmanager
