@@ -113,9 +113,16 @@ def _options(parser: Parser) -> list[_Option]:
     ]
 
 
-def _quoted(text: str) -> str:
-    """A text inside single quotes of any of the shells."""
-    return text.replace("'", "").replace("\\", "")
+def _for_zsh(text: str) -> str:
+    """A description inside single quotes: a bracket would end that of an option, a colon the name of a command."""
+    for special in "\\[]:":
+        text = text.replace(special, f"\\{special}")
+    return text.replace("'", "'\\''")
+
+
+def _for_fish(text: str) -> str:
+    """A text inside single quotes."""
+    return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def script(shell: str, parsers: Mapping[str, Parser], about: Mapping[str, str]) -> str:
@@ -147,7 +154,7 @@ def _zsh(parsers: Mapping[str, Parser], about: Mapping[str, str]) -> str:
     for command, parser in parsers.items():
         words = []
         for option in _options(parser):
-            text = _quoted(option.about).replace("[", "(").replace("]", ")").replace(":", " ")
+            text = _for_zsh(option.about)
             values = (
                 f"({' '.join(option.choices)})" if option.choices else "_files" if "--output" in option.names else " "
             )
@@ -155,14 +162,14 @@ def _zsh(parsers: Mapping[str, Parser], about: Mapping[str, str]) -> str:
             words += [f"'{name}[{text}]{tail}'" for name in option.names]
         words += [ends[command]] if command in ends else []
         options.append(f"        {command}) _arguments -s {' '.join(words)} ;;")
-    shown = "\n".join(f"        '{name}:{_quoted(about[name]).replace(':', ' ')}'" for name in parsers)
+    shown = "\n".join(f"        '{name}:{_for_zsh(about[name])}'" for name in parsers)
     return _ZSH.format(commands=shown, options="\n".join(options))
 
 
 def _fish(parsers: Mapping[str, Parser], about: Mapping[str, str]) -> str:
     lines = []
     for command, parser in parsers.items():
-        lines.append(f"complete -c copyless -n __fish_use_subcommand -a {command} -d '{_quoted(about[command])}'")
+        lines.append(f"complete -c copyless -n __fish_use_subcommand -a {command} -d '{_for_fish(about[command])}'")
         for option in _options(parser):
             names = " ".join(
                 f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" if len(name) == 2 else f"-o {name[1:]}"
@@ -170,5 +177,5 @@ def _fish(parsers: Mapping[str, Parser], about: Mapping[str, str]) -> str:
             )
             tail = f" -x -a '{' '.join(option.choices)}'" if option.choices else " -r" if option.takes else ""
             seen = f"__fish_seen_subcommand_from {command}"
-            lines.append(f"complete -c copyless -n '{seen}' {names}{tail} -d '{_quoted(option.about)}'")
+            lines.append(f"complete -c copyless -n '{seen}' {names}{tail} -d '{_for_fish(option.about)}'")
     return _FISH.format(lines="\n".join(lines), shells=" ".join(SHELLS))
