@@ -108,8 +108,8 @@ def stats() -> Stats:
     Notes
     -----
     Reads the tables of the registry without its lock and without joining it, as ``copyless ls`` does: it waits for no
-    process, and works while one is stopped inside the lock. Costs a copy of the tables: under a millisecond for some
-    hundred arrays, some milliseconds for ten thousand. Each event is also a line in the log `copyless`; see
+    process, and works while one is stopped inside the lock. Costs a copy of the tables and 1.2 us for each block of all
+    processes: 0.3 ms for a hundred, 25 ms for 20,000. Each event is also a line in the log `copyless`; see
     ``docs/guide.md``.
 
     Examples
