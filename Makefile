@@ -14,7 +14,7 @@ CFLAGS_CHECK := -std=gnu11 -g -O1 -Wall -Wextra -Wshadow -Werror -DCL_KILL_POINT
 
 # 'docs' is a folder, too.
 .PHONY: help dev demo docs wheel test test-setup test-web test-torch test-all smoke smoke-tests format lint lint-workflows check check-native coverage inject bench mutants check-aarch64 fuzz \
-	test-clients test-mpi clean
+	wheel-aarch64 check-wheel-aarch64 test-clients test-mpi clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -126,6 +126,30 @@ $(VENV)/wheel.stamp: wheels/requirements.txt | $(BIN)/python
 
 wheel: $(VENV)/wheel.stamp  ## a wheel for any Linux with glibc 2.28 or newer, in dist/
 	$(VENV)/wheel/bin/python wheels/make.py --out dist
+
+# Zig's compiler compiles for any processor. Python's headers are those of Debian's arm64 packages, unpacked beside the system.
+AARCH64 := .python-aarch64
+AARCH64_WHEEL = $(wildcard dist/aarch64/copyless-*.whl)
+$(AARCH64)/unpacked.stamp: .ci/aarch64
+	.ci/aarch64 $(AARCH64)
+	@touch $@
+
+wheel-aarch64: $(VENV)/wheel.stamp $(AARCH64)/unpacked.stamp  ## the same for aarch64, with CPython 3.11, in dist/aarch64/
+	rm -rf dist/aarch64
+	$(VENV)/wheel/bin/python wheels/make.py --python $(AARCH64)/unpacked --out dist/aarch64
+
+# The guest and its forked children have a registry of their own: those of the host's processor would not understand each other's locks.
+check-wheel-aarch64: $(VENV)/wheel.stamp $(AARCH64)/unpacked.stamp  ## run a short program with that wheel, under qemu; installs Debian's where it may
+	@test -n "$(AARCH64_WHEEL)" || { echo "no wheel: make wheel-aarch64" >&2; exit 1; }
+	@if ! command -v qemu-aarch64-static >/dev/null; then \
+		if [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then apt-get -q update && apt-get -q install -y --no-install-recommends qemu-user-static; \
+		else echo "install qemu-user-static first" >&2; exit 1; fi; fi
+	rm -rf build/wheel-aarch64
+	$(VENV)/wheel/bin/python -m pip --disable-pip-version-check -q install --target build/wheel-aarch64 --platform manylinux_2_28_aarch64 \
+		--python-version 3.11 --only-binary :all: $(AARCH64_WHEEL)
+	@store=$$(mktemp -d /dev/shm/copyless-aarch64-XXXXXX) && trap 'rm -rf $$store' EXIT && \
+		COPYLESS_DIR=$$store PYTHONPATH=build/wheel-aarch64 timeout -k 10 300 qemu-aarch64-static -L $(AARCH64)/unpacked \
+		$(AARCH64)/unpacked/usr/bin/python3.11 wheels/smoke.py aarch64
 
 # Other people's packages, in an environment of their own. A part: CLIENTS='tests/clients/mpire'.
 CLIENTS ?= $(patsubst %/run.py,%,$(wildcard tests/clients/*/run.py))
@@ -248,4 +272,4 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/startup.py
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-* .python3.14 build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* .python3.14 .python-aarch64 build .pytest_cache .mypy_cache .ruff_cache
