@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests import snippets
 from tests.snippets import ROOT
+
+EM_AARCH64 = 183  # in an ELF header: which processor the code is for
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,26 @@ def test_its_tag_and_its_symbols(wheel):
     build = Path(sys.executable).parent.parent / "wheel" / "bin" / "python"
     if not build.exists():
         pytest.skip("make wheel makes the environment that reads symbols")
+    done = subprocess.run([build, ROOT / "wheels" / "symbols.py", wheel], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_wheel_for_aarch64_has_its_tag_its_symbols_and_its_code():
+    wheels = sorted((ROOT / "dist" / "aarch64").glob("copyless-*.whl"), key=os.path.getmtime)
+    if not wheels:
+        pytest.skip("no wheel for aarch64: make wheel-aarch64")
+    wheel = wheels[-1]
+    assert wheel.name.endswith("-manylinux_2_28_aarch64.whl")
+    with zipfile.ZipFile(wheel) as files:
+        headers = {name: files.read(name)[:20] for name in files.namelist() if name.endswith(".so")}
+    assert headers
+    for name, header in headers.items():
+        assert name.endswith("-aarch64-linux-gnu.so")
+        assert header[:4] == b"\x7fELF"
+        assert int.from_bytes(header[18:20], "little") == EM_AARCH64, name
+    build = Path(sys.executable).parent.parent / "wheel" / "bin" / "python"
+    if not build.exists():
+        pytest.skip("make wheel-aarch64 makes the environment that reads symbols")
     done = subprocess.run([build, ROOT / "wheels" / "symbols.py", wheel], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
