@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,12 @@ def test_run_loads_almost_nothing(options):
     others = {name for name in more if not name.startswith(("copyless", "_cython", "cython_runtime"))}
     # `os.get_exec_path` imports warnings
     assert others <= {"_blake2", "_signal", "_struct", "errno", "fcntl", "resource", "select", "struct", "warnings"}
+
+
+def test_no_module_makes_a_free_threaded_interpreter_enable_its_gil():
+    """It does so, for the whole process, when it loads an extension module that does not declare this."""
+    sources = sorted((Path(__file__).parent.parent / "src").rglob("*.pyx"))
+    assert sources
+    for path in sources:
+        first = path.read_text().partition("\n")[0]
+        assert "freethreading_compatible=True" in first, path

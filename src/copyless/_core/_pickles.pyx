@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """Checks a pickle before it is loaded: how many objects would the unpickler remember?
 
 The unpickler makes its memo as large as the largest number in a pickle, and fills it: one damaged byte can cost many gigabytes.
