@@ -32,7 +32,8 @@ def line(module: str, what: str) -> list[str]:
 
 PROGRAMS = {
     BARE: [*PYTHON, "pass"],
-    **{f"{module}: {what}": line(module, what) for what in (QUEUE_AND_LOCK, POOL) for module in ("multiprocessing", "copyless")},  # noqa: E501
+    **{f"{module}: {what}": line(module, what)
+       for what in (QUEUE_AND_LOCK, POOL) for module in ("multiprocessing", "copyless")},
     RUN_1: [*COMMAND, "run", "-n", "1", "true"],
     RUN_16: [*COMMAND, "run", "-n", "16", "true"],
 }  # fmt: skip

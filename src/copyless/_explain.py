@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -192,7 +192,7 @@ def _kind_of(obj: object) -> str:
     return str(dtype) if dtype is not None and not callable(dtype) else type(obj).__name__
 
 
-def _why(obj: Any, copied: int, failed: list[str]) -> str:
+def _why(obj: object, copied: int, failed: list[str]) -> str:
     kind = _kind_of(obj)
     if failed:
         return f"is pickled by its own type, because sending it by handle failed: {failed[0]}"

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing.util import Finalize
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,7 +134,7 @@ class _Workers(ProcessPoolExecutor):
         def pack(pool: object) -> object:
             try:
                 calls = [(moved.name_of(function), args, kwargs) for function, args, kwargs in batch.items]
-                task: Any = self._call, FULL | NAMED, [((moved.nested(batch), calls), {})]
+                task: object = self._call, FULL | NAMED, [((moved.nested(batch), calls), {})]
                 plain = _plain.plain_dumps(task)
                 return seal(task, make=moved.pickler, lasting=lasting) if plain is None else plain
             except CopylessError:
@@ -552,7 +552,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             return 1
         return n_jobs if n_jobs > 0 else max(joblib.cpu_count() + 1 + n_jobs, 1)
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **passed: Any) -> int:
+    def configure(self, n_jobs: int = 1, parallel: object = None, **passed: object) -> int:
         count = self.effective_n_jobs(n_jobs)
         if count == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -584,7 +584,7 @@ class CopylessBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         environment = self._prepare_worker_env(self._count)
         context, threads = options.get("context"), self.inner_max_num_threads
         if context is None:
-            starts: Any = Spawn(multiprocessing.get_context("spawn"), environment, imports_main=False)
+            starts: object = Spawn(multiprocessing.get_context("spawn"), environment, imports_main=False)
         elif context.get_start_method() == "spawn":
             starts = Spawn(context, environment, imports_main=True)
         else:  # libraries may be loaded before their variables can be set
@@ -754,8 +754,6 @@ class _Same:
             return False
         pairs = zip(self._objects, other._objects)  # noqa: B905
         return all(a is b or (type(a) is type(b) and type(a) in ATOMS and a == b) for a, b in pairs)
-
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 class _Begins(tuple[object, ...]):

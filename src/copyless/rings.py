@@ -170,7 +170,7 @@ class _Arrays(Generic[F_co]):
     @overload
     def __getitem__(self: _Arrays[Named], key: str) -> NDArray[Any]: ...
     @overload
-    def __getitem__(self: _Arrays[NDArray[Any]], key: Any) -> Any: ...
+    def __getitem__(self: _Arrays[NDArray[Any]], key: object) -> Any: ...
     def __getitem__(self, key: Any) -> Any:
         return self._array(None)[key] if self._single else self._array(key)
 
@@ -302,7 +302,7 @@ class _Draft(_Arrays[F_co], Generic[F_co]):
     @overload
     def __setitem__(self: _Draft[Named], key: str, value: ArrayLike) -> None: ...
     @overload
-    def __setitem__(self: _Draft[NDArray[Any]], key: Any, value: ArrayLike) -> None: ...
+    def __setitem__(self: _Draft[NDArray[Any]], key: object, value: ArrayLike) -> None: ...
     def __setitem__(self, key: Any, value: object) -> None:
         if self._single:
             self._array(None)[key] = value
@@ -810,7 +810,7 @@ class RingBuffer(_ring._Ring, Shared, Generic[F_co]):
     def put(self: RingBuffer[Named], frame: Mapping[str, ArrayLike], timeout: float | None = None) -> int: ...
     @overload
     def put(self: RingBuffer[NDArray[Any]], frame: ArrayLike, timeout: float | None = None) -> int: ...
-    def put(self, frame: Any, timeout: float | None = None) -> int:
+    def put(self, frame: object, timeout: float | None = None) -> int:
         """Copy an array, or a dict of arrays, into the ring. Returns the sequence number. One copy, without the GIL.
 
         Raises

@@ -25,7 +25,7 @@ import time
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from copyless import _loaders
 from copyless._core import _blocks, _list, _posix, _store
@@ -581,8 +581,6 @@ class ShareableList(_list._Slots, Generic[T]):
         if not isinstance(other, (ShareableList, list, tuple)):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
-
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[T]:
         return (self[at] for at in range(len(self)))

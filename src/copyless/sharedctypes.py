@@ -215,7 +215,7 @@ def _zeros(size: int) -> _blocks.Block:
 def RawValue(typecode_or_type: type[CT], *args: object) -> CT: ...
 @overload
 def RawValue(typecode_or_type: str | _DType, *args: object) -> Any: ...
-def RawValue(typecode_or_type: Any, *args: object) -> Any:
+def RawValue(typecode_or_type: object, *args: object) -> Any:
     """A ctypes object in shared memory, without a lock. Mirrors `multiprocessing.sharedctypes.RawValue`.
 
     Parameters
@@ -838,7 +838,7 @@ class SynchronizedArray(SynchronizedBase["ctypes.Array[_SimpleCData[T]]"], Gener
     def __setitem__(self, i: SupportsIndex, value: T) -> None: ...
     @overload
     def __setitem__(self, i: slice, value: Iterable[T]) -> None: ...
-    def __setitem__(self, i: SupportsIndex | slice, value: Any) -> None:
+    def __setitem__(self, i: SupportsIndex | slice, value: object) -> None:
         with self._lock:
             self._obj[i] = value
 

@@ -76,7 +76,7 @@ def of_kind(kind: type) -> Library | None:
     return owner
 
 
-def of(obj: Any) -> Library | None:
+def of(obj: object) -> Library | None:
     """The library for an object, or None."""
     return of_kind(type(obj))
 

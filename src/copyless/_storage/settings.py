@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from copyless._platform import default_directory
-from copyless._typing import TYPE_CHECKING, Any, ClassVar
+from copyless._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -187,8 +187,6 @@ class Settings:
         if not isinstance(other, Settings):
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in _SETTINGS)
-
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 def _check_name(name: str) -> None:

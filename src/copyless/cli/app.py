@@ -132,10 +132,9 @@ def _tell(text: str) -> None:
 
 def _open_streams() -> None:
     """Give a stream that was closed before the start a place where what is written is lost."""
-    if sys.stdout is None:  # type: ignore[redundant-expr, unused-ignore]
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # type: ignore[unreachable, unused-ignore]  # noqa: SIM115
-    if sys.stderr is None:  # type: ignore[redundant-expr, unused-ignore]
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # type: ignore[unreachable, unused-ignore]  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _discard_output() -> None:

@@ -217,7 +217,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, dict) and "pid" in value:
         return f"process {value['pid']} ({plain(value['program'])}), {value['state']}"
     if isinstance(value, dict):

@@ -94,11 +94,11 @@ class _Ending(SystemExit):
         return self._given
 
     @code.setter
-    def code(self, given: Any) -> None:
+    def code(self, given: object) -> None:
         self._given = given
 
 
-def _exit(status: Any = None, /) -> NoReturn:
+def _exit(status: object = None, /) -> NoReturn:
     """Exit the interpreter by raising SystemExit(status)."""
     ending = _Ending(status)
     ending.code = status

@@ -91,7 +91,7 @@ class Bundle:
         return _loaders.comm_bundle, (self.nbytes, pickle.PickleBuffer(self.whole), None)
 
 
-def received(nbytes: int, whole: Any, handle: bytes | None) -> Bundle:
+def received(nbytes: int, whole: object, handle: bytes | None) -> Bundle:
     """A bundle that arrives, by its bytes or by the handle of its block."""
     return Bundle(whole if handle is None else Memory(handles.resolve(handle)[1]), nbytes)
 
@@ -99,7 +99,7 @@ def received(nbytes: int, whole: Any, handle: bytes | None) -> Bundle:
 _WIRE = "copyless bundle"  # begins what stands for a bundle in a message
 
 
-def wired(message: Any) -> Any:
+def wired(message: object) -> Any:
     """A message to a rank of this node, with plain values in place of its bundles: they need no pickler, which takes
     seven times as long as the handle. Each result is for one receiver.
     """
@@ -111,7 +111,7 @@ def wired(message: Any) -> Any:
     return message
 
 
-def unwired(message: Any) -> Any:
+def unwired(message: object) -> Any:
     """The message that `wired` made plain."""
     if type(message) is tuple and message and type(message[0]) is str and message[0] == _WIRE:
         return received(message[1], None, message[2])
@@ -133,7 +133,7 @@ def view_of(bundle: Any) -> memoryview:
     return memoryview(bundle.whole)[: bundle.nbytes] if type(bundle) is Bundle else memoryview(bundle)
 
 
-def pieces_of(bundle: Any) -> list[Any]:
+def pieces_of(bundle: object) -> list[Any]:
     """The pieces of a stretch or a bundle, to be copied one after the other, each aligned."""
     return bundle.pieces if type(bundle) is Stretch else [view_of(bundle)]
 
@@ -142,7 +142,7 @@ def nbytes_of(bundle: Any) -> int:
     return bundle.nbytes if type(bundle) is not bytes and type(bundle) is not bytearray else len(bundle)
 
 
-def stretches(bundle: Any) -> list[memoryview]:
+def stretches(bundle: object) -> list[memoryview]:
     """The stretches of a bundle, one by one."""
     view, at, found = view_of(bundle), 0, []
     while at < len(view):
@@ -152,7 +152,7 @@ def stretches(bundle: Any) -> list[memoryview]:
     return found
 
 
-def only_buffer(bundle: Any) -> memoryview | None:
+def only_buffer(bundle: object) -> memoryview | None:
     """The buffer of a bundle of one object that has one buffer."""
     view = view_of(bundle)
     _, count, buffers = view[: 8 * _HEAD].cast("q")
@@ -175,7 +175,7 @@ def squeezed(rows: bytearray, row: int) -> bytes:
     return b"".join(found)
 
 
-def gathered(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Any:
+def gathered(parts: Sequence[object], tell: Callable[[int], None] | None = None) -> Any:
     """Stretches and bundles, copied into one: `bytes` if it is small, else a `Bundle` in a block."""
     total = sum(map(nbytes_of, parts))
     if total <= SMALL:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from copyless._progress import shown
-from copyless.comm._constants import SUM
+from copyless.comm._constants import SUM, Operation
 from copyless.comm._packets import Packet, copy_of
 
 __all__ = ["LATE", "WAITING", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of", "tree"]
@@ -97,7 +97,7 @@ class _Channel:
         """The object, or its bytes if the caller has chosen other pickle functions."""
         return self.comm._sealed(obj)
 
-    def pack(self, obj: Any) -> Packet:
+    def pack(self, obj: object) -> Packet:
         return Packet.of(self.seal(obj), not self.one_node, self.draft)
 
     def put(self, rank: int, packet: Any) -> Any:
@@ -140,7 +140,7 @@ class _Channel:
         for request in requests:
             request.wait()
 
-    def put_all(self, ranks: Sequence[int], obj: Any, packet: Packet, title: str | None = None) -> None:
+    def put_all(self, ranks: Sequence[int], obj: object, packet: Packet, title: str | None = None) -> None:
         """Send one packet to several ranks. An object that can be sent only once is packed again for each.
 
         With a `title`, a large packet shows a progress bar.
@@ -183,7 +183,7 @@ class Intra(_Channel):
     """Collective operations among the ranks of one group, which share a node."""
 
     @named(1)
-    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+    def bcast(self, obj: object, root: int, readonly: bool = False, progress: bool = False) -> Any:
         if self.size == 1:
             return obj
         if self.rank != root:
@@ -193,7 +193,7 @@ class Intra(_Channel):
         return obj
 
     @named(1)
-    def gather(self, obj: Any, root: int) -> list[Any] | None:
+    def gather(self, obj: object, root: int) -> list[Any] | None:
         if self.rank != root:
             self.finish([self.put(root, self.pack(obj))])
             return None
@@ -202,7 +202,7 @@ class Intra(_Channel):
         return [own if rank == root else packets[rank].open() for rank in range(self.size)]
 
     @named(1)
-    def scatter(self, objs: Any, root: int) -> Any:
+    def scatter(self, objs: object, root: int) -> Any:
         if self.rank != root:
             return self.take(root).open()
         objs = listed(objs, self.size)
@@ -210,7 +210,7 @@ class Intra(_Channel):
         return copy_of(self.seal(objs[root]))
 
     @named()
-    def allgather(self, obj: Any) -> list[Any]:
+    def allgather(self, obj: object) -> list[Any]:
         """Each rank's packet is sent to rank 0, and from there to every rank."""
         if self.size == 1:
             return [copy_of(self.seal(obj))]
@@ -230,7 +230,7 @@ class Intra(_Channel):
         return [copy_of(self.seal(obj)) if rank == self.rank else have[rank].open() for rank in range(self.size)]
 
     @named()
-    def alltoall(self, objs: Any) -> list[Any]:
+    def alltoall(self, objs: object) -> list[Any]:
         objs = listed(objs, self.size)
         others = [(self.rank + i) % self.size for i in range(1, self.size)]
         # not packed: each object is sent to one rank
@@ -241,7 +241,7 @@ class Intra(_Channel):
         return [got[rank] for rank in range(self.size)]
 
     @named(2)
-    def reduce(self, obj: Any, op: Any, root: int) -> Any:
+    def reduce(self, obj: object, op: object, root: int) -> Any:
         result = self._reduce(obj, operation(op))
         if root == 0 or self.size == 1:
             return result if self.rank == root else None
@@ -249,7 +249,7 @@ class Intra(_Channel):
             self.finish([self.put(root, self.pack(result))])
         return self.take(0).open() if self.rank == root else None
 
-    def _reduce(self, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+    def _reduce(self, obj: object, op: Operation) -> object:
         """The reduction in the order of ranks, at rank 0."""
         result = obj
         mask = 1
@@ -263,14 +263,14 @@ class Intra(_Channel):
         return copy_of(self.seal(result)) if result is obj else result
 
     @named()
-    def allreduce(self, obj: Any, op: Any) -> Any:
+    def allreduce(self, obj: object, op: object) -> Any:
         return self.bcast(self.reduce(obj, op, 0), 0)
 
     @named()
-    def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
+    def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
         return self._scan(obj, operation(op), exclusive)
 
-    def _scan(self, obj: Any, op: Callable[[Any, Any], Any], exclusive: bool) -> Any:
+    def _scan(self, obj: object, op: Operation, exclusive: bool) -> object:
         """The reduction over the ranks up to this one, by doubling: each rank sends and receives log2(n) times."""
         whole, before = obj, None
         distance = 1
@@ -304,14 +304,14 @@ class Inter(_Channel):
     PROC_NULL at the other ranks of its group, and the root's rank in the other group.
     """
 
-    def __init__(self, comm: Any, rank: int, size: int, local: Intra, roots: tuple[int, int]) -> None:
+    def __init__(self, comm: object, rank: int, size: int, local: Intra, roots: tuple[int, int]) -> None:
         super().__init__(comm, rank, size)
         self.local = local
         self._root, self._null = roots
 
     has_roots = False
 
-    def pack(self, obj: Any) -> Packet:
+    def pack(self, obj: object) -> Packet:
         return Packet.of(self.seal(obj), by_value=True)  # the other group may be on other nodes
 
     def _role(self, root: int) -> str:
@@ -327,7 +327,7 @@ class Inter(_Channel):
         )
 
     @named(1)
-    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+    def bcast(self, obj: object, root: int, readonly: bool = False, progress: bool = False) -> Any:
         role = self._role(root)
         if role == "root":
             self.finish([self.put(0, self.pack(obj))])
@@ -337,14 +337,14 @@ class Inter(_Channel):
         return self.local.bcast(got, 0, readonly)
 
     @named(1)
-    def gather(self, obj: Any, root: int) -> list[Any] | None:
+    def gather(self, obj: object, root: int) -> list[Any] | None:
         role = self._role(root)
         if role == "across":
             self.finish([self.put(root, self.pack(obj))])
         return [self.take(rank).open() for rank in range(self.size)] if role == "root" else None
 
     @named(1)
-    def scatter(self, objs: Any, root: int) -> Any:
+    def scatter(self, objs: object, root: int) -> Any:
         role = self._role(root)
         if role == "root":
             objs = listed(objs, self.size)
@@ -352,18 +352,18 @@ class Inter(_Channel):
         return self.take(root).open() if role == "across" else None
 
     @named()
-    def allgather(self, obj: Any) -> list[Any]:
+    def allgather(self, obj: object) -> list[Any]:
         return self.alltoall([obj] * self.size)
 
     @named()
-    def alltoall(self, objs: Any) -> list[Any]:
+    def alltoall(self, objs: object) -> list[Any]:
         requests = [self.put(rank, self.pack(obj)) for rank, obj in enumerate(listed(objs, self.size))]
         got = [self.take(rank).open() for rank in range(self.size)]
         self.finish(requests)
         return got
 
     @named(2)
-    def reduce(self, obj: Any, op: Any, root: int) -> Any:
+    def reduce(self, obj: object, op: object, root: int) -> Any:
         role = self._role(root)
         if role == "root":
             return self.take(0).open()
@@ -374,7 +374,7 @@ class Inter(_Channel):
         return None
 
     @named()
-    def allreduce(self, obj: Any, op: Any) -> Any:
+    def allreduce(self, obj: object, op: object) -> Any:
         """Each group gets the reduction of the other group."""
         result = self.local.reduce(obj, op, 0)
         got = None
@@ -385,7 +385,7 @@ class Inter(_Channel):
         return self.local.bcast(got, 0)
 
     @named()
-    def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
+    def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
         raise ValueError("scan and exscan are not defined on an intercommunicator: call Merge() first")
 
     @named()
@@ -400,7 +400,7 @@ def listed(objs: Any, size: int) -> list[Any]:
     return objs  # type: ignore[no-any-return]
 
 
-def operation(op: Any) -> Callable[[Any, Any], Any]:
+def operation(op: Any) -> Operation:
     if not callable(op):
         raise TypeError(f"op must be a function of two arguments, such as copyless.comm.SUM, not {op!r}")
     return op  # type: ignore[no-any-return]

@@ -189,13 +189,13 @@ class Comm(CollectiveMethods):
 
     if TYPE_CHECKING:
 
-        def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
+        def send(self, obj: object, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
         def bsend(self, obj: object, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
     else:
         send = _inbox.send
         bsend = _inbox.send
 
-    def _send(self, obj: Any, dest: int, tag: int, progress: bool) -> None:
+    def _send(self, obj: object, dest: int, tag: int, progress: bool) -> None:
         """Send a message that cannot take the fast path."""
         if dest != PROC_NULL:
             title = f"rank {self._me} to {dest}" if progress else None
@@ -239,7 +239,7 @@ class Comm(CollectiveMethods):
 
         def recv(
             self,
-            buf: Any = None,
+            buf: object = None,
             source: int = ANY_SOURCE,
             tag: int = ANY_TAG,
             status: Status | None = None,
@@ -361,10 +361,10 @@ class Comm(CollectiveMethods):
 
     # How collective operations send and receive: on their own communicator, with packed objects.
 
-    def _sealed(self, obj: Any) -> Any:
+    def _sealed(self, obj: object) -> Any:
         return choice.sealed(obj)
 
-    def _put(self, packet: Any, dest: int, tag: int) -> Request:
+    def _put(self, packet: object, dest: int, tag: int) -> Request:
         if choice.is_own:
             self._engine.send(packet, self._peer(dest, tag), self._context, self._me, tag)
         else:

@@ -37,8 +37,10 @@ SUCCESS, ERR_TAG, ERR_RANK, ERR_ROOT, ERR_OTHER = 0, 4, 6, 7, 15  # error classe
 
 _T = TypeVar("_T")
 
+Operation = Callable[[Any, Any], Any]  # of a reduction: two values become one
 
-def _ufunc(name: str, otherwise: Callable[[Any, Any], object]) -> Callable[[Any, Any], Any]:
+
+def _ufunc(name: str, otherwise: Callable[[Any, Any], object]) -> Operation:
     """A reduction by elements if either operand is an array."""
 
     def op(a: object, b: object) -> object:

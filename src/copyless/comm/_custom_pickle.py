@@ -151,7 +151,7 @@ class Choice:
         self.is_own = self._pickle is not None and getattr(self._pickle, "is_own", True)
         self._tell(self.is_own)
 
-    def sealed(self, obj: Any) -> Any:
+    def sealed(self, obj: object) -> Any:
         """The object, or its bytes if the functions are the caller's own."""
         return Sealed(self.transport, *self._pickle.dumps_oob(obj)) if self.is_own else obj
 

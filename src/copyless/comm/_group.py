@@ -21,7 +21,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ class Receive:
 
     __slots__ = ("context", "message", "source", "sources", "tag")
 
-    def __init__(self, context: int, source: int, tag: int, sources: Any) -> None:
+    def __init__(self, context: int, source: int, tag: int, sources: Sequence[int]) -> None:
         self.context, self.source, self.tag = context, source, tag  # source and tag: -1 means any
         self.sources = sources  # the ranks whose death would leave it waiting for ever
         self.message: Parcel | None = None
@@ -179,7 +179,7 @@ class Engine:
 
     def send(
         self,
-        obj: Any,
+        obj: object,
         to: int,
         context: int,
         source: int,
@@ -294,7 +294,7 @@ class Engine:
                 self.inbox.leave()
 
     def wait(
-        self, done: Callable[[], Any], sources: Any, deadline: float | None = None, awaits_receipt: bool = False
+        self, done: Callable[[], object], sources: object, deadline: float | None = None, awaits_receipt: bool = False
     ) -> bool:
         """Wait until a condition is true. False at the deadline.
 

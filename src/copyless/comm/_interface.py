@@ -12,11 +12,11 @@ transport.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from copyless.comm._collectives import tag_of
-from copyless.comm._constants import SUM
+from copyless.comm._constants import SUM, Operation
 
 __all__ = ["CollectiveMethods", "NeighborMethods", "RequestMethods", "ScanMethods"]
 
@@ -50,7 +50,7 @@ class RequestMethods:
         """Hand messages that have arrived to pending receives."""
 
     @classmethod
-    def _each(cls, requests: Sequence[Any]) -> Sequence[Any]:
+    def _each(cls, requests: Sequence[object]) -> Sequence[Any]:
         """The requests, as objects of this class."""
         return requests
 
@@ -61,7 +61,7 @@ class RequestMethods:
             request._await()
 
     @classmethod
-    def _await_one(cls, requests: Sequence[Any]) -> None:
+    def _await_one(cls, requests: Sequence[object]) -> None:
         """Wait until one of these requests is complete. None of them is null."""
         raise NotImplementedError
 
@@ -71,17 +71,17 @@ class RequestMethods:
 
     # ---- one request
 
-    def test(self, status: Any = None) -> tuple[bool, Any]:
+    def test(self, status: object = None) -> tuple[bool, Any]:
         """(whether the request is complete, the received object or None)."""
         self._serve()
         return (True, self._take(status)) if self._look() else (False, None)
 
-    def wait(self, status: Any = None) -> Any:
+    def wait(self, status: object = None) -> Any:
         """Wait until the request is complete. Returns the received object, or None for a send."""
         self._await()
         return self._take(status)
 
-    def Test(self, status: Any = None) -> bool:
+    def Test(self, status: object = None) -> bool:
         """Whether the request is complete. The received object is dropped."""
         self._serve()
         if not self._look():
@@ -89,7 +89,7 @@ class RequestMethods:
         self._finish(status)
         return True
 
-    def Wait(self, status: Any = None) -> bool:
+    def Wait(self, status: object = None) -> bool:
         """Wait until the request is complete. The received object is dropped."""
         self._await()
         self._finish(status)
@@ -98,7 +98,7 @@ class RequestMethods:
     # ---- several requests
 
     @classmethod
-    def get_status_all(cls, requests: Sequence[Any], statuses: Any = None) -> bool:
+    def get_status_all(cls, requests: Sequence[object], statuses: object = None) -> bool:
         """Whether all requests are complete. They are not changed."""
         return all([request.get_status(status) for request, status in cls._with(cls._each(requests), statuses)])  # noqa: C419
 
@@ -113,7 +113,7 @@ class RequestMethods:
         return True, [request._take(status) for request, status in pairs]
 
     @classmethod
-    def waitall(cls, requests: Sequence[Any], statuses: Any = None) -> list[Any]:
+    def waitall(cls, requests: Sequence[object], statuses: object = None) -> list[Any]:
         """Wait until all requests are complete. Returns the list of received objects."""
         requests = cls._each(requests)
         pairs = cls._with(requests, statuses)
@@ -138,7 +138,7 @@ class RequestMethods:
         return found, None if found == cls._UNDEFINED else requests[found]._take(status)
 
     @classmethod
-    def testsome(cls, requests: Sequence[Any], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+    def testsome(cls, requests: Sequence[object], statuses: object = None) -> tuple[list[int] | None, list[Any] | None]:
         """(indices of the complete requests, their objects); (None, None) if all are null."""
         cls._serve()
         requests = cls._each(requests)
@@ -148,7 +148,7 @@ class RequestMethods:
         return found, [requests[i]._take(status) for i, status in cls._with(found, statuses)]
 
     @classmethod
-    def waitsome(cls, requests: Sequence[Any], statuses: Any = None) -> tuple[list[int] | None, list[Any] | None]:
+    def waitsome(cls, requests: Sequence[object], statuses: object = None) -> tuple[list[int] | None, list[Any] | None]:
         """Wait until at least one request is complete; the result is that of `testsome`."""
         requests = cls._each(requests)
         cls._await_first(requests)
@@ -166,7 +166,7 @@ class RequestMethods:
         return True
 
     @classmethod
-    def Waitall(cls, requests: Sequence[Any], statuses: Any = None) -> bool:
+    def Waitall(cls, requests: Sequence[object], statuses: object = None) -> bool:
         """`waitall` without the received objects, which are dropped."""
         requests = cls._each(requests)
         cls._await_all(requests)
@@ -196,7 +196,7 @@ class RequestMethods:
         return found
 
     @classmethod
-    def Testsome(cls, requests: Sequence[Any], statuses: Any = None) -> list[int] | None:
+    def Testsome(cls, requests: Sequence[object], statuses: object = None) -> list[int] | None:
         """`testsome` without the received objects, which are dropped."""
         cls._serve()
         requests = cls._each(requests)
@@ -206,7 +206,7 @@ class RequestMethods:
         return found
 
     @classmethod
-    def Waitsome(cls, requests: Sequence[Any], statuses: Any = None) -> list[int] | None:
+    def Waitsome(cls, requests: Sequence[object], statuses: object = None) -> list[int] | None:
         """`waitsome` without the received objects, which are dropped."""
         requests = cls._each(requests)
         cls._await_first(requests)
@@ -229,7 +229,7 @@ class RequestMethods:
         return [i for i, request in enumerate(requests) if request and request._look()] if any(requests) else None
 
     @classmethod
-    def _await_first(cls, requests: Sequence[Any]) -> int:
+    def _await_first(cls, requests: Sequence[object]) -> int:
         """Wait until one request is complete; the result is that of `_first_ended`."""
         while (first := cls._first_ended(requests)) is None:
             cls._await_one([request for request in requests if request])
@@ -260,15 +260,15 @@ class CollectiveMethods:
         """The root, checked."""
         raise NotImplementedError
 
-    def _operation(self, op: Any) -> Any:
+    def _operation(self, op: object) -> Any:
         """A reduction as a function of two objects."""
         return op
 
-    def _sealed(self, obj: Any) -> Any:
+    def _sealed(self, obj: object) -> Any:
         """The object, or what it is made by a caller's own functions."""
         raise NotImplementedError
 
-    def bcast(self, obj: Any = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:
+    def bcast(self, obj: object = None, root: int = 0, *, readonly: bool = False, progress: bool = False) -> Any:
         """Send the root's object to every rank.
 
         The object is sent once to each node. There its buffers are copied once, into one block. The arrays of each rank
@@ -293,25 +293,25 @@ class CollectiveMethods:
         """
         return self._together().bcast(obj, self._root(root), readonly, progress)
 
-    def gather(self, sendobj: Any, root: int = 0) -> list[Any] | None:
+    def gather(self, sendobj: object, root: int = 0) -> list[Any] | None:
         """The list of the objects of all ranks, at the root; None at the other ranks."""
         return self._together().gather(sendobj, self._root(root))  # type: ignore[no-any-return]
 
-    def scatter(self, sendobj: Any = None, root: int = 0) -> Any:
+    def scatter(self, sendobj: object = None, root: int = 0) -> Any:
         """Send to each rank its item of the root's list, which must have one item for each rank."""
         return self._together().scatter(sendobj, self._root(root))
 
-    def allgather(self, sendobj: Any) -> list[Any]:
+    def allgather(self, sendobj: object) -> list[Any]:
         """The list of the objects of all ranks, at every rank."""
         return self._together().allgather(sendobj)  # type: ignore[no-any-return]
 
-    def alltoall(self, sendobj: Any) -> list[Any]:
+    def alltoall(self, sendobj: object) -> list[Any]:
         """Send item i of this rank's list to rank i. Returns the list of the objects that the ranks sent to this
         one.
         """
         return self._together().alltoall(sendobj)  # type: ignore[no-any-return]
 
-    def reduce(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM, root: int = 0) -> Any:
+    def reduce(self, sendobj: object, op: Operation = SUM, root: int = 0) -> Any:
         """Combine the objects of all ranks with `op`, in the order of ranks. The result is at the root; None at the
         other ranks.
 
@@ -323,7 +323,7 @@ class CollectiveMethods:
         """
         return self._together().reduce(sendobj, self._operation(op), self._root(root))
 
-    def allreduce(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+    def allreduce(self, sendobj: object, op: Operation = SUM) -> Any:
         """`reduce` with the result at every rank."""
         return self._together().allreduce(sendobj, self._operation(op))
 
@@ -333,11 +333,11 @@ class ScanMethods(CollectiveMethods):
 
     __slots__ = ()
 
-    def scan(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+    def scan(self, sendobj: object, op: Operation = SUM) -> Any:
         """Combine the objects of ranks 0 to this one with `op`, in the order of ranks."""
         return self._together().scan(sendobj, self._operation(op))
 
-    def exscan(self, sendobj: Any, op: Callable[[Any, Any], Any] = SUM) -> Any:
+    def exscan(self, sendobj: object, op: Operation = SUM) -> Any:
         """Combine the objects of the ranks before this one with `op`, in the order of ranks; None at rank 0."""
         return self._together().scan(sendobj, self._operation(op), exclusive=True)
 
@@ -354,7 +354,7 @@ class NeighborMethods(CollectiveMethods):
         """Whether the neighbours are the previous and the next rank along each dimension."""
         return True
 
-    def neighbor_allgather(self, sendobj: Any) -> list[Any]:
+    def neighbor_allgather(self, sendobj: object) -> list[Any]:
         """The objects of the neighbours that send to this rank, in the order of `inedges`; None where there is no
         rank.
         """

@@ -210,7 +210,7 @@ class Request(RequestMethods):
         )  # the same as _end, without the call
         return message
 
-    def _take(self, status: Status | None) -> Any:
+    def _take(self, status: Status | None) -> object:
         message = self._finish(status)
         return None if message is None else message.open()
 
@@ -226,11 +226,10 @@ class Request(RequestMethods):
         if not self._look():
             self._comm._engine.wait(self._done, self._sources(), awaits_receipt=self._receive is None)
 
-    def _sources(self) -> list[int]:
+    def _sources(self) -> Sequence[int]:
         """The ranks, as numbers of the group, that could complete the request."""
         if self._receive is not None:
-            sources: list[int] = self._receive.sources
-            return sources
+            return self._receive.sources
         return [] if self._dest is None else [self._dest]
 
     @classmethod

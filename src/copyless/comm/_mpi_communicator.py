@@ -66,7 +66,7 @@ class CommError(MPI.Exception, ValueError):
         return type(self), (int(self), self._text)
 
 
-def _operation(op: Any) -> Any:
+def _operation(op: object) -> object:
     """MPI's predefined reductions as functions that accept arrays too."""
     if not isinstance(op, MPI.Op):
         return op
@@ -112,7 +112,7 @@ class Comm(CollectiveMethods, MPI.Comm):
             under_way(tuple(request))
         return request
 
-    def _put(self, packet: Any, dest: int, tag: int) -> Request:
+    def _put(self, packet: object, dest: int, tag: int) -> Request:
         """A send of a collective operation, whose objects are packed."""
         request = self._begin(MPI.Comm.Isend, packet, dest, tag)
         if self._late is not None and tag != _collectives.WAITING and dest != PROC_NULL:
@@ -121,7 +121,7 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     _late: Any = None  # called in a collective operation while it waits for a rank
 
-    def _take(self, source: int, tag: int) -> Any:
+    def _take(self, source: int, tag: int) -> object:
         """Receive from another rank. Its messages arrive in order, so another tag means that it called another
         operation.
         """
@@ -160,19 +160,19 @@ class Comm(CollectiveMethods, MPI.Comm):
             if inter or rank != self.Get_rank():
                 self._put(f"rank {self.Get_rank()} was told: {text}", rank, _collectives.tag_of("mistaken"))
 
-    def _sealed(self, obj: Any) -> Any:
+    def _sealed(self, obj: object) -> object:
         return choice.sealed(obj)
 
-    def _operation(self, op: Any) -> Any:
+    def _operation(self, op: object) -> object:
         return _operation(op)
 
     if TYPE_CHECKING:
 
-        def send(self, obj: Any, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
+        def send(self, obj: object, dest: int, tag: int = 0, *, progress: bool = False) -> None: ...
     else:
         send = _small.send
 
-    def _send(self, obj: Any, dest: int, tag: int, progress: bool) -> None:
+    def _send(self, obj: object, dest: int, tag: int, progress: bool) -> None:
         """Send a message that cannot take the fast path."""
         if dest != PROC_NULL:
             title = f"rank {rank_of(self)} to {dest}" if progress else None
@@ -193,25 +193,25 @@ class Comm(CollectiveMethods, MPI.Comm):
             return
         MPI.Comm.Send(self, (None, 0, MPI.BYTE), dest, tag)
 
-    def bsend(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def bsend(self, obj: object, dest: int, tag: int = 0) -> None:
         """`send` in buffered mode: call `MPI.Attach_buffer` first."""
         self._begin(MPI.Comm.Ibsend, choice.sealed(obj), dest, tag).wait()
 
-    def ssend(self, obj: Any, dest: int, tag: int = 0) -> None:
+    def ssend(self, obj: object, dest: int, tag: int = 0) -> None:
         """`send` that returns when the receiver has begun to receive."""
         self._begin(MPI.Comm.Issend, choice.sealed(obj), dest, tag).wait()
 
-    def isend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+    def isend(self, obj: object, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """`send` without waiting. Within a node the message is a snapshot; to another node, the arrays must not change
         until the request is complete.
         """
         return self._begin(MPI.Comm.Isend, choice.sealed(obj), dest, tag)
 
-    def ibsend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+    def ibsend(self, obj: object, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """`bsend` without waiting."""
         return self._begin(MPI.Comm.Ibsend, choice.sealed(obj), dest, tag)
 
-    def issend(self, obj: Any, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
+    def issend(self, obj: object, dest: int, tag: int = 0) -> Request:  # type: ignore[override]
         """`ssend` without waiting. The request is complete when the receiver has begun to receive."""
         return self._begin(MPI.Comm.Issend, choice.sealed(obj), dest, tag)
 
@@ -220,12 +220,18 @@ class Comm(CollectiveMethods, MPI.Comm):
     if TYPE_CHECKING:
 
         def recv(
-            self, buf: Any = None, source: int = ..., tag: int = ..., status: Any = None, *, progress: bool = False
+            self,
+            buf: object = None,
+            source: int = ...,
+            tag: int = ...,
+            status: object = None,
+            *,
+            progress: bool = False,
         ) -> Any: ...
     else:
         recv = _small.recv
 
-    def _recv(self, source: int, tag: int, status: Any, progress: bool) -> Any:
+    def _recv(self, source: int, tag: int, status: Any, progress: bool) -> object:
         """Receive a message that cannot take the fast path."""
         if source == PROC_NULL:
             MPI.Comm.Recv(self, (None, 0, MPI.BYTE), source, tag, status)
@@ -233,10 +239,10 @@ class Comm(CollectiveMethods, MPI.Comm):
         message, nbytes = match(self, source, tag, status)
         return self._fetch(message, nbytes, status, progress)
 
-    def _fetch(self, message: Any, nbytes: int, status: Any, progress: bool) -> Any:
+    def _fetch(self, message: Any, nbytes: int, status: Any, progress: bool) -> object:
         return fetch(message, nbytes, titled(self, status, progress))
 
-    def irecv(self, buf: Any = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
+    def irecv(self, buf: object = None, source: int = ANY_SOURCE, tag: int = ANY_TAG) -> Request:  # type: ignore[override]
         """A request that receives the next matching message, before any receive that begins later."""
         if source == PROC_NULL:
             return Request(MPI.Comm.Irecv(self, (None, 0, MPI.BYTE), source, tag))
@@ -250,13 +256,13 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     def sendrecv(
         self,
-        sendobj: Any,
+        sendobj: object,
         dest: int,
         sendtag: int = 0,
-        recvbuf: Any = None,
+        recvbuf: object = None,
         source: int = ANY_SOURCE,
         recvtag: int = ANY_TAG,
-        status: Any = None,
+        status: object = None,
     ) -> Any:
         """Send one object and receive another."""
         request = self.isend(sendobj, dest, sendtag)
@@ -264,11 +270,11 @@ class Comm(CollectiveMethods, MPI.Comm):
         request.wait()
         return obj
 
-    def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Message:  # type: ignore[override]
+    def mprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: object = None) -> Message:  # type: ignore[override]
         """Wait for a message and match it: only the `Message` that is returned can receive it."""
         return mprobe(self, source, tag, status, True)  # type: ignore[return-value]
 
-    def improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Message | None:  # type: ignore[override]
+    def improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: object = None) -> Message | None:  # type: ignore[override]
         """`mprobe` without waiting; None if there is no message."""
         return mprobe(self, source, tag, status, False)
 
@@ -284,7 +290,7 @@ class Comm(CollectiveMethods, MPI.Comm):
         _mpi_waiting.serve()
         return MPI.Comm.Iprobe(self, source, tag, status)
 
-    def Probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> Literal[True]:
+    def Probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: object = None) -> Literal[True]:
         """Wait until there is a message to receive."""
         return self.probe(source, tag, status)
 
@@ -304,21 +310,21 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     # ---- buffers: MPI's own methods, which serve the pending receives
 
-    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Send(self, buf: object, dest: int, tag: int = 0) -> None:
         """Send a buffer."""
         if _mpi_waiting.in_line:
             _wait(MPI.Comm.Isend(self, buf, dest, tag).Test)
         else:
             MPI.Comm.Send(self, buf, dest, tag)
 
-    def Ssend(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Ssend(self, buf: object, dest: int, tag: int = 0) -> None:
         """Send a buffer, and wait until its receive has begun."""
         if _mpi_waiting.in_line:
             _wait(MPI.Comm.Issend(self, buf, dest, tag).Test)
         else:
             MPI.Comm.Ssend(self, buf, dest, tag)
 
-    def Rsend(self, buf: Any, dest: int, tag: int = 0) -> None:
+    def Rsend(self, buf: object, dest: int, tag: int = 0) -> None:
         """Send a buffer whose receive has begun."""
         if _mpi_waiting.in_line:
             _wait(MPI.Comm.Irsend(self, buf, dest, tag).Test)
@@ -351,19 +357,19 @@ class Comm(CollectiveMethods, MPI.Comm):
         else:
             MPI.Comm.Sendrecv(self, sendbuf, dest, sendtag, recvbuf, source, recvtag, status)
 
-    def Sendrecv_replace(self, *args: Any, **kwargs: Any) -> None:
+    def Sendrecv_replace(self, *args: object, **kwargs: object) -> None:
         """Send a buffer and receive into it."""
         beside(MPI.Comm.Sendrecv_replace, self, *args, **kwargs)
 
     # ---- together
 
-    def _together(self) -> Any:
+    def _together(self) -> object:
         state = state_of(self)
         if state.shadow is None:
             state.shadow = self._make_shadow()
         return state.shadow
 
-    def _make_shadow(self) -> Any:
+    def _make_shadow(self) -> object:
         raise NotImplementedError
 
     def _root(self, root: int) -> int:
@@ -440,7 +446,7 @@ class Intracomm(ScanMethods, Comm, MPI.Intracomm):
     rank.
     """
 
-    def _make_shadow(self) -> Any:
+    def _make_shadow(self) -> object:
         return _collectives_of(beside(MPI.Intracomm.Dup, self))
 
 
@@ -450,7 +456,7 @@ class Intercomm(Comm, MPI.Intercomm):
     A communicator between two groups, and an `MPI.Intercomm`. Mirrors `mpi4py.util.pkl5.Intercomm`.
     """
 
-    def _make_shadow(self) -> Any:
+    def _make_shadow(self) -> object:
         private = beside(MPI.Intercomm.Dup, self)
         merged = beside(MPI.Intercomm.Merge, private)
         mine, whole = private.Get_group(), merged.Get_group()
@@ -507,7 +513,7 @@ _CLASSES = (
 )
 
 
-def _as_ours(comm: Any) -> Any:
+def _as_ours(comm: object) -> object:
     """A communicator that MPI made, as one of these classes."""
     if isinstance(comm, Comm) or not isinstance(comm, MPI.Comm):
         return comm

@@ -250,11 +250,11 @@ class Leaders:
             counts, datatype = [nbytes // ALIGN for nbytes in sizes], self._units
         return (counts, [0, *itertools.accumulate(counts)][:-1]), datatype, total
 
-    def _whole(self, whole: Any, nbytes: int) -> Any:
+    def _whole(self, whole: object, nbytes: int) -> Any:
         """Memory of so many bytes, as MPI takes it."""
         return (whole, nbytes, MPI.BYTE) if nbytes <= COUNTABLE else (whole, nbytes // ALIGN, self._units)
 
-    def source(self, parts: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+    def source(self, parts: Sequence[object]) -> tuple[Any, Sequence[Any]]:
         """(bundles one after the other as MPI takes them, what must live while it does).
 
         To be made before the exchange: until then the others sleep, and afterwards they move bytes.

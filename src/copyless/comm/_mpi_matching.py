@@ -60,7 +60,7 @@ class State:
         world = self.world[rank]
         return world >= 0 and is_near(world)
 
-    def enter(self, comm: Any, posted: Posted) -> None:
+    def enter(self, comm: object, posted: Posted) -> None:
         with self.lock:
             self.posted.append(posted)
             _in_line[id(self)] = self, comm
@@ -141,7 +141,7 @@ def match(
     state = state_of(comm)
     if not state.posted:
         improbe = _improbe
-        message: Any = improbe(comm, source, tag, status)
+        message: object = improbe(comm, source, tag, status)
         if message is None and wait:
             message = _wait(
                 lambda: improbe(comm, source, tag, status) if not state.posted else True, _late(comm, source)

@@ -199,7 +199,7 @@ def as_buffer(message: Any) -> tuple[object, Any]:
     return (MPI.BOTTOM, 1, datatype), datatype
 
 
-def _room(nbytes: int) -> Any:
+def _room(nbytes: int) -> object:
     """Memory to receive into: reused shared memory, so that it can be forwarded within the node as a handle;
     otherwise private.
     """

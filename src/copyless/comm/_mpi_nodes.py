@@ -38,6 +38,7 @@ from copyless.comm._bundles import (
     wired,
 )
 from copyless.comm._collectives import Intra, listed, mistaken, named, operation, said_by, tag_of, tree
+from copyless.comm._constants import Operation
 from copyless.comm._mpi_reductions import datatype_of, operation_of, signature
 from copyless.comm._packets import Packet, copy_of
 
@@ -58,7 +59,7 @@ class Nodes(Intra):
     _error: Exception | None = None  # that this rank has met in the present operation
 
     def __init__(
-        self, comm: Any, rank: int, size: int, nodes: Sequence[Any], leaders: Callable[[int, int, bool], Any]
+        self, comm: object, rank: int, size: int, nodes: Sequence[object], leaders: Callable[[int, int, bool], Any]
     ) -> None:
         super().__init__(comm, rank, size)
         numbers: dict[Any, int] = {}
@@ -83,7 +84,7 @@ class Nodes(Intra):
         self._error = None
         super().begun()
 
-    def _attempt(self, call: Callable[[], Any]) -> Any:
+    def _attempt(self, call: Callable[[], object]) -> Any:
         """The result; or the text of the error, which is raised when the operation is over."""
         try:
             return call()
@@ -94,7 +95,7 @@ class Nodes(Intra):
                 return str(error)
             return f"rank {self.rank} failed in {said_by(self.tag)}: {type(error).__name__}: {error}"
 
-    def _checked(self, message: Any) -> Any:
+    def _checked(self, message: object) -> Any:
         """The message of another rank, unless it or this rank has met an error."""
         if self._error is not None:
             raise self._error
@@ -108,7 +109,7 @@ class Nodes(Intra):
 
     # ---- the three steps
 
-    def _up(self, message: Any) -> None:
+    def _up(self, message: object) -> None:
         self.finish([self.put(self.leader, wired(message))])
 
     def _agree(self, bundle: Any, nbytes: int = 0, number: int = 0) -> tuple[Any, str | None]:
@@ -122,7 +123,7 @@ class Nodes(Intra):
             self.comm._put(f"rank {self.rank} was told: {text}", rank, tag_of("mistaken"))
         raise self._error or self.failure(text)
 
-    def _down(self, message: Any, ranks: Sequence[int] | None = None) -> None:
+    def _down(self, message: object, ranks: Sequence[int] | None = None) -> None:
         self.finish([self.put(rank, wired(message)) for rank in (self.mine if ranks is None else ranks)])
 
     def _result(self) -> Any:
@@ -131,19 +132,19 @@ class Nodes(Intra):
 
     # ---- objects
 
-    def _entry(self, key: int, obj: Any) -> tuple[int, bytes, list[Any]]:
+    def _entry(self, key: int, obj: object) -> tuple[int, bytes, list[Any]]:
         return (key, *packing.apart(self.seal(obj)))
 
-    def _bundled(self, key: int, obj: Any) -> Any:
+    def _bundled(self, key: int, obj: object) -> Any:
         """An object, as a bundle that the node can use."""
         return gathered([Stretch([self._entry(key, obj)])])
 
-    def _given(self, obj: Any) -> Any:
+    def _given(self, obj: object) -> Any:
         """What this rank contributes: a bundle, or at a leader a stretch that is not copied together yet."""
         made = Stretch([self._entry(self.rank, obj)])
         return made if self.leads else gathered([made])
 
-    def _listed(self, bundles: Sequence[Any], own: bool) -> list[Any]:
+    def _listed(self, bundles: Sequence[object], own: bool) -> list[Any]:
         """The objects of all ranks from bundles of them."""
         result: list[Any] = [None] * self.size
         for bundle in bundles:
@@ -154,7 +155,7 @@ class Nodes(Intra):
     # ---- operations
 
     @named(1)
-    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+    def bcast(self, obj: object, root: int, readonly: bool = False, progress: bool = False) -> Any:
         message = None
         if self.rank == root:
             title = f"rank {root} to all" if progress else None
@@ -162,7 +163,7 @@ class Nodes(Intra):
         got = self._spread(message, root, readonly)
         return obj if self.rank == root else got
 
-    def _spread(self, message: Any, root: int, readonly: bool = False) -> Any:
+    def _spread(self, message: object, root: int, readonly: bool = False) -> Any:
         """The object of the root's bundle, at each other rank. Instead of the bundle it may be the text of an error."""
         at = self.node_of[root]
         if self.rank == root:
@@ -191,7 +192,7 @@ class Nodes(Intra):
         self._checked(message)
         return None if self.rank == root else next(objects(message, readonly, not self.mine))[1]
 
-    def _for_all(self, root: int, obj: Any, title: str | None = None) -> Any:
+    def _for_all(self, root: int, obj: object, title: str | None = None) -> Any:
         """The object as a bundle for this node and others; not copied together if only other nodes need it."""
         made = Stretch([self._entry(root, obj)])
         with shown(title, made.nbytes) as tell:
@@ -200,7 +201,7 @@ class Nodes(Intra):
             return made
 
     @named(1)
-    def gather(self, obj: Any, root: int) -> list[Any] | None:
+    def gather(self, obj: object, root: int) -> list[Any] | None:
         at = self.node_of[root]
         own = self._attempt(lambda: copy_of(self.seal(obj)) if self.rank == root else self._given(obj))
         if not self.leads:
@@ -247,7 +248,7 @@ class Nodes(Intra):
         return bundles
 
     @named(1)
-    def scatter(self, objs: Any, root: int) -> Any:
+    def scatter(self, objs: object, root: int) -> Any:
         at = self.node_of[root]
         message: Any = None
         items: list[Any] = []
@@ -300,7 +301,7 @@ class Nodes(Intra):
         return (whole, begin, end) if type(whole) is Bundle else whole[begin:end]
 
     @named()
-    def allgather(self, obj: Any) -> list[Any]:
+    def allgather(self, obj: object) -> list[Any]:
         own = self._attempt(lambda: self._given(obj))
         if self.leads:
             bundles = [own, *[self._receive(rank) for rank in self.mine]]
@@ -328,7 +329,7 @@ class Nodes(Intra):
         return got
 
     @named()
-    def alltoall(self, objs: Any) -> list[Any]:
+    def alltoall(self, objs: object) -> list[Any]:
         direct: dict[int, Packet] = {}
         items: list[Any] = []
         made = self._attempt(lambda: self._for_nodes(items, listed(objs, self.size), direct))
@@ -467,22 +468,22 @@ class Nodes(Intra):
         got = self._spread(message, 0)
         return self._valid(value) if self.rank == 0 else got
 
-    def _packet(self, value: Any) -> Any:
+    def _packet(self, value: object) -> Any:
         """The packet of a value, or the text of the error in its place."""
         return value.text if isinstance(value, Fault) else self._attempt(lambda: self.pack(value))
 
-    def _valid(self, value: Any) -> Any:
+    def _valid(self, value: object) -> Any:
         if isinstance(value, Fault):
             return self._checked(value.text)
         self._checked(None)
         return value
 
-    def _attempt_value(self, call: Callable[[], Any]) -> Any:
+    def _attempt_value(self, call: Callable[[], object]) -> Any:
         """As `_attempt`; the text of an error is in a Fault, because the result may be text."""
         made = self._attempt(lambda: (call(),))
         return Fault(made) if type(made) is str else made[0]
 
-    def _met(self, obj: Any, op: Callable[[Any, Any], Any]) -> tuple[Any, str | int]:
+    def _met(self, obj: object, op: Operation) -> tuple[Any, str | int]:
         """(the value of this rank's node, what the leaders found): the text of an error, 1 if MPI can reduce the values
         of all nodes, else 0.
         """
@@ -495,13 +496,13 @@ class Nodes(Intra):
         rows, fault = self._agree(b"", 0, sign)
         return value, fault if fault is not None else int(sign != 0 and rows.numbers.count(sign) == len(rows.numbers))
 
-    def _by_mpi(self, value: Any, obj: Any, op: Callable[[Any, Any], Any]) -> Any:
+    def _by_mpi(self, value: object, obj: object, op: Operation) -> Any:
         """MPI's reduction of the nodes' arrays."""
         result = copy_of(value) if value is obj else value
         self.leaders.allreduce(result, datatype_of(value), operation_of(op), self.hear)
         return result
 
-    def _by_mpi_for_all(self, value: Any, op: Callable[[Any, Any], Any]) -> Any:
+    def _by_mpi_for_all(self, value: Any, op: Operation) -> Any:
         """MPI's reduction of the nodes' arrays, as a bundle for the ranks of this node."""
         bundle = self._bundled(0, value)
         buffer = only_buffer(bundle) if type(bundle) is Bundle else None
@@ -514,7 +515,7 @@ class Nodes(Intra):
         self.leaders.allreduce(array, datatype_of(value), operation_of(op), self.hear)
         return bundle or self._bundled(0, array)
 
-    def _by_ranks(self, obj: Any, value: Any, op: Callable[[Any, Any], Any]) -> Any:
+    def _by_ranks(self, obj: object, value: object, op: Operation) -> Any:
         """The reduction of the values of all nodes, in the order of ranks, at rank 0; of a leader."""
         ranks = [members[0] for members in self.members] if self.in_order else range(self.size)
         value = self._along(ranks, value, op)
@@ -522,7 +523,7 @@ class Nodes(Intra):
             value = self._attempt_value(lambda: copy_of(self.seal(obj)))
         return value
 
-    def _along(self, ranks: Sequence[int], value: Any, op: Callable[[Any, Any], Any]) -> Any:
+    def _along(self, ranks: Sequence[int], value: object, op: Operation) -> Any:
         """The reduction of the values of these ranks in their order, at the first of them, by a binomial tree."""
         parent, children = tree(ranks, self.rank)
         for child in reversed(children):
@@ -536,7 +537,7 @@ class Nodes(Intra):
         return value
 
     @named()
-    def scan(self, obj: Any, op: Any, exclusive: bool = False) -> Any:
+    def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
         if self.leads:
             self._agree(b"")
         return self._scan(obj, operation(op), exclusive)

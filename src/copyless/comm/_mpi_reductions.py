@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
 
 from copyless.comm import _constants
+from copyless.comm._constants import Operation
 
 __all__ = ["datatype_of", "operation_of", "signature"]
 
@@ -22,7 +22,7 @@ _REALS = {"f4": MPI.FLOAT, "f8": MPI.DOUBLE}
 _COMPLEX = {"c8": MPI.C_FLOAT_COMPLEX, "c16": MPI.C_DOUBLE_COMPLEX}
 _NUMBERS = _INTEGERS | _REALS | _COMPLEX
 # Logical operations are not among them: NumPy gives booleans, MPI the type of the operands.
-_KNOWN: dict[Callable[[Any, Any], Any], tuple[Any, dict[str, Any]]] = {
+_KNOWN: dict[Operation, tuple[Any, dict[str, Any]]] = {
     _constants.SUM: (MPI.SUM, _NUMBERS),
     _constants.PROD: (MPI.PROD, _NUMBERS),
     _constants.MAX: (MPI.MAX, _INTEGERS | _REALS),
@@ -37,15 +37,15 @@ def _key(array: Any) -> str:
     return f"{array.dtype.kind}{array.dtype.itemsize}"
 
 
-def datatype_of(array: Any) -> Any:
+def datatype_of(array: object) -> Any:
     return _NUMBERS[_key(array)]
 
 
-def operation_of(op: Callable[[Any, Any], Any]) -> Any:
+def operation_of(op: Operation) -> Any:
     return _KNOWN[op][0]
 
 
-def signature(value: Any, op: Callable[[Any, Any], Any]) -> int:
+def signature(value: Any, op: Operation) -> int:
     """A number that two ranks share if MPI can reduce their values by `op`, and only then; 0 if it cannot."""
     numpy = sys.modules.get("numpy")
     if numpy is None or type(value) is not numpy.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from mpi4py import MPI
 
@@ -68,8 +68,6 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
     def __ne__(self, other: object) -> bool:
         same = self.__eq__(other)
         return same if same is NotImplemented else not same
-
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return self._posted is not None or any(request for request in self)
@@ -158,11 +156,11 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
         self._end()
         return coming
 
-    def _take(self, status: Any) -> Any:
+    def _take(self, status: Any) -> object:
         coming = self._finish(status)
         return None if coming is None else coming.open()
 
-    def wait(self, status: Any = None) -> Any:
+    def wait(self, status: object = None) -> Any:
         """Wait until the request is complete. Returns the received object, or None for a send."""
         if self._posted is None and self._coming is None and status is None and MPI.Request.Testall(self):
             self._end()  # most sends are complete by now
@@ -178,7 +176,7 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
         _mpi_waiting.serve()
 
     @classmethod
-    def _each(cls, requests: Sequence[Any]) -> Sequence[Any]:
+    def _each(cls, requests: Sequence[object]) -> Sequence[Any]:
         # Requests of MPI itself among them become null too.
         return [request if isinstance(request, Request) else Request(request) for request in requests]
 
@@ -225,8 +223,6 @@ class Message(tuple):  # type: ignore[type-arg]
     def __ne__(self, other: object) -> bool:
         same = self.__eq__(other)
         return same if same is NotImplemented else not same
-
-    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
         return any(message for message in self)

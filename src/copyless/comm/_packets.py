@@ -25,7 +25,7 @@ _ALIGN = 64
 _LITTLE = 1 << 20  # bytes up to which malloc reuses memory
 
 
-def in_memory(parts: Sequence[Any], tell: Callable[[int], None] | None = None) -> Memory:
+def in_memory(parts: Sequence[object], tell: Callable[[int], None] | None = None) -> Memory:
     """The buffers, copied into one block of shared memory; `tell` is called with the bytes copied so far."""
     parts = list(parts)
     memory = Memory.allocate(_copying.room_of(parts, _ALIGN))
@@ -49,7 +49,7 @@ def tell_of_no_room(error: OutOfSharedMemory) -> None:
         )
 
 
-def cut(whole: Any, sizes: Sequence[int]) -> list[Any]:
+def cut(whole: object, sizes: Sequence[int]) -> list[Any]:
     """The separate buffers that lie in one."""
     return _copying.cut(whole, sizes, _ALIGN)
 
@@ -74,7 +74,7 @@ class Packet:
         self.single = False  # `memory` is for a single receiver, to which it will belong
 
     @classmethod
-    def of(cls, obj: Any, by_value: bool = False, draft: bool = True) -> Packet:
+    def of(cls, obj: object, by_value: bool = False, draft: bool = True) -> Packet:
         """Pack an object. `by_value`: copy shared memory too, for other hosts. `draft`: for a queue of copyless."""
         return cls(*(packing.apart(obj) if by_value else packing.pack(obj, draft=draft)))
 
@@ -97,7 +97,7 @@ class Packet:
                 tell_of_no_room(error)
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         if self.memory is not None or self.block is not None:
             if not in_flight.sends_handles():
                 return _loaders.packet_apart, (
@@ -123,7 +123,7 @@ class Packet:
         """
         block = self.block if self.memory is None else self.memory.obj
         if block is None:
-            whole: Any = None
+            whole: object = None
         elif readonly:
             whole = block
         else:
@@ -157,7 +157,7 @@ def _together(data: bytes, sizes: list[int], handle: bytes) -> Packet:
     return packet
 
 
-def copy_of(obj: Any) -> Any:
+def copy_of(obj: object) -> Any:
     """The object as it would arrive: private data is copied, shared memory stays the same."""
     data, parts = packing.apart(obj)
     memory = None

@@ -229,7 +229,7 @@ class _OnSharedMemory:
 
         self.ranks, self.any_source = ranks.Dup(), local.ANY_SOURCE
 
-    def seal(self, obj: Any, rank: int) -> Any:
+    def seal(self, obj: object, rank: int) -> Any:
         """An object on its way to a rank."""
         from copyless._transfer.sealed import seal
 
@@ -251,7 +251,7 @@ class _OnMPI:
         self.ranks = (ranks if isinstance(ranks, mpi.Comm) else mpi.Intracomm(ranks)).Dup()
         self.any_source = MPI.ANY_SOURCE
 
-    def seal(self, obj: Any, rank: int) -> Any:
+    def seal(self, obj: object, rank: int) -> Any:
         """An object on its way to a rank."""
         from copyless._transfer import packing
 

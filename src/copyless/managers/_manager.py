@@ -275,7 +275,7 @@ class BaseManager:
         initargs: Iterable[object],
     ) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner
-        server: Any = None
+        server: object = None
         try:
             owner = _watch_parent()
             if initializer is not None:

@@ -110,7 +110,7 @@ class BaseProxy:
         token = Token(typeid, self._token.address, ident, self._token.local)
         return make_proxy(self._link, make, token, self._serializer, self._manager, self._authkey, exposed, direct)
 
-    def _getvalue(self) -> Any:
+    def _getvalue(self) -> object:
         """A copy of the object in the server."""
         return self._callmethod("#GETVALUE")
 
