@@ -38,10 +38,13 @@ $(VENV)/test.stamp: $(VENV)/built.stamp
 	$(PIP) install "$$(echo $(VENV)/built/*.whl)[test]"
 	@touch $@
 
-# Editable: the sources are imported from where they lie, and importing them builds anew what has changed in C and Cython.
+# Editable: the sources are imported from where they lie, and importing them builds anew what has changed in C and Cython. The compiler of
+# Cython is named by its path, since the import may come from an environment that is not activated.
 $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 	$(PIP) install 'meson-python>=0.16' 'meson>=1.3' ninja 'Cython>=3.1'
+	@mkdir -p build && printf "[binaries]\ncython = '%s'\n" "$(CURDIR)/$(BIN)/cython" > build/dev.ini
 	PATH=$(CURDIR)/$(BIN):$$PATH $(PIP) install --no-build-isolation --config-settings=build-dir=build/dev \
+		--config-settings=setup-args=--native-file=$(CURDIR)/build/dev.ini \
 		--config-settings=editable-verbose=true -e '.[test,check]'
 	@touch $@ $(VENV)/test.stamp $(VENV)/check.stamp
 
