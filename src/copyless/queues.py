@@ -27,11 +27,12 @@ import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
 from queue import Empty, Full
 
-from copyless import _loaders, waiting
+from copyless import _loaders
 from copyless._core import _blocks, _store, c_library
 from copyless._core._blocks import Late
-from copyless._objects import _queue, cooperative
+from copyless._objects import _queue
 from copyless._objects.base import Init, Naming, Shared, pickled_by
+from copyless._objects.selectable import Selectable
 from copyless._one_process import check_process
 from copyless._standard_names import standard_names
 from copyless._storage.store import new_object
@@ -41,6 +42,7 @@ from copyless.errors import ClosedError, OwnerDiedError, ShutDown
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from copyless import waiting
     from copyless._objects.queue_stats import QueueStats
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
@@ -57,9 +59,9 @@ def _say_goodbye(reference: weakref.ref[Any], pid: int) -> None:
         q._say_goodbye()
 
 
-class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
+class _Base(_queue._Queue, Selectable, Shared, Generic[T]):
     _flags_of_class = _SIMPLE
-    _in_tasks = cooperative.queue_methods
+    _in_tasks = "queue_methods"
 
     if TYPE_CHECKING:  # methods that the Cython class has, with the type of the items
 
@@ -110,16 +112,22 @@ class _Base(_queue._Queue, waiting.Selectable, Shared, Generic[T]):
     @property
     def _reader(self) -> waiting.Reader:
         """For programs that wait for the pipe of a standard queue: see `copyless.waiting.Reader`."""
+        from copyless import waiting
+
         return waiting.Reader(self)
 
     @property
     def _writer(self) -> waiting.Writer:
+        from copyless import waiting
+
         return waiting.Writer(self)
 
     def _poll(self, timeout: float | None = 0.0) -> bool:
         """Whether there is an item, after waiting at most `timeout` seconds for one. The standard library's queues
         have it.
         """
+        from copyless import waiting
+
         return bool(waiting.wait([self], timeout))
 
     def _puts(self) -> None:

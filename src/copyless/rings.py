@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from copyless import _loaders, waiting
 from copyless._core import _blocks, _ring, c_library
-from copyless._objects import cooperative, event_loops
+from copyless._objects import event_loops
 from copyless._objects.base import Init, Shared, pickled_by
 from copyless._objects.ring_values import assign
 from copyless._one_process import check_process
@@ -635,7 +635,7 @@ class RingBuffer(_ring._Ring, Shared, Generic[F_co]):
     (1, 504, 0.5)
     """
 
-    _in_tasks = cooperative.ring_methods
+    _in_tasks = "ring_methods"
 
     _fields: list[Field]
     _remade = frozenset(("_fields",))

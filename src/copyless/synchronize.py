@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from threading import BrokenBarrierError
 
-from copyless import _loaders, waiting
+from copyless import _loaders
 from copyless._core import _blocks, _synchronize
 from copyless._core.c_library import (
     KIND_BARRIER,
@@ -33,8 +33,8 @@ from copyless._core.c_library import (
     KIND_RWLOCK,
     KIND_SEMAPHORE,
 )
-from copyless._objects import cooperative
 from copyless._objects.base import SILENT, Init, Shared, pickled_by
+from copyless._objects.selectable import Selectable
 from copyless._standard_names import standard_names
 from copyless._storage.store import new_object
 from copyless._typing import TYPE_CHECKING, Any, TypeVar
@@ -167,7 +167,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
     True False
     """
 
-    _in_tasks = cooperative.lock_methods
+    _in_tasks = "lock_methods"
 
     def __init__(
         self,
@@ -235,7 +235,7 @@ class RLock(_synchronize._RLock, SemLock):
     >>> lock.release()
     """
 
-    _in_tasks = cooperative.lock_methods
+    _in_tasks = "lock_methods"
 
     def __init__(
         self,
@@ -305,7 +305,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
     (True, True, False, 0)
     """
 
-    _in_tasks = cooperative.lock_methods
+    _in_tasks = "lock_methods"
 
     _bounded = False
 
@@ -383,7 +383,7 @@ class BoundedSemaphore(Semaphore):
 
 
 @pickled_by(_loaders.event)
-class Event(_synchronize._Event, waiting.Selectable, Shared):
+class Event(_synchronize._Event, Selectable, Shared):
     """Event(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
     A flag that processes can wait for. Mirrors `multiprocessing.Event`.
@@ -420,7 +420,7 @@ class Event(_synchronize._Event, waiting.Selectable, Shared):
     (False, None, True)
     """
 
-    _in_tasks = cooperative.event_methods
+    _in_tasks = "event_methods"
 
     def __init__(
         self,
@@ -625,7 +625,7 @@ class Condition(_synchronize._Condition, Shared):
 class _Inside(_synchronize._RLock, Shared):
     """The lock in the block of a condition."""
 
-    _in_tasks = cooperative.unrung_lock_methods
+    _in_tasks = "unrung_lock_methods"
 
     _state = Lock._state
 
@@ -803,7 +803,7 @@ class RWLock(_synchronize._RWLock, Shared):
     then read the data again under write()
     """
 
-    _in_tasks = cooperative.rwlock_methods
+    _in_tasks = "rwlock_methods"
 
     def __init__(
         self,

@@ -11,13 +11,13 @@ import io
 import os
 import select
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 
 from copyless._core import _bells
 from copyless._core._blocks import Object
+from copyless._objects.selectable import Selectable
 from copyless._platform import DescriptorSet
 from copyless._threads import is_patched
 from copyless._typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
@@ -405,51 +405,7 @@ async def await_(object_list: Iterable[Waitable], timeout: float | None = None) 
             waker.close()
 
 
-# ---- descriptors of queues and events, for select, selectors, event loops, and the standard library's own wait
-
-_making = threading.RLock()  # re-entrant: a signal handler may ask for a descriptor while its thread makes one
-
-
-def _make_anew() -> None:
-    global _making
-    _making = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_make_anew)
-
-
-class Selectable:
-    """Base class of objects that have a descriptor that is readable while they are ready."""
-
-    _signal: Any
-
-    def fileno(self) -> int:
-        """A descriptor of this process for `select`, `selectors` and event loops. It is readable while there is an item
-        to take.
-
-        It is never unreadable while there is an item. It may stay readable for a moment after another process took the
-        item. It is created at the first call, created again in a forked child, and closed with this object. Do not read
-        from it.
-
-        For `Event`: readable while the event is set.
-        """
-        signal = self._signal
-        if signal is None:
-            with _making:
-                signal = self._signal
-                if signal is None:
-                    source: Any = self
-                    made = _bells.Signal(source)
-                    if self._signal is None:  # otherwise a signal handler was faster, and its descriptor is in use
-                        self._signal = made
-                    signal = self._signal
-                    if getattr(self, "closed", False):
-                        signal.shut()
-                    elif getattr(self, "_keeps", False):
-                        signal.keep(True)
-        number: int = signal.fileno()
-        return number
-
+# ---- the ends of a queue's pipe, which programs of the standard library know
 
 _closed_readers: weakref.WeakSet[AnyQueue] = weakref.WeakSet()
 _closed_writers: weakref.WeakSet[AnyQueue] = weakref.WeakSet()

@@ -6,8 +6,8 @@ import copyreg
 from collections.abc import Callable
 
 from copyless._core import _blocks
-from copyless._objects import cooperative
 from copyless._storage.store import ensure_open
+from copyless._threads import is_patched
 from copyless._transfer import reductions
 from copyless._typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 from copyless.errors import ClosedError
@@ -72,8 +72,8 @@ class Shared:
     _loader: ClassVar[Callable[..., object] | None] = (
         None  # the function of `_loaders` that pickles of this class and its subclasses name
     )
-    _in_tasks: ClassVar[cooperative.Methods | None] = (
-        None  # the methods with which this class waits under gevent and eventlet
+    _in_tasks: ClassVar[str | None] = (
+        None  # which methods of `cooperative` this class waits with under gevent and eventlet
     )
     _remade: ClassVar[frozenset[str]] = frozenset()  # attributes that are read from the block, so they are not pickled
 
@@ -88,11 +88,14 @@ class Shared:
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
-        cooperative.cover(cls)
+        if _cooperative:
+            from copyless._objects import cooperative
+
+            cooperative.cover(cls)
 
     @classmethod
     def _from_block(cls: type[S], block: _blocks.Block) -> S:
-        cooperative.look(Shared)
+        _look_for_tasks()
         obj = cls.__new__(cls)
         obj._stand(block)
         obj._stood()
@@ -111,7 +114,7 @@ class Shared:
         recover: str | None = None,
     ) -> bool:
         """Use a new block, or the block of the name. Returns whether it is new. `make`: as for `obtain`."""
-        cooperative.look(Shared)
+        _look_for_tasks()
         name, persist, exist_ok, init = naming
         if init is not None:
             from copyless._transfer.names import begin_with, check_init
@@ -170,7 +173,7 @@ class Shared:
         return reductions.noted_handle(self), self._attributes(), slots
 
     def __setstate__(self, state: State) -> None:
-        cooperative.look(Shared)
+        _look_for_tasks()
         handle, attributes, slots = state
         self._stand(reductions.block_of(handle))
         self._stood()
@@ -188,6 +191,19 @@ class Shared:
 
     def _state(self) -> str:
         raise NotImplementedError
+
+
+_cooperative = False  # whether tasks share one thread
+
+
+def _look_for_tasks() -> None:
+    """Called when an object is made or received: make all classes wait cooperatively, if tasks share one thread."""
+    global _cooperative
+    if not _cooperative and is_patched():
+        from copyless._objects import cooperative
+
+        _cooperative = True
+        cooperative.cover_all(Shared)
 
 
 _ours: set[type] = set()

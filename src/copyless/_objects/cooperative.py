@@ -20,7 +20,6 @@ from queue import Empty, Full
 from copyless import waiting
 from copyless._core._blocks import Late
 from copyless._objects._queue import NOTHING_HERE
-from copyless._threads import is_patched
 from copyless._typing import TYPE_CHECKING, Any, TypeVar
 from copyless.errors import ClosedError, EndOfQueueError, OutOfSharedMemory
 
@@ -33,17 +32,7 @@ if TYPE_CHECKING:
 
     AnyLock: TypeAlias = Lock | RLock | Semaphore
 
-__all__ = [
-    "Methods",
-    "cover",
-    "event_methods",
-    "lock_methods",
-    "look",
-    "queue_methods",
-    "ring_methods",
-    "rwlock_methods",
-    "unrung_lock_methods",
-]
+__all__ = ["cover", "cover_all"]
 
 R = TypeVar("R")
 
@@ -51,8 +40,6 @@ _PAUSES = 0.001, 0.02  # the shortest and longest seconds between two polls of a
 _SLICE = 0.2  # seconds between two checks for ends that ring no bell
 _DEATH = 0.3  # seconds in which a wait in C notices a death
 _DESERTED = 10  # such checks of a queue without producers, before a waiter gets EndOfQueueError
-
-_installed = False
 
 Methods = Callable[
     [type], dict[str, Callable[..., object]]
@@ -294,32 +281,33 @@ def rwlock_methods(kind: type) -> dict[str, Callable[..., object]]:
     return {"_get": _get}
 
 
+_METHODS: dict[str, Methods] = {
+    "event_methods": event_methods,
+    "lock_methods": lock_methods,
+    "queue_methods": queue_methods,
+    "ring_methods": ring_methods,
+    "rwlock_methods": rwlock_methods,
+    "unrung_lock_methods": unrung_lock_methods,
+}
+
+
 # ---- replacing the methods
-
-
-def look(root: type) -> None:
-    """Called when an object is made or received: make all classes below `root` wait cooperatively, if tasks share
-    one thread.
-    """
-    global _installed
-    if not _installed and is_patched():
-        _installed = True
-        _cover_all(root)
-
-
-def _cover_all(kind: type) -> None:
-    children: list[type] = kind.__subclasses__()
-    for each in children:
-        cover(each)
-        _cover_all(each)
 
 
 def cover(kind: type) -> None:
     """Put the methods that a class names in `_in_tasks` above those of C and below those of subclasses of users."""
     make = kind.__dict__.get("_in_tasks")
-    if make is None or not _installed:
+    if make is None:
         return
-    for name, method in make(kind).items():
+    for name, method in _METHODS[make](kind).items():
         there = getattr(kind, name)
         method.__name__, method.__qualname__, method.__doc__ = name, f"{kind.__name__}.{name}", there.__doc__
         setattr(kind, name, method)
+
+
+def cover_all(kind: type) -> None:
+    """`cover` all classes below this one."""
+    children: list[type] = kind.__subclasses__()
+    for each in children:
+        cover(each)
+        cover_all(each)
