@@ -28,7 +28,7 @@ int cl_block_checked(cl_store *store, uint32_t number, cl_block **block)
     return CL_OK;
 }
 
-static uint64_t class_size(uint32_t k)
+uint64_t cl_class_size(uint32_t k)
 {
     k = k >= CL_OBJECTS ? k - CL_OBJECTS : k;
     return (k % 2 ? (uint64_t)192 : (uint64_t)128) << (k / 2);
@@ -37,7 +37,7 @@ static uint64_t class_size(uint32_t k)
 uint32_t cl_class_of(uint64_t nbytes)
 {
     uint32_t k = 0;
-    while (k < CL_LARGE && class_size(k) < nbytes) {
+    while (k < CL_LARGE && cl_class_size(k) < nbytes) {
         k++;
     }
     return k;
@@ -46,12 +46,12 @@ uint32_t cl_class_of(uint64_t nbytes)
 uint64_t cl_capacity_for(uint64_t nbytes)
 {
     uint32_t k = cl_class_of(nbytes);
-    return k < CL_LARGE ? class_size(k) : (nbytes + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
+    return k < CL_LARGE ? cl_class_size(k) : (nbytes + CL_PAGE - 1) / CL_PAGE * CL_PAGE;
 }
 
 uint32_t cl_blocks_for(uint32_t k)
 {
-    uint64_t n = k == CL_LARGE ? 1 : ((uint64_t)1 << 20) / class_size(k);
+    uint64_t n = k == CL_LARGE ? 1 : ((uint64_t)1 << 20) / cl_class_size(k);
     return n > CL_BLOCKS ? CL_BLOCKS : (uint32_t)n;
 }
 

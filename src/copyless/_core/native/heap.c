@@ -281,6 +281,15 @@ static int alloc_beside(cl_store *store, uint64_t nbytes, cl_block_ref *out)
     return alloc_fresh(store, CL_SPILLED, nbytes, 1, out);
 }
 
+/* How many blocks a new segment has: it takes 64 KiB, or a quarter of what all segments take. So a program that needs
+ * few blocks does not wait for the pages of many, and one that needs many makes few segments. */
+static uint32_t blocks_beside(uint32_t k, uint64_t total_bytes)
+{
+    uint64_t quarter = total_bytes / 4, most = (quarter > CL_SMALL_MAX ? quarter : CL_SMALL_MAX) / cl_class_size(k);
+    uint32_t n = cl_blocks_for(k);
+    return most >= n ? n : (uint32_t)most;
+}
+
 int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out)
 {
     if ((flags & CL_ALONE) && nbytes <= CL_SMALL_MAX) {
@@ -298,6 +307,7 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
     int adrift = atomic_load_explicit(&store->adrift, memory_order_relaxed);
     out->data = NULL;
     rc = adrift ? CL_OK : alloc_warm(store, k, nbytes, out);
+    uint32_t nblocks = k == CL_LARGE ? 1 : blocks_beside(k, store->control->total_bytes);
     cl_leave_keeping_error(store);
     if (adrift && !(flags & CL_STAY)) {
         return cl_fail(CL_REMOVED, 0, "the registry's file was " CL_WHY_REMOVED);
@@ -312,7 +322,7 @@ int cl_alloc(cl_store *store, uint64_t nbytes, unsigned flags, cl_block_ref *out
         return alloc_beside(store, nbytes, out);
     }
     int spill = (flags & CL_MAY_SPILL) && store->spill.path[0] != 0;
-    rc = alloc_fresh(store, k, nbytes, cl_blocks_for(k), out);
+    rc = alloc_fresh(store, k, nbytes, nblocks, out);
     if (rc == CL_FULL || rc == CL_TABLE_FULL) {
         int64_t begun = cl_monotonic_ns();
         if (!spill || begun >= atomic_load_explicit(&store->full_until_ns, memory_order_relaxed)) {

@@ -274,7 +274,8 @@ void cl_map_prune(cl_store *store); /* unmap segments that no longer exist */
 int cl_block_checked(cl_store *store, uint32_t number, cl_block **block); /* CL_CORRUPT if it is invalid */
 uint32_t cl_class_of(uint64_t nbytes);
 uint64_t cl_capacity_for(uint64_t nbytes);
-uint32_t cl_blocks_for(uint32_t class_index); /* how many blocks of a class share a segment */
+uint64_t cl_class_size(uint32_t class_index); /* bytes of a block of a small class */
+uint32_t cl_blocks_for(uint32_t class_index); /* how many blocks of a class share a segment at most */
 int cl_unlink_free(cl_store *store, cl_txn *txn, uint32_t number); /* remove it from its free list */
 void cl_free_block(cl_store *store, cl_txn *txn, uint32_t number); /* put it on its free list */
 
