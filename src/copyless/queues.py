@@ -23,7 +23,7 @@ import operator
 import os
 import threading
 import time
-import weakref
+from _weakref import ref  # `weakref` takes 0.5 ms to load
 from collections.abc import AsyncIterator, Iterable, Iterator
 from queue import Empty, Full
 
@@ -33,7 +33,6 @@ from copyless._core._blocks import Late
 from copyless._objects import _queue
 from copyless._objects.base import Init, Naming, Shared, pickled_by
 from copyless._objects.selectable import Selectable
-from copyless._one_process import check_process
 from copyless._standard_names import standard_names
 from copyless._storage.store import new_object
 from copyless._typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -53,7 +52,7 @@ _LEASES_MOST = 65536
 _NOTHING = _queue.NOTHING_HERE
 
 
-def _say_goodbye(reference: weakref.ref[Any], pid: int) -> None:
+def _say_goodbye(reference: ref[Any], pid: int) -> None:
     q = reference()
     if q is not None and pid == os.getpid():
         q._say_goodbye()
@@ -134,7 +133,7 @@ class _Base(_queue._Queue, Selectable, Shared, Generic[T]):
         """Called at the first put of this process. When the process ends normally, it records that it puts no more."""
         from multiprocessing import util  # loads `subprocess`
 
-        util.Finalize(self, _say_goodbye, (weakref.ref(self), os.getpid()), exitpriority=10)
+        util.Finalize(self, _say_goodbye, (ref(self), os.getpid()), exitpriority=10)
 
     def put_many(self, objects: Iterable[T], block: bool = True, timeout: float | None = None) -> int:
         """Put several objects at once. Returns how many were put; with a timeout, this may be fewer than were given.
@@ -804,6 +803,8 @@ class Lease(Generic[T]):
         self._pid = os.getpid()
 
     def _check_process(self) -> None:
+        from copyless._one_process import check_process
+
         check_process(self._pid, self, "the parent acknowledges its item. Take another item in the child")
 
     def __enter__(self) -> T:

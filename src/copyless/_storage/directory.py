@@ -12,9 +12,9 @@ import os
 import stat
 import time
 
+from copyless._core.c_library import LAYOUT
 from copyless._platform import open_place, path_of
 from copyless._storage.lock_files import Settled, is_ours, lock, lock_file, never
-from copyless._storage.registries import LAYOUT, in_use
 from copyless._storage.settings import current as settings
 from copyless._typing import TYPE_CHECKING
 
@@ -109,6 +109,8 @@ def _choose() -> tuple[str | None, str | None]:
     """(the directory to use, None), or (None, the one to make), or (None, None)."""
     there, free = _look()
     if len(there) > 1:
+        from copyless._storage.registries import in_use
+
         for path in there:
             if in_use(path):
                 return path, None

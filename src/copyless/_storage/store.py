@@ -9,10 +9,11 @@ from _thread import allocate_lock
 
 from copyless import _platform
 from copyless._core import _blocks, _store, events
+from copyless._core.c_library import LAYOUT
 from copyless._core.failures import out_of_shared_memory, refused
 from copyless._core.waiting import tell
 from copyless._first_use import first_use
-from copyless._storage import directory, identity, registries
+from copyless._storage import directory, identity
 from copyless._storage import settings as _settings
 from copyless._storage.settings import Settings
 from copyless._storage.settings import current as settings
@@ -304,13 +305,17 @@ def _close_former() -> None:
 
 
 def _tell_of_older(path: str) -> None:
-    if identity.parent_process() is None:  # once a program, not once a worker
+    if identity.parent_process() is not None:  # once a program, not once a worker
+        return
+    if any(os.path.lexists(f"{path}/registry.{layout}") for layout in range(2, LAYOUT)):
+        from copyless._storage import registries
+
         for layout, names in registries.older_with_names(path):
             import warnings
 
             warnings.warn(
                 f"copyless: {path} also holds {names} persistent name{'s' if names > 1 else ''} of an older "
-                f"version (layout {layout}, this one is {registries.LAYOUT}): this version does not see them, "
+                f"version (layout {layout}, this one is {LAYOUT}): this version does not see them, "
                 "and their memory stays in use. Unlink them with that version, or end its programs and remove "
                 f"{path}/registry.{layout}",
                 RuntimeWarning,

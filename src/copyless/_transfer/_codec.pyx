@@ -26,7 +26,7 @@ from queue import Full
 
 from copyless._core import _handles
 from copyless._core._blocks import Late
-from copyless._transfer import packing, reductions
+from copyless._transfer import reductions
 from copyless.errors import CorruptSegmentError
 
 cdef enum:
@@ -126,6 +126,7 @@ cdef Packed pack_in_time(cl_store *store, obj, Walk *walked, size_t nbytes, list
     handle = handle_of_array(obj)
     if handle is not None:
         return lay_out(store, b"H" + <bytes>handle, [], [handle], in_block, label, nlabel, watch)
+    from copyless._transfer import packing
     data, beside, handles = packing.pickled(obj, lasting=lasting)
     return lay_out(store, data, beside, handles, in_block, label, nlabel, watch)
 

@@ -13,12 +13,11 @@ from copyless._core import _handles
 from copyless._storage import user_files
 from copyless._transfer import _array_type, handles
 from copyless._transfer.dtypes import remembered_dtype
-from copyless._transfer.in_flight import Hold
 
 __all__ = ["encode", "raw"]
 
 
-def encode(array: Any, hold: Hold) -> bytes | None:
+def encode(array: Any, hold: int) -> bytes | None:
     """The handle of an array that lies completely in shared memory, or None."""
     dtype = array.dtype
     if dtype.hasobject:

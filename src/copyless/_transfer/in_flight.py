@@ -9,12 +9,10 @@ Each thread may make a pickle inside a pickle; the functions here concern the in
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from enum import IntEnum
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 
 from copyless._core import _handles
@@ -30,8 +28,8 @@ __all__ = [
 BESIDE = 4096  # bytes from which a buffer is sent beside its pickle
 
 
-class Hold(IntEnum):
-    """What keeps the memory of a handle alive."""
+class Hold:
+    """What keeps the memory of a handle alive. Plain numbers: an enumeration takes 0.1 ms to make."""
 
     NONE = 0  # nothing: the user of the handle keeps the object alive
     MESSAGE = 1  # a hold of the message, until it is loaded
@@ -65,22 +63,29 @@ _batch = _Batch()
 ours: dict[type, Callable[[Any], Any]] = {}
 
 
-@contextlib.contextmanager
-def making(message: Message) -> Iterator[Message]:
+class making:
     """Make this message the pickle of the thread inside the block.
 
     If the block raises, the holds of the handles made for it are released.
     """
-    outer = _batch.message
-    _batch.message = message
-    try:
-        yield message
-    except BaseException:
-        for handle in message.handles or ():
-            _handles.unsend(handle)
-        raise
-    finally:
-        _batch.message = outer
+
+    __slots__ = ("_message", "_outer")
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+
+    def __enter__(self) -> Message:
+        self._outer = _batch.message
+        _batch.message = self._message
+        return self._message
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is not None:
+                for handle in self._message.handles or ():
+                    _handles.unsend(handle)
+        finally:
+            _batch.message = self._outer
 
 
 def noting(dump: Callable[[Any, Any], object]) -> Callable[[Any, Any], Any]:
@@ -124,8 +129,8 @@ def protocol() -> int:
     return 5 if message is not None and message.beside else 4
 
 
-def message_kind() -> Hold:
-    """The kind of hold for handles that are made now."""
+def message_kind() -> int:
+    """The kind of hold for handles that are made now: one of `Hold`."""
     message = _batch.message
     return Hold.QUEUE if message is not None and message.draft else Hold.MESSAGE
 
@@ -185,15 +190,16 @@ def or_as_pickle(reduction: Any) -> Any:
     return reduce
 
 
-@contextlib.contextmanager
-def fallbacks() -> Iterator[list[str]]:
+class fallbacks:
     """Collects why reductions of this thread fell back on the type's own pickling inside the block."""
-    outer, why = _batch.fallbacks, []  # type: list[str] | None, list[str]
-    _batch.fallbacks = why
-    try:
-        yield why
-    finally:
-        _batch.fallbacks = outer
+
+    def __enter__(self) -> list[str]:
+        why: list[str] = []
+        self._outer, _batch.fallbacks = _batch.fallbacks, why
+        return why
+
+    def __exit__(self, *_: object) -> None:
+        _batch.fallbacks = self._outer
 
 
 def reduction_of(kind: type) -> Any:

@@ -70,7 +70,7 @@ def load_in_cluster(package: str, handle: bytes, name: str, dtype: DTypeLike) ->
     return array if dtype is None else array.view(dtype)
 
 
-def memory_handle(memory: Memory, hold: in_flight.Hold) -> bytes | None:
+def memory_handle(memory: Memory, hold: int) -> bytes | None:
     wire = _handles.handle_of(memory.address, memory.nbytes, _handles.KIND_MEMORY, hold)
     return None if wire is None else wire + (b"r" if memory.readonly else b"")
 
@@ -80,7 +80,7 @@ def _reduce_memory(memory: Memory) -> str | tuple[object, ...]:
     return memory.__reduce__() if handle is None else (_loaders.load, (in_flight.note(handle),))
 
 
-def object_handle(obj: HasAddress, hold: in_flight.Hold) -> bytes:
+def object_handle(obj: HasAddress, hold: int) -> bytes:
     """The handle of a lock, queue or ring."""
     address, nbytes = obj._address
     handle = _handles.handle_of(address, nbytes, _handles.KIND_OBJECT, hold)
