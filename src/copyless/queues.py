@@ -27,7 +27,6 @@ from _weakref import ref  # `weakref` takes 0.5 ms to load
 from collections.abc import AsyncIterator, Iterable, Iterator
 from queue import Empty, Full
 
-from copyless import _loaders
 from copyless._core import _blocks, _store, c_library
 from copyless._core._blocks import Late
 from copyless._objects import _queue
@@ -353,7 +352,7 @@ class _Base(_queue._Queue, Selectable, Shared, Generic[T]):
         return _html.tell(self, lambda: _html.of_queue(self))
 
 
-@pickled_by(_loaders.simple_queue)
+@pickled_by("simple_queue")
 class SimpleQueue(_Base[T]):
     """SimpleQueue(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
@@ -428,7 +427,7 @@ class SimpleQueue(_Base[T]):
         return super().get()
 
 
-@pickled_by(_loaders.queue)
+@pickled_by("queue")
 class Queue(_Base[T]):
     """Queue(maxsize=0, *, maxbytes=0, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
@@ -511,7 +510,7 @@ class Queue(_Base[T]):
         """Do nothing: there is no feeder thread, and every item is already in shared memory."""
 
 
-@pickled_by(_loaders.joinable_queue)
+@pickled_by("joinable_queue")
 class JoinableQueue(Queue[T]):
     """JoinableQueue(maxsize=0, *, maxbytes=0, redeliver=False, max_deliveries=None, leases=1024, name=None,
     persist=False, exist_ok=True, init=None, ctx=None)

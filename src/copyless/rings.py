@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, SupportsIn
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from copyless import _loaders, waiting
+from copyless import waiting
 from copyless._core import _blocks, _ring, c_library
 from copyless._objects import event_loops
 from copyless._objects.base import Init, Shared, pickled_by
@@ -567,7 +567,7 @@ class RingStats(NamedTuple):
     readers: list[ReaderStats]
 
 
-@pickled_by(_loaders.ring_buffer)
+@pickled_by("ring_buffer")
 class RingBuffer(_ring._Ring, Shared, Generic[F_co]):
     """RingBuffer(spec, slots=8, *, name=None, persist=False, exist_ok=True, init=None, allow_block=True,
     block_timeout=None, members=256, ctx=None)

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from threading import BrokenBarrierError
 
-from copyless import _loaders
 from copyless._core import _blocks, _synchronize
 from copyless._core.c_library import (
     KIND_BARRIER,
@@ -124,7 +123,7 @@ class _AsyncAcquire(SemLock):
         self.release()
 
 
-@pickled_by(_loaders.lock)
+@pickled_by("lock")
 class Lock(_synchronize._Lock, _AsyncAcquire):
     """Lock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
@@ -192,7 +191,7 @@ class Lock(_synchronize._Lock, _AsyncAcquire):
         return f"held by process {pid}" if pid else "held" if self.locked() else "free"
 
 
-@pickled_by(_loaders.rlock)
+@pickled_by("rlock")
 class RLock(_synchronize._RLock, SemLock):
     """RLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
@@ -258,7 +257,7 @@ class RLock(_synchronize._RLock, SemLock):
     _state = Lock._state
 
 
-@pickled_by(_loaders.semaphore)
+@pickled_by("semaphore")
 class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
     """Semaphore(value=1, *, robust=False, name=None, persist=False, exist_ok=True, init=None, recover=None, ctx=None)
 
@@ -360,7 +359,7 @@ class Semaphore(_synchronize._Semaphore, _AsyncAcquire):
         return f"value {self.get_value()}"
 
 
-@pickled_by(_loaders.bounded_semaphore)
+@pickled_by("bounded_semaphore")
 class BoundedSemaphore(Semaphore):
     """BoundedSemaphore(value=1, *, robust=False, name=None, persist=False, exist_ok=True, init=None, recover=None,
     ctx=None)
@@ -382,7 +381,7 @@ class BoundedSemaphore(Semaphore):
     _bounded = True
 
 
-@pickled_by(_loaders.event)
+@pickled_by("event")
 class Event(_synchronize._Event, Selectable, Shared):
     """Event(*, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
@@ -462,7 +461,7 @@ class Event(_synchronize._Event, Selectable, Shared):
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if self.is_set() else 'unset'}>"
 
 
-@pickled_by(_loaders.condition)
+@pickled_by("condition")
 class Condition(_synchronize._Condition, Shared):
     """Condition(lock=None, *, name=None, persist=False, exist_ok=True, init=None, waiters=512, ctx=None)
 
@@ -633,7 +632,7 @@ class _Inside(_synchronize._RLock, Shared):
         raise TypeError("this lock is part of a Condition: send the condition")
 
 
-@pickled_by(_loaders.barrier)
+@pickled_by("barrier")
 class Barrier(_synchronize._Barrier, Shared):
     """Barrier(parties, action=None, timeout=None, *, name=None, persist=False, exist_ok=True, init=None, ctx=None)
 
@@ -753,7 +752,7 @@ class Barrier(_synchronize._Barrier, Shared):
         return "broken" if self.broken else f"{self.n_waiting} of {self.parties} waiting"
 
 
-@pickled_by(_loaders.rwlock)
+@pickled_by("rwlock")
 class RWLock(_synchronize._RWLock, Shared):
     """RWLock(*, name=None, persist=False, exist_ok=True, init=None, recover=None, readers=512, ctx=None)
 

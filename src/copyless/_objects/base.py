@@ -69,9 +69,7 @@ class Shared:
     """
 
     name: str | None = None
-    _loader: ClassVar[Callable[..., object] | None] = (
-        None  # the function of `_loaders` that pickles of this class and its subclasses name
-    )
+    _loader: ClassVar[str] = ""  # the function of `_loaders` that pickles of this class and its subclasses name
     _in_tasks: ClassVar[str | None] = (
         None  # which methods of `cooperative` this class waits with under gevent and eventlet
     )
@@ -149,8 +147,10 @@ class Shared:
         return self.block.identity
 
     def __reduce__(self) -> tuple[object, ...]:
+        from copyless import _loaders
+
         kind = type(self)
-        loader = kind._loader
+        loader = getattr(_loaders, kind._loader)
         if kind in _ours and not self._has_more():
             return loader, (reductions.noted_handle(self),)
         if hasattr(self, "__getnewargs_ex__"):
@@ -209,11 +209,11 @@ def _look_for_tasks() -> None:
 _ours: set[type] = set()
 
 
-def pickled_by(loader: Callable[..., object]) -> Callable[[K], K]:
-    """Sets the loader that the pickles of a class name."""
+def pickled_by(loader: str) -> Callable[[K], K]:
+    """Sets the loader that the pickles of a class name: a function of `_loaders`."""
 
     def say(kind: K) -> K:
-        kind._loader = staticmethod(loader)
+        kind._loader = loader
         _ours.add(kind)
         return kind
 

@@ -13,7 +13,6 @@ import struct
 
 from copyless._core import _handles
 from copyless._storage.store import ensure_open, look
-from copyless._transfer.dtypes import dtype_from_bytes, remembered_dtype
 from copyless._typing import Any
 from copyless.errors import ForeignHostError
 
@@ -117,6 +116,8 @@ def encode_spec(array: Any, start: int, flags: int) -> bytes:
 
 def describe(dtype: object, shape: tuple[int, ...], strides: tuple[int, ...], start: int, flags: int) -> bytes:
     """As `encode_spec`, for an array that need not exist."""
+    from copyless._transfer.dtypes import remembered_dtype
+
     text, ndim = remembered_dtype(dtype), len(shape)
     return _HEAD.pack(flags, ndim, len(text), start) + text + struct.pack(f"<{2 * ndim}q", *shape, *strides)
 
@@ -135,6 +136,8 @@ def decode_spec(spec: bytes) -> Spec:
     known = specs.get(spec)
     if known is not None and (known[6] is None or known[6] == known[0]):
         return known
+    from copyless._transfer.dtypes import dtype_from_bytes
+
     try:
         flags, ndim, length, start = _HEAD.unpack_from(spec)
         numbers = struct.unpack_from(f"<{2 * ndim}q", spec, _HEAD.size + length)

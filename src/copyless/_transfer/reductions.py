@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from copyless import _loaders
 from copyless._core import _blocks, _handles
 from copyless._transfer import _memory, handles, in_flight
 from copyless._transfer._memory import Memory
@@ -77,7 +76,11 @@ def memory_handle(memory: Memory, hold: int) -> bytes | None:
 
 def _reduce_memory(memory: Memory) -> str | tuple[object, ...]:
     handle = memory_handle(memory, in_flight.message_kind()) if memory.nbytes else None
-    return memory.__reduce__() if handle is None else (_loaders.load, (in_flight.note(handle),))
+    if handle is None:
+        return memory.__reduce__()
+    from copyless import _loaders
+
+    return _loaders.load, (in_flight.note(handle),)
 
 
 def object_handle(obj: HasAddress, hold: int) -> bytes:
