@@ -1,4 +1,4 @@
-"""Threads of the system, even if gevent or eventlet has turned those of `threading` into tasks."""
+"""Threads and `poll` of the system, even if gevent or eventlet has turned those of `threading` into tasks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import select
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from copyless._typing import Any
 
-__all__ = ["is_patched", "native_lock", "original", "start_thread"]
+__all__ = ["Poll", "is_patched", "native_lock", "original", "start_thread"]
 
 
 def is_patched() -> bool:
@@ -43,3 +43,28 @@ def start_thread(run: Callable[[], object], name: str) -> None:
 def native_lock() -> Any:
     """A lock between threads of the system, held so briefly that no other task runs meanwhile."""
     return original("_thread", "allocate_lock")()
+
+
+_POLLED = 1 | 2  # POLLIN, POLLPRI
+
+
+class Poll:
+    """`select.poll`, or `select.select` if `poll` was removed (eventlet)."""
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        self._fds = list(fds)
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            for fd in self._fds:
+                self._poll.register(fd, _POLLED)
+
+    def add(self, fd: int) -> None:
+        self._fds.append(fd)
+        if self._poll is not None:
+            self._poll.register(fd, _POLLED)
+
+    def __call__(self, seconds: float | None) -> list[int]:
+        """The descriptors that are readable or have ended."""
+        if self._poll is not None:
+            return [fd for fd, _ in self._poll.poll(None if seconds is None else seconds * 1000)]
+        return select.select(self._fds, [], [], seconds)[0]

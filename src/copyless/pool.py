@@ -27,7 +27,6 @@ from copyless._standard_names import standard_names
 from copyless._typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from copyless._workers import results
 from copyless._workers.bundle import Bundle
-from copyless._workers.feeder import MapFeeder, feed_iterable
 from copyless._workers.protocol import FULL, SINGLE, STARRED
 from copyless._workers.worker_pool import WorkerPool
 
@@ -327,6 +326,8 @@ class Pool:
         if not items:
             return result
         result._pool = self
+        from copyless._workers.feeder import MapFeeder
+
         feeder = MapFeeder(self._worker_pool, func, items, style, result)
         try:
             if chunksize is None:
@@ -398,6 +399,8 @@ class Pool:
             raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
         total = len(iterable) if hasattr(iterable, "__len__") else None
         result: IMapIterator[T] = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
+        from copyless._workers.feeder import feed_iterable
+
         self._worker_pool.promise(1)
         reader = threading.Thread(
             target=feed_iterable,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import io
 import os
-import select
 import sys
 import time
 import weakref
@@ -17,9 +16,9 @@ from collections.abc import Callable, Iterable
 
 from copyless._core import _bells
 from copyless._core._blocks import Object
-from copyless._objects.selectable import Selectable
+from copyless._objects.selectable import Selectable, ring, wakers
 from copyless._platform import DescriptorSet
-from copyless._threads import is_patched
+from copyless._threads import Poll, is_patched
 from copyless._typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ __all__ = ["Part", "Poll", "Reader", "Selectable", "Writer", "await_", "is_patch
 
 _MPI_SHORTEST, _MPI_LONGEST = 5e-5, 5e-4  # seconds between two calls of MPI
 WHOLE = 0xFFFFFFFF  # the object itself, not one of its subscriptions
-_POLLED = 1 | 2  # POLLIN, POLLPRI
 
 
 class Part:
@@ -69,24 +67,16 @@ READY = Part(lambda deaths: True)
 
 # ---- objects that this process itself makes ready: futures, results of pools, messages of ranks
 
-_wakers: set[_bells.WakeDescriptor] = set()  # of the waits that are running in this process
 _free: collections.deque[_bells.WakeDescriptor] = collections.deque()  # unused ones, kept for the next wait
 _told: weakref.WeakSet[Any] = weakref.WeakSet()  # objects that call `ring` when they are done
 
 
 def _forget_all() -> None:
     """In a forked child: drop the descriptors, which the parent uses too."""
-    _wakers.clear()
     _free.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def ring(_: object = None) -> None:
-    """Make all waits of this process check their objects again. Any thread may call it."""
-    for each in tuple(_wakers):
-        each.write()
 
 
 def _of_future(future: Future[object]) -> Part:
@@ -125,28 +115,6 @@ def _is_result(each: object) -> bool:
 
 
 # ---- one wait
-
-
-class Poll:
-    """`select.poll`, or `select.select` if `poll` was removed (eventlet)."""
-
-    def __init__(self, fds: Iterable[int]) -> None:
-        self._fds = list(fds)
-        self._poll = select.poll() if hasattr(select, "poll") else None
-        if self._poll is not None:
-            for fd in self._fds:
-                self._poll.register(fd, _POLLED)
-
-    def add(self, fd: int) -> None:
-        self._fds.append(fd)
-        if self._poll is not None:
-            self._poll.register(fd, _POLLED)
-
-    def __call__(self, seconds: float | None) -> list[int]:
-        """The descriptors that are readable or have ended."""
-        if self._poll is not None:
-            return [fd for fd, _ in self._poll.poll(None if seconds is None else seconds * 1000)]
-        return select.select(self._fds, [], [], seconds)[0]
 
 
 class _Parts:
@@ -227,7 +195,7 @@ class _Waker:
         except BaseException:  # no thread could be started
             _free.append(self._descriptor)
             raise
-        _wakers.add(self._descriptor)
+        wakers.add(self._descriptor)
 
     @staticmethod
     def _taken() -> _bells.WakeDescriptor:
@@ -242,7 +210,7 @@ class _Waker:
     def close(self) -> None:
         self._listeners = []
         if self._pid == os.getpid():
-            _wakers.discard(self._descriptor)
+            wakers.discard(self._descriptor)
             _free.append(self._descriptor)
 
 

@@ -1,6 +1,7 @@
-"""The descriptors of queues and events, for select, selectors, event loops, and the standard library's own wait.
+"""What objects have for those who wait for them: a descriptor, for select, selectors, event loops and the standard
+library's own wait; and `ring`, for what this process itself makes ready.
 
-Every program that makes a queue or a lock loads this file. So `waiting`, which most of them never need, is another one.
+Every program that makes a queue or a pool loads this file. So `waiting`, which most of them never need, is another one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ import threading
 
 from copyless._typing import Any
 
-__all__ = ["Selectable"]
+__all__ = ["Selectable", "ring", "wakers"]
+
+wakers: set[Any] = set()  # the descriptors that wake the waits that are running in this process
+
+
+def ring(_: object = None) -> None:
+    """Make all waits of this process check their objects again. Any thread may call it."""
+    for each in tuple(wakers):
+        each.write()
+
 
 _making = threading.RLock()  # re-entrant: a signal handler may ask for a descriptor while its thread makes one
 
@@ -18,6 +28,7 @@ _making = threading.RLock()  # re-entrant: a signal handler may ask for a descri
 def _make_anew() -> None:
     global _making
     _making = threading.RLock()
+    wakers.clear()  # the parent uses them too
 
 
 os.register_at_fork(after_in_child=_make_anew)

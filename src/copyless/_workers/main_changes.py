@@ -15,7 +15,6 @@ In a program that has a file, nothing is compared.
 from __future__ import annotations
 
 import functools
-import importlib
 import io
 import sys
 import weakref
@@ -197,7 +196,9 @@ class Changes:
 
 class _Module:
     def __reduce__(self) -> Any:
-        return importlib.import_module, ("__main__",)
+        from importlib import import_module
+
+        return import_module, ("__main__",)
 
 
 class _Globals:

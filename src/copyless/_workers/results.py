@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import TimeoutError
 
-from copyless import waiting
+from copyless._objects.selectable import ring
 from copyless._one_process import check_process
 from copyless._typing import TYPE_CHECKING, Any, Generic, TypeVar
 from copyless._workers import _answers
@@ -19,6 +19,7 @@ from copyless._workers.outcome import outcome
 from copyless._workers.protocol import DONE
 
 if TYPE_CHECKING:
+    from copyless import waiting
     from copyless._progress import TaskBar
 
 __all__ = ["AsyncResult", "IMapIterator", "MapResult"]
@@ -52,6 +53,8 @@ class AsyncResult(Generic[T]):
     def _for_wait(self) -> waiting.Part:
         if not self._event.is_set():
             check_process(self._pid, self, INSTEAD)
+        from copyless import waiting
+
         return waiting.Part(lambda deaths: self._event.is_set())
 
     def successful(self) -> bool:
@@ -91,7 +94,7 @@ class AsyncResult(Generic[T]):
         finally:
             self._event.set()
             self._callback = self._error_callback = self._pool = None
-            waiting.ring()
+            ring()
 
 
 class MapResult(AsyncResult[list[T]]):

@@ -32,12 +32,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from copyless import _loaders, errors, waiting
+from copyless import _loaders, errors
 from copyless._attach import handle
 from copyless._core import events
 from copyless._core.waiting import tell
 from copyless._one_process import register_child
-from copyless._threads import is_patched
+from copyless._threads import Poll, is_patched
 from copyless._transfer.sealed import seal
 from copyless._typing import TYPE_CHECKING, Any
 from copyless._workers.board import Board
@@ -264,7 +264,7 @@ class WorkerPool:
                 watched = {worker.sentinel: worker for worker in self.workers}
                 if not watched and self.closing:
                     break
-            ready = waiting.Poll([*watched, self._pipe.reader])(None)
+            ready = Poll([*watched, self._pipe.reader])(None)
             if self._pipe.reader in ready:
                 self._pipe.empty()
             self._replace([watched[sentinel] for sentinel in ready if sentinel in watched])
@@ -614,7 +614,7 @@ def _wait_for_ends(workers: list[Any], seconds: float) -> None:
         with contextlib.suppress(OSError, ValueError):  # the keeper has closed one of them: its worker has ended
             running.update(os.dup(worker.sentinel) for worker in workers)
             while running and (left := deadline - time.monotonic()) > 0:
-                for ended in waiting.Poll(running)(left):
+                for ended in Poll(running)(left):
                     running.discard(ended)
                     os.close(ended)
     finally:
