@@ -29,9 +29,9 @@ SLOW = {
 WATCHED = LATE | SLOW
 
 
-def loaded(code, *args):
+def loaded(code, *args, watched=WATCHED):
     """The watched modules that a program has loaded when it exits."""
-    end = f"\nimport sys; print('loaded', *sorted({WATCHED!r} & set(sys.modules)))"
+    end = f"\nimport sys; print('loaded', *sorted({watched!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code + end, *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()[1:])
@@ -58,6 +58,38 @@ def test_a_program_loads_what_it_uses(code, needed):
     assert found & LATE == needed
     if not needed & {"numpy", "asyncio"}:
         assert found & SLOW == set()
+
+
+# Parts of the package that few programs need as they begin, and modules of the standard library that only they need.
+SELDOM_USED = {
+    "contextlib",
+    "weakref",
+    "copyless._loaders",
+    "copyless._objects.cooperative",
+    "copyless._one_process",
+    "copyless._storage.registries",
+    "copyless._transfer.dtypes",
+    "copyless._transfer.packing",
+    "copyless._workers.feeder",
+    "copyless.waiting",
+}
+STANDARD = loaded("import multiprocessing, queue", watched=SELDOM_USED)  # more in later versions of Python
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [
+        ("copyless.Queue(); copyless.Lock()", set()),
+        ("copyless.JoinableQueue(); copyless.SimpleQueue(); copyless.RLock(); copyless.Event(); copyless.Condition(); "
+         "copyless.Semaphore(); copyless.Barrier(2); copyless.RWLock()", set()),
+        ("copyless.wait([copyless.Event()], 0)", {"copyless.waiting", "weakref"}),
+        ("copyless.Event().fileno()", set()),
+        ("p = copyless.Pool(2)", {"contextlib", "weakref", "copyless._loaders", "copyless._one_process",
+                                  "copyless._transfer.packing"}),
+    ],
+)  # fmt: skip
+def test_a_program_loads_the_parts_that_it_uses(code, needed):
+    assert loaded(f"import copyless; {code}", watched=SELDOM_USED) - STANDARD == needed - STANDARD
 
 
 COMMAND = """

@@ -27,6 +27,7 @@ import pytest
 import copyless
 import copyless.connection
 from copyless import waiting
+from copyless._core import _bells
 
 LONG = 30.0  # seconds within which every event here comes, on any machine
 GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, if they were missed
@@ -633,7 +634,7 @@ def test_a_descriptor_is_closed_with_its_queue():
 
 def test_a_handler_may_ask_for_a_descriptor_while_one_is_made(monkeypatch):
     q, other = copyless.Queue(), copyless.Queue()
-    make, inner, found = waiting._bells.Signal, [], []
+    make, inner, found = _bells.Signal, [], []
 
     def interrupted(source):  # as by a signal, between two instructions of fileno()
         if not inner:
@@ -641,7 +642,7 @@ def test_a_handler_may_ask_for_a_descriptor_while_one_is_made(monkeypatch):
             inner[:] = [q.fileno(), other.fileno()]
         return make(source)
 
-    monkeypatch.setattr(waiting, "_bells", types.SimpleNamespace(Signal=interrupted))
+    monkeypatch.setattr(_bells, "Signal", interrupted)
     thread = threading.Thread(target=lambda: found.append(q.fileno()), daemon=True)
     thread.start()
     thread.join(LONG)
@@ -655,11 +656,11 @@ def test_a_wait_that_cannot_begin_keeps_no_descriptor():
         def listeners(self, fd):
             raise OSError("no thread could be started")
 
-    before, unused = set(waiting._wakers), len(waiting._free)
+    before, unused = set(waiting.wakers), len(waiting._free)
     for _ in range(3):
         with pytest.raises(OSError, match="no thread"):
             waiting._Waker(types.SimpleNamespace(memory=Memory()))
-    assert waiting._wakers == before
+    assert waiting.wakers == before
     assert len(waiting._free) <= max(unused, 1)
 
 
@@ -976,6 +977,8 @@ def _wait_for_one_of_several(context, stop):
     process = context.Process(target=_answer_until, args=(asked, answered, stop))
     thread = threading.Thread(target=_ask, args=(asked, answered, stop), daemon=True)
     process.start()
+    asked.put(1)
+    answered.get(timeout=60)  # it runs: otherwise it might begin when `stop` is set, and answer nothing
     thread.start()
 
     def wait(timeout):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 
+from copyless._core import _bells  # here, because a program may ask for a descriptor when it can load nothing more
 from copyless._typing import Any
 
 __all__ = ["Selectable", "ring", "wakers"]
@@ -51,8 +52,6 @@ class Selectable:
         """
         signal = self._signal
         if signal is None:
-            from copyless._core import _bells
-
             with _making:
                 signal = self._signal
                 if signal is None:

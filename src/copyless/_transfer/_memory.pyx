@@ -7,8 +7,6 @@ from cpython.slice cimport PySlice_GetIndicesEx
 from libc.stdint cimport intptr_t, uint8_t, uintptr_t
 from libc.string cimport memmove, memset
 
-from copyless._loaders import bytes_in_memory
-
 
 cdef class _Export:
     """Keeps the buffer of another object until the last view of the `Memory` is deleted, even after `Memory.release()`."""
@@ -305,6 +303,7 @@ cdef class Memory:
 
     def __reduce__(self):
         # The plain pickle module stores the bytes, so that a file or another host never receives a handle.
+        from copyless._loaders import bytes_in_memory
         return bytes_in_memory, (self.tobytes(), self.is_readonly)
 
     def __deepcopy__(self, memo):
