@@ -10,11 +10,14 @@ import os
 import threading
 
 from copyless._core import _bells  # here, because a program may ask for a descriptor when it can load nothing more
-from copyless._typing import Any
+from copyless._typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from copyless._core import _bells
 
 __all__ = ["Selectable", "ring", "wakers"]
 
-wakers: set[Any] = set()  # the descriptors that wake the waits that are running in this process
+wakers: set[_bells.WakeDescriptor] = set()  # the descriptors that wake the waits that are running in this process
 
 
 def ring(_: object = None) -> None:
@@ -38,7 +41,7 @@ os.register_at_fork(after_in_child=_make_anew)
 class Selectable:
     """Base class of objects that have a descriptor that is readable while they are ready."""
 
-    _signal: Any
+    _signal: _bells.Signal | None
 
     def fileno(self) -> int:
         """A descriptor of this process for `select`, `selectors` and event loops. It is readable while there is an item
