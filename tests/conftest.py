@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,10 @@ from typing import Any
 import pytest
 
 METHODS = ("spawn", "fork", "forkserver")
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A storage directory for this run, so that other programs of this user do not count as leaks.
 if "COPYLESS_DIR" not in os.environ:
