@@ -84,6 +84,7 @@ class _Channel:
     tag = 0  # of the operation that this rank runs
 
     one_node = True
+    board: Any = None  # for small objects, without messages: on MPI, among the ranks of one node
 
     def __init__(self, comm: Any, rank: int, size: int) -> None:
         self.comm, self.rank, self.size = comm, rank, size

@@ -14,7 +14,9 @@ from mpi4py import MPI
 
 from copyless._core import _store
 from copyless._progress import shown
-from copyless.comm import _collectives, _constants, _custom_pickle, _mpi_waiting, _small
+from copyless._transfer import handles, in_flight, reductions
+from copyless._transfer._memory import Memory
+from copyless.comm import _board, _collectives, _constants, _custom_pickle, _mpi_waiting, _small
 from copyless.comm._interface import CollectiveMethods, NeighborMethods, ScanMethods
 from copyless.comm._mpi_engine import Leaders
 from copyless.comm._mpi_matching import Posted, match, state_of
@@ -24,6 +26,8 @@ from copyless.comm._mpi_requests import Message, Request, mprobe, sweep
 from copyless.comm._mpi_waiting import beside, serves, under_way
 from copyless.comm._mpi_waiting import wait as _wait
 from copyless.comm._mpi_world import far, near, node
+from copyless.comm._packets import Packet, copy_of
+from copyless.errors import OutOfSharedMemory
 
 __all__ = [
     "Cartcomm",
@@ -40,7 +44,13 @@ __all__ = [
 ANY_SOURCE, ANY_TAG, PROC_NULL, ROOT = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.PROC_NULL, MPI.ROOT
 _in_line = _small.in_line
 
-choice = _custom_pickle.Choice("mpi", _small.use_own_pickle)
+
+def _use_own_pickle(own: bool) -> None:
+    _small.use_own_pickle(own)
+    _board.use_own_pickle(own)
+
+
+choice = _custom_pickle.Choice("mpi", _use_own_pickle)
 
 
 class CommError(MPI.Exception, ValueError):
@@ -84,6 +94,7 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     _known: Any = None
     _me: int | None = None  # the rank, once it is needed
+    _board: _board.Board | None = None  # where small objects of collective operations go, once it is made
     _heard: Any = ()  # of a shadow: what other ranks have told, not looked at yet
 
     def __repr__(self) -> str:
@@ -367,6 +378,7 @@ class Comm(CollectiveMethods, MPI.Comm):
         state = state_of(self)
         if state.shadow is None:
             state.shadow = self._make_shadow()
+        self._board = state.shadow.board
         return state.shadow
 
     def _make_shadow(self) -> object:
@@ -393,17 +405,118 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     def Free(self) -> None:
         """Give the communicator up, for all its ranks together."""
-        known, self._known = self._known, None
+        known, self._known, self._board = self._known, None, None
         if known is not None and known.shadow is not None:
             known.shadow.free()
         beside(MPI.Comm.Free, self)
 
 
 class _Intra(_collectives.Intra):
+    """Operations among ranks of one node: of small objects on a board, of large ones by messages.
+
+    In an operation by messages, `tag` is set. Then the board knows already that it has begun.
+    """
+
     draft = False
 
+    def begun(self) -> None:
+        if self.board is None:
+            super().begun()
+        else:
+            self.board.enter(self.tag)
+
+    def failure(self, text: str) -> CommError:
+        return CommError(MPI.ERR_OTHER, text)
+
+    def await_board(self, rank: int, number: int) -> None:
+        """Wait until a rank has begun an operation."""
+        board, probe, comm = self.board, MPI.Comm.Iprobe, self.comm
+        assert board is not None
+        has_begun = functools.partial(board.has_begun, rank, number)
+
+        def there() -> bool:
+            # The probe lets MPI move what other ranks may wait for.
+            return has_begun() or (probe(comm, rank, _MISTAKEN) and has_begun())
+
+        def late() -> None:
+            board.look()
+            status = MPI.Status()
+            if probe(comm, rank, ANY_TAG, status) and not has_begun():  # it is in an operation that only sends messages
+                board.tell(rank, status.Get_tag(), board.current)
+                comm._mistaken(rank, status.Get_tag(), board.current)
+
+        _wait(there, late)
+
+    def late(self, awaited: int) -> None:
+        if self.board is None:
+            super().late(awaited)
+        else:
+            self.board.look()
+
+    def spread(self, ranks: list[int], obj: Any, packet: Packet) -> list[Request]:
+        """Requests that send a packet to ranks. An object that can be sent only once is packed again for each."""
+        if packet.handles:
+            return [self.put(rank, packet if i == 0 else self.pack(obj)) for i, rank in enumerate(ranks)]
+        if len(ranks) > 1:
+            packet.gather()
+        return [self.put(rank, packet) for rank in ranks]
+
+    def own_copy(self, obj: Any) -> Any:
+        return copy_of(self.seal(obj))
+
+    def by_messages(self) -> bool:
+        return self.board is None or self.tag != 0
+
+    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
+        if self.by_messages():
+            return super().bcast(obj, root, readonly, progress)
+        return self.board.bcast(obj, root, readonly, progress)
+
+    def gather(self, obj: Any, root: int) -> list[Any] | None:
+        return super().gather(obj, root) if self.by_messages() else self.board.gather(obj, root)
+
+    def scatter(self, objs: Any, root: int) -> Any:
+        return super().scatter(objs, root) if self.by_messages() else self.board.scatter(objs, root)
+
+    def allgather(self, obj: Any) -> list[Any]:
+        return super().allgather(obj) if self.by_messages() else self.board.allgather(obj)
+
+    def alltoall(self, objs: Any) -> list[Any]:
+        return super().alltoall(objs) if self.by_messages() else self.board.alltoall(objs)
+
+    def reduce(self, obj: Any, op: Any, root: int) -> Any:
+        return super().reduce(obj, op, root) if self.by_messages() else self.board.reduce(obj, op, root)
+
+    def allreduce(self, obj: Any, op: Any) -> Any:
+        return super().allreduce(obj, op) if self.by_messages() else self.board.allreduce(obj, op)
+
     def free(self) -> None:
+        self.board = None
         MPI.Comm.Free(self.comm)
+
+
+_MISTAKEN = _collectives.tag_of("mistaken")
+
+
+def _board_of(channel: _Intra) -> _board.Board | None:
+    """The board of a communicator, which rank 0 makes; None if one of the ranks cannot use it."""
+    comm, memory = channel.comm, None
+    names: list[bytes | None] = [None] * channel.size
+    if channel.rank == 0:
+        try:
+            memory = Memory.allocate(_board.bytes_for(channel.size), clear=True)
+            names = [reductions.memory_handle(memory, in_flight.Hold.MESSAGE) for _ in names]
+        except OutOfSharedMemory:
+            memory = None
+    mine = beside(MPI.Comm.scatter, comm, names, 0)
+    if mine is not None:
+        try:
+            memory = Memory(handles.resolve(mine)[1])
+        except OSError:
+            memory = None
+    if not all(beside(MPI.Comm.allgather, comm, memory is not None)) or memory is None:
+        return None
+    return _board.Board(memory, channel.rank, channel.size, channel)
 
 
 class _Nodes(Nodes):
@@ -430,7 +543,10 @@ def _collectives_of(private: Any) -> _Intra | _Nodes:
     world = state_of(private).world
     far.update(world[other] for other, its in enumerate(nodes) if its != nodes[rank])
     if nodes.count(nodes[0]) == size:
-        return _Intra(Intracomm(private), rank, size)
+        made = _Intra(Intracomm(private), rank, size)
+        if size > 1:
+            made.board = _board_of(made)
+        return made
 
     def leaders(number: int, count: int, leads: bool) -> Leaders | None:
         made = beside(MPI.Comm.Split, private, 0 if leads else MPI.UNDEFINED, rank)
@@ -448,6 +564,23 @@ class Intracomm(ScanMethods, Comm, MPI.Intracomm):
 
     def _make_shadow(self) -> object:
         return _collectives_of(beside(MPI.Intracomm.Dup, self))
+
+    if not TYPE_CHECKING:  # the same methods, with a short way for small objects
+        bcast, gather, scatter = _board.bcast, _board.gather, _board.scatter
+        allgather, alltoall = _board.allgather, _board.alltoall
+        reduce, allreduce = _board.reduce, _board.allreduce
+
+    def barrier(self) -> None:
+        """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
+        board = self._board
+        if board is None and (shadow := state_of(self).shadow) is not None:
+            board = self._board = shadow.board
+        if board is None:
+            super().barrier()
+        else:
+            board.barrier()
+
+    Barrier = barrier
 
 
 class Intercomm(Comm, MPI.Intercomm):
