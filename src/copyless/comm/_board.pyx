@@ -453,8 +453,30 @@ cdef class Board:
         return got
 
     cpdef reduce(self, obj, op, int root):
+        cdef int rank
+        cdef bint all_large
         op = operation(op)
         self.begin(REDUCE + 16 * (root % ROOTS))
+        if is_known(op):
+            packet = self.give(obj)
+            if packet is not None:  # if all are as large, they go another way together
+                all_large = True
+                for rank in range(self.size):
+                    self.of(rank)
+                    all_large = all_large and self.seen.kind == MESSAGE
+                if all_large:
+                    packet.drop()
+                    channel = self.channel
+                    channel.tag = self.tag
+                    try:
+                        return channel.reduce(obj, op, root)
+                    finally:
+                        channel.tag = 0
+                if self.rank != root:
+                    self.channel.finish(self.sent([root], obj, packet))
+            if self.rank != root:
+                return None
+            return self.tree([self.own(obj, packet) if rank == root else self.taken(rank) for rank in range(self.size)], op)
         result = self.combined(obj, op, "reduce", root)
         if self.rank == root:
             return result if root == 0 else self.taken(0)
@@ -492,9 +514,8 @@ cdef class Board:
         return 0
 
     cpdef allreduce(self, obj, op):
-        cdef int rank, mask = 1
+        cdef int rank
         cdef bint together = True
-        cdef list values
         op = operation(op)
         if not is_known(op):
             # of the caller's own: only rank 0 has the result, and gives it to all
@@ -532,8 +553,12 @@ cdef class Board:
                 return channel.allreduce(obj, op)
             finally:
                 channel.tag = 0
-        values = [self.own(obj, None) if rank == self.rank else self.taken(rank) for rank in range(self.size)]
-        while mask < self.size:  # as in `combined`, so that it is the same result
+        return self.tree([self.own(obj, None) if rank == self.rank else self.taken(rank) for rank in range(self.size)], op)
+
+    cdef object tree(self, list values, op):
+        """The values of all ranks, combined in the order of `combined`, so that the result is the same."""
+        cdef int mask = 1, rank
+        while mask < self.size:
             for rank in range(0, self.size - mask, 2 * mask):
                 values[rank] = op(values[rank], values[rank + mask])
             mask <<= 1

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from copyless._progress import shown
+from copyless.comm import _slices
 from copyless.comm._constants import SUM, Operation
 from copyless.comm._packets import Packet, copy_of
 
@@ -243,29 +244,79 @@ class Intra(_Channel):
 
     @named(2)
     def reduce(self, obj: object, op: object, root: int) -> Any:
-        result = self._reduce(obj, operation(op))
+        done, result = self._reduce(obj, operation(op), root)
+        if done:
+            return result
         if root == 0 or self.size == 1:
             return result if self.rank == root else None
         if self.rank == 0:
             self.finish([self.put(root, self.pack(result))])
         return self.take(0).open() if self.rank == root else None
 
-    def _reduce(self, obj: object, op: Operation) -> object:
-        """The reduction in the order of ranks, at rank 0."""
-        result = obj
+    @named()
+    def allreduce(self, obj: object, op: object) -> Any:
+        done, result = self._reduce(obj, operation(op), None)
+        return result if done else self.bcast(result, 0)
+
+    def _reduce(self, obj: object, op: Operation, root: int | None) -> tuple[bool, Any]:
+        """(False, the reduction in the order of ranks, at rank 0), or (True, the result of this rank). `root` is the
+        rank that shall have the result, None: all.
+
+        A large array is offered to the parent in the tree instead of being combined. If rank 0 is offered all of them,
+        each rank computes a slice. Otherwise the arrays are combined where the tree meets something else.
+        """
+        # (the caller's own pickle functions get every object that travels)
+        offer = _slices.offer_of(obj, op) if self.size > 1 and self.seal(obj) is obj else None
+        offered, result = offer is not None, obj
+        waiting = [self.rank] if offered else []  # the ranks that wait for an answer of rank 0
         mask = 1
         while mask < self.size:
             if self.rank & mask:
-                self.finish([self.put(self.rank - mask, self.pack(result))])
-                return None
+                if offer is None and not waiting:
+                    self.finish([self.put(self.rank - mask, self.pack(result))])
+                else:
+                    self.finish([self.put(self.rank - mask, (offer or (None, [self.pack(result)]), waiting))])
+                job = self.take(0) if offered else None
+                return (False, None) if job is None else self._divided(job, root)
             if self.rank + mask < self.size:
-                result = op(result, self.take(self.rank + mask).open())
+                got = self.take(self.rank + mask)
+                theirs: _slices.Offer | None = None
+                if type(got) is tuple:
+                    (signature, packets), others = got
+                    waiting += others
+                    if signature is None:
+                        got = packets[0]
+                    else:
+                        theirs = signature, packets
+                if offer is not None and theirs is not None and offer[0] == theirs[0]:
+                    offer = offer[0], offer[1] + theirs[1]
+                else:
+                    if offer is not None and len(offer[1]) > 1:
+                        result = _slices.evaluated(offer, op)
+                    offer = None
+                    result = op(result, got.open() if theirs is None else _slices.evaluated(theirs, op))
             mask <<= 1
-        return copy_of(self.seal(result)) if result is obj else result
+        job = _slices.job_of(offer) if offer is not None and len(offer[1]) == self.size else None
+        self.finish([self.put(rank, job) for rank in waiting if rank])
+        if job is not None:
+            return self._divided(job, root)
+        if offer is not None and len(offer[1]) > 1:
+            result = _slices.evaluated(offer, op)
+        return False, copy_of(self.seal(result)) if result is obj else result
 
-    @named()
-    def allreduce(self, obj: object, op: object) -> Any:
-        return self.bcast(self.reduce(obj, op, 0), 0)
+    def _divided(self, job: _slices.Job, root: int | None) -> tuple[bool, Any]:
+        """This rank's part of a reduction that is divided in slices."""
+        _slices.reduce_slice(job, self.rank, self.size)
+        if root is None:
+            self.barrier()  # now all slices are written
+            return True, _slices.opened(job, shared=True)
+        if self.rank != root:
+            self.finish([self.put(root, None)])
+            return True, None
+        for rank in range(self.size):
+            if rank != root:
+                self.take(rank)
+        return True, _slices.opened(job, shared=False)
 
     @named()
     def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
