@@ -306,7 +306,7 @@ cdef class Board:
         return packet
 
     cdef bint give_each(self, list objs) except -1:
-        """Publish one object for each rank. False if they do not fit, so that they must be sent by messages."""
+        """Publish one object for each rank. False if they do not fit: then nothing is published yet."""
         cdef uint8_t *at = self.place()
         cdef uint32_t *ends = <uint32_t *>at
         cdef size_t used = self.size * sizeof(uint32_t), n
@@ -316,7 +316,6 @@ cdef class Board:
             if not own_pickle and used < <size_t>self.room:
                 n = dump_plain(objs[rank], at + used, self.room - used)
             if n == 0:
-                self.publish(MESSAGE, 0)
                 return False
             used += n
             ends[rank] = <uint32_t>used
@@ -417,7 +416,9 @@ cdef class Board:
         self.begin(SCATTER + 16 * (root % ROOTS))
         if self.give_each(each):
             return self.part(self.place(), self.slot(root, self.now).nbytes)
-        requests = [request for rank in self.others() for request in self.sent([rank], each[rank], self.channel.pack(each[rank]))]
+        packets = {rank: self.channel.pack(each[rank]) for rank in self.others()}
+        self.publish(MESSAGE, 0)
+        requests = [request for rank, packet in packets.items() for request in self.sent([rank], each[rank], packet)]
         self.channel.finish(requests)
         return self.channel.own_copy(each[root])
 
@@ -438,6 +439,7 @@ cdef class Board:
         cdef list each = listed(objs, self.size), requests = None
         self.begin(ALLTOALL)
         if not self.give_each(each):
+            self.publish(MESSAGE, 0)
             channel = self.channel
             channel.tag = self.tag
             try:

@@ -18,10 +18,12 @@ from copyless._progress import shown
 from copyless.comm import _slices
 from copyless.comm._constants import SUM, Operation
 from copyless.comm._packets import Packet, copy_of
+from copyless.errors import StaleHandleError
 
 __all__ = ["LATE", "WAITING", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of", "tree"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 # The tag of each message names its operation and root, so that calls that do not match are reported and never confused
 # with each other.
@@ -266,57 +268,62 @@ class Intra(_Channel):
         each rank computes a slice. Otherwise the arrays are combined where the tree meets something else.
         """
         # (the caller's own pickle functions get every object that travels)
-        offer = _slices.offer_of(obj, op) if self.size > 1 and self.seal(obj) is obj else None
-        offered, result = offer is not None, obj
-        waiting = [self.rank] if offered else []  # the ranks that wait for an answer of rank 0
+        made = _slices.offer_of(obj, op) if self.size > 2 and self.seal(obj) is obj else None
+        offer, memory = (None, None) if made is None else made
+        result = obj
+        waiting = [] if offer is None else [self.rank]  # the ranks that wait for an answer of rank 0
         mask = 1
         while mask < self.size:
             if self.rank & mask:
                 if offer is None and not waiting:
                     self.finish([self.put(self.rank - mask, self.pack(result))])
                 else:
-                    self.finish([self.put(self.rank - mask, (offer or (None, [self.pack(result)]), waiting))])
-                job = self.take(0) if offered else None
+                    packet = self.pack(result) if offer is None else None
+                    self.finish([self.put(self.rank - mask, (offer, packet, waiting))])
+                job = None if memory is None else self.take(0)
                 return (False, None) if job is None else self._divided(job, root)
             if self.rank + mask < self.size:
                 got = self.take(self.rank + mask)
                 theirs: _slices.Offer | None = None
                 if type(got) is tuple:
-                    (signature, packets), others = got
+                    theirs, got, others = got
                     waiting += others
-                    if signature is None:
-                        got = packets[0]
-                    else:
-                        theirs = signature, packets
                 if offer is not None and theirs is not None and offer[0] == theirs[0]:
                     offer = offer[0], offer[1] + theirs[1]
                 else:
                     if offer is not None and len(offer[1]) > 1:
-                        result = _slices.evaluated(offer, op)
+                        result = self._evaluated(offer, op)
                     offer = None
-                    result = op(result, got.open() if theirs is None else _slices.evaluated(theirs, op))
+                    result = op(result, got.open() if theirs is None else self._evaluated(theirs, op))
             mask <<= 1
-        job = _slices.job_of(offer) if offer is not None and len(offer[1]) == self.size else None
+        made_job = None
+        if offer is not None and memory is not None and len(offer[1]) == self.size:
+            made_job = _slices.job_of(offer, memory.nbytes)
+        job = None if made_job is None else made_job[0]
+        if offer is not None and job is None and len(offer[1]) > 1:
+            result = self._evaluated(offer, op)
         self.finish([self.put(rank, job) for rank in waiting if rank])
         if job is not None:
             return self._divided(job, root)
-        if offer is not None and len(offer[1]) > 1:
-            result = _slices.evaluated(offer, op)
         return False, copy_of(self.seal(result)) if result is obj else result
 
     def _divided(self, job: _slices.Job, root: int | None) -> tuple[bool, Any]:
         """This rank's part of a reduction that is divided in slices."""
-        _slices.reduce_slice(job, self.rank, self.size)
-        if root is None:
-            self.barrier()  # now all slices are written
-            return True, _slices.opened(job, shared=True)
-        if self.rank != root:
-            self.finish([self.put(root, None)])
-            return True, None
-        for rank in range(self.size):
-            if rank != root:
-                self.take(rank)
-        return True, _slices.opened(job, shared=False)
+        division = self._living(lambda: _slices.Division(job, self.rank, self.size))
+        division.compute()
+        self.barrier()  # now all slices are written, and all arrays read
+        return True, division.result(root is None) if root in (None, self.rank) else None
+
+    def _evaluated(self, offer: _slices.Offer, op: Callable[[Any, Any], Any]) -> Any:
+        return self._living(lambda: _slices.evaluated(offer, op))
+
+    def _living(self, call: Callable[[], _T]) -> _T:
+        """What the call returns. It reads memory of other ranks, which they keep as long as they live."""
+        try:
+            return call()
+        except StaleHandleError:
+            self.comm._look_for_deaths()
+            raise
 
     @named()
     def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:

@@ -405,6 +405,10 @@ class Comm(CollectiveMethods):
 
     _late: Any = None  # called in a collective operation while it waits for a rank
 
+    def _look_for_deaths(self) -> None:
+        """Raise OwnerDiedError if a rank of the communicator has died."""
+        self._engine._look(self._remote, lambda: False)
+
     def _hear(self) -> list[tuple[int, tuple[int, int]]]:
         """Which operations other ranks wait in, as they have told."""
         heard = []

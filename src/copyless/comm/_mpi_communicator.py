@@ -147,6 +147,9 @@ class Comm(CollectiveMethods, MPI.Comm):
             got = self.recv(None, source, ANY_TAG, status)
         return got
 
+    def _look_for_deaths(self) -> None:
+        """Do nothing: if a rank dies, the launcher of MPI ends all."""
+
     def _hear(self) -> list[tuple[int, tuple[int, int]]]:
         """Which operations other ranks wait in, as they have told."""
         heard, self._heard = [*self._heard], ()

@@ -3,17 +3,21 @@
 All arrays lie in shared memory. Rank r reads its slice of each, combines them, and writes the slice into the block of
 the result. The order of the operations is that of other reductions: a binomial tree by rank, ((0 1) (2 3)) ((4 5) ...).
 So each element is computed once, by one rank, and its bits are those that a reduction of the whole arrays would give.
+
+Ranks name their arrays by handles without a hold. The rank that made a block keeps it until all have read it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from copyless._core import _blocks
+from copyless._transfer import handles, in_flight, reductions
 from copyless._transfer._memory import Memory
 from copyless.comm import _constants
-from copyless.comm._packets import Packet, tell_of_no_room
+from copyless.comm._packets import in_memory, tell_of_no_room
 from copyless.errors import OutOfSharedMemory
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Job", "Offer", "combined", "evaluated", "job_of", "offer_of", "opened", "reduce_slice"]
+__all__ = ["Division", "Job", "Offer", "combined", "evaluated", "job_of", "offer_of"]
 
 LEAST = 1 << 18  # bytes of an array from which its reduction is divided
 _CHUNK = 1 << 16  # bytes that are combined at once, so that what lies between stays in a processor's cache
@@ -38,13 +42,14 @@ _UFUNCS: dict[Callable[[Any, Any], Any], str] = {
 _NUMBERS = "iufc"
 
 Signature = tuple[str, str, tuple[int, ...]]  # the operation, the type and the shape of the arrays
-Offer = tuple[Signature, list[Packet]]  # arrays of ranks that follow each other, in shared memory, not combined yet
-Job = tuple[Signature, list[Packet], Packet]  # the arrays of all ranks, and the memory of the result
+Offer = tuple[Signature, list[bytes]]  # arrays of ranks that follow each other, in shared memory, not combined yet
+Job = tuple[Signature, list[bytes], bytes]  # the arrays of all ranks, and the memory of the result
 
 
-def offer_of(obj: object, op: Callable[[Any, Any], Any]) -> Offer | None:
-    """An array, in shared memory. None if its reduction is not divided: for other objects and operations, and if shared
-    memory has no room.
+def offer_of(obj: object, op: Callable[[Any, Any], Any]) -> tuple[Offer, Memory] | None:
+    """An array, in shared memory, and what keeps it there.
+
+    None if its reduction is not divided: for other objects and operations, and if shared memory has no room.
     """
     if not hasattr(obj, "__array__"):
         return None
@@ -61,28 +66,40 @@ def offer_of(obj: object, op: Callable[[Any, Any], Any]) -> Offer | None:
     if name.startswith("bitwise") and obj.dtype.kind not in "iu":
         return None
     view: Any = obj
-    packet = Packet(b"", [memoryview(view).cast("B")]).gather()
-    return None if packet.memory is None else ((name, obj.dtype.str, obj.shape), [packet])
-
-
-def job_of(offer: Offer) -> Job | None:
-    """What all ranks do together; None if shared memory has no room for the result."""
-    signature, packets = offer
     try:
-        result = Packet(b"", [])
-        result.memory = Memory.allocate(packets[0].sizes[0])
-        result.sizes = [result.memory.nbytes]
+        memory = in_memory([memoryview(view).cast("B")])
     except OutOfSharedMemory as error:
         tell_of_no_room(error)
         return None
-    return signature, packets, result
+    return ((name, obj.dtype.str, obj.shape), [_handle(memory)]), memory
 
 
-def _flat(packet: Packet, dtype: str, nbytes: int) -> Array:
+def job_of(offer: Offer, nbytes: int) -> tuple[Job, Memory] | None:
+    """What all ranks do together, and the memory of the result; None if shared memory has no room for that."""
+    signature, arrays = offer
+    try:
+        memory = Memory.allocate(nbytes)
+    except OutOfSharedMemory as error:
+        tell_of_no_room(error)
+        return None
+    return (signature, arrays, _handle(memory)), memory
+
+
+def _handle(memory: Memory) -> bytes:
+    handle = reductions.memory_handle(memory, in_flight.Hold.NONE)
+    assert handle is not None
+    return handle
+
+
+def _block(handle: bytes) -> Any:
+    return handles.resolve(handle)[1]
+
+
+def _flat(block: Any, signature: Signature) -> Array:
     import numpy as np
 
-    memory = packet.block if packet.memory is None else packet.memory.obj
-    return np.frombuffer(memory, dtype, nbytes // np.dtype(dtype).itemsize)
+    _, dtype, shape = signature
+    return np.frombuffer(block, dtype, math.prod(shape))
 
 
 def combined(values: list[Any], op: Callable[[Any, Any], Any]) -> Any:
@@ -97,25 +114,44 @@ def combined(values: list[Any], op: Callable[[Any, Any], Any]) -> Any:
 
 def evaluated(offer: Offer, op: Callable[[Any, Any], Any]) -> Any:
     """The reduction of the arrays of an offer, by this rank alone."""
-    (_, dtype, shape), packets = offer
-    value = combined([_flat(packet, dtype, packet.sizes[0]).reshape(shape) for packet in packets], op)
-    return value.copy() if len(packets) == 1 else value
+    signature, arrays = offer
+    value = combined([_flat(_block(array), signature).reshape(signature[2]) for array in arrays], op)
+    return value.copy() if len(arrays) == 1 else value
 
 
-def reduce_slice(job: Job, rank: int, size: int) -> None:
-    """Compute this rank's slice of the result."""
-    import numpy as np
+class Division:
+    """Division(job, rank, size)
 
-    (name, dtype, _), packets, result = job
-    nbytes = packets[0].sizes[0]
-    ufunc = getattr(np, name)
-    into, *arrays = (_flat(packet, dtype, nbytes) for packet in (result, *packets))
-    begin, end = len(into) * rank // size, len(into) * (rank + 1) // size
-    step = max(1, _CHUNK // into.itemsize)
-    beside = [np.empty(step, dtype) for _ in range(max(1, (size - 1) // 2))]
-    for at in range(begin, end, step):
-        to = min(at + step, end)
-        _reduce_chunk([array[at:to] for array in arrays], into[at:to], beside, ufunc)
+    One rank's part of a reduction. `compute` writes its slice of the result; `result` is for when all have done so.
+    """
+
+    def __init__(self, job: Job, rank: int, size: int) -> None:
+        self._signature, arrays, result = job
+        self._rank, self._size = rank, size
+        self._block = _block(result)
+        self._arrays = [_flat(_block(array), self._signature) for array in arrays]
+
+    def compute(self) -> None:
+        import numpy as np
+
+        ufunc = getattr(np, self._signature[0])
+        into = _flat(self._block, self._signature)
+        begin, end = (len(into) * rank // self._size for rank in (self._rank, self._rank + 1))
+        step = max(1, _CHUNK // into.itemsize)
+        beside = [np.empty(step, into.dtype) for _ in range(max(1, (self._size - 1) // 2))]
+        for at in range(begin, end, step):
+            to = min(at + step, end)
+            _reduce_chunk([array[at:to] for array in self._arrays], into[at:to], beside, ufunc)
+        self._arrays = []
+
+    def result(self, shared: bool) -> Array:
+        """The result. `shared`: other ranks have it, too, so that this one gets a copy-on-write view."""
+        if shared:
+            block = _blocks.private_view(self._block)
+        else:
+            block = self._block
+            _blocks.mark_private(block)
+        return _flat(block, self._signature).reshape(self._signature[2])
 
 
 def _reduce_chunk(parts: Sequence[Any], into: Array, beside: Sequence[Array], ufunc: Any) -> None:
@@ -128,17 +164,3 @@ def _reduce_chunk(parts: Sequence[Any], into: Array, beside: Sequence[Array], uf
                 target = into if i == 0 else beside[i // 2 - 1][: len(into)]
             values[i] = ufunc(values[i], values[i + mask], out=target)
         mask <<= 1
-
-
-def opened(job: Job, shared: bool) -> Array:
-    """The result. `shared`: other ranks have it, too, so that this one gets a copy-on-write view."""
-    import numpy as np
-
-    (_, dtype, shape), _, result = job
-    memory = result.block if result.memory is None else result.memory.obj
-    if shared:
-        memory = _blocks.private_view(memory)
-    else:
-        _blocks.mark_private(memory)
-    count = int(np.prod(shape))
-    return np.frombuffer(memory, dtype, count).reshape(shape)
