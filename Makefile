@@ -271,6 +271,7 @@ bench: $(VENV)/bench.stamp  ## every figure against its peers, in one run
 	$(BIN)/python bench/waiting.py
 	$(BIN)/python bench/parity.py
 	$(BIN)/python bench/comm.py
+	$(BIN)/python bench/collectives.py
 	$(BIN)/python bench/startup.py
 
 clean:  ## remove what the other targets made

@@ -6,6 +6,9 @@ Each operation is measured in two ways. *Loop*: the time of one call in a block 
 block only; ranks that need no answer (those that are not the root of a gather) run ahead. *Apart*: one call between two
 barriers, from the first rank that begins to the last that ends. Blocks of ours and of mpi4py's take turns; the figures
 are medians, and the ratio is the median of the ratios of neighbouring blocks. Both use the same barrier around: MPI's.
+
+Last, the reduction of large arrays: ours on both transports, and MPI's `Allreduce` and `Reduce`, in turns of whole
+programs. *Read*: each rank then reads all of its result.
 """
 
 from __future__ import annotations
@@ -93,31 +96,87 @@ def measure(rounds: int) -> dict[str, Any]:
     return figures if world.Get_rank() == 0 else {}
 
 
+def measure_large() -> dict[str, float]:
+    import numpy as np
+
+    from copyless import comm
+
+    world = comm.world()
+    figures = {}
+    for mib in (0.25, 1, 16):
+        array = np.ones(int(mib * (1 << 17)))
+        into = np.empty_like(array)
+        works: dict[str, Callable[[], Any]] = {
+            "allreduce": lambda array=array: world.allreduce(array),
+            "allreduce, read": lambda array=array: world.allreduce(array).sum(),
+            "reduce": lambda array=array: world.reduce(array),
+        }
+        name = "copyless, local"
+        if type(world).__module__.endswith("mpi"):
+            from mpi4py import MPI
+
+            name = "copyless, MPI"
+            works |= {
+                "allreduce|Allreduce": lambda a=array, b=into: MPI.COMM_WORLD.Allreduce(a, b),
+                "allreduce, read|Allreduce": lambda a=array, b=into: (MPI.COMM_WORLD.Allreduce(a, b), b.sum()),
+                "reduce|Reduce": lambda a=array, b=into: MPI.COMM_WORLD.Reduce(a, b),
+            }
+        taken: dict[str, list[float]] = {key: [] for key in works}
+        for _ in range(10):
+            for key, work in works.items():
+                world.barrier()
+                began = time.perf_counter()
+                for _ in range(3):
+                    work()
+                world.barrier()
+                taken[key].append((time.perf_counter() - began) / 3)
+        for key, times in taken.items():
+            what, _, peer = key.partition("|")
+            figures[f"{what} of {mib} MiB|{peer or name}"] = statistics.median(times[2:])
+    return figures if world.Get_rank() == 0 else {}
+
+
+def ranks(n: int, local: bool, *args: str) -> Any:
+    """What rank 0 of so many prints."""
+    here = os.path.dirname(sys.executable)
+    launch = [os.path.join(here, "copyless"), "run", "--no-prefix"] if local else [os.path.join(here, "mpiexec")]
+    python = [] if local else [sys.executable]
+    done = subprocess.run(
+        [*launch, "-n", str(n), *python, os.path.abspath(__file__), *args],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, action="append", help="ranks; by default 2 and 4")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", choices=["small", "large"], help=argparse.SUPPRESS)
     parser.add_argument("--json")
     args = parser.parse_args()
     if args.rank:
-        figures = measure(args.rounds)
+        figures = measure(args.rounds) if args.rank == "small" else measure_large()
         if figures:
             print(json.dumps(figures), flush=True)
         return
-    results: dict[int, Any] = {}
+    results: dict[str, Any] = {}
     for n in args.n or [2, 4]:
-        launch = [os.path.join(os.path.dirname(sys.executable), "mpiexec"), "-n", str(n), sys.executable]
-        done = subprocess.run(
-            [*launch, os.path.abspath(__file__), "--rank", "--rounds", str(args.rounds)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        results[n] = figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+        results[f"{n} ranks"] = figures = ranks(n, False, "--rank", "small", "--rounds", str(args.rounds))
         print(f"{n} ranks on {os.cpu_count()} processors: us of ours, of mpi4py's, ratio")
         for key, (mine, theirs, ratio) in figures.items():
             print(f"  {key.replace('|', ', '):28} {mine * 1e6:8.1f} {theirs * 1e6:8.1f} {ratio:6.2f}")
+        turns = [ranks(n, local, "--rank", "large") for _ in range(3) for local in (True, False)]
+        large = {
+            key: statistics.median(turn[key] for turn in turns if key in turn) for turn in turns[:2] for key in turn
+        }
+        results[f"{n} ranks, large"] = large
+        print(f"{n} ranks: ms")
+        for key in sorted(large):
+            what, who = key.split("|")
+            print(f"  {what:28} {who:16} {large[key] * 1e3:8.2f}")
     if args.json:
         with open(args.json, "w") as file:
             json.dump(results, file, indent=2)

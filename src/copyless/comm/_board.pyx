@@ -78,7 +78,7 @@ cdef extern from *:
     bint board_soon(const uint64_t *at, uint64_t number, int looks, int yields) nogil
 
 cdef enum:
-    DEEPEST = 64  # slots of a rank: so many operations may a rank be ahead of another
+    DEEPEST = 32  # slots of a rank: so many operations may a rank be ahead of another
     LINE = 64  # bytes of the board's head
     NOTHING = 0
     ONE = 1
@@ -137,7 +137,7 @@ def bytes_for(int size):
 cdef Py_ssize_t depth_of(int size) noexcept:
     """Slots of each rank, a power of 2."""
     cdef Py_ssize_t depth = DEEPEST
-    while depth > 8 and size * depth > 8 * DEEPEST:
+    while depth > 8 and size * depth > 4 * DEEPEST:
         depth //= 2
     return depth
 

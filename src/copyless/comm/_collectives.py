@@ -87,7 +87,7 @@ class _Channel:
     tag = 0  # of the operation that this rank runs
 
     one_node = True
-    board: Any = None  # for small objects, without messages: on MPI, among the ranks of one node
+    board: object = None  # for small objects, without messages: on MPI, among the ranks of one node
 
     def __init__(self, comm: Any, rank: int, size: int) -> None:
         self.comm, self.rank, self.size = comm, rank, size
@@ -260,7 +260,7 @@ class Intra(_Channel):
         done, result = self._reduce(obj, operation(op), None)
         return result if done else self.bcast(result, 0)
 
-    def _reduce(self, obj: object, op: Operation, root: int | None) -> tuple[bool, Any]:
+    def _reduce(self, obj: object, op: Operation, root: int | None) -> tuple[bool, object]:
         """(False, the reduction in the order of ranks, at rank 0), or (True, the result of this rank). `root` is the
         rank that shall have the result, None: all.
 
@@ -307,14 +307,14 @@ class Intra(_Channel):
             return self._divided(job, root)
         return False, copy_of(self.seal(result)) if result is obj else result
 
-    def _divided(self, job: _slices.Job, root: int | None) -> tuple[bool, Any]:
+    def _divided(self, job: _slices.Job, root: int | None) -> tuple[bool, object]:
         """This rank's part of a reduction that is divided in slices."""
         division = self._living(lambda: _slices.Division(job, self.rank, self.size))
         division.compute()
         self.barrier()  # now all slices are written, and all arrays read
         return True, division.result(root is None) if root in (None, self.rank) else None
 
-    def _evaluated(self, offer: _slices.Offer, op: Callable[[Any, Any], Any]) -> Any:
+    def _evaluated(self, offer: _slices.Offer, op: Callable[..., object]) -> object:
         return self._living(lambda: _slices.evaluated(offer, op))
 
     def _living(self, call: Callable[[], _T]) -> _T:

@@ -315,6 +315,9 @@ class CollectiveMethods:
         """Combine the objects of all ranks with `op`, in the order of ranks. The result is at the root; None at the
         other ranks.
 
+        The order is that of a binomial tree, ((0 1) (2 3)) ((4 5) (6 7)), also where the ranks of a node each compute a
+        slice of large arrays. Between nodes, MPI may use another order for arrays of numbers.
+
         Examples
         --------
         >>> from copyless import comm

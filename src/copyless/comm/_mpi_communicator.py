@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpi4py import MPI
@@ -17,6 +18,7 @@ from copyless._progress import shown
 from copyless._transfer import handles, in_flight, reductions
 from copyless._transfer._memory import Memory
 from copyless.comm import _board, _collectives, _constants, _custom_pickle, _mpi_waiting, _small
+from copyless.comm._board import Board
 from copyless.comm._interface import CollectiveMethods, NeighborMethods, ScanMethods
 from copyless.comm._mpi_engine import Leaders
 from copyless.comm._mpi_matching import Posted, match, state_of
@@ -94,7 +96,7 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     _known: Any = None
     _me: int | None = None  # the rank, once it is needed
-    _board: _board.Board | None = None  # where small objects of collective operations go, once it is made
+    _board: Board | None = None  # where small objects of collective operations go, once it is made
     _heard: Any = ()  # of a shadow: what other ranks have told, not looked at yet
 
     def __repr__(self) -> str:
@@ -421,6 +423,7 @@ class _Intra(_collectives.Intra):
     """
 
     draft = False
+    board: Board | None = None
 
     def begun(self) -> None:
         if self.board is None:
@@ -456,7 +459,7 @@ class _Intra(_collectives.Intra):
         else:
             self.board.look()
 
-    def spread(self, ranks: list[int], obj: Any, packet: Packet) -> list[Request]:
+    def spread(self, ranks: list[int], obj: object, packet: Packet) -> list[Request]:
         """Requests that send a packet to ranks. An object that can be sent only once is packed again for each."""
         if packet.handles:
             return [self.put(rank, packet if i == 0 else self.pack(obj)) for i, rank in enumerate(ranks)]
@@ -464,34 +467,41 @@ class _Intra(_collectives.Intra):
             packet.gather()
         return [self.put(rank, packet) for rank in ranks]
 
-    def own_copy(self, obj: Any) -> Any:
+    def own_copy(self, obj: object) -> object:
         return copy_of(self.seal(obj))
 
-    def by_messages(self) -> bool:
-        return self.board is None or self.tag != 0
+    def free_board(self) -> Board | None:
+        """The board, if no operation by messages has begun."""
+        return None if self.tag else self.board
 
-    def bcast(self, obj: Any, root: int, readonly: bool = False, progress: bool = False) -> Any:
-        if self.by_messages():
-            return super().bcast(obj, root, readonly, progress)
-        return self.board.bcast(obj, root, readonly, progress)
+    def bcast(self, obj: object, root: int, readonly: bool = False, progress: bool = False) -> object:
+        board = self.free_board()
+        way = super().bcast if board is None else board.bcast
+        return way(obj, root, readonly, progress)
 
-    def gather(self, obj: Any, root: int) -> list[Any] | None:
-        return super().gather(obj, root) if self.by_messages() else self.board.gather(obj, root)
+    def gather(self, obj: object, root: int) -> list[object] | None:
+        board = self.free_board()
+        return super().gather(obj, root) if board is None else board.gather(obj, root)
 
-    def scatter(self, objs: Any, root: int) -> Any:
-        return super().scatter(objs, root) if self.by_messages() else self.board.scatter(objs, root)
+    def scatter(self, objs: object, root: int) -> object:
+        board = self.free_board()
+        return super().scatter(objs, root) if board is None else board.scatter(objs, root)
 
-    def allgather(self, obj: Any) -> list[Any]:
-        return super().allgather(obj) if self.by_messages() else self.board.allgather(obj)
+    def allgather(self, obj: object) -> list[object]:
+        board = self.free_board()
+        return super().allgather(obj) if board is None else board.allgather(obj)
 
-    def alltoall(self, objs: Any) -> list[Any]:
-        return super().alltoall(objs) if self.by_messages() else self.board.alltoall(objs)
+    def alltoall(self, objs: object) -> list[object]:
+        board = self.free_board()
+        return super().alltoall(objs) if board is None else board.alltoall(objs)
 
-    def reduce(self, obj: Any, op: Any, root: int) -> Any:
-        return super().reduce(obj, op, root) if self.by_messages() else self.board.reduce(obj, op, root)
+    def reduce(self, obj: object, op: Callable[..., object], root: int) -> object:
+        board = self.free_board()
+        return super().reduce(obj, op, root) if board is None else board.reduce(obj, op, root)
 
-    def allreduce(self, obj: Any, op: Any) -> Any:
-        return super().allreduce(obj, op) if self.by_messages() else self.board.allreduce(obj, op)
+    def allreduce(self, obj: object, op: Callable[..., object]) -> object:
+        board = self.free_board()
+        return super().allreduce(obj, op) if board is None else board.allreduce(obj, op)
 
     def free(self) -> None:
         self.board = None
@@ -501,7 +511,7 @@ class _Intra(_collectives.Intra):
 _MISTAKEN = _collectives.tag_of("mistaken")
 
 
-def _board_of(channel: _Intra) -> _board.Board | None:
+def _board_of(channel: _Intra) -> Board | None:
     """The board of a communicator, which rank 0 makes; None if one of the ranks cannot use it."""
     comm, memory = channel.comm, None
     names: list[bytes | None] = [None] * channel.size
@@ -519,7 +529,7 @@ def _board_of(channel: _Intra) -> _board.Board | None:
             memory = None
     if not all(beside(MPI.Comm.allgather, comm, memory is not None)) or memory is None:
         return None
-    return _board.Board(memory, channel.rank, channel.size, channel)
+    return Board(memory, channel.rank, channel.size, channel)
 
 
 class _Nodes(Nodes):
@@ -583,7 +593,9 @@ class Intracomm(ScanMethods, Comm, MPI.Intracomm):
         else:
             board.barrier()
 
-    Barrier = barrier
+    def Barrier(self) -> None:
+        """The same as `barrier`."""
+        self.barrier()
 
 
 class Intercomm(Comm, MPI.Intercomm):

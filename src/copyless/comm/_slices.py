@@ -17,11 +17,12 @@ from copyless._core import _blocks
 from copyless._transfer import handles, in_flight, reductions
 from copyless._transfer._memory import Memory
 from copyless.comm import _constants
-from copyless.comm._packets import in_memory, tell_of_no_room
+from copyless.comm._packets import copy_of, in_memory, tell_of_no_room
 from copyless.errors import OutOfSharedMemory
 
 if TYPE_CHECKING:
     import numpy as np
+    from typing_extensions import Buffer
 
     Array = np.ndarray[Any, Any]
 
@@ -30,7 +31,7 @@ __all__ = ["Division", "Job", "Offer", "combined", "evaluated", "job_of", "offer
 LEAST = 1 << 18  # bytes of an array from which its reduction is divided
 _CHUNK = 1 << 16  # bytes that are combined at once, so that what lies between stays in a processor's cache
 # For arrays of numbers these give the type of the operands.
-_UFUNCS: dict[Callable[[Any, Any], Any], str] = {
+_UFUNCS: dict[Callable[..., object], str] = {
     _constants.SUM: "add",
     _constants.PROD: "multiply",
     _constants.MAX: "maximum",
@@ -46,7 +47,7 @@ Offer = tuple[Signature, list[bytes]]  # arrays of ranks that follow each other,
 Job = tuple[Signature, list[bytes], bytes]  # the arrays of all ranks, and the memory of the result
 
 
-def offer_of(obj: object, op: Callable[[Any, Any], Any]) -> tuple[Offer, Memory] | None:
+def offer_of(obj: object, op: Callable[..., object]) -> tuple[Offer, Memory] | None:
     """An array, in shared memory, and what keeps it there.
 
     None if its reduction is not divided: for other objects and operations, and if shared memory has no room.
@@ -65,9 +66,8 @@ def offer_of(obj: object, op: Callable[[Any, Any], Any]) -> tuple[Offer, Memory]
         return None
     if name.startswith("bitwise") and obj.dtype.kind not in "iu":
         return None
-    view: Any = obj
     try:
-        memory = in_memory([memoryview(view).cast("B")])
+        memory = in_memory([obj.data.cast("B")])
     except OutOfSharedMemory as error:
         tell_of_no_room(error)
         return None
@@ -91,18 +91,19 @@ def _handle(memory: Memory) -> bytes:
     return handle
 
 
-def _block(handle: bytes) -> Any:
-    return handles.resolve(handle)[1]
+def _block(handle: bytes) -> _blocks.Block:
+    block: _blocks.Block = handles.resolve(handle)[1]
+    return block
 
 
-def _flat(block: Any, signature: Signature) -> Array:
+def _flat(block: Buffer, signature: Signature) -> Array:
     import numpy as np
 
     _, dtype, shape = signature
-    return np.frombuffer(block, dtype, math.prod(shape))
+    return np.frombuffer(memoryview(block), dtype, math.prod(shape))
 
 
-def combined(values: list[Any], op: Callable[[Any, Any], Any]) -> Any:
+def combined(values: list[object], op: Callable[..., object]) -> object:
     """Values in the order of ranks, combined in a binomial tree."""
     mask = 1
     while mask < len(values):
@@ -112,11 +113,11 @@ def combined(values: list[Any], op: Callable[[Any, Any], Any]) -> Any:
     return values[0]
 
 
-def evaluated(offer: Offer, op: Callable[[Any, Any], Any]) -> Any:
+def evaluated(offer: Offer, op: Callable[..., object]) -> object:
     """The reduction of the arrays of an offer, by this rank alone."""
     signature, arrays = offer
-    value = combined([_flat(_block(array), signature).reshape(signature[2]) for array in arrays], op)
-    return value.copy() if len(arrays) == 1 else value
+    each: list[object] = [_flat(_block(array), signature).reshape(signature[2]) for array in arrays]
+    return combined(each, op) if len(each) > 1 else copy_of(each[0])
 
 
 class Division:
@@ -146,15 +147,13 @@ class Division:
 
     def result(self, shared: bool) -> Array:
         """The result. `shared`: other ranks have it, too, so that this one gets a copy-on-write view."""
-        if shared:
-            block = _blocks.private_view(self._block)
-        else:
-            block = self._block
-            _blocks.mark_private(block)
+        if not shared:
+            _blocks.mark_private(self._block)
+        block = _blocks.private_view(self._block) if shared else self._block
         return _flat(block, self._signature).reshape(self._signature[2])
 
 
-def _reduce_chunk(parts: Sequence[Any], into: Array, beside: Sequence[Array], ufunc: Any) -> None:
+def _reduce_chunk(parts: Sequence[Array], into: Array, beside: Sequence[Array], ufunc: np.ufunc) -> None:
     values, mask = list(parts), 1
     while mask < len(values):
         for i in range(0, len(values) - mask, 2 * mask):
