@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpi4py import MPI
@@ -495,11 +494,11 @@ class _Intra(_collectives.Intra):
         board = self.free_board()
         return super().alltoall(objs) if board is None else board.alltoall(objs)
 
-    def reduce(self, obj: object, op: Callable[..., object], root: int) -> object:
+    def reduce(self, obj: object, op: object, root: int) -> object:
         board = self.free_board()
         return super().reduce(obj, op, root) if board is None else board.reduce(obj, op, root)
 
-    def allreduce(self, obj: object, op: Callable[..., object]) -> object:
+    def allreduce(self, obj: object, op: object) -> object:
         board = self.free_board()
         return super().allreduce(obj, op) if board is None else board.allreduce(obj, op)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from copyless._core import _blocks
 from copyless._transfer import handles, in_flight, reductions
@@ -22,9 +22,10 @@ from copyless.errors import OutOfSharedMemory
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    Array = np.ndarray[Any, Any]
+    Array = NDArray[np.generic]
 
 __all__ = ["Division", "Job", "Offer", "combined", "evaluated", "job_of", "offer_of"]
 
