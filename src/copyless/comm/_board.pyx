@@ -277,16 +277,16 @@ cdef class Board:
             board_publish(&self.head.state, 2)
 
     cpdef look(self):
-        """Raise the mistake that a rank has found, if one has; and one of a rank that has begun another operation."""
+        """Raise what another rank has begun instead of this operation; or the mistake that another rank has found."""
         cdef int rank
         cdef Slot *slot
-        if board_number(&self.head.state) == 2:
-            text = mistaken(self.head.other, self.head.theirs, self.head.mine)
-            raise self.channel.failure(f"rank {self.head.found_by} was told: {text}")
         for rank in range(self.size):
             slot = self.slot(rank, self.now)
             if board_number(&slot.number) == self.now and (slot.tag != self.tag or slot.history != self.before):
                 self.differ(rank)
+        if board_number(&self.head.state) == 2:
+            text = mistaken(self.head.other, self.head.theirs, self.head.mine)
+            raise self.channel.failure(f"rank {self.head.found_by} was told: {text}")
 
     # ---- objects in slots
 
