@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from multiprocessing.reduction import ForkingPickler
 
@@ -420,6 +421,56 @@ def test_a_handler_may_use_queues_and_locks(log):
         logger.removeHandler(handler)
     told = queue.get_many(block=False)
     assert [text for text in told if "reclaimed 1 block" in text]
+
+
+class _Raises(logging.Handler):
+    """A handler that does not catch its errors."""
+
+    def emit(self, record):
+        raise ZeroDivisionError(record.getMessage())
+
+
+def test_an_error_of_a_handler_is_printed_and_hides_no_other(log, capsys):
+    handler = _Raises()
+    logger = logging.getLogger("copyless")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(copyless.OutOfSharedMemory):
+            copyless.empty(1 << 50, "u1")
+        assert "ZeroDivisionError" in capsys.readouterr().err
+        with copyless.Pool(1, context=FORK) as pool:
+            for _ in range(3):  # the thread that replaces workers goes on
+                with pytest.raises(copyless.WorkerDiedError):
+                    pool.apply_async(os.kill, (pool.apply(os.getpid), signal.SIGKILL)).get(20)
+            assert pool.apply_async(abs, (-3,)).get(20) == 3
+    finally:
+        logger.removeHandler(handler)
+    assert "ZeroDivisionError: the worker process" in capsys.readouterr().err
+
+
+def test_only_the_first_of_many_lines_waits_for_the_lock_of_logging(log):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with logging._lock:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(20)
+        begun = time.monotonic()
+        for _ in range(30):
+            events.tell(logging.WARNING, "worker_died", "a line")
+        took = time.monotonic() - begun
+    finally:
+        done.set()
+        thread.join()
+    assert took < 1.5  # 30 waits take 3 s
+    assert log("worker_died") == []
+    events.tell(logging.WARNING, "worker_died", "another")
+    assert [text for _, _, text in log("worker_died")] == ["another"]
 
 
 def test_a_forked_child_tells_nothing_of_its_parent():

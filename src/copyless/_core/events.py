@@ -8,7 +8,11 @@ Each kind of event has a burst of lines, and then one a second; a line says how 
 or when it has no free descriptor) gets no lines, and no error.
 
 The thread may hold locks of the program's own, and a fork holds `logging`'s lock while it waits for hooks that may need
-those. So no line waits longer than `_LOG_WAITS` for `logging`'s lock; then the event is only counted.
+those. So no line waits longer than `_LOG_WAITS` for `logging`'s lock; then the event is only counted, and the next ones
+do not wait until the lock is had again.
+
+An error of a handler or a filter is printed, as `logging` prints those of its own handlers. It would hide the error of
+the caller, or end a thread of a pool.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ _SELDOM = frozenset({"spilled", "refused"})  # these come in thousands: one at o
 
 _INFO, _WARNING = 20, 30  # levels of `logging`
 _LOG_WAITS = 0.1  # seconds
+_waits = _LOG_WAITS  # 0 after a wait in vain
 
 _lock = allocate_lock()
 _counts = dict.fromkeys(NAMES, 0)
@@ -126,11 +131,18 @@ def _write(level: int, kind: str, text: str, about: dict[str, Any]) -> None:
         more = f" ({left_out:,} lines of this kind were left out before)" if left_out else ""
         extra = {"copyless_event": kind, **{f"copyless_{name}": value for name, value in about.items()}}
         record = log.makeRecord(log.name, level, __file__, 0, "%s%s", (text, more), None, "tell", extra)
-        log.handle(record)  # `log.log` would take `logging`'s lock
+        try:
+            log.handle(record)  # `log.log` would take `logging`'s lock
+        except Exception:
+            from logging import Handler
+
+            printer: Any = Handler.handleError
+            printer(None, record)
 
 
 def _logger(level: int) -> Any:
     """The logger, if it wants lines of this level and can be had now."""
+    global _waits
     try:
         import logging
     except (ImportError, OSError, MemoryError):
@@ -138,8 +150,10 @@ def _logger(level: int) -> Any:
     lock: Any = getattr(logging, "_lock", None)
     if lock is None:
         return None
-    if not lock.acquire(timeout=_LOG_WAITS):
+    if not lock.acquire(timeout=_waits):
+        _waits = 0.0
         return None
+    _waits = _LOG_WAITS
     try:
         log = logging.getLogger("copyless")
         return log if log.isEnabledFor(level) else None
