@@ -321,13 +321,13 @@ class Pool:
         self._check_running()
         if chunksize is not None and chunksize < 1:
             raise ValueError(f"Chunksize must be 1+, not {chunksize}")
+        from copyless._workers.feeder import MapFeeder  # before a bar is shown, which an error would leave running
+
         items = iterable if isinstance(iterable, (list, range)) else list(iterable)
         result: MapResult[T] = MapResult(len(items), callback, error_callback, _bar(progress, len(items), func))
         if not items:
             return result
         result._pool = self
-        from copyless._workers.feeder import MapFeeder
-
         feeder = MapFeeder(self._worker_pool, func, items, style, result)
         try:
             if chunksize is None:
@@ -397,10 +397,10 @@ class Pool:
             raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
         if buffersize is not None and buffersize < chunksize:
             raise ValueError(f"buffersize must be at least chunksize ({chunksize}), not {buffersize}")
-        total = len(iterable) if hasattr(iterable, "__len__") else None
-        result: IMapIterator[T] = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
         from copyless._workers.feeder import feed_iterable
 
+        total = len(iterable) if hasattr(iterable, "__len__") else None
+        result: IMapIterator[T] = IMapIterator(self, ordered, _bar(progress, total, func), buffersize is not None)
         self._worker_pool.promise(1)
         reader = threading.Thread(
             target=feed_iterable,

@@ -75,12 +75,10 @@ def memory_handle(memory: Memory, hold: int) -> bytes | None:
 
 
 def _reduce_memory(memory: Memory) -> str | tuple[object, ...]:
-    handle = memory_handle(memory, in_flight.message_kind()) if memory.nbytes else None
-    if handle is None:
-        return memory.__reduce__()
-    from copyless import _loaders
+    from copyless import _loaders  # before a hold is made, which an error of the import would leave
 
-    return _loaders.load, (in_flight.note(handle),)
+    handle = memory_handle(memory, in_flight.message_kind()) if memory.nbytes else None
+    return memory.__reduce__() if handle is None else (_loaders.load, (in_flight.note(handle),))
 
 
 def object_handle(obj: HasAddress, hold: int) -> bytes:
