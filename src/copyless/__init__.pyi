@@ -45,6 +45,7 @@ from copyless import sharedctypes as sharedctypes
 from copyless import spawn as spawn
 from copyless import synchronize as synchronize
 from copyless import util as util
+from copyless import waiting as waiting
 from copyless._attach import attach as attach
 from copyless._attach import handle as handle
 from copyless._attach import open as open
