@@ -10,7 +10,7 @@ import os
 import sys
 
 from copyless._storage import settings
-from copyless._typing import TYPE_CHECKING, Any, NoReturn
+from copyless._typing import TYPE_CHECKING, NoReturn, TypeVar
 from copyless.cli import run
 from copyless.cli.text import OutputError, Page, UsageError, flush, plain, put
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
+Report = TypeVar("Report")
 _USAGE, _FAILED, _INTERRUPTED = 2, 1, 130  # exit codes
 _ABOUT = "Python processes share memory without copying, leaking or hanging."
 _EXTRA = "copyless {0} needs the extra cli: pip install 'copyless[cli]' ({1})"
@@ -240,7 +241,7 @@ def _enter(found: Namespace) -> None:
         )
 
 
-def _say(report: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any], Any], None]) -> None:
+def _say(report: Report, as_json: bool, show: Callable[[Report, Page], None]) -> None:
     if as_json:
         import json
 

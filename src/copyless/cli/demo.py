@@ -13,7 +13,7 @@ import multiprocessing as mp
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -27,10 +27,29 @@ from copyless.cli import pipeline, windows
 from copyless.cli.look import size
 from copyless.cli.measure import Meter
 
+if TYPE_CHECKING:
+    from multiprocessing.context import BaseContext
+    from typing import TypedDict
+
+    class Report(TypedDict, total=False):
+        """What `demo` prints as JSON. `pipeline` and what follows are known when both jobs are done."""
+
+        photograph: list[int]
+        windows: int
+        workers: int
+        start: str
+        equal: bool
+        ways: dict[str, dict[str, float]]
+        frames: int
+        pipeline: dict[str, dict[str, dict[str, float]]]
+        picture: str
+        left_behind: list[str]
+
+
 ROUNDS = {"pickle": 1, "SharedMemory": 3, "copyless": 3}  # the first takes long and differs by factors
 
 
-def photograph(scale: int) -> Any:
+def photograph(scale: int) -> windows.Image:
     """A photograph that ships with scikit-image, enlarged."""
     import skimage
 
@@ -52,10 +71,10 @@ def check_output(output: Path) -> None:
 
 
 def _look_at_windows(
-    image: Any, context: Any, workers: int, progress: Progress
-) -> tuple[dict[str, Any], bool, set[int], Any]:
+    image: windows.Image, context: BaseContext, workers: int, progress: Progress
+) -> tuple[dict[str, dict[str, float]], bool, set[int], windows.Colours]:
     """(figures of each way, whether all results are equal, the processes, a result)."""
-    measured: dict[str, Any] = {}
+    measured: dict[str, dict[str, float]] = {}
     results = []
     total = len(windows.windows(image.shape))
     with context.Pool(workers) as pool:
@@ -81,8 +100,8 @@ def _look_at_windows(
 
 def run(
     workers: int, scale: int, output: Path, start: str, quiet: bool, frames: int = 240,
-    tell: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    tell: Callable[[Report], None] | None = None,
+) -> Report:  # fmt: skip
     """Do both jobs in three ways. Returns seconds, bytes through pipes and peak memory of each, and frames per
     second. `tell` gets the report as far as it is known when the first job is done.
     """
@@ -96,7 +115,7 @@ def run(
         measured, equal, pids, result = _look_at_windows(image, context, workers, progress)
         gc.collect()  # the semaphores of the pool are files until they are garbage-collected
         copyless.trim()
-        report: dict[str, Any] = {
+        report: Report = {
             "photograph": list(image.shape), "windows": len(windows.windows(image.shape)), "workers": workers,
             "start": start, "equal": equal, "ways": measured, "frames": frames,
         }  # fmt: skip
@@ -121,7 +140,7 @@ def _blocks_of(pids: set[int]) -> list[str]:
 # ---- showing
 
 
-def show_windows(report: dict[str, Any], console: Console) -> None:
+def show_windows(report: Report, console: Console) -> None:
     """The table of the first job."""
     pixels = report["photograph"]
     table = Table(
@@ -142,7 +161,7 @@ def show_windows(report: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def show(report: dict[str, Any], console: Console) -> None:
+def show(report: Report, console: Console) -> None:
     """The table of the second job, and the verdict."""
     frames = Table(
         title=f"{report['frames']} frames of 1080x720x3 from photographs, one producer",
@@ -165,7 +184,13 @@ def show(report: dict[str, Any], console: Console) -> None:
     )
 
 
-def draw(image: Any, result: Any, measured: dict[str, dict[str, float]], piped: dict[str, Any], path: Path) -> None:
+def draw(
+    image: windows.Image,
+    result: windows.Colours,
+    measured: dict[str, dict[str, float]],
+    piped: dict[str, dict[str, dict[str, float]]],
+    path: Path,
+) -> None:
     """One picture: the photograph, the colours of its windows, a detail, and the bars."""
     side, gap, colours = 420, 24, ("#c0504d", "#e0a030", "#3a8f5c")
     canvas = Image.new("RGB", (3 * side + 4 * gap, side + 510), "white")

@@ -13,22 +13,43 @@ import gc
 import multiprocessing as mp
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import copyless
 from copyless.cli.measure import Meter
 
+if TYPE_CHECKING:
+    from multiprocessing import queues
+    from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from rich.progress import Progress, TaskID
+
+    from copyless.queues import Queue
+    from copyless.rings import RingBuffer
+    from copyless.synchronize import Semaphore
+
+    Context = ForkContext | SpawnContext | ForkServerContext
+    Pictures = NDArray[np.uint8]
+    Way = Callable[
+        [int, int, Context, Pictures, Semaphore, Queue[tuple[int, int]], Callable[[int], None]], Iterator[list["Work"]]
+    ]
+
 SHAPE = (720, 1080, 3)
 SLOTS = 8
 WAYS = ("Queue", "SharedMemory", "copyless")
 _made_by_hand: list[str] = []
+Report = tuple[int, int]  # frames seen, frames torn
+Work = tuple[Callable[..., None], tuple[object, ...]]  # what a consumer calls, with its arguments
+Figures = dict[str, float]
 
 
-def photographs(n: int = 16) -> Any:
+def photographs(n: int = 16) -> Pictures:
     """A camera that moves over photographs which ship with scikit-image: n pictures of 1080x720."""
     import skimage
     from PIL import Image  # here: a consumer does not need it
@@ -43,7 +64,7 @@ def photographs(n: int = 16) -> Any:
     return np.ascontiguousarray(pictures)
 
 
-def stamp(frame: Any, number: int) -> None:
+def stamp(frame: Pictures, number: int) -> None:
     flat = frame.reshape(-1)
     flat[:4].view("u4")[0] = flat[-4:].view("u4")[0] = number
 
@@ -57,7 +78,7 @@ class Looker:
         self.last: int = 0
         self.light: float = 0.0
 
-    def look(self, frame: Any) -> None:
+    def look(self, frame: Pictures) -> None:
         flat = frame.reshape(-1)
         first, last = int(flat[:4].view("u4")[0]), int(flat[-4:].view("u4")[0])
         self.light += float(frame[::16, ::4].mean())
@@ -65,14 +86,14 @@ class Looker:
         self.seen += first != self.last
         self.last = first
 
-    def report(self) -> tuple[int, int]:
+    def report(self) -> Report:
         return self.seen, self.torn
 
 
 # ---- (a)
 
 
-def _queue_consumer(queue: Any, ready: Any, results: Any) -> None:
+def _queue_consumer(queue: queues.Queue[Pictures | None], ready: Semaphore, results: Queue[Report]) -> None:
     looker = Looker()
     ready.release()
     while (frame := queue.get()) is not None:
@@ -80,7 +101,10 @@ def _queue_consumer(queue: Any, ready: Any, results: Any) -> None:
     results.put(looker.report())
 
 
-def by_queue(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+def by_queue(
+    frames: int, consumers: int, context: Context, pictures: Pictures, ready: Semaphore, results: Queue[Report],
+    tick: Callable[[int], None],
+) -> Iterator[list[Work]]:  # fmt: skip
     queues = [context.Queue(maxsize=SLOTS) for _ in range(consumers)]
     yield [(_queue_consumer, (queue, ready, results)) for queue in queues]
     for number in range(1, frames + 1):
@@ -91,15 +115,17 @@ def by_queue(frames: int, consumers: int, context: Any, pictures: Any, ready: An
         tick(number)
     for queue in queues:
         queue.put(None)
-    yield None
+    yield []
 
 
 # ---- (b)
 
 
-def _slots_consumer(name: str, todo: Any, done: Any, ready: Any, results: Any) -> None:
+def _slots_consumer(
+    name: str, todo: queues.Queue[int | None], done: queues.Queue[int], ready: Semaphore, results: Queue[Report]
+) -> None:
     block = shared_memory.SharedMemory(name)
-    slots: Any = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
+    slots: Pictures = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
     looker = Looker()
     ready.release()
     while (slot := todo.get()) is not None:
@@ -110,10 +136,13 @@ def _slots_consumer(name: str, todo: Any, done: Any, ready: Any, results: Any) -
     block.close()
 
 
-def by_slots(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+def by_slots(
+    frames: int, consumers: int, context: Context, pictures: Pictures, ready: Semaphore, results: Queue[Report],
+    tick: Callable[[int], None],
+) -> Iterator[list[Work]]:  # fmt: skip
     block = shared_memory.SharedMemory(create=True, size=SLOTS * int(np.prod(SHAPE)))
     _made_by_hand.append(block.name)
-    slots: Any = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
+    slots: Pictures = np.ndarray((SLOTS, *SHAPE), "u1", buffer=block.buf)
     queues, done = [context.Queue() for _ in range(consumers)], context.Queue()
     yield [(_slots_consumer, (block.name, queue, done, ready, results)) for queue in queues]
     readers = [0] * SLOTS  # consumers that have not yet given the slot back
@@ -131,7 +160,7 @@ def by_slots(frames: int, consumers: int, context: Any, pictures: Any, ready: An
         readers[done.get()] -= 1
     for queue in queues:
         queue.put(None)
-    yield None
+    yield []
     del slots
     block.close()
     block.unlink()
@@ -140,7 +169,7 @@ def by_slots(frames: int, consumers: int, context: Any, pictures: Any, ready: An
 # ---- (c)
 
 
-def _ring_consumer(ring: Any, ready: Any, results: Any) -> None:
+def _ring_consumer(ring: RingBuffer[Pictures], ready: Semaphore, results: Queue[Report]) -> None:
     looker = Looker()
     with ring.subscribe("block") as frames:
         ready.release()
@@ -150,7 +179,10 @@ def _ring_consumer(ring: Any, ready: Any, results: Any) -> None:
     results.put(looker.report())
 
 
-def by_ring(frames: int, consumers: int, context: Any, pictures: Any, ready: Any, results: Any, tick: Any) -> Any:
+def by_ring(
+    frames: int, consumers: int, context: Context, pictures: Pictures, ready: Semaphore, results: Queue[Report],
+    tick: Callable[[int], None],
+) -> Iterator[list[Work]]:  # fmt: skip
     ring = copyless.RingBuffer((SHAPE, "u1"), slots=SLOTS)
     yield [(_ring_consumer, (ring, ready, results)) for _ in range(consumers)]
     for number in range(1, frames + 1):
@@ -159,13 +191,15 @@ def by_ring(frames: int, consumers: int, context: Any, pictures: Any, ready: Any
             stamp(frame.array, number)
         tick(number)
     ring.shutdown()
-    yield None
+    yield []
 
 
-def _run(way: Any, frames: int, consumers: int, context: Any, pictures: Any, tick: Callable[[int], None]) -> Any:
+def _run(
+    way: Way, frames: int, consumers: int, context: Context, pictures: Pictures, tick: Callable[[int], None]
+) -> Figures:
     """Frames a second, missed and torn frames of each consumer, and peak memory."""
-    ready: Any = copyless.Semaphore(0)
-    results: Any = copyless.Queue()
+    ready = copyless.Semaphore(0)
+    results: Queue[Report] = copyless.Queue()
     meter = Meter()
     job = way(frames, consumers, context, pictures, ready, results, tick)
     processes = [context.Process(target=work, args=args, daemon=True) for work, args in next(job)]
@@ -190,15 +224,15 @@ def _run(way: Any, frames: int, consumers: int, context: Any, pictures: Any, tic
     }  # fmt: skip
 
 
-def _tick(progress: Any, task: Any, done: int) -> None:
+def _tick(progress: Progress, task: TaskID, done: int) -> None:
     progress.update(task, completed=done)
 
 
-def run(frames: int, start: str, progress: Any) -> dict[str, Any]:
+def run(frames: int, start: str, progress: Progress) -> dict[str, dict[str, Figures]]:
     """{consumers: {way: figures}} for one consumer and for four."""
-    context = mp.get_context(start)
+    context: Any = mp.get_context(start)  # typeshed gives a context of any start no Process
     pictures = photographs()
-    measured: dict[str, Any] = {}
+    measured: dict[str, dict[str, Figures]] = {}
     for consumers in (1, 4):
         measured[str(consumers)] = {}
         for name, way in zip(WAYS, (by_queue, by_slots, by_ring), strict=True):

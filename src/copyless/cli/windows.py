@@ -11,11 +11,19 @@ import os
 import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import copyless
+
+if TYPE_CHECKING:
+    from multiprocessing.pool import Pool
+
+    from numpy.typing import NDArray
+
+    Image = NDArray[np.uint8]
+    Colours = NDArray[np.float64]
 
 __all__ = ["SIDE", "STEP", "WAYS", "made_by_hand", "ready", "windows"]
 
@@ -36,9 +44,10 @@ def results_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return rows, columns, 3
 
 
-def look(window: Any) -> Any:
+def look(window: Image) -> Colours:
     """The mean colour of a window."""
-    return window[::GRID, ::GRID].mean((0, 1))
+    colour: Colours = window[::GRID, ::GRID].mean((0, 1))
+    return colour
 
 
 def ready(_: int) -> int:
@@ -49,7 +58,7 @@ def ready(_: int) -> int:
 # ---- (a) by pickling: windows go out as bytes, and the colours come back
 
 
-def by_pickle(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
+def by_pickle(image: Image, pool: Pool, tick: Callable[[], None]) -> Colours:
     colours = np.empty(results_of(image.shape))
     places = windows(image.shape)
     jobs = (image[y : y + SIDE, x : x + SIDE] for y, x in places)
@@ -62,18 +71,18 @@ def by_pickle(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
 # ---- (b) by the standard library: names, shapes and dtypes by hand
 
 
-def _stdlib_task(job: Any) -> None:
+def _stdlib_task(job: tuple[str, str, tuple[int, ...], int, int]) -> None:
     source, target, shape, y, x = job
     block_in, block_out = shared_memory.SharedMemory(source), shared_memory.SharedMemory(target)
-    image: Any = np.ndarray(shape, "u1", buffer=block_in.buf)
-    colours: Any = np.ndarray(results_of(shape), "f8", buffer=block_out.buf)
+    image: Image = np.ndarray(shape, "u1", buffer=block_in.buf)
+    colours: Colours = np.ndarray(results_of(shape), "f8", buffer=block_out.buf)
     colours[y // STEP, x // STEP] = look(image[y : y + SIDE, x : x + SIDE])
     del image, colours  # or close() would leave arrays that crash
     block_in.close()
     block_out.close()
 
 
-def by_shared_memory(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
+def by_shared_memory(image: Image, pool: Pool, tick: Callable[[], None]) -> Colours:
     shape = results_of(image.shape)
     blocks = [shared_memory.SharedMemory(create=True, size=n) for n in (image.nbytes, int(np.prod(shape)) * 8)]
     made_by_hand.extend(block.name for block in blocks)
@@ -82,7 +91,8 @@ def by_shared_memory(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
         jobs = ((blocks[0].name, blocks[1].name, image.shape, y, x) for y, x in windows(image.shape))
         for _ in pool.imap_unordered(_stdlib_task, jobs):
             tick()
-        return np.ndarray(shape, "f8", buffer=blocks[1].buf).copy()
+        colours: Colours = np.ndarray(shape, "f8", buffer=blocks[1].buf).copy()
+        return colours
     finally:
         for block in blocks:
             block.close()
@@ -92,12 +102,12 @@ def by_shared_memory(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
 # ---- (c) by copyless: arrays are arguments
 
 
-def _copyless_task(job: Any) -> None:
+def _copyless_task(job: tuple[Image, Colours]) -> None:
     window, colour = job
     colour[:] = look(window)
 
 
-def by_copyless(image: Any, pool: Any, tick: Callable[[], None]) -> Any:
+def by_copyless(image: Image, pool: Pool, tick: Callable[[], None]) -> Colours:
     source = copyless.array(image)
     colours = copyless.empty(results_of(image.shape))
     jobs = ((source[y : y + SIDE, x : x + SIDE], colours[y // STEP, x // STEP]) for y, x in windows(image.shape))
