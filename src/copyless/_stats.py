@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from copyless import _platform
 from copyless._core import _store, c_library, events
 from copyless._storage import directory, settings
 from copyless._storage.observing import look, observing
 from copyless._transfer.names import guarded_by
+
+if TYPE_CHECKING:
+    from copyless._core._observe import Tables
 
 __all__ = ["Stats", "stats"]
 
@@ -155,10 +158,10 @@ _OF_STORE = (
 )  # fmt: skip
 
 
-def _of_store(found: dict[str, list[dict[str, object]]]) -> dict[str, int]:
-    blocks: list[dict[str, int]] = found["blocks"]  # type: ignore[assignment]
-    segments: list[dict[str, int]] = found["segments"]  # type: ignore[assignment]
-    totals: dict[str, int] = found["totals"]  # type: ignore[assignment]
+def _of_store(found: Tables) -> dict[str, int]:
+    blocks = found["blocks"]
+    segments = found["segments"]
+    totals = found["totals"]
     kinds = [hold["kind"] for hold in found["holds"]]
     return {
         "blocks": len(blocks),
@@ -167,9 +170,9 @@ def _of_store(found: dict[str, list[dict[str, object]]]) -> dict[str, int]:
         "warm_bytes": totals["warm_bytes"],
         "spilled_bytes": sum(segment["bytes"] for segment in segments if segment["spilled"]),
         "messages": kinds.count("message"),
-        "names": sum(guarded_by(str(entry["name"])) is None for entry in found["names"]),
+        "names": sum(guarded_by(entry["name"]) is None for entry in found["names"]),
         "persistent": kinds.count("persist"),
-        "processes": sum(bool(owner["alive"]) for owner in found["owners"]),
+        "processes": sum(owner["alive"] for owner in found["owners"]),
         "segments": len(segments),
         "holds": len(kinds),
     }

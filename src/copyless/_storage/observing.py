@@ -13,8 +13,11 @@ from copyless._platform import state_of_process
 from copyless._storage import directory
 from copyless._storage.identity import boot
 from copyless._storage.lock_files import is_ours
-from copyless._typing import Any
+from copyless._typing import TYPE_CHECKING
 from copyless.errors import ForeignHostError
+
+if TYPE_CHECKING:
+    from copyless._core._observe import LockHolder, Tables
 
 __all__ = ["explain", "look", "observing"]
 
@@ -40,7 +43,7 @@ def observing() -> Iterator[Observer | None]:
         os.close(fd)
 
 
-def look(observer: Observer) -> dict[str, Any]:
+def look(observer: Observer) -> Tables:
     """A copy of the tables of the registry. `holder` is the process that holds its lock, `note` says what that means
     for the copy.
 
@@ -68,7 +71,7 @@ def look(observer: Observer) -> dict[str, Any]:
     return found
 
 
-def explain(state: str, holder: dict[str, Any] | None) -> str | None:
+def explain(state: str, holder: LockHolder | None) -> str | None:
     """Why a copy may be inconsistent; None if it is not."""
     if state == "changing":
         return (

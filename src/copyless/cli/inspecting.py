@@ -13,15 +13,21 @@ import time
 
 from copyless._core import _handles, _states
 from copyless._core._observe import Observer
-from copyless._storage.observing import look, observing
+from copyless._storage.observing import observing
 from copyless._transfer import handles
 from copyless._transfer.names import check_name
-from copyless._typing import Any
+from copyless._typing import TYPE_CHECKING, Any
 from copyless.cli import kinds
-from copyless.cli.look import NOTHING, age, blocks_of, holders_text, size, warn
+from copyless.cli.look import age, blocks_of, holders_text, size, tables, warn
 from copyless.cli.programs import Programs
 from copyless.cli.text import Page, counted, plain
 from copyless.errors import CorruptSegmentError, ForeignHostError, StaleHandleError
+
+if TYPE_CHECKING:
+    from copyless._core._observe import Name
+    from copyless.cli.kinds import Block
+    from copyless.cli.look import Found
+    from copyless.cli.programs import Holder
 
 __all__ = ["inspect", "show"]
 
@@ -43,7 +49,7 @@ def inspect(asked: str) -> dict[str, Any]:
         If it can be none of the three.
     """
     with observing() as observer:
-        found = NOTHING if observer is None else look(observer)
+        found = tables(observer)
         programs = Programs(found["owners"])
         entry, number, generation = _resolve(asked, found)
         block = next((b for b in blocks_of(found, None, programs) if b["number"] == number), None)
@@ -52,7 +58,7 @@ def inspect(asked: str) -> dict[str, Any]:
         if entry is None:
             entry = next((each for each in found["names"] if each["block"] == number), None)
         kinds.describe(observer, block, entry)
-        report = {
+        report: dict[str, Any] = {
             "name": block["name"], "kind": block["kind"], "shape": block["shape"], "dtype": block["dtype"],
             "bytes": block["bytes"], "block": block["number"], "segment": block["segment"],
             "generation": block["generation"],
@@ -72,7 +78,7 @@ def inspect(asked: str) -> dict[str, Any]:
 # ---- what was asked for
 
 
-def _nothing(asked: str, found: dict[str, Any]) -> FileNotFoundError:
+def _nothing(asked: str, found: Found) -> FileNotFoundError:
     note = f" ({found['note']})" if found["note"] else ""
     what = "this name"
     if asked.isascii() and asked.isdecimal():
@@ -82,7 +88,7 @@ def _nothing(asked: str, found: dict[str, Any]) -> FileNotFoundError:
     return FileNotFoundError(2, f"nothing has {what}: 'copyless ls' lists the names{note}", asked)
 
 
-def _resolve(asked: str, found: dict[str, Any]) -> tuple[dict[str, Any] | None, int, int | None]:
+def _resolve(asked: str, found: Found) -> tuple[Name | None, int, int | None]:
     """(the name's entry, the number of the block, its generation); None: not asked for by name; not known."""
     for entry in found["names"]:
         if entry["name"] == asked:
@@ -115,11 +121,11 @@ def _resolve(asked: str, found: dict[str, Any]) -> tuple[dict[str, Any] | None, 
 class _Owners:
     """The owners that lock words name."""
 
-    def __init__(self, found: dict[str, Any], programs: Programs) -> None:
+    def __init__(self, found: Found, programs: Programs) -> None:
         self._slots = {(owner["slot"], owner["incarnation"] & 0x7FFFF): owner["slot"] for owner in found["owners"]}
         self._programs = programs
 
-    def of(self, word: int) -> dict[str, Any] | None:
+    def of(self, word: int) -> Holder | None:
         if not word:
             return None
         slot = self._slots.get(_states.owner_of(word))
@@ -132,9 +138,7 @@ _WORDS = ("owner", "writer", "put_lock", "get_lock")  # one lock word, where the
 _LISTS = ("holders_of_permits", "readers", "waiters")  # lists of them
 
 
-def _content(
-    observer: Observer, block: dict[str, Any], entry: dict[str, Any] | None, owners: _Owners
-) -> dict[str, Any]:
+def _content(observer: Observer, block: Block, entry: Name | None, owners: _Owners) -> dict[str, Any]:
     kind, number = block["kind"], block["number"]
     if kind == "array" and entry is not None and entry["spec_length"]:
         return _array(observer, entry)
@@ -167,7 +171,7 @@ def _content(
     return state
 
 
-def _who(holder: dict[str, Any] | None) -> str:
+def _who(holder: Holder | None) -> str:
     if holder is None:
         return "nobody"
     ended = "" if holder["alive"] else ", which has ended"
@@ -204,7 +208,7 @@ def _summary(kind: str, state: dict[str, Any]) -> str:
     return f"{len(state['waiters'])} wait" if "waiters" in state else kind
 
 
-def _posix(name: str | None) -> dict[str, Any]:
+def _posix(name: str | None) -> dict[str, object]:
     """A ShareableList says how many items it has; other memory of the standard library's classes says nothing."""
     from copyless._platform import OBJECTS_DIRECTORY
 
@@ -216,7 +220,7 @@ def _posix(name: str | None) -> dict[str, Any]:
     return {} if items is None else {"kind": "ShareableList", "items": items}
 
 
-def _array(observer: Observer, entry: dict[str, Any]) -> dict[str, Any]:
+def _array(observer: Observer, entry: Name) -> dict[str, object]:
     """Shape, dtype and a summary of the values of a named array. Only the shown values are read."""
     import numpy as np
 
@@ -273,7 +277,7 @@ def _cell(key: str, value: Any) -> str:
 
 def show(report: dict[str, Any], page: Page) -> None:
     warn(report["note"], page)
-    rows: list[tuple[Any, ...]] = []
+    rows: list[tuple[object, ...]] = []
     for key, value in report.items():
         if key in _NOT_SHOWN or (key == "readers" and "published" in report) or (key in _RARE and not value):
             continue

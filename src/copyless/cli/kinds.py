@@ -12,8 +12,31 @@ import struct
 from copyless._core import _states, c_library
 from copyless._core._handles import SPEC_HEAD
 from copyless._core._observe import Observer
-from copyless._typing import Any
+from copyless._typing import TYPE_CHECKING
 from copyless.errors import CopylessError
+
+if TYPE_CHECKING:
+    from copyless._core import _observe
+    from copyless._core._observe import Name
+    from copyless.cli.programs import Holder
+
+    class Block(_observe.Block, total=False):
+        """A block in the listing: what the table says of it, and what `describe` and `look.blocks_of` add."""
+
+        name: str | None
+        making: str | None
+        slots: list[int]
+        pids: list[int]
+        holders: list[Holder]
+        messages: int
+        persistent: bool
+        queues: list[int]
+        state: str
+        message_seconds_left: float | None
+        kind: str
+        shape: list[int] | None
+        dtype: str | None
+
 
 __all__ = ["class_of", "describe", "dtype_text", "fields_of_ring", "has_state"]
 
@@ -87,7 +110,7 @@ def _of_array(spec: bytes) -> tuple[list[int], str]:
     return list(sizes), dtype_text(spec[SPEC_HEAD.size : SPEC_HEAD.size + length])
 
 
-def _of_ring(observer: Observer, block: dict[str, Any], head: bytes) -> tuple[list[int] | None, str | None]:
+def _of_ring(observer: Observer, block: Block, head: bytes) -> tuple[list[int] | None, str | None]:
     (copied,) = observer.read(block["number"], [(0, _states.bytes_of_state(head, block["capacity"]))])
     fields = fields_of_ring(_states.state(copied, block["capacity"], block["number"])["spec"])
     if len(fields) == 1 and fields[0][0] is None:
@@ -96,9 +119,7 @@ def _of_ring(observer: Observer, block: dict[str, Any], head: bytes) -> tuple[li
     return None, ", ".join(shown) or None
 
 
-def _look(
-    observer: Observer, block: dict[str, Any], entry: dict[str, Any] | None
-) -> tuple[str, list[int] | None, str | None]:
+def _look(observer: Observer, block: Block, entry: Name | None) -> tuple[str, list[int] | None, str | None]:
     if block["external"]:
         return "SharedMemory", None, None
     if entry is not None and entry["spec_length"]:
@@ -124,7 +145,7 @@ def _look(
     return "array" if entry is not None else "memory", None, None
 
 
-def describe(observer: Observer, block: dict[str, Any], entry: dict[str, Any] | None) -> None:
+def describe(observer: Observer, block: Block, entry: Name | None) -> None:
     """Add `kind`, `shape` and `dtype` to a block of a listing. `entry`: its name's entry."""
     try:
         block["kind"], block["shape"], block["dtype"] = _look(observer, block, entry)

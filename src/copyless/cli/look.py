@@ -19,10 +19,58 @@ from copyless.cli.text import Page, counted, plain
 from copyless.errors import CorruptSegmentError, ForeignHostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from typing import TypedDict
 
-__all__ = ["NOTHING", "age", "blocks_of", "holders_text", "listing", "may_be_removed", "names", "remove_damaged",
-           "selection", "show_counts", "show_listing", "size", "warn"]  # fmt: skip
+    from copyless._core import _observe
+    from copyless.cli.kinds import Block
+    from copyless.cli.programs import Holder
+
+    class Owner(_observe.Owner, total=False):
+        """A process in the listing: what the table says of it, and what `listing` adds."""
+
+        program: str
+        blocks: int
+        block_bytes: int
+
+    class Found(TypedDict):
+        """A copy of the tables, to which the listing adds."""
+
+        owners: list[Owner]
+        segments: list[_observe.Segment]
+        blocks: list[Block]
+        holds: list[_observe.Hold]
+        names: list[_observe.Name]
+        totals: _observe.Totals
+        state: str
+        note: str | None
+        holder: _observe.LockHolder | None
+        registry: str
+        boot: int
+
+    class Totals(TypedDict):
+        blocks: int
+        of: int
+        bytes: int
+        processes: int
+        by_kind: dict[str, dict[str, int]]
+
+    class Listing(TypedDict):
+        directory: str
+        directory_exists: bool
+        state: str
+        holder: _observe.LockHolder | None
+        note: str | None
+        total_bytes: int
+        warm_bytes: int
+        totals: Totals
+        owners: list[Owner]
+        segments: list[_observe.Segment]
+        blocks: list[Block]
+
+
+__all__ = ["age", "blocks_of", "holders_text", "listing", "may_be_removed", "names", "remove_damaged",
+           "selection", "show_counts", "show_listing", "size", "tables", "warn"]  # fmt: skip
 
 
 def size(n: float) -> str:
@@ -43,10 +91,17 @@ def age(ns: int) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-NOTHING: dict[str, Any] = {
+_NOTHING: dict[str, Any] = {
     "owners": [], "segments": [], "blocks": [], "holds": [], "names": [], "totals": {"total_bytes": 0, "warm_bytes": 0},
     "state": "whole", "note": None, "holder": None, "registry": "", "boot": 0,
 }  # fmt: skip
+
+
+def tables(observer: Observer | None) -> Found:
+    """A copy of the tables of the registry, of which the caller may change the rows; empty tables if there is none."""
+    found: Any = _NOTHING if observer is None else look(observer)
+    copied: Found = found
+    return copied
 
 
 def names() -> list[str]:
@@ -62,14 +117,14 @@ def names() -> list[str]:
 def selection(
     pattern: str | None = None, kind: str | None = None, pid: int | None = None, program: str | None = None,
     persistent: bool = False,
-) -> Callable[[dict[str, Any]], bool] | None:  # fmt: skip
+) -> Callable[[Block], bool] | None:  # fmt: skip
     """A function that says whether a block is asked for; None if all are."""
     import fnmatch
 
     if pattern is None and kind is None and pid is None and program is None and not persistent:
         return None
 
-    def is_asked(block: dict[str, Any]) -> bool:
+    def is_asked(block: Block) -> bool:
         return (
             (pattern is None or fnmatch.fnmatchcase(block["name"] or block["making"] or "", pattern))
             and (kind is None or in_group(block["kind"], kind))
@@ -84,14 +139,14 @@ def selection(
 # ---- the listing
 
 
-def listing(is_asked: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
+def listing(is_asked: Callable[[Block], bool] | None = None) -> Listing:
     """Segments, blocks, owners and totals; each block with its kind, its names, its holders and whether it is alive.
 
     Reads without a lock and without opening the store. `state` and `note` say how consistent the copy is, `holder`
     which process holds the lock. `is_asked`: which blocks to list; the owners are then those that hold them.
     """
     with observing() as observer:
-        found = NOTHING if observer is None else look(observer)
+        found = tables(observer)
         programs = Programs(found["owners"])
         all_blocks = blocks_of(found, observer, programs)
     blocks = all_blocks if is_asked is None else [block for block in all_blocks if is_asked(block)]
@@ -121,7 +176,7 @@ def listing(is_asked: Callable[[dict[str, Any]], bool] | None = None) -> dict[st
     }  # fmt: skip
 
 
-def _held(blocks: list[dict[str, Any]]) -> tuple[collections.Counter[int], collections.Counter[int]]:
+def _held(blocks: list[Block]) -> tuple[collections.Counter[int], collections.Counter[int]]:
     """(number of blocks, their bytes) of each owner that holds any."""
     numbers: collections.Counter[int] = collections.Counter()
     nbytes: collections.Counter[int] = collections.Counter()
@@ -132,11 +187,11 @@ def _held(blocks: list[dict[str, Any]]) -> tuple[collections.Counter[int], colle
     return numbers, nbytes
 
 
-def blocks_of(found: dict[str, Any], observer: Observer | None, programs: Programs) -> list[dict[str, Any]]:
+def blocks_of(found: Found, observer: Observer | None, programs: Programs) -> list[Block]:
     """The blocks of a copy of the tables, with what the other tables say of each, and its kind."""
     owners = {owner["slot"]: owner for owner in found["owners"]}
     entries = {entry["block"]: entry for entry in found["names"]}
-    holds_of: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    holds_of: dict[int, list[_observe.Hold]] = collections.defaultdict(list)
     for hold in found["holds"]:
         holds_of[hold["block"]].append(hold)
     heirs = {owner["heir_of"] for owner in found["owners"] if owner["alive"]}
@@ -163,11 +218,10 @@ def blocks_of(found: dict[str, Any], observer: Observer | None, programs: Progra
         block["message_seconds_left"] = round(left / 1e9, 1) if deadlines and min(deadlines) < 1 << 62 else None
         if observer is not None:
             kinds.describe(observer, block, entry)
-    blocks: list[dict[str, Any]] = found["blocks"]
-    return blocks
+    return found["blocks"]
 
 
-def _state_of(block: dict[str, Any], lives: bool) -> str:
+def _state_of(block: Block, lives: bool) -> str:
     if lives:
         return "alive"
     if block["queues"]:
@@ -180,7 +234,7 @@ def _state_of(block: dict[str, Any], lives: bool) -> str:
 # ---- showing
 
 
-def show_listing(report: dict[str, Any], page: Page) -> None:
+def show_listing(report: Listing, page: Page) -> None:
     segments = [s for s in report["segments"] if not s["external"]]
     warn(report["note"], page)
     if not report["directory_exists"]:
@@ -220,7 +274,7 @@ def show_listing(report: dict[str, Any], page: Page) -> None:
         )
 
 
-def holders_text(holders: list[dict[str, Any]]) -> str:
+def holders_text(holders: Iterable[Holder]) -> str:
     """Processes by program: ``camera.py (12, 15), viewer.py (20)``."""
     by_program: dict[str, list[str]] = {}
     for each in holders:
@@ -229,7 +283,7 @@ def holders_text(holders: list[dict[str, Any]]) -> str:
     return ", ".join(f"{program} ({', '.join(pids)})" for program, pids in by_program.items())
 
 
-def _row_of_block(block: dict[str, Any]) -> tuple[str, ...]:
+def _row_of_block(block: Block) -> tuple[str, ...]:
     held = [holders_text(block["holders"])] if block["holders"] else []
     held += [f"queue in block {number}" for number in block["queues"]]
     if block["messages"]:
@@ -265,7 +319,7 @@ def may_be_removed(error: Exception) -> bool:
     return isinstance(error, CorruptSegmentError)
 
 
-def remove_damaged() -> dict[str, Any]:
+def remove_damaged() -> dict[str, object]:
     """Remove the files of this layout from the storage directory, unless a live process uses them."""
     path = directory.current()
     with directory.choosing():

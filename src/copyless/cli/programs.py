@@ -5,7 +5,21 @@ from __future__ import annotations
 import os
 
 from copyless import _platform
-from copyless._typing import Any
+from copyless._typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypedDict
+
+    from copyless._core._observe import Owner
+
+    class Holder(TypedDict):
+        """An owner in a report."""
+
+        pid: int
+        program: str
+        alive: bool
+
 
 __all__ = ["Programs"]
 
@@ -67,7 +81,7 @@ def _program_of(pid: int) -> str:
 class Programs:
     """The programs of the owners in a copy of the registry's tables. Each process is looked at once."""
 
-    def __init__(self, owners: list[dict[str, Any]]) -> None:
+    def __init__(self, owners: Iterable[Owner]) -> None:
         self._owners = {owner["slot"]: owner for owner in owners}
         self._known: dict[int, str] = {}
         self._namespace = _platform.pid_namespace()
@@ -78,10 +92,10 @@ class Programs:
             self._known[slot] = self._find(self._owners.get(slot))
         return self._known[slot]
 
-    def _find(self, owner: dict[str, Any] | None) -> str:
+    def _find(self, owner: Owner | None) -> str:
         if owner is None:
             return "unknown program"
-        recorded: str = owner["command"]
+        recorded = owner["command"]
         # A process of another container has a number of its own there, and here another process may have that number.
         if owner["alive"] and owner["pid"] and owner["pid_namespace"] == self._namespace:
             program = _program_of(owner["pid"])
@@ -92,7 +106,7 @@ class Programs:
                 return program
         return recorded or "unknown program"
 
-    def holder(self, slot: int) -> dict[str, Any]:
+    def holder(self, slot: int) -> Holder:
         """An owner for a report: its process, its program and whether it lives."""
         owner = self._owners.get(slot)
         return {

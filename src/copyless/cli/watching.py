@@ -8,7 +8,7 @@ import sys
 import time
 
 from copyless._storage.settings import has_dumb_terminal, stated_columns
-from copyless._typing import TYPE_CHECKING, Any
+from copyless._typing import TYPE_CHECKING, Any, TypeVar
 from copyless.cli.text import Page, flush, put
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 __all__ = ["watch"]
+
+Report = TypeVar("Report")
 
 _HOME, _END_OF_LINE, _BELOW = (
     "\x1b[H",
@@ -69,9 +71,7 @@ def _cut(line: str, width: int) -> str:
     return kept
 
 
-def watch(
-    report: Callable[[], dict[str, Any]], show: Callable[[dict[str, Any], Page], None], seconds: float, as_json: bool
-) -> None:
+def watch(report: Callable[[], Report], show: Callable[[Report, Page], None], seconds: float, as_json: bool) -> None:
     """Show a report each `seconds`. On a terminal each takes the place of the last; else one follows the other.
 
     With `as_json` each is one line. Returns at Ctrl-C.
