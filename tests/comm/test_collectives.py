@@ -179,3 +179,60 @@ def test_a_board_refuses_a_damaged_slot(at, words, error):
     memory[begin + at : begin + at + len(words)] = words
     with pytest.raises((CorruptSegmentError, RuntimeError, pickle.UnpicklingError), match=error):
         mine.gather({"a": 2}, 0)
+
+
+def test_an_operation_that_fails_leaves_no_message_to_a_later_one(program):  # noqa: F811
+    path = program("""
+        import threading
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        w = mpi.Intracomm(MPI.COMM_WORLD)
+        rank = w.rank
+
+        class Unloadable:
+            def __reduce__(self):
+                return int, ("x" * 5000,)
+
+        def add(a, b):
+            if failing:
+                raise ZeroDivisionError
+            return a + b
+
+        for n in (5, 5000):
+            for call in (w.reduce, w.allreduce):
+                failing, told = True, None
+                try:
+                    call("a" * n, add)  # raises at rank 0 before it has what rank 2 gives
+                except (ZeroDivisionError, mpi.CommError) as error:
+                    told = error
+                assert told is not None or (call == w.reduce and rank)
+                failing = False
+                got = call("b" * n, add)
+                assert got == ("b" * 3 * n if rank == 0 or call == w.allreduce else None), got
+            for call in (w.gather, w.allgather):
+                try:
+                    call(Unloadable() if rank == 1 else "c" * n)
+                    assert rank and call == w.gather
+                except ValueError:
+                    pass
+                got = call("d" * n)
+                assert got == (["d" * n] * 3 if rank == 0 or call == w.allgather else None), got
+        d = w.Dup()
+        try:
+            if rank == 0:
+                try:
+                    d.alltoall([0, threading.Lock(), 2])
+                    print("wrong")
+                except TypeError:
+                    d.barrier()
+            else:
+                d.alltoall(["e" * 5000] * 3)
+        except mpi.CommError as error:
+            assert "alltoall" in str(error) and "barrier" in str(error), error
+            print("told", flush=True)
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True)
+    assert (done.stdout.count("held"), done.stdout.count("told"), done.stdout.count("wrong")) == (3, 3, 0), (
+        done.stdout + done.stderr
+    )

@@ -170,6 +170,7 @@ cdef class Board:
     cdef uint64_t number, history  # of the next operation
     cdef uint64_t now, before  # number and history of this one
     cdef uint32_t tag
+    cdef uint32_t given  # the bytes in this rank's slot: in shared memory the number could be damaged
     cdef Slot seen  # the head of the slot that was read last
 
     def __init__(self, memory, int rank, int size, channel):
@@ -208,7 +209,8 @@ cdef class Board:
 
     cdef int publish(self, uint32_t kind, Py_ssize_t nbytes) except -1:
         cdef Slot *slot = self.slot(self.rank, self.now)
-        slot.history, slot.tag, slot.kind, slot.nbytes = self.before, self.tag, kind, <uint32_t>nbytes
+        self.given = <uint32_t>nbytes
+        slot.history, slot.tag, slot.kind, slot.nbytes = self.before, self.tag, kind, self.given
         board_publish(&slot.number, self.now)
         self.number = self.now + 1
         self.history = (self.before ^ self.tag) * <uint64_t>1099511628211 + 1
@@ -322,21 +324,54 @@ cdef class Board:
         self.publish(EACH, used)
         return True
 
-    cdef object taken(self, int rank, bint packed=True, bint readonly=False):
-        """What another rank gives to this one in this operation. By messages, it is `packed` or comes as it is."""
+    cdef object message(self, int rank):
+        """The packet that another rank sends in this operation."""
+        channel = self.channel
+        channel.tag = self.tag
+        try:
+            return channel.take(rank)
+        finally:
+            channel.tag = 0
+
+    cdef list collected(self, obj, packet, bint sent):
+        """What each rank gives in this operation; this rank's is `obj`.
+
+        All messages are taken before anything is unpickled. A message that is left would be taken by a later operation.
+        """
+        cdef int rank
+        cdef dict packets = {}
+        for rank in range(self.size):
+            if rank != self.rank:
+                self.of(rank)
+                if self.seen.kind == MESSAGE:
+                    packets[rank] = self.message(rank)
+        return [
+            self.own(obj, packet, sent) if rank == self.rank else packets[rank].open() if rank in packets else self.taken(rank)
+            for rank in range(self.size)
+        ]
+
+    cdef int leave_none(self, int mask) except -1:
+        """Take what the ranks below this one in the tree, from a mask on, send in an operation that has failed."""
+        while mask < self.size and not self.rank & mask and board_number(&self.head.state) == 0:
+            if self.rank + mask < self.size:
+                self.of(self.rank + mask)
+                if self.seen.kind == MESSAGE:
+                    try:
+                        self.message(self.rank + mask).open()  # so that its memory is released
+                    except Exception:
+                        pass
+            mask <<= 1
+        return 0
+
+    cdef object taken(self, int rank, bint readonly=False):
+        """What another rank gives to this one in this operation."""
         cdef const uint8_t *data = self.of(rank)
         if self.seen.kind == ONE:
             return load(data, self.seen.nbytes)
         if self.seen.kind == EACH:
             return self.part(data, self.seen.nbytes)
         if self.seen.kind == MESSAGE:
-            channel = self.channel
-            channel.tag = self.tag
-            try:
-                got = channel.take(rank)
-                return got.open(readonly) if packed else got
-            finally:
-                channel.tag = 0
+            return self.message(rank).open(readonly)
         if self.seen.kind == FAILED:
             text = PyBytes_FromStringAndSize(<char *>data, self.seen.nbytes).decode(errors="replace")
             raise self.channel.failure(text)
@@ -386,25 +421,24 @@ cdef class Board:
                     channel.tag = 0
             return obj
         self.publish(NOTHING, 0)
-        return self.taken(root, True, readonly)
+        return self.taken(root, readonly)
 
     cpdef gather(self, obj, int root):
-        cdef int rank
         self.begin(GATHER + 16 * (root % ROOTS))
         packet = self.give(obj)
         if self.rank != root:
             if packet is not None:
                 self.channel.finish(self.sent([root], obj, packet))
             return None
-        return [self.own(obj, packet) if rank == root else self.taken(rank) for rank in range(self.size)]
+        return self.collected(obj, packet, False)
 
-    cdef object own(self, obj, packet):
-        """A copy of this rank's object."""
-        cdef Slot *slot
-        if packet is not None:
-            return self.channel.own_copy(obj)
-        slot = self.slot(self.rank, self.now)
-        return load(<uint8_t *>slot + sizeof(Slot), slot.nbytes)
+    cdef object own(self, obj, packet, bint sent):
+        """A copy of this rank's object. `sent`: whether its packet, if it has one, was sent to others."""
+        if packet is None:
+            return load(self.place(), self.given)
+        if not sent:
+            packet.drop()
+        return self.channel.own_copy(obj)
 
     cpdef scatter(self, objs, int root):
         cdef list each
@@ -415,7 +449,7 @@ cdef class Board:
         each = listed(objs, self.size)
         self.begin(SCATTER + 16 * (root % ROOTS))
         if self.give_each(each):
-            return self.part(self.place(), self.slot(root, self.now).nbytes)
+            return self.part(self.place(), self.given)
         packets = {rank: self.channel.pack(each[rank]) for rank in self.others()}
         self.publish(MESSAGE, 0)
         requests = [request for rank, packet in packets.items() for request in self.sent([rank], each[rank], packet)]
@@ -423,13 +457,12 @@ cdef class Board:
         return self.channel.own_copy(each[root])
 
     cpdef allgather(self, obj):
-        cdef int rank
         cdef list requests = None
         self.begin(ALLGATHER)
         packet = self.give(obj)
         if packet is not None:
             requests = self.sent(self.others(), obj, packet)
-        got = [self.own(obj, packet) if rank == self.rank else self.taken(rank) for rank in range(self.size)]
+        got = self.collected(obj, packet, True)
         if requests is not None:
             self.channel.finish(requests)
         return got
@@ -438,18 +471,21 @@ cdef class Board:
         cdef int rank
         cdef list each = listed(objs, self.size), requests = None
         self.begin(ALLTOALL)
-        if not self.give_each(each):
-            self.publish(MESSAGE, 0)
-            channel = self.channel
-            channel.tag = self.tag
-            try:
-                requests = [channel.put(rank, channel.seal(each[rank])) for rank in self.others()]  # each is sent once: not packed
-            finally:
-                channel.tag = 0
-            own = self.channel.own_copy(each[self.rank])
+        if self.give_each(each):
+            own = self.part(self.place(), self.given)
         else:
-            own = self.part(self.place(), self.slot(self.rank, self.now).nbytes)
-        got = [own if rank == self.rank else self.taken(rank, False) for rank in range(self.size)]
+            packets = {rank: self.channel.pack(each[rank]) for rank in self.others()}  # before others are told to wait for them
+            self.publish(MESSAGE, 0)
+            requests = [request for rank, packet in packets.items() for request in self.sent([rank], each[rank], packet)]
+            own = self.channel.own_copy(each[self.rank])
+        taken = {}
+        for rank in self.others():
+            self.of(rank)
+            if self.seen.kind == MESSAGE:
+                taken[rank] = self.message(rank)
+        got = [
+            own if rank == self.rank else taken[rank].open() if rank in taken else self.taken(rank) for rank in range(self.size)
+        ]
         if requests is not None:
             self.channel.finish(requests)
         return got
@@ -478,7 +514,7 @@ cdef class Board:
                     self.channel.finish(self.sent([root], obj, packet))
             if self.rank != root:
                 return None
-            return self.tree([self.own(obj, packet) if rank == root else self.taken(rank) for rank in range(self.size)], op)
+            return self.tree(self.collected(obj, packet, False), op)
         result = self.combined(obj, op, "reduce", root)
         if self.rank == root:
             return result if root == 0 else self.taken(0)
@@ -501,6 +537,8 @@ cdef class Board:
         except BaseException as error:
             if self.number == self.now:  # others wait for what this rank does not give
                 self.fail(name, error)
+            if isinstance(error, Exception):
+                self.leave_none(mask << 1)
             raise
         if packet is not None:
             self.channel.finish(self.sent([self.rank - mask if self.rank else root], result, packet))
@@ -555,7 +593,7 @@ cdef class Board:
                 return channel.allreduce(obj, op)
             finally:
                 channel.tag = 0
-        return self.tree([self.own(obj, None) if rank == self.rank else self.taken(rank) for rank in range(self.size)], op)
+        return self.tree(self.collected(obj, None, False), op)
 
     cdef object tree(self, list values, op):
         """The values of all ranks, combined in the order of `combined`, so that the result is the same."""

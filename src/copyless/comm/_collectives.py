@@ -68,8 +68,8 @@ def named(root_at: int | None = None) -> Callable[[_F], _F]:
                 self.tag = exclusive if kwargs else kind  # the only keyword argument is `exclusive` of scan
             else:
                 self.tag = kind + 16 * (args[root_at] % _ROOTS) if self.has_roots else kind
-            self.begun()
             try:
+                self.begun()
                 return method(self, *args, **kwargs)
             finally:
                 self.tag = 0
