@@ -706,6 +706,7 @@ def test_no_thread_can_be_started():
 import copyless, os, resource, select
 from copyless.errors import SystemLimitError
 q, (end, _) = copyless.Queue(), os.pipe()
+copyless.wait([q], 0)  # loads what a wait needs, which takes memory too
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (size + 150_000, limit[1]))  # less than the stack of one

@@ -274,6 +274,11 @@ class WorkerPool:
         """Reap workers that have ended, and start others if more tasks may come."""
         for worker in ended:
             worker.join()
+            # `active_children` in another thread may have reaped it, and records the exit code in a moment.
+            for _ in range(100):
+                if worker.exitcode is not None:
+                    break
+                time.sleep(0.002)
             self._collector.exit_codes[worker.pid] = worker.exitcode
         with self._lock:
             for worker in ended:
@@ -290,7 +295,7 @@ class WorkerPool:
             self._collector.post((worker.pid, worker.exitcode or 0, ENDED, None))
         if not self.terminating:
             for worker in ended:
-                if worker.exitcode not in (0, NO_GUARD):  # of the latter the pool's own error tells
+                if worker.exitcode and worker.exitcode != NO_GUARD:  # of the latter the pool's own error tells
                     events.worker_died(worker.pid, worker.exitcode, how_it_ended(worker.exitcode))
 
     def _break(self, why: str) -> None:
