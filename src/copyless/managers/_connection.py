@@ -151,7 +151,7 @@ class SocketConnection(Connection):
             data, buffers = self._dumps(obj)
             self._check(data, buffers)
         except Exception as error:
-            raise Unsendable from error
+            raise Unsendable(repr(error)) from error
         sizes = [buffer.nbytes for buffer in buffers]
         total = len(data) + sum(sizes)
         head = _HEAD.pack(_MAGIC, len(sizes), len(data), total) + struct.pack(f"<{len(sizes)}Q", *sizes)

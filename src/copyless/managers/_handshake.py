@@ -30,6 +30,7 @@ from copyless.managers._connection import (
     Connection,
     SharedConnection,
     SocketConnection,
+    Unsendable,
     check_serializer,
 )
 from copyless.managers._endpoints import Address, Closed, Dropped, Silent, connected, is_same_user, is_tcp, read
@@ -209,7 +210,10 @@ def _introduced(
     queues = _offer() if hello.serializer == "pickle" else None
     offered = None if queues is None else tuple(bytes(handle(one)) for one in queues)
     connection = SocketConnection(sock, limit)
-    connection.send((hello.session, hello.pid, hello.serializer, offered))
+    try:
+        connection.send((hello.session, hello.pid, hello.serializer, offered))
+    except Unsendable as error:  # no descriptor or memory was left to pickle the queues
+        raise error.__cause__ or error from None
     taken = connection.recv_within(_HELLO_LIMIT, deadline)
     if key is None:
         taken, learned = taken
