@@ -21,10 +21,9 @@ def _homes() -> tuple[dict[str, str], list[str]]:
     modules: list[str] = []
     with open(os.path.join(os.path.dirname(__file__), "__init__.pyi"), encoding="utf-8") as stub:
         for line in stub:
-            words = line.split()
-            if words[:1] != ["from"]:
+            if not line.startswith("from "):
                 continue
-            _, home, _, name, _, _ = words
+            _, home, _, name, _, _ = line.split()
             if home == "copyless":  # modules that programs use as attributes after ``import copyless`` alone
                 modules.append(name)
             else:

@@ -1,4 +1,4 @@
-"""The constants of the C library; the .pxd beside this file names the header of each."""
+"""The constants of the C library; the .pxd beside this file names the header of each. And limits of this process."""
 
 CORRUPT: int
 STALE: int
@@ -30,3 +30,10 @@ KIND_QUEUE: int
 KIND_RING: int
 QUEUE_BYTES: int
 MUTEX_BYTES: int
+
+RLIMIT_AS: int
+RLIMIT_FSIZE: int
+RLIMIT_NOFILE: int
+RLIMIT_NPROC: int
+
+def soft_limit(kind: int) -> int: ...

@@ -21,11 +21,6 @@ from copyless.errors import (
     WrongProcessError,
 )
 
-try:
-    import resource
-except ImportError:  # this process runs as a user that may not read the interpreter's library
-    resource = None  # type: ignore[assignment]
-
 __all__ = ["native_error", "no_room", "out_of_shared_memory", "refused", "system_limit", "table_full"]
 
 E = TypeVar("E", bound=Exception)
@@ -101,18 +96,9 @@ def table_full(what: str) -> TableFullError:
     return error
 
 
-def _soft(name: str) -> int:
-    """A limit of this process, by name; 0 if it has none or it is unknown."""
-    if resource is None:
-        return 0
-    kind: int = getattr(resource, name)
-    soft, _hard = resource.getrlimit(kind)
-    return 0 if soft == resource.RLIM_INFINITY else soft
-
-
 def _address_space() -> tuple[str, int, int, str] | None:
     """(name of the limit, limit, present number, remedy) if a limit made the system refuse a mapping, else None."""
-    space = _soft("RLIMIT_AS")
+    space = c_library.soft_limit(c_library.RLIMIT_AS)
     most, mappings = _platform.most_mappings(), _platform.mappings()
     if most and mappings >= most - 8:
         remedy = "raise it (sysctl vm.max_map_count), or free some large arrays"
@@ -128,15 +114,15 @@ def _system_limit(sys: int, asked: int, directory: str) -> tuple[str, int, int, 
     else None.
     """
     if sys == errno.EMFILE:
-        limit = _soft("RLIMIT_NOFILE")
+        limit = c_library.soft_limit(c_library.RLIMIT_NOFILE)
         return "open files of this process (RLIMIT_NOFILE)", limit, limit, "raise it (ulimit -n), or close some"
     if sys == errno.ENFILE:
         limit = _platform.most_open_files()
         return "open files of the whole system", limit, limit, "raise it (sysctl fs.file-max), or close some"
     if sys == errno.EFBIG:
-        if resource is not None and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:
+        limit = c_library.soft_limit(c_library.RLIMIT_FSIZE)
+        if not limit:
             return None  # the file system has no larger files
-        limit = _soft("RLIMIT_FSIZE")
         return (
             "bytes of one file (RLIMIT_FSIZE)",
             limit,
@@ -209,7 +195,7 @@ def _native_error(code: int, sys: int, what: str, asked: int) -> Exception:
         code == c_library.SYSTEM and sys == errno.EAGAIN and "thread" in what
     ):  # not BlockingIOError, which means "try again"
         threads, remedy = (
-            _soft("RLIMIT_NPROC"),
+            c_library.soft_limit(c_library.RLIMIT_NPROC),
             "end some, or raise it (ulimit -u or -v, pids.max of the control group)",
         )
         most = "the limit of threads (RLIMIT_NPROC, pids.max) or of address space (RLIMIT_AS) is reached"

@@ -114,6 +114,10 @@ cdef class _Queue(Object):
             self._puts()
         return 0
 
+    def _will_put(self):
+        """Record that this process puts items, before it puts the first one."""
+        self.use(CL_ROLE_PUTS)
+
     def _close_role(self):
         """This process no longer puts or gets with this object."""
         self.closed = self.ready_here = True

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -24,21 +23,9 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from copyless._first_use import first_use
 from copyless._transfer import packing
 from copyless._typing import Any
+from copyless._workers.snapshot import Snapshot, main_names
 
-__all__ = ["Changes", "Snapshot", "changes_since", "is_interactive", "names_set_by"]
-
-_NOTHING = object()
-
-
-def is_interactive() -> bool:
-    """Whether `__main__` may get new names while it runs: in a notebook, or at a prompt."""
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    return file is None or file[:1] == "<" or hasattr(sys, "ps1") or bool(sys.flags.interactive)
-
-
-def _main() -> dict[str, Any]:
-    module = sys.modules.get("__main__")
-    return {} if module is None else vars(module)
+__all__ = ["Changes", "changes_since", "names_set_by"]
 
 
 def _is_definition(value: object) -> bool:
@@ -47,28 +34,9 @@ def _is_definition(value: object) -> bool:
     )
 
 
-class Snapshot:
-    """The objects of the names of `__main__` now. Objects that support weak references are not kept alive by it."""
-
-    def __init__(self, forked: bool) -> None:
-        self._names: dict[str, Any] = {}
-        file = getattr(sys.modules.get("__main__"), "__file__", None)
-        for name, value in list(_main().items()):
-            if not forked and isinstance(value, FunctionType) and value.__code__.co_filename != file:
-                continue  # typed interactively, and not in the file that the worker imports
-            try:
-                self._names[name] = weakref.ref(value)
-            except TypeError:
-                self._names[name] = (value,)
-
-    def has(self, name: str, value: Any) -> bool:
-        known = self._names.get(name)
-        return known is not None and (known[0] if type(known) is tuple else known()) is value
-
-
 def names_set_by(function: object) -> frozenset[str]:
     """The globals of `__main__` that a function sets, or a function of `__main__` that it calls."""
-    main, found, seen, waiting = _main(), set(), set(), [getattr(function, "func", function)]
+    main, found, seen, waiting = main_names(), set(), set(), [getattr(function, "func", function)]
     while waiting:
         function = waiting.pop()
         function = getattr(function, "__func__", function)
@@ -96,7 +64,7 @@ def changes_since(snapshots: Iterable[Snapshot], own: frozenset[str], last: Chan
         return None
     found = {
         name: value if _is_definition(value) else None  # does not keep a value alive
-        for name, value in list(_main().items())
+        for name, value in list(main_names().items())
         if name not in own and not all(snapshot.has(name, value) for snapshot in snapshots)
     }
     if not found:
@@ -145,7 +113,7 @@ class Changes:
             return False
         seen.add(id(thing))
         if isinstance(thing, FunctionType):
-            main = _main()
+            main = main_names()
             if thing.__globals__ is main:
                 name = thing.__qualname__.partition(".")[0]
                 if name in self.names or (thing.__module__ == "__main__" and "." not in thing.__qualname__ and main.get(name) is not thing  # noqa: E501
@@ -169,7 +137,7 @@ class Changes:
             if thing.__module__ != "__main__":
                 return False
             name = thing.__qualname__.partition(".")[0]
-            if name in self.names or ("." not in thing.__qualname__ and _main().get(name) is not thing):
+            if name in self.names or ("." not in thing.__qualname__ and main_names().get(name) is not thing):
                 return True
             parts: list[Any] = [*thing.__bases__]
             for value in vars(thing).values():
@@ -222,7 +190,7 @@ def _pickler_class() -> Callable[..., Any]:
                 if not self.changes.concern(obj):
                     return NotImplemented  # pickle it by its name
                 reduced = super().reducer_override(obj)
-                if isinstance(obj, FunctionType) and obj.__globals__ is _main():
+                if isinstance(obj, FunctionType) and obj.__globals__ is main_names():
                     return self._in_main(reduced)
                 return reduced
             return super().reducer_override(obj)

@@ -6,13 +6,17 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 
+from copyless._first_use import first_use
 from copyless._transfer import _plain
 from copyless._transfer.sealed import seal
-from copyless._typing import Any
-from copyless._workers.main_changes import Changes, Snapshot, changes_since, is_interactive, names_set_by
+from copyless._typing import TYPE_CHECKING, Any
 from copyless._workers.named_functions import WITH_NAMES, name_of
 from copyless._workers.protocol import NAMED
+from copyless._workers.snapshot import Snapshot, is_interactive
 from copyless._workers.starting import main_must_travel, start_method
+
+if TYPE_CHECKING:
+    from copyless._workers.main_changes import Changes
 
 __all__ = ["TaskSealer"]
 
@@ -49,8 +53,16 @@ class TaskSealer:
         if snapshot is not None:
             with self._lock:
                 if self._own is None:
-                    self._own = names_set_by(self._initializer)
+                    self._own = self._names_set()
                 self._snapshots[worker] = snapshot
+
+    def _names_set(self) -> frozenset[str]:
+        """The names of `__main__` that the initializer sets."""
+        if self._initializer is None:
+            return frozenset()
+        with first_use:
+            from copyless._workers.main_changes import names_set_by
+        return names_set_by(self._initializer)
 
     def remove_worker(self, worker: object) -> None:
         """Forget a worker that has ended."""
@@ -62,6 +74,8 @@ class TaskSealer:
         if self._snapshots and not self._by_value and is_interactive():
             with self._lock:
                 snapshots = list(self._snapshots.values())
+            with first_use:
+                from copyless._workers.main_changes import changes_since
             changes = self._changes = changes_since(snapshots, self._own or frozenset(), self._changes)
             if changes is not None:
                 return self._seal_changed(changes, function, style, batch)

@@ -43,7 +43,6 @@ from copyless._typing import TYPE_CHECKING, Any
 from copyless._workers.board import Board
 from copyless._workers.bundle import Bundle
 from copyless._workers.collector import Collector
-from copyless._workers.main_changes import Snapshot
 from copyless._workers.outcome import how_it_ended
 from copyless._workers.protocol import DIED, DONE, ENDED, MANY, NO_START, RAISED, READY, ROWS
 from copyless._workers.starting import (
@@ -64,6 +63,8 @@ from copyless.queues import JoinableQueue, SimpleQueue
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
+
+    from copyless._workers.snapshot import Snapshot
 
 __all__ = ["WorkerPool"]
 
@@ -161,12 +162,8 @@ class WorkerPool:
         # inherited objects at the time of the fork.
         self._names = [bytes(handle(shared)) for shared in (self.tasks, self.results, self._board.memory)]
         self._pipe = WakePipe()  # wakes the keeper
-        self.tasks.put(
-            (0, 0, 0, None)
-        )  # not a bundle; it makes this process a producer, so that workers notice when it has died
-        self.results.put(
-            (0, 0, READY, None)
-        )  # so that this process is a producer and the collector never sees a queue without producers
+        self.tasks._will_put()  # so that workers notice when this process has died
+        self.results._will_put()  # so that the collector never sees a queue without producers
 
     def _start(self) -> None:
         """Start workers and threads. If that fails, end those that were started."""
