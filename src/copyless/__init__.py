@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from copyless import _native as _native  # it finds the modules that are written in Cython
 from copyless._first_use import first_use
 from copyless._typing import Any
 

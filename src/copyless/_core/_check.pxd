@@ -1,5 +1,5 @@
-# From a result of the C library to an exception. All of this is inline: each module asks its own linked copy of the library for
-# the error of the call that it made, and for the process that the call has waited for.
+# From a result of the C library to an exception. All of this is inline: the calling thread asks the library for the error of
+# the call that it made, and for the process that the call has waited for.
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t
 

@@ -1,8 +1,7 @@
 # The only declaration of the C library for all bindings: the functions, constants and structs that they use. The headers in
 # native/ document them. The compiler checks every use against the headers (-Werror=incompatible-pointer-types).
 #
-# The library is linked into each extension module separately. The copies share the store, which is passed to them. Each copy has
-# its own last error, so a module must check the calls that it made itself: see _check.pxd.
+# The last error is the thread's: a function that got one checks it before it calls anything else, see _check.pxd.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "base.h" nogil:
