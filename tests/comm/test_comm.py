@@ -2,6 +2,7 @@
 
 import glob
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -518,7 +519,7 @@ def refuse(world):
             call()
     with pytest.raises(TypeError, match="function of two"):
         world.reduce(1, "sum")
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):  # the last since Python 3.14
         world.send(lambda: 0, 0)
     with pytest.raises(TypeError, match="belongs to its process"):
         world.send(world, 0)
@@ -1014,6 +1015,41 @@ def test_a_rank_killed_under_mpiexec_leaves_nothing(program):
     for segment in set(glob.glob("/dev/shm/mpich_shm_*")) - before:
         os.unlink(segment)  # MPICH's own, which it leaves when a rank is killed
     # The fixture checks that nothing is left once the dead processes have been reaped.
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+@pytest.mark.parametrize("how", ["recv", "any", "probe", "irecv", "barrier", "bcast", "allreduce", "large"])
+def test_ranks_that_the_launcher_lets_live_are_told_of_a_death(how, nodes, program):
+    path = program("""
+        import os, signal, sys
+        import numpy as np
+        from mpi4py import MPI
+        import copyless
+        from copyless import comm
+        w = comm.world()
+        w.barrier()
+        if w.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            {
+                "recv": lambda: w.recv(None, 1), "any": w.recv, "probe": w.probe, "irecv": lambda: w.irecv().wait(),
+                "barrier": w.barrier, "bcast": lambda: w.bcast(None, 1), "allreduce": lambda: w.allreduce([1]),
+                "large": lambda: w.allreduce(np.ones(1_000_000)),
+            }[sys.argv[1]]()
+        except copyless.OwnerDiedError as error:
+            print("told:", error, flush=True)
+        MPI.COMM_WORLD.Abort(7)
+    """)
+    # The launcher sees the shell, which goes on. Ranks with parents of their own are told that they are one family.
+    command = [os.path.join(BIN, "mpiexec"), "-n", "3", "sh", "-c", '"$@"; sleep 60', "sh", sys.executable, path, how]
+    before = set(glob.glob("/dev/shm/mpich_shm_*"))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=50,
+        env={**os.environ, "COPYLESS_NODES": nodes, "COPYLESS_FAMILY": f"test:{os.getpid()}:{how}"},
+    )  # fmt: skip
+    for segment in set(glob.glob("/dev/shm/mpich_shm_*")) - before:
+        os.unlink(segment)
+    assert "told: rank 1 of the job" in done.stdout, done.stdout + done.stderr
 
 
 # ---- events that end a whole job, and how programs are started

@@ -7,6 +7,7 @@ interpreter's own tests take precedence over those of the package, which may be 
 import glob
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,10 @@ def fetch(package: str, target: str) -> None:
 
 def main(target: str) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if has_suite() or has_suite(target):
+    if has_suite():
+        shutil.rmtree(target, ignore_errors=True)  # left by an earlier attempt; it would come first
+        return
+    if has_suite(target):
         return
     tests = os.path.join(target, "test")
     own = importlib.util.find_spec("test")

@@ -1,61 +1,37 @@
-"""Local ranks are killed at random moments while they send, collect and reduce.
+"""Ranks are killed at random moments while they send, collect and reduce.
 
-The ranks that are left must all be told, by OwnerDiedError, and no value that arrives may be wrong. Nothing is left of
-the groups. `COPYLESS_STORM=500` sets how many are killed.
+The local ranks that are left must all be told, by OwnerDiedError, and no value that arrives may be wrong. Nothing is
+left of the groups. Under mpiexec the launcher ends the others, or lets them live; then they are told, too.
+`COPYLESS_STORM=500` sets how many are killed.
 """
 
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 import traceback
+from pathlib import Path
 
-import numpy as np
+import pytest
 
 import copyless
-from copyless import comm
+from copyless._core import _store
 from copyless.comm import _local_world
 from copyless.comm._group import Group
 from copyless.comm._rank_table import DIED
+from tests.conftest import until
+from tests.faults import rank_work
+from tests.faults.rank_work import work
 from tests.faults.test_channel_storm import check_nothing_left
 
 KILLS = int(os.environ.get("COPYLESS_STORM", "45"))
+MPI_KILLS = int(os.environ.get("COPYLESS_STORM", "6")) // 2  # a job is started for each, in each way
+MPIEXEC = os.path.join(os.path.dirname(sys.executable), "mpiexec")
 SIZE = 5
 EXPECTED = 0  # the state of a rank that has not begun
 PATIENCE = 30  # seconds for the ranks that are left to be told: mere generosity, since they look five times a second
-
-
-def work(world, seed):
-    """Operations of all kinds, the same at each rank, until one raises."""
-    draw = random.Random(seed)
-    rank, size = world.rank, world.size
-    for i in range(1_000_000):
-        n, root = draw.choice([0, 10, 3000, 40_000, 100_000]), draw.randrange(size)
-        mine, every = np.full(n, rank + i, "i8"), range(i, i + size)
-        what = draw.randrange(7)
-        if what == 0:
-            sent = world.isend((i, mine), (rank + 1) % size, i % 1000)
-            number, array = world.recv(None, (rank - 1) % size, i % 1000)
-            assert number == i
-            assert len(array) == n
-            assert (array == (rank - 1) % size + i).all()
-            sent.wait()
-        elif what == 1:
-            got = world.gather(mine, root)
-            assert got is None if rank != root else [a.tolist() for a in got] == [[k] * n for k in every]
-        elif what == 2:
-            assert (world.allreduce(mine, draw.choice([comm.SUM, comm.MAX])) >= i).all()
-        elif what == 3:
-            got = world.reduce(mine, comm.SUM, root)
-            assert got is None if rank != root else len(got) == n and (got == sum(every)).all()
-        elif what == 4:
-            got = world.alltoall([mine + k for k in range(size)])
-            assert all(len(a) == n and (a == k + rank).all() for k, a in zip(every, got, strict=True))
-        elif what == 5:
-            assert (world.bcast(mine, root) == root + i).all()
-        else:
-            assert world.allreduce(rank) == sum(range(size))
-            world.barrier()
 
 
 def start(handle, rank, seed):
@@ -118,4 +94,44 @@ def test_ranks_that_are_left_are_told():
         del group
         copyless.reap()
     print(f"{killed} ranks of {groups} groups killed")
+    check_nothing_left()
+
+
+@pytest.mark.parametrize("ways", [[], ["-disable-auto-cleanup"]], ids=["others end", "others live"])
+def test_ranks_under_mpiexec_end(ways, tmp_path):
+    rng = random.Random(12)
+    mpis = set(Path("/dev/shm").glob("mpich_shm_*"))
+    told = 0
+    for k in range(MPI_KILLS):
+        place, n = tmp_path / str(k), rng.choice([2, 3, 4])
+        place.mkdir()
+        command = [
+            MPIEXEC,
+            *ways,
+            "-n",
+            str(n),
+            sys.executable,
+            "-m",
+            rank_work.__name__,
+            str(rng.random()),
+            str(place),
+        ]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+            until(lambda place=place, n=n: all((place / str(rank)).exists() for rank in range(n)))
+            time.sleep(rng.random() * 0.1)
+            pids = [int((place / str(rank)).read_text()) for rank in range(n)]
+            begins = [_store.process_start(pid) for pid in pids]
+            os.kill(pids[rng.randrange(n)], signal.SIGKILL)
+            try:
+                said, _ = job.communicate(timeout=PATIENCE)
+            finally:
+                job.kill()
+        assert job.returncode != 0
+        assert "AssertionError" not in said, said
+        told += said.count("told")
+        ranks = list(zip(pids, begins, strict=True))
+        until(lambda ranks=ranks: not any(_store.process_lives(*rank) for rank in ranks))
+    for segment in set(Path("/dev/shm").glob("mpich_shm_*")) - mpis:
+        segment.unlink()  # MPICH's own, which it leaves
+    print(f"{MPI_KILLS} ranks killed, {told} told")
     check_nothing_left()

@@ -385,6 +385,12 @@ class Comm(CollectiveMethods, MPI.Comm):
         self._board = state.shadow.board
         return state.shadow
 
+    def _meet(self) -> None:
+        """Wait until all ranks are here. What follows then does not wait inside MPI for one that has died, or where
+        Ctrl-C is not heard.
+        """
+        _wait(MPI.Comm.Ibarrier(self).Test)
+
     def _make_shadow(self) -> object:
         raise NotImplementedError
 
@@ -575,6 +581,7 @@ class Intracomm(ScanMethods, Comm, MPI.Intracomm):
     """
 
     def _make_shadow(self) -> object:
+        self._meet()
         return _collectives_of(beside(MPI.Intracomm.Dup, self))
 
     if not TYPE_CHECKING:  # the same methods, with a short way for small objects
@@ -604,6 +611,7 @@ class Intercomm(Comm, MPI.Intercomm):
     """
 
     def _make_shadow(self) -> object:
+        self._meet()
         private = beside(MPI.Intercomm.Dup, self)
         merged = beside(MPI.Intercomm.Merge, private)
         mine, whole = private.Get_group(), merged.Get_group()

@@ -23,6 +23,7 @@ from mpi4py import MPI
 
 from copyless.comm import _small
 from copyless.comm._collectives import LATE
+from copyless.comm._mpi_world import look_for_deaths
 
 __all__ = ["LARGE", "Pending", "beside", "serve", "serves", "under_way", "wait"]
 
@@ -58,7 +59,7 @@ def wait(ended: Callable[[], R], late: Callable[[], object] | None = None) -> R:
     millisecond.
 
     Meanwhile receives in line get what arrives, whatever this waits for: the other side may wait for them. `late` is
-    called each time that another half second has gone by.
+    called each time that another half second has gone by, and OwnerDiedError raised if a rank of this node has died.
     """
 
     def done() -> R:
@@ -79,9 +80,11 @@ def wait(ended: Callable[[], R], late: Callable[[], object] | None = None) -> R:
     pause = 5e-5
     due = began + LATE
     while not (answer := done()):
-        if late is not None and time.perf_counter() >= due:
+        if time.perf_counter() >= due:
             due += LATE
-            late()
+            if late is not None:
+                late()
+            look_for_deaths()
         if _moving and _moves():
             os.sched_yield()
             continue

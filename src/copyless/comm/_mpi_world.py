@@ -1,11 +1,12 @@
-"""Which ranks share this rank's node, on MPI.
+"""Which ranks share this rank's node, on MPI, and which of them have died.
 
 Each rank enters a table in the node's shared memory when it imports this module. A rank that is not in the table gets
-messages by value.
+messages by value. A rank that ends as programs end says so in the table; one that did not, and lives no more, has died.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import time
@@ -13,9 +14,14 @@ from typing import Any
 
 from mpi4py import MPI
 
+from copyless._core import _store
 from copyless._storage import settings, store
+from copyless.errors import OwnerDiedError
 
-__all__ = ["far", "is_near", "near", "node", "world_group"]
+__all__ = ["far", "is_near", "look_for_deaths", "near", "node", "world_group"]
+
+_RUNS, _ENDED = 1, 2  # 0: it has not entered
+_STATE, _SLOT, _INCARNATION, _PID, _WIDTH = range(5)  # words of a row
 
 
 def node() -> str:
@@ -38,7 +44,7 @@ def _enter_table() -> Any:
     try:
         while True:
             try:
-                table = zeros(size, "u1", name=name)
+                table = zeros(size * _WIDTH, "i8", name=name)
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
@@ -46,10 +52,21 @@ def _enter_table() -> Any:
                     break
     except OSError:
         return None
-    if len(table) != size:
+    if len(table) != size * _WIDTH:
         return None  # two programs under the same launcher
-    table[rank] = 1
+    row = memoryview(table)[rank * _WIDTH : (rank + 1) * _WIDTH]
+    if row[_STATE] == _RUNS and _store.owner_lives(row[_SLOT], row[_INCARNATION]):
+        return None  # the same, with as many ranks
+    row[_SLOT], row[_INCARNATION] = _store.owner()
+    row[_PID] = os.getpid()
+    row[_STATE] = _RUNS
+    atexit.register(_leave_table, row, os.getpid())
     return table
+
+
+def _leave_table(row: memoryview, pid: int) -> None:
+    if pid == os.getpid():  # and not in a forked child of the rank
+        row[_STATE] = _ENDED
 
 
 def _ranks_here() -> int:
@@ -67,7 +84,8 @@ _WARM = 40 << 20  # bytes: of 64 MB, a container's /dev/shm, an eighth would be 
 store.ensure_open()
 store.keep_warm(_WARM)
 _table = _enter_table()
-near: Any = memoryview(_table) if _table is not None else None
+_entered_in = _store.identity()
+near: Any = memoryview(_table)[_STATE::_WIDTH] if _table is not None else None  # the state of each rank of the world
 world_group = MPI.COMM_WORLD.Get_group()
 _all_entered = near is None
 far: set[int] = set()  # ranks of the world that do not share memory with this one, as collective operations found
@@ -83,10 +101,26 @@ def is_near(rank: int) -> bool:
     global _all_entered
     if near is None or rank in far:
         return False
-    if near[rank] == 1 or _all_entered:
+    if near[rank] or _all_entered:
         return bool(near[rank])
     here, deadline = _ranks_here(), time.monotonic() + _PATIENCE
-    while near[rank] != 1 and sum(near) < (here or len(near)) and time.monotonic() < deadline:
+    while not near[rank] and sum(map(bool, near)) < (here or len(near)) and time.monotonic() < deadline:
         time.sleep(0.0005)
-    _all_entered = near[rank] != 1  # no other rank will enter, or it is too late
+    _all_entered = not near[rank]  # no other rank will enter, or it is too late
     return bool(near[rank])
+
+
+def look_for_deaths() -> None:
+    """Raise OwnerDiedError if a rank of this node has died. Most launchers of MPI then end the others; some let them
+    live, and MPI waits for the dead one for ever.
+    """
+    if _table is None or _store.identity() != _entered_in:  # of another store the slots mean nothing
+        return
+    table = memoryview(_table)
+    for rank, state in enumerate(near):
+        row = table[rank * _WIDTH : (rank + 1) * _WIDTH]
+        if state == _RUNS and not _store.owner_lives(row[_SLOT], row[_INCARNATION]) and row[_STATE] == _RUNS:
+            raise OwnerDiedError(
+                f"rank {rank} of the job (process {row[_PID]}) has died, so what it would have sent or received never "
+                "comes, and no collective operation ends: save what is to be kept, and end the job"
+            )
