@@ -1,5 +1,6 @@
 """What the ranks do that test_rank_storm.py kills: a module for local ranks, a program for those of mpiexec."""
 
+import faulthandler
 import os
 import random
 import sys
@@ -45,6 +46,7 @@ def work(world, seed):
 
 def main(seed, place):
     """A rank under mpiexec. It names its process in a directory, and says when it was told that another died."""
+    faulthandler.dump_traceback_later(25)  # a rank that hangs shows where, before the test gives up
     world = comm.world()
     with open(f"{place}/new.{world.rank}", "w") as file:
         file.write(str(os.getpid()))

@@ -5,6 +5,7 @@ left of the groups. Under mpiexec the launcher ends the others, or lets them liv
 `COPYLESS_STORM=500` sets how many are killed.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -124,8 +125,12 @@ def test_ranks_under_mpiexec_end(ways, tmp_path):
             os.kill(pids[rng.randrange(n)], signal.SIGKILL)
             try:
                 said, _ = job.communicate(timeout=PATIENCE)
-            finally:
+            except subprocess.TimeoutExpired:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 job.kill()
+                pytest.fail(job.communicate()[0])
         assert job.returncode != 0
         assert "AssertionError" not in said, said
         told += said.count("told")
