@@ -136,13 +136,16 @@ def context(request: pytest.FixtureRequest) -> Any:
     return multiprocessing.get_context(request.param)
 
 
+NO_WORD_OF_FORKS = "ignore:This process:DeprecationWarning"  # since Python 3.12: it is multi-threaded
+
+
 def python(
     code: str, *args: str, check: bool = True, timeout: float = 60, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a process that shares nothing with this one."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *args],
-        capture_output=True, text=True, timeout=timeout, env={**os.environ, **env},
+        capture_output=True, text=True, timeout=timeout, env={"PYTHONWARNINGS": NO_WORD_OF_FORKS, **os.environ, **env},
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stderr
     return done

@@ -12,7 +12,7 @@ import io
 import os
 import subprocess
 from collections.abc import Mapping
-from multiprocessing import get_all_start_methods, popen_spawn_posix, reduction, resource_tracker, spawn, util
+from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn, util
 from multiprocessing import process as _process
 from multiprocessing.context import set_spawning_popen
 
@@ -40,8 +40,8 @@ class Popen(popen_spawn_posix.Popen):
         del process._Popen  # the partial of `Spawn.Process`, which the child does not need
         tracker: Any = resource_tracker.getfd()
         prepared = spawn.get_preparation_data(process._name)
-        if prepared.get("start_method") not in get_all_start_methods():
-            del prepared["start_method"]  # as for a worker of loky: only loky's own processes have its start method
+        if prepared.get("start_method") not in ("fork", "spawn", "forkserver"):
+            del prepared["start_method"]  # as in a worker of loky: only loky's own processes have its start method
         if not self._imports_main:
             for key in [key for key in prepared if key.startswith("init_main_")]:
                 del prepared[key]
