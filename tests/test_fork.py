@@ -565,6 +565,27 @@ def test_what_a_child_that_could_not_be_registered_is_told():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_directory_opened_anew_may_get_the_number_it_had(before):
+    """The program closed all descriptors, so the number was free. The new one must not be taken for the former one."""
+    done = python(textwrap.dedent(LAST) + textwrap.dedent("""
+        import os, resource, sys, copyless
+        from copyless._storage import store
+        a = copyless.zeros(5)
+        number = store._directory_fd
+        os.closerange(3, 4096)
+        limit = take_all_descriptors()
+        if os.fork() == 0:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            os.closerange(number - int(sys.argv[1]), 4096)
+            b = copyless.ones(5)
+            print(copyless.attach(copyless.handle(b)).sum(), store._directory_fd - number, flush=True)
+            os._exit(0)
+        assert os.wait()[1] == 0
+    """), str(before))  # fmt: skip
+    assert done.stdout in {f"5.0 {moved}\n" for moved in (0, -1)}
+
+
 # ---- forks while another thread uses the package for the first time
 
 FIRST = """

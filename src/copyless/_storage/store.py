@@ -285,7 +285,7 @@ def _enter(booted: int, until: float) -> str:
         if again and time.monotonic() < until:
             return ""
         raise
-    if not replaces:  # a store whose directory was removed still uses it
+    if not replaces and _directory_fd != fd:  # a store whose directory was removed still uses it
         _close_former()
     _directory_fd, st = fd, os.fstat(fd)
     _directory_is = st.st_dev, st.st_ino
@@ -294,7 +294,7 @@ def _enter(booted: int, until: float) -> str:
 
 def _close_former() -> None:
     """Close the directory that was used before, unless the program has closed it and another file now has its
-    descriptor.
+    descriptor. (If that is the directory itself, opened again, it is the one to keep.)
     """
     try:
         st = os.fstat(_directory_fd)
