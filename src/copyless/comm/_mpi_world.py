@@ -54,7 +54,7 @@ def _enter_table() -> Any:
         return None
     if len(table) != size * _WIDTH:
         return None  # two programs under the same launcher
-    row = memoryview(table)[rank * _WIDTH : (rank + 1) * _WIDTH]
+    row = table.data[rank * _WIDTH : (rank + 1) * _WIDTH]
     if row[_STATE] == _RUNS and _store.owner_lives(row[_SLOT], row[_INCARNATION]):
         return None  # the same, with as many ranks
     row[_SLOT], row[_INCARNATION] = _store.owner()
