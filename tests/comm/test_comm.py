@@ -1038,7 +1038,7 @@ def test_ranks_that_the_launcher_lets_live_are_told_of_a_death(how, nodes, progr
             }[sys.argv[1]]()
         except copyless.OwnerDiedError as error:
             with open(sys.argv[2], "a") as told:  # the launcher may lose what is printed before it is told to end all
-                told.write(f"{error}\n")
+                print(error, file=told)
         MPI.COMM_WORLD.Abort(7)
     """)
     # The launcher sees the shell, which goes on. Ranks with parents of their own are told that they are one family.
