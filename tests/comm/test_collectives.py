@@ -236,3 +236,252 @@ def test_an_operation_that_fails_leaves_no_message_to_a_later_one(program):  # n
     assert (done.stdout.count("held"), done.stdout.count("told"), done.stdout.count("wrong")) == (3, 3, 0), (
         done.stdout + done.stderr
     )
+
+
+INTERRUPT = """
+        import signal
+
+        def interrupted(call):
+            \"\"\"Call, and raise KeyboardInterrupt in it, as Ctrl-C does, as soon as it waits.\"\"\"
+            def handler(number, frame):
+                while frame is not None:
+                    if frame.f_code.co_name == "wait" and "_mpi_waiting" in frame.f_code.co_filename:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                        raise KeyboardInterrupt
+                    frame = frame.f_back
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            try:
+                call()
+                print("wrong: not interrupted", flush=True)
+            except KeyboardInterrupt:
+                pass
+"""
+
+
+@pytest.mark.parametrize("board", [True, False])
+def test_after_ctrl_c_no_message_is_taken_for_one_of_a_later_operation(board, program):  # noqa: F811
+    path = program(f"""
+        from mpi4py import MPI
+        from copyless.comm import _mpi_communicator as module, mpi
+        import numpy as np
+        {INTERRUPT}
+        if not {board}:
+            module._board_of = lambda channel: None
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        rank = w.rank
+        w.allgather(0)  # makes what collective operations need
+        def texts(k): return f"{{k}} of {{rank}}" + "x" * 5000
+        def text(k, other): return f"{{k}} of {{other}}" + "x" * 5000
+        def array(k): return np.full(100_000, k * (rank + 1))
+        def same(a, b): return np.array_equal(a, b)
+        # Each: a call, what it gives at this rank, and whether the others need the rank that leaves it.
+        cases = [
+            (lambda k: w.gather(texts(k)), lambda k: None if rank else [text(k, r) for r in range(3)], False),
+            (lambda k: w.allgather(texts(k)), lambda k: [text(k, r) for r in range(3)], not {board}),
+            (lambda k: w.alltoall([texts(k)] * 3), lambda k: [text(k, r) for r in range(3)], False),
+            (lambda k: w.bcast(texts(k), 2), lambda k: text(k, 2), False),
+            (lambda k: w.scatter([texts(k)] * 3, 2), lambda k: text(k, 2), False),
+            (lambda k: w.allreduce(array(k)), lambda k: np.full(100_000, 6 * k), True),
+            (lambda k: w.reduce(array(k)), lambda k: None if rank else np.full(100_000, 6 * k), True),
+            (lambda k: w.allreduce(texts(k)), lambda k: text(k, 0) + text(k, 1) + text(k, 2), True),
+            (lambda k: w.allreduce(array(k), lambda a, b: a + b), lambda k: np.full(100_000, 6 * k), True),
+            (lambda k: w.scan(texts(k)), lambda k: "".join(text(k, r) for r in range(rank + 1)), None),
+        ]
+        for k, (call, gives, needed) in enumerate(cases):
+            def first():
+                try:
+                    got = call(2 * k + 1)
+                    assert rank or not needed, (k, got)
+                    assert same(got, gives(2 * k + 1)), (k, got)
+                except mpi.CommError as error:
+                    assert "KeyboardInterrupt" in str(error) and needed is not False, (k, error)
+            if needed is None:  # no rank waits for rank 2
+                rank == 2 and interrupted(lambda: call(2 * k + 1)) or rank == 2 and plain.send(1, 1)
+                if rank == 1:
+                    plain.recv()
+                if rank != 2:
+                    first()
+            elif rank == 0:
+                interrupted(lambda: call(2 * k + 1))
+                plain.send(1, 2)
+            else:
+                if rank == 2:
+                    plain.recv()  # rank 0 has left the operation
+                first()
+            for again in (2, 3):
+                got = call(2 * k + again)
+                assert same(got, gives(2 * k + again)), (k, again, got)
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
+
+
+def test_an_operation_in_place_does_not_change_the_callers_object(program):  # noqa: F811
+    path = program("""
+        from copyless import comm
+        import numpy as np
+        w = comm.world()
+        rank, size = w.rank, w.size
+        def into_first(a, b):
+            a += b
+            return a
+        def into_second(a, b):
+            b += a
+            return b
+        class Adds:
+            def __init__(self, value):
+                self.value = value
+            def __add__(self, other):
+                self.value += other.value
+                return self
+            def __eq__(self, other):
+                return self.value == other.value
+        for n in (1, 2000, 300_000):
+            for make in (lambda k: [k] * n, lambda k: np.full(n, k)):
+                mine, kept = make(rank + 1), make(rank + 1)
+                whole = [make(k + 1) for k in range(size)]
+                for op in (into_first, into_second):
+                    def true(upto):
+                        if isinstance(kept, list):
+                            each = whole[:upto] if op is into_first else whole[:upto][::-1]
+                            return sum(each, [])
+                        return sum(whole[:upto])
+                    for call, upto in ((w.reduce, size), (w.allreduce, size), (w.scan, rank + 1), (w.exscan, rank)):
+                        got = call(mine, op)
+                        assert np.array_equal(mine, kept), (n, op, call)
+                        none = (call == w.reduce and rank) or (call == w.exscan and rank == 0)
+                        if op is into_second and isinstance(kept, list):
+                            assert none or sorted(got) == sorted(true(upto))
+                        else:
+                            assert got is None if none else np.array_equal(got, true(upto)), (n, op, call, got)
+            mine = Adds([rank] * n)
+            for call in (w.reduce, w.allreduce, w.scan):
+                got = call(mine)
+                assert mine.value == [rank] * n
+        print("held", flush=True)
+    """)
+    for mpi, nodes in ((True, "1"), (True, "2"), (False, "1")):
+        done = start(4, path, mpi=mpi, COPYLESS_NODES=nodes)
+        assert done.stdout.count("held") == 4, (mpi, nodes, done.stdout + done.stderr)
+
+
+def test_operations_of_both_kinds_are_the_same_or_are_told(program):  # noqa: F811
+    path = program("""
+        import operator
+        from mpi4py import MPI
+        from copyless import comm
+        from copyless.comm import _constants, mpi
+        import numpy as np
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        rank, size = w.rank, w.size
+        def same(a, b):
+            return repr(a) == repr(b)
+        nan = float("nan")
+        values = [[(1, 0), (1, 1), (0, 2)], [[2, 2], [2, 1], [2, 0]],
+                  [(nan, 0), (2, 1), (2, 0)], [(2, 0), (nan, 1), (2, 2)]]
+        for name in ("MAXLOC", "MINLOC", "REPLACE", "NO_OP"):
+            theirs, ours = getattr(MPI, name), getattr(_constants, name)
+            for each in values:
+                for root in range(size):
+                    expected = plain.reduce(each[rank], theirs, root)
+                    assert same(w.reduce(each[rank], ours if rank == 1 else theirs, root), expected), (name, each)
+                assert same(w.allreduce(each[rank], ours if rank == 1 else theirs), plain.allreduce(each[rank], theirs))
+        for mine in (1, np.ones(3), "x" * 3000, np.ones(100_000)):
+            for odd in range(size):
+                for one, other, what in ((operator.add, lambda a, b: a + b, "a function of its own"),
+                                         (MPI.SUM, MPI.MAX, "MAX"), (max, comm.MAX, "MAX")):
+                    for call in ("reduce", "allreduce"):
+                        d = w.Dup()
+                        try:
+                            getattr(d, call)(mine, one if rank == odd else other)
+                            for i in range(40):
+                                d.barrier()
+                            print("wrong", call, what, flush=True)
+                        except mpi.CommError as error:
+                            text = str(error)
+                            assert f"called {call}" in text and " with " in text and what in text, text
+                        try:
+                            d.allgather(1)
+                            print("wrong: goes on", flush=True)
+                        except mpi.CommError as error:
+                            assert "make another, as by Dup()" in str(error) and call in str(error), error
+        assert w.allgather(rank) == list(range(size))
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("transport", "nodes"), [("local", "1"), ("mpi", "1"), ("mpi", "2")])
+def test_a_root_beyond_every_integer_does_not_exist(transport, nodes, program):  # noqa: F811
+    path = program("""
+        import sys
+        from copyless import comm
+        w = comm.world()
+        transport = sys.modules[type(w).__module__]
+        for first in (False, True):
+            for root in (2**31, -2**31 - 1, 2**40, -2**63, 2**63, 10**30):
+                for call in (w.bcast, w.gather, w.scatter, lambda _, root: w.reduce(1, root=root)):
+                    try:
+                        call([1] * w.size, root=root)
+                        print("wrong")
+                    except transport.CommError as error:
+                        assert isinstance(error, ValueError) and str(root) in str(error), error
+            w.allgather(1)
+        print("held", flush=True)
+    """)
+    done = start(2, path, mpi=transport == "mpi", COPYLESS_NODES=nodes)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (2, False), done.stdout + done.stderr
+
+
+def test_a_freed_communicator_is_freed_for_all_its_objects(program):  # noqa: F811
+    path = program("""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        def is_free(*objects):
+            for each in objects:
+                for call in (lambda: each.bcast(1), lambda: each.gather(1), lambda: each.allreduce(1), each.barrier,
+                             lambda: each.allgather(1), lambda: each.scan(1), lambda: each.send(b"x" * 10_000, 0)):
+                    try:
+                        call()
+                        print("wrong", flush=True)
+                    except MPI.Exception as error:
+                        assert error.Get_error_class() == MPI.ERR_COMM, error
+        for frees in range(3):
+            plain = MPI.COMM_WORLD.Dup()
+            plain.Set_errhandler(MPI.ERRORS_RETURN)
+            one, other = mpi.Intracomm(plain), mpi.Intracomm(plain)
+            for each in (one, other):
+                assert each.allgather(each.rank) == [0, 1]
+            (one, other, plain)[frees].Free()
+            is_free(one, other)
+        plain = MPI.COMM_WORLD.Dup()
+        one, other = mpi.Intracomm(plain), mpi.Intracomm(plain)
+        assert one.allgather(1) == [1, 1]
+        other.Free()  # which has not taken part in anything
+        is_free(one, other)
+        print("held", flush=True)
+    """)
+    done = start(2, path, mpi=True)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (2, False), done.stdout + done.stderr
+
+
+def test_objects_of_every_class_for_one_communicator_meet(program):  # noqa: F811
+    path = program("""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        for classes in ((mpi.Comm, mpi.Intracomm), (mpi.Intracomm, mpi.Comm)):
+            c = MPI.COMM_WORLD.Dup()
+            mine = classes[MPI.COMM_WORLD.rank](c)
+            mine.barrier()
+            assert mine.allgather(mine.rank) == [0, 1]
+            mine.barrier()
+            mine.Barrier()
+            assert mine.bcast(5 if mine.rank == 0 else None) == 5 and mine.allreduce(1) == 2
+            mine.barrier()
+        print("held", flush=True)
+    """)
+    done = start(2, path, mpi=True)
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr

@@ -16,7 +16,7 @@ half of its row, a rank checks that all others have begun the operation half a r
 
 *Mistakes.* Each slot has the tag of its operation, which names operation and root, and a number made of the tags of all operations
 before. So ranks that did not call the same operations find out when one reads another's slot. The rank that finds it writes into the
-board's head who called what, and every rank that waits or begins raises that.
+board's head who called what, and every rank that waits or begins raises that, from then on.
 
 *After SIGKILL* of a rank, the launcher of MPI ends the others. Nothing in a board needs a repair: it belongs to its ranks, and its block
 is reclaimed with them. What is read of a slot is checked, as other data from other processes is.
@@ -30,7 +30,7 @@ from copyless._transfer._plain cimport NOTHING as NO_VALUE, PLAIN_MOST, dump_pla
 from copyless._core._pickles import loads
 from copyless._platform import processors
 from copyless.comm import _constants, _small
-from copyless.comm._collectives import listed, mistaken, operation, tag_of
+from copyless.comm._collectives import FIXED, UNUSABLE, listed, mistaken, operation, tag_of
 from copyless.comm._interface import CollectiveMethods
 from copyless.errors import CorruptSegmentError
 
@@ -86,6 +86,7 @@ cdef enum:
     MESSAGE = 3
     FAILED = 4
     ROOTS = 2000  # as in a tag of `_collectives`
+    OWN = 1 << 16  # mark of an operation of the caller's own
     LOOKS = 300  # some ten microseconds
     YIELDS = 100
 
@@ -110,17 +111,20 @@ cdef dict OPERATIONS = {
 cdef uint32_t BCAST = OPERATIONS["bcast"], GATHER = OPERATIONS["gather"], SCATTER = OPERATIONS["scatter"]
 cdef uint32_t ALLGATHER = OPERATIONS["allgather"], ALLTOALL = OPERATIONS["alltoall"], REDUCE = OPERATIONS["reduce"]
 cdef uint32_t ALLREDUCE = OPERATIONS["allreduce"], BARRIER = OPERATIONS["barrier"]
-cdef tuple KNOWN = (
-    _constants.SUM, _constants.PROD, _constants.MAX, _constants.MIN, _constants.LAND, _constants.LOR, _constants.BAND, _constants.BOR,
-    _constants.BXOR, _constants.MAXLOC, _constants.MINLOC, _constants.REPLACE, _constants.NO_OP,
-)  # operations of which each rank may compute the result by itself
+cdef tuple KNOWN = _constants.OPERATIONS  # of which each rank may compute the result by itself
+cdef frozenset LASTING = FIXED
 
 
-cdef bint is_known(op):
-    for each in KNOWN:
-        if each is op:
-            return True
-    return False
+cdef uint32_t mark_of(op):
+    """What the tag of a reduction has above the tag of its messages: the number of the operation, 1 for one of the caller's own.
+
+    Known ones go another way than the caller's own. So ranks that do not give the same must find out.
+    """
+    cdef Py_ssize_t i
+    for i in range(len(KNOWN)):
+        if KNOWN[i] is op:
+            return <uint32_t>(i + 2) << 16
+    return OWN
 
 
 def use_own_pickle(bint own):
@@ -170,6 +174,7 @@ cdef class Board:
     cdef uint64_t number, history  # of the next operation
     cdef uint64_t now, before  # number and history of this one
     cdef uint32_t tag
+    cdef bint closed, told  # told: this rank has raised a mistake
     cdef uint32_t given  # the bytes in this rank's slot: in shared memory the number could be damaged
     cdef Slot seen  # the head of the slot that was read last
 
@@ -200,8 +205,10 @@ cdef class Board:
         cdef int rank
         cdef uint64_t number = self.number, half = self.depth // 2
         self.now, self.before, self.tag = number, self.history, tag
+        if self.closed:
+            raise self.channel.freed()
         if board_number(&self.head.state) != 0:
-            self.look()
+            self.refuse()
         if number & half - 1 == 0 and number > half:
             for rank in range(self.size):
                 self.arrive(rank, number - half)
@@ -230,11 +237,6 @@ cdef class Board:
                 return 0
         self.channel.await_board(rank, number)
         return 0
-
-    @property
-    def current(self):
-        """The tag of this rank's operation."""
-        return self.tag
 
     def has_begun(self, int rank, uint64_t number):
         """Whether a rank has begun an operation. Raises if a mistake was found."""
@@ -270,13 +272,43 @@ cdef class Board:
                 theirs, mine = other.tag, own.tag
                 break
         self.tell(rank, theirs, mine)
-        raise self.channel.failure(mistaken(rank, theirs, mine))
+        raise self.channel.failure(mistaken(rank, theirs, mine) + UNUSABLE)
 
-    def tell(self, int rank, uint32_t theirs, uint32_t mine):
+    def mistake(self, int rank, uint32_t theirs):
+        """Raise what another rank called, by the tag of its message, and let all know."""
+        self.look()
+        self.tell(rank, theirs, self.tag)
+        raise self.channel.failure(mistaken(rank, theirs, self.tag) + UNUSABLE)
+
+    cdef int tell(self, int rank, uint32_t theirs, uint32_t mine) except -1:
         """Let all ranks know of a mistake, unless they know one."""
         if board_claim(&self.head.state):
             self.head.found_by, self.head.other, self.head.theirs, self.head.mine = self.rank, rank, theirs, mine
             board_publish(&self.head.state, 2)
+        self.told = True
+        return 0
+
+    cdef int refuse(self) except -1:
+        """Raise the mistake that was found. From then on nobody knows which operations of the ranks belong together."""
+        cdef int rank
+        cdef Slot *slot
+        for rank in range(self.size):
+            slot = self.slot(rank, self.now)
+            if not self.told and board_number(&slot.number) == self.now and slot.history == self.before and slot.tag != self.tag:
+                self.differ(rank)  # it is this operation
+        if board_number(&self.head.state) == 2:
+            self.raise_found()
+        self.look()
+        return 0
+
+    cdef int raise_found(self) except -1:
+        self.told = True
+        text = mistaken(self.head.other, self.head.theirs, self.head.mine)
+        raise self.channel.failure(f"rank {self.head.found_by} was told: {text}{UNUSABLE}")
+
+    def close(self):
+        """The communicator is freed: its other objects must not use this board any more."""
+        self.closed = True
 
     cpdef look(self):
         """Raise what another rank has begun instead of this operation; or the mistake that another rank has found."""
@@ -287,8 +319,7 @@ cdef class Board:
             if board_number(&slot.number) == self.now and (slot.tag != self.tag or slot.history != self.before):
                 self.differ(rank)
         if board_number(&self.head.state) == 2:
-            text = mistaken(self.head.other, self.head.theirs, self.head.mine)
-            raise self.channel.failure(f"rank {self.head.found_by} was told: {text}")
+            self.raise_found()
 
     # ---- objects in slots
 
@@ -324,10 +355,27 @@ cdef class Board:
         self.publish(EACH, used)
         return True
 
+    # An operation that goes by messages, or a part of it. A message has the number of its operation, so that one which was left
+    # to nobody by an error or Ctrl-C is not taken for one of a later operation. A rank that has promised messages and does not
+    # send them all tells the others: no code of Python, which a signal may end, runs between the promise (`publish`) and `try`.
+
+    cdef object by_messages(self):
+        channel = self.channel
+        channel.tag, channel.number = self.tag & OWN - 1, self.now
+        return channel
+
+    cdef int leave(self, error) except -1:
+        """Tell all others, which may wait for messages of this rank, that it has left the operation."""
+        channel = self.by_messages()
+        try:
+            channel.leave(error)
+        finally:
+            channel.tag = 0
+        return 0
+
     cdef object message(self, int rank):
         """The packet that another rank sends in this operation."""
-        channel = self.channel
-        channel.tag = self.tag
+        channel = self.by_messages()
         try:
             return channel.take(rank)
         finally:
@@ -391,10 +439,12 @@ cdef class Board:
 
     cdef list sent(self, list ranks, obj, packet):
         """Requests that send a packed object."""
-        channel = self.channel
-        channel.tag = self.tag
+        channel = self.by_messages()
         try:
             return channel.spread(ranks, obj, packet)
+        except BaseException as error:
+            channel.leave(error)
+            raise
         finally:
             channel.tag = 0
 
@@ -407,16 +457,20 @@ cdef class Board:
         """Begin an operation that goes by messages."""
         self.begin(tag)
         self.publish(MESSAGE, 0)
+        channel = self.channel
+        channel.touched, channel.number = True, self.now
 
     cpdef bcast(self, obj, int root, bint readonly=False, bint progress=False):
         self.begin(BCAST + 16 * (root % ROOTS))
         if self.rank == root:
             packet = self.give(obj)
             if packet is not None:
-                channel = self.channel
-                channel.tag = self.tag
+                channel = self.by_messages()
                 try:
                     channel.put_all(self.others(), obj, packet, f"rank {root} to all" if progress else None)
+                except BaseException as error:
+                    channel.leave(error)
+                    raise
                 finally:
                     channel.tag = 0
             return obj
@@ -494,22 +548,26 @@ cdef class Board:
         cdef int rank
         cdef bint all_large
         op = operation(op)
-        self.begin(REDUCE + 16 * (root % ROOTS))
-        if is_known(op):
+        cdef uint32_t mark = mark_of(op)
+        self.begin(REDUCE + 16 * (root % ROOTS) + mark)
+        if mark != OWN:
             packet = self.give(obj)
             if packet is not None:  # if all are as large, they go another way together
                 all_large = True
-                for rank in range(self.size):
-                    self.of(rank)
-                    all_large = all_large and self.seen.kind == MESSAGE
-                if all_large:
-                    packet.drop()
-                    channel = self.channel
-                    channel.tag = self.tag
-                    try:
-                        return channel.reduce(obj, op, root)
-                    finally:
-                        channel.tag = 0
+                try:
+                    for rank in range(self.size):
+                        self.of(rank)
+                        all_large = all_large and self.seen.kind == MESSAGE
+                    if all_large:
+                        packet.drop()
+                        channel = self.by_messages()
+                        try:
+                            return channel.reduce(obj, op, root)
+                        finally:
+                            channel.tag = 0
+                except BaseException as error:
+                    self.leave(error)
+                    raise
                 if self.rank != root:
                     self.channel.finish(self.sent([root], obj, packet))
             if self.rank != root:
@@ -527,13 +585,15 @@ cdef class Board:
         try:
             while mask < self.size and not self.rank & mask:
                 if self.rank + mask < self.size:
+                    if mask == 1:
+                        result = self.copied(obj)  # the operation may change its operands
                     result = op(result, self.taken(self.rank + mask))
                 mask <<= 1
             if self.rank or root:
                 packet = self.give(result)
             else:
                 self.publish(NOTHING, 0)
-                return self.channel.own_copy(result) if result is obj else result
+                return self.copied(obj) if result is obj else result
         except BaseException as error:
             if self.number == self.now:  # others wait for what this rank does not give
                 self.fail(name, error)
@@ -543,6 +603,14 @@ cdef class Board:
         if packet is not None:
             self.channel.finish(self.sent([self.rank - mask if self.rank else root], result, packet))
         return None
+
+    cdef object copied(self, obj):
+        """A copy of an object that can be changed."""
+        cdef uint8_t plain[PLAIN_MOST]
+        if type(obj) in LASTING:
+            return obj
+        cdef size_t n = 0 if own_pickle else dump_plain(obj, plain, PLAIN_MOST)
+        return self.channel.own_copy(obj) if n == 0 else load_plain(plain, n)
 
     cdef int fail(self, name, error) except -1:
         text = str(error) if isinstance(error, type(self.channel.failure(""))) else (
@@ -557,20 +625,21 @@ cdef class Board:
         cdef int rank
         cdef bint together = True
         op = operation(op)
-        if not is_known(op):
+        cdef uint32_t mark = mark_of(op)
+        if mark == OWN:
             # of the caller's own: only rank 0 has the result, and gives it to all
-            self.begin(ALLREDUCE + 16)
+            self.begin(ALLREDUCE + OWN)
             try:
                 result = self.combined(obj, op, "allreduce", 0)
             except BaseException as error:
                 if board_number(&self.head.state) == 0:  # the others go on to the second half
-                    self.begin(ALLREDUCE + 16)
+                    self.begin(ALLREDUCE + OWN)
                     if self.rank == 0:
                         self.fail("allreduce", error)
                     else:
                         self.publish(NOTHING, 0)
                 raise
-            self.begin(ALLREDUCE + 16)
+            self.begin(ALLREDUCE + OWN)
             if self.rank:
                 self.publish(NOTHING, 0)
                 return self.taken(0)
@@ -578,21 +647,24 @@ cdef class Board:
             if packet is not None:
                 self.channel.finish(self.sent(self.others(), result, packet))
             return result
-        self.begin(ALLREDUCE)
+        self.begin(ALLREDUCE + mark)
         packet = self.give(obj)
-        for rank in range(self.size):
-            self.of(rank)
-            if self.seen.kind != ONE:
-                together = False
-        if not together:
-            if packet is not None:
-                packet.drop()
-            channel = self.channel
-            channel.tag = self.tag
-            try:
-                return channel.allreduce(obj, op)
-            finally:
-                channel.tag = 0
+        try:
+            for rank in range(self.size):
+                self.of(rank)
+                if self.seen.kind != ONE:
+                    together = False
+            if not together:
+                if packet is not None:
+                    packet.drop()
+                channel = self.by_messages()
+                try:
+                    return channel.allreduce(obj, op)
+                finally:
+                    channel.tag = 0
+        except BaseException as error:
+            self.leave(error)
+            raise
         return self.tree(self.collected(obj, None, False), op)
 
     cdef object tree(self, list values, op):
@@ -629,9 +701,13 @@ cdef object slow_reduce = CollectiveMethods.reduce, slow_allreduce = CollectiveM
 
 
 cdef inline int root_of(self, Board board, root) except -1:
-    cdef int number = root
+    cdef int number
+    try:
+        number = root
+    except OverflowError:
+        number = -1
     if not 0 <= number < board.size:
-        self._root(root)
+        self._root(root)  # raises
     return number
 
 

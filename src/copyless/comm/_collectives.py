@@ -10,26 +10,32 @@ rank.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from copyless._progress import shown
 from copyless.comm import _slices
-from copyless.comm._constants import SUM, Operation
+from copyless.comm._constants import NAMES, OPERATIONS, SUM, Operation
 from copyless.comm._packets import Packet, copy_of
-from copyless.errors import StaleHandleError
+from copyless.errors import OwnerDiedError, StaleHandleError
 
 __all__ = ["LATE", "WAITING", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of", "tree"]
 
+FIXED = frozenset((int, float, complex, bool, str, bytes, type(None)))  # types of objects that no operation changes
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
+_Message = tuple[Any, ...]  # the number of its operation, a packet; or the number, None, the text of an error
 
 # The tag of each message names its operation and root, so that calls that do not match are reported and never confused
 # with each other.
 _KINDS = ("", "bcast", "gather", "scatter", "allgather", "alltoall", "reduce", "allreduce", "scan", "exscan", "barrier",
           "neighbor_alltoall", "Create_group", "mistaken", "waiting")  # fmt: skip
 _ROOTS = 2000  # MPI promises tags up to 32767
+_MARK = 1 << 16  # above that a board names the operation of a reduction
+UNUSABLE = ". A communicator cannot be used after that: make another, as by Dup()"
 
 
 def tag_of(kind: str, root: int = 0) -> int:
@@ -43,6 +49,7 @@ _REMEMBERED = 64  # operations
 
 def said_by(tag: int) -> str:
     """The operation of a tag."""
+    tag %= _MARK
     kind = _KINDS[tag % 16] if tag % 16 < len(_KINDS) else ""
     return (
         f"{kind}(root={tag // 16})"
@@ -71,6 +78,9 @@ def named(root_at: int | None = None) -> Callable[[_F], _F]:
             try:
                 self.begun()
                 return method(self, *args, **kwargs)
+            except BaseException as error:
+                self.failed(error)
+                raise
             finally:
                 self.tag = 0
 
@@ -91,7 +101,9 @@ class _Channel:
 
     def __init__(self, comm: Any, rank: int, size: int) -> None:
         self.comm, self.rank, self.size = comm, rank, size
-        self._number = 0  # of the operation that this rank is in
+        self.number = 0  # of the operation that this rank is in: each of its messages has it
+        self.touched = False  # whether this operation has sent or awaited a message
+        self._early: dict[tuple[int, int], tuple[int, _Message]] = {}  # of later operations, by rank and tag
         self._tags = [0] * _REMEMBERED  # of the last operations, each at its number's place
         self._told: tuple[int, int] | None = None  # the operation and the rank that was last told of it
         self._heard: dict[int, tuple[int, int]] = {}  # the operation and its tag that another rank has told last
@@ -104,17 +116,66 @@ class _Channel:
     def pack(self, obj: object) -> Packet:
         return Packet.of(self.seal(obj), not self.one_node, self.draft)
 
-    def put(self, rank: int, packet: Any) -> Any:
-        return self.comm._put(packet, rank, self.tag)
+    def put(self, rank: int, packet: object) -> Any:
+        self.touched = True
+        return self.comm._put((self.number, packet), rank, self.tag)
 
     def take(self, rank: int) -> Any:
-        return self.comm._take(rank, self.tag)
+        """What another rank sends in this operation.
+
+        A message of an older operation, which this rank has left before it received it, is dropped. One of a later
+        operation is kept for that: its sender has left this operation.
+        """
+        self.touched = True
+        while True:
+            tag, message = self._early.pop((rank, self.tag), None) or self.comm._take(rank, self.tag)
+            if message[0] < self.number:
+                _drop(message[1])
+                continue
+            if message[0] > self.number:
+                self._early[rank, tag] = tag, message
+            if tag != self.tag:
+                self.mistake(rank, tag)
+            return self._accepted(rank, message)
+
+    def _accepted(self, rank: int, message: _Message) -> object:
+        if message[0] > self.number:
+            raise self.failure(f"rank {rank} has left {said_by(self.tag)} for a later one, and this rank waits for it")
+        if len(message) > 2:
+            raise self.failure(message[2])
+        return message[1]
+
+    def mistake(self, rank: int, tag: int) -> None:
+        """Raise what another rank called, and let all know."""
+        self.comm._mistaken(rank, tag, self.tag)
+
+    def failure(self, text: str) -> Exception:
+        """The error that tells a rank of something at another."""
+        made: Exception = self.comm._failure(text)
+        return made
+
+    def text_of(self, error: BaseException) -> str:
+        """What other ranks are told of an error of this one."""
+        if isinstance(error, type(self.failure(""))):
+            return str(error)
+        return f"rank {self.rank} failed in {said_by(self.tag)}: {type(error).__name__}: {error}"
+
+    def failed(self, error: BaseException) -> None:
+        """The operation of this rank has raised. If it has no part in messages yet, it has not begun."""
+        if self.touched:
+            self.leave(error)
+        else:
+            self.number -= 1
+
+    def leave(self, error: BaseException) -> None:
+        """Tell the ranks that may wait for messages of this one that it has left the operation."""
 
     # ---- who waits for long says what for
 
     def begun(self) -> None:
         """Count an operation; now and then, take in what others have told."""
-        self._number = number = self._number + 1
+        self.touched = False
+        self.number = number = self.number + 1
         self._tags[number % _REMEMBERED] = self.tag
         if number % _REMEMBERED == 0:
             self._heard.update(self.comm._hear())
@@ -125,20 +186,23 @@ class _Channel:
         """
         if not self.tag:
             return
-        if self._told != (self._number, awaited):
-            self._told = self._number, awaited
-            self.comm._put((self._number, self.tag), awaited, WAITING)
+        if self._told != (self.number, awaited):
+            self._told = self.number, awaited
+            self.comm._put((self.number, self.tag), awaited, WAITING)
         self.hear()
 
     def hear(self) -> None:
         """Look what others have told of the operations that they wait in."""
         self._heard.update(self.comm._hear())
         for rank, (number, tag) in self._heard.items():
-            if 0 <= self._number - number < _REMEMBERED:
+            if 0 <= self.number - number < _REMEMBERED:
                 mine = self._tags[number % _REMEMBERED]
                 if mine != tag:
                     self._heard.clear()
                     self.comm._mistaken(rank, tag, mine)
+
+    def close(self) -> None:
+        """The communicator is freed."""
 
     def finish(self, requests: list[Any]) -> None:
         for request in requests:
@@ -157,14 +221,65 @@ class _Channel:
                 packet.gather(tell)
             self.finish([self.put(rank, packet) for rank in ranks])
 
+    def neighbor_alltoall(
+        self, sends: Sequence[tuple[int, int, object]], receives: Sequence[tuple[int, int]]
+    ) -> list[object]:
+        """Send objects, each a (rank, edge, object), and receive one by each (rank, edge)."""
+        self.tag = first = tag_of("neighbor_alltoall")
+        try:
+            self.begun()
+            self.touched = True
+            requests = [
+                self.comm._put((self.number, self.seal(obj)), rank, first + 16 * edge) for rank, edge, obj in sends
+            ]
+            got = [self._of_edge(rank, first + 16 * edge) for rank, edge in receives]
+            self.finish(requests)
+            return got
+        except BaseException as error:
+            text = self.text_of(error)
+            for rank, edge, _ in sends if self.touched and not isinstance(error, OwnerDiedError) else ():
+                with contextlib.suppress(Exception):
+                    self.comm._put((self.number, None, text), rank, first + 16 * edge)
+            raise
+        finally:
+            self.tag = 0
+
+    def _of_edge(self, rank: int, tag: int) -> object:
+        while True:
+            _, message = self._early.pop((rank, tag), None) or (tag, self.comm.recv(None, rank, tag))
+            if message[0] >= self.number:
+                break
+            _drop(message[1])
+        if message[0] > self.number:
+            self._early[rank, tag] = tag, message
+        return self._accepted(rank, message)
+
+
+def _drop(packet: object) -> None:
+    """Release what a message that nobody needs holds."""
+    if isinstance(packet, Packet):
+        with contextlib.suppress(Exception):
+            packet.open()
+    elif isinstance(packet, (tuple, dict)):
+        for each in packet.values() if isinstance(packet, dict) else packet:
+            _drop(each)
+
 
 def mistaken(rank: int, theirs: int, mine: int) -> str:
     """The error text for another rank that is in another operation."""
-    return (
-        f"rank {rank} called {said_by(theirs)} where this rank called {said_by(mine)}: the ranks of a communicator "
-        f"must call its "
-        "collective operations in the same order, with the same root"
+    alike = theirs % _MARK == mine % _MARK
+    they, this = (
+        said_by(tag) + (f" with {_reduction(tag)}" if alike and tag >= _MARK else "") for tag in (theirs, mine)
     )
+    return (
+        f"rank {rank} called {they} where this rank called {this}: the ranks of a communicator must call its "
+        "collective operations in the same order, with the same root and operation"
+    )
+
+
+def _reduction(tag: int) -> str:
+    number = tag // _MARK - 2
+    return NAMES[number] if 0 <= number < len(NAMES) else "a function of its own"
 
 
 def tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
@@ -185,6 +300,15 @@ def tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
 
 class Intra(_Channel):
     """Collective operations among the ranks of one group, which share a node."""
+
+    def leave(self, error: BaseException) -> None:
+        if isinstance(error, OwnerDiedError):  # each rank finds that by itself
+            return
+        told = self.number, None, self.text_of(error)
+        for rank in range(self.size):
+            if rank != self.rank:
+                with contextlib.suppress(Exception):
+                    self.comm._put(told, rank, self.tag)
 
     @named(1)
     def bcast(self, obj: object, root: int, readonly: bool = False, progress: bool = False) -> Any:
@@ -294,6 +418,8 @@ class Intra(_Channel):
                     if offer is not None and len(offer[1]) > 1:
                         result = self._evaluated(offer, op)
                     offer = None
+                    if result is obj:
+                        result = self._operand(obj, op)
                     result = op(result, got.open() if theirs is None else self._evaluated(theirs, op))
             mask <<= 1
         made_job = None
@@ -325,6 +451,17 @@ class Intra(_Channel):
             self.comm._look_for_deaths()
             raise
 
+    def _operand(self, obj: object, op: Operation) -> object:
+        """The object, or a copy of it if the operation may change its operands."""
+        if type(obj) in FIXED:
+            return obj
+        if hasattr(obj, "__array__") and any(op is each for each in OPERATIONS):
+            import numpy as np
+
+            if type(obj) is np.ndarray and obj.dtype.kind in "biufc":
+                return obj
+        return copy_of(self.seal(obj))
+
     @named()
     def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
         return self._scan(obj, operation(op), exclusive)
@@ -337,12 +474,14 @@ class Intra(_Channel):
             requests = []
             if self.rank + distance < self.size:
                 requests.append(self.put(self.rank + distance, self.pack(whole)))
-            if self.rank >= distance:
-                lower = self.take(self.rank - distance).open()
+            packet = self.take(self.rank - distance) if self.rank >= distance else None
+            self.finish(requests)  # of what the operation may change
+            if packet is not None:
+                lower = packet.open()
                 if exclusive:
-                    before = lower if before is None else op(lower, before)
-                whole = op(lower, whole)
-            self.finish(requests)
+                    other = self._operand(lower, op)
+                    before = other if distance == 1 else op(other, before)
+                whole = op(lower, self._operand(obj, op) if whole is obj else whole)
             distance <<= 1
         if exclusive:
             return before

@@ -371,13 +371,13 @@ class Comm(CollectiveMethods):
             self.send(packet, dest, tag)
         return Request._of(self, "send")
 
-    def _take(self, source: int, tag: int) -> Any:
-        """Receive from another rank. Its messages arrive in order, so another tag means that it called another
-        operation.
+    def _take(self, source: int, tag: int) -> tuple[int, Any]:
+        """(the tag of a message from another rank, the message). Another tag means that it called another operation:
+        its messages arrive in order.
         """
         found = _inbox.at_once(self, source, tag)
         if found is not _inbox.NONE_YET:
-            return found
+            return tag, found
         engine, receive = self._engine, self._receive(source, tag)
         assert receive is not None
         engine.post(receive)
@@ -399,9 +399,9 @@ class Comm(CollectiveMethods):
             if receive.message is None and other is not None:
                 if other.tag == _collectives.tag_of("mistaken"):  # another rank has found it
                     raise CommError(ERR_OTHER, other.open())
-                self._mistaken(source, other.tag, tag)
+                return other.tag, self.recv(None, source, other.tag)
         message: Any = receive.message
-        return message.open()
+        return tag, message.open()
 
     _late: Any = None  # called in a collective operation while it waits for a rank
 
@@ -425,6 +425,9 @@ class Comm(CollectiveMethods):
                     raise CommError(ERR_OTHER, receive.message.open())
                 heard.append((receive.message.source, receive.message.open()))
         return heard
+
+    def _failure(self, text: str) -> CommError:
+        return CommError(ERR_OTHER, text)
 
     def _mistaken(self, source: int, theirs: int, mine: int) -> NoReturn:
         """Raise what another rank called, and tell all: they may wait for this one."""
@@ -528,7 +531,9 @@ class Intracomm(ScanMethods, Comm):
             for rank in ranks[1:]:
                 shadow._put(context, rank, mark)
         else:
-            context = shadow._take(ranks[0], mark)
+            theirs, context = shadow._take(ranks[0], mark)
+            if theirs != mark:
+                shadow._mistaken(ranks[0], theirs, mark)
         return Intracomm._of(self._engine, context, group.ranks, group.ranks, ranks.index(self._me))
 
     def Create_cart(

@@ -67,12 +67,14 @@ BXOR = operator.xor
 
 def MAXLOC(a: Any, b: Any) -> Any:
     """The pair (value, place) with the larger value; with equal values, the one with the smaller place."""
-    return (a[0], min(a[1], b[1])) if a[0] == b[0] else a if a[0] > b[0] else b
+    (x, i), (y, j) = a, b
+    return (x, i) if x > y else (y, j) if y > x or j < i else (x, i)
 
 
 def MINLOC(a: Any, b: Any) -> Any:
     """The pair (value, place) with the smaller value; with equal values, the one with the smaller place."""
-    return (a[0], min(a[1], b[1])) if a[0] == b[0] else a if a[0] < b[0] else b
+    (x, i), (y, j) = a, b
+    return (x, i) if x < y else (y, j) if y < x or j < i else (x, i)
 
 
 def REPLACE(a: _T, b: _T) -> _T:
@@ -83,3 +85,7 @@ def REPLACE(a: _T, b: _T) -> _T:
 def NO_OP(a: _T, b: _T) -> _T:
     """The first operand."""
     return a
+
+
+OPERATIONS = (SUM, PROD, MAX, MIN, LAND, LOR, BAND, BOR, BXOR, MAXLOC, MINLOC, REPLACE, NO_OP)
+NAMES = ("SUM", "PROD", "MAX", "MIN", "LAND", "LOR", "BAND", "BOR", "BXOR", "MAXLOC", "MINLOC", "REPLACE", "NO_OP")

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from copyless.comm._collectives import tag_of
 from copyless.comm._constants import SUM, Operation
 
 __all__ = ["CollectiveMethods", "NeighborMethods", "RequestMethods", "ScanMethods"]
@@ -370,14 +369,11 @@ class NeighborMethods(CollectiveMethods):
         if len(objs) != len(dests):
             raise ValueError(f"expecting {len(dests)} items, got {len(objs)}")
         # On a grid, an object that is sent up arrives from below, also if both neighbours are the same rank.
-        apart, across = (16, 1) if self._is_grid() else (0, 0)
-        comm, first = self._together().comm, tag_of("neighbor_alltoall")
-        requests = [
-            comm._put(self._sealed(obj), dest, first + apart * i)
-            for i, (obj, dest) in enumerate(zip(objs, dests, strict=True))
-            if dest != self._PROC_NULL
+        apart, across = (1, 1) if self._is_grid() else (0, 0)
+        nobody = self._PROC_NULL
+        sends = [
+            (dest, apart * i, obj) for i, (obj, dest) in enumerate(zip(objs, dests, strict=True)) if dest != nobody
         ]
-        got = [comm.recv(None, source, first + apart * (i ^ across)) for i, source in enumerate(sources)]
-        for request in requests:
-            request.wait()
-        return got
+        receives = [(source, apart * (i ^ across)) for i, source in enumerate(sources) if source != nobody]
+        got = iter(self._together().neighbor_alltoall(sends, receives))
+        return [None if source == nobody else next(got) for source in sources]

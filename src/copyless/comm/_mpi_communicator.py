@@ -52,6 +52,7 @@ def _use_own_pickle(own: bool) -> None:
 
 
 choice = _custom_pickle.Choice("mpi", _use_own_pickle)
+_MISTAKEN = _collectives.tag_of("mistaken")
 
 
 class CommError(MPI.Exception, ValueError):
@@ -78,10 +79,10 @@ class CommError(MPI.Exception, ValueError):
 
 
 def _operation(op: object) -> object:
-    """MPI's predefined reductions as functions that accept arrays too."""
+    """MPI's predefined reductions as ours, which do the same and accept arrays too."""
     if not isinstance(op, MPI.Op):
         return op
-    for name in ("SUM", "PROD", "MAX", "MIN", "LAND", "LOR", "BAND", "BOR", "BXOR"):
+    for name in _constants.NAMES:
         if op == getattr(MPI, name):
             return getattr(_constants, name)
     return op
@@ -133,20 +134,22 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     _late: Any = None  # called in a collective operation while it waits for a rank
 
-    def _take(self, source: int, tag: int) -> object:
-        """Receive from another rank. Its messages arrive in order, so another tag means that it called another
-        operation.
+    def _take(self, source: int, tag: int) -> tuple[int, object]:
+        """(the tag of a message from another rank, the message). Another tag means that it called another operation:
+        its messages arrive in order.
         """
         status = MPI.Status()
-        got = self.recv(None, source, ANY_TAG, status)
-        while (theirs := status.Get_tag()) != tag:
-            if theirs == _collectives.tag_of("mistaken"):  # another rank has found it
+        while True:
+            got = self.recv(None, source, ANY_TAG, status)
+            theirs = status.Get_tag()
+            if theirs == _MISTAKEN:  # another rank has found it
                 raise CommError(MPI.ERR_OTHER, got)
             if theirs != _collectives.WAITING:
-                self._mistaken(source, theirs, tag)
+                return theirs, got
             self._heard = [*self._heard, (source, got)]
-            got = self.recv(None, source, ANY_TAG, status)
-        return got
+
+    def _failure(self, text: str) -> CommError:
+        return CommError(MPI.ERR_OTHER, text)
 
     def _look_for_deaths(self) -> None:
         """Do nothing: if a rank dies, the launcher of MPI ends all."""
@@ -392,7 +395,7 @@ class Comm(CollectiveMethods, MPI.Comm):
         _wait(MPI.Comm.Ibarrier(self).Test)
 
     def _make_shadow(self) -> object:
-        raise NotImplementedError
+        return (Intracomm if self.Is_intra() else Intercomm)(self)._make_shadow()
 
     def _root(self, root: int) -> int:
         size = self.Get_size() if self.Is_intra() else self.Get_remote_size()  # type: ignore[attr-defined]
@@ -409,16 +412,26 @@ class Comm(CollectiveMethods, MPI.Comm):
 
     def barrier(self) -> None:
         """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
-        _wait(MPI.Comm.Ibarrier(self).Test)
+        board = self._board
+        if board is None and (shadow := state_of(self).shadow) is not None:
+            board = self._board = shadow.board
+        if board is None:
+            _wait(MPI.Comm.Ibarrier(self).Test)
+        else:
+            board.barrier()
 
-    Barrier = barrier
+    def Barrier(self) -> None:
+        """The same as `barrier`."""
+        self.barrier()
 
     def Free(self) -> None:
         """Give the communicator up, for all its ranks together."""
-        known, self._known, self._board = self._known, None, None
-        if known is not None and known.shadow is not None:
-            known.shadow.free()
+        state = state_of(self)
+        shadow, state.shadow = state.shadow, None
+        if shadow is not None:
+            shadow.free()
         beside(MPI.Comm.Free, self)
+        self._known = self._board = None
 
 
 class _Intra(_collectives.Intra):
@@ -434,10 +447,20 @@ class _Intra(_collectives.Intra):
         if self.board is None:
             super().begun()
         else:
-            self.board.enter(self.tag)
+            self.touched = False
+            self.board.enter(self.tag)  # which says so here if it has begun
 
-    def failure(self, text: str) -> CommError:
-        return CommError(MPI.ERR_OTHER, text)
+    def failed(self, error: BaseException) -> None:
+        if self.board is None or self.touched:
+            super().failed(error)
+
+    def freed(self) -> Exception:
+        return MPI.Exception(MPI.ERR_COMM)
+
+    def mistake(self, rank: int, tag: int) -> None:
+        if self.board is not None:
+            self.board.mistake(rank, tag)
+        super().mistake(rank, tag)
 
     def await_board(self, rank: int, number: int) -> None:
         """Wait until a rank has begun an operation."""
@@ -449,14 +472,7 @@ class _Intra(_collectives.Intra):
             # The probe lets MPI move what other ranks may wait for.
             return has_begun() or (probe(comm, rank, _MISTAKEN) and has_begun())
 
-        def late() -> None:
-            board.look()
-            status = MPI.Status()
-            if probe(comm, rank, ANY_TAG, status) and not has_begun():  # it is in an operation that only sends messages
-                board.tell(rank, status.Get_tag(), board.current)
-                comm._mistaken(rank, status.Get_tag(), board.current)
-
-        _wait(there, late)
+        _wait(there, board.look)
 
     def late(self, awaited: int) -> None:
         if self.board is None:
@@ -508,12 +524,14 @@ class _Intra(_collectives.Intra):
         board = self.free_board()
         return super().allreduce(obj, op) if board is None else board.allreduce(obj, op)
 
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
     def free(self) -> None:
+        self.close()
         self.board = None
         MPI.Comm.Free(self.comm)
-
-
-_MISTAKEN = _collectives.tag_of("mistaken")
 
 
 def _board_of(channel: _Intra) -> Board | None:
@@ -538,9 +556,6 @@ def _board_of(channel: _Intra) -> Board | None:
 
 
 class _Nodes(Nodes):
-    def failure(self, text: str) -> CommError:
-        return CommError(MPI.ERR_OTHER, text)
-
     def free(self) -> None:
         if self.leaders is not None:
             self.leaders.free()
@@ -588,20 +603,6 @@ class Intracomm(ScanMethods, Comm, MPI.Intracomm):
         bcast, gather, scatter = _board.bcast, _board.gather, _board.scatter
         allgather, alltoall = _board.allgather, _board.alltoall
         reduce, allreduce = _board.reduce, _board.allreduce
-
-    def barrier(self) -> None:
-        """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
-        board = self._board
-        if board is None and (shadow := state_of(self).shadow) is not None:
-            board = self._board = shadow.board
-        if board is None:
-            super().barrier()
-        else:
-            board.barrier()
-
-    def Barrier(self) -> None:
-        """The same as `barrier`."""
-        self.barrier()
 
 
 class Intercomm(Comm, MPI.Intercomm):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mpi4py import MPI
 
@@ -41,17 +41,28 @@ class Posted:
         return self.source in (ANY_SOURCE, source) and self.tag in (ANY_TAG, tag)
 
 
+class _Shadow(Protocol):
+    def close(self) -> None: ...
+
+
 class State:
     """The state that all wrappers of one communicator share."""
 
     def __init__(self, comm: Any) -> None:
         self.lock = threading.RLock()
         self.posted: list[Posted] = []
-        self.shadow: object = None
+        self.shadow: _Shadow | None = None
+        self.freed = False
         group = comm.Get_remote_group() if comm.Is_inter() else comm.Get_group()
         found = MPI.Group.Translate_ranks(group, list(range(group.Get_size())), world_group)
         group.Free()
         self.world = [-1 if rank == UNDEFINED else rank for rank in found]  # for each rank, its rank in the world
+
+    def close(self) -> None:
+        """The communicator is freed: no object of it may go on with what its ranks shared."""
+        self.freed = True
+        if self.shadow is not None:
+            self.shadow.close()
 
     def near(self, rank: int) -> bool:
         """Whether a rank shares this node and is in the table."""
@@ -99,7 +110,7 @@ class State:
                         break
 
 
-_KEY = MPI.Comm.Create_keyval()
+_KEY = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, state: state.close())
 _making = threading.Lock()
 
 
@@ -115,6 +126,8 @@ def state_of(comm: Any) -> Any:
     """The state that all wrappers of a communicator share. It is freed with the communicator."""
     known = getattr(comm, "_known", None)
     if known is not None:
+        if known.freed:  # by another object of the same communicator
+            raise MPI.Exception(MPI.ERR_COMM)
         return known
     with _making:
         state = MPI.Comm.Get_attr(comm, _KEY)

@@ -18,6 +18,7 @@ be used on. A rank in another operation is found in step 1 by the tag of its mes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ from copyless.comm._bundles import (
     view_of,
     wired,
 )
-from copyless.comm._collectives import Intra, listed, mistaken, named, operation, said_by, tag_of, tree
+from copyless.comm._collectives import Intra, listed, mistaken, named, operation, tag_of, tree
 from copyless.comm._constants import Operation
 from copyless.comm._mpi_reductions import datatype_of, operation_of, signature
 from copyless.comm._packets import Packet, copy_of
@@ -76,9 +77,8 @@ class Nodes(Intra):
 
     # ---- errors
 
-    def failure(self, text: str) -> Exception:
-        """The error that tells a rank of something at another."""
-        raise NotImplementedError
+    def leave(self, error: BaseException) -> None:
+        """Do nothing: the rows of the leaders tell."""
 
     def begun(self) -> None:
         self._error = None
@@ -91,9 +91,7 @@ class Nodes(Intra):
         except Exception as error:
             if self._error is None:
                 self._error = error
-            if isinstance(error, type(self.failure(""))):
-                return str(error)
-            return f"rank {self.rank} failed in {said_by(self.tag)}: {type(error).__name__}: {error}"
+            return self.text_of(error)
 
     def _checked(self, message: object) -> Any:
         """The message of another rank, unless it or this rank has met an error."""
@@ -114,6 +112,7 @@ class Nodes(Intra):
 
     def _agree(self, bundle: Any, nbytes: int = 0, number: int = 0) -> tuple[Any, str | None]:
         """(the rows of all leaders, the text of an error that one of them has met)."""
+        self.touched = True
         rows, wrong = self.leaders.exchange(self.tag, bundle, nbytes, number, self.hear)
         if not isinstance(wrong, tuple):
             return rows, wrong
@@ -518,16 +517,21 @@ class Nodes(Intra):
     def _by_ranks(self, obj: object, value: object, op: Operation) -> Any:
         """The reduction of the values of all nodes, in the order of ranks, at rank 0; of a leader."""
         ranks = [members[0] for members in self.members] if self.in_order else range(self.size)
-        value = self._along(ranks, value, op)
+        value = self._along(ranks, value, op, value is obj)
         if value is obj and self.rank == 0:
             value = self._attempt_value(lambda: copy_of(self.seal(obj)))
         return value
 
-    def _along(self, ranks: Sequence[int], value: object, op: Operation) -> Any:
-        """The reduction of the values of these ranks in their order, at the first of them, by a binomial tree."""
+    def _along(self, ranks: Sequence[int], value: object, op: Operation, of_caller: bool = True) -> Any:
+        """The reduction of the values of these ranks in their order, at the first of them, by a binomial tree.
+
+        `of_caller`: the value is the caller's own, which an operation must not change.
+        """
         parent, children = tree(ranks, self.rank)
         for child in reversed(children):
             got = self._receive(child)
+            if of_caller:
+                value, of_caller = self._attempt_value(functools.partial(self._operand, value, op)), False
             if type(got) is str:
                 value = Fault(got)
             elif not isinstance(value, Fault):
