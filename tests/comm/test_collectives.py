@@ -338,8 +338,8 @@ def test_an_operation_in_place_does_not_change_the_callers_object(program):  # n
                 return self
             def __eq__(self, other):
                 return self.value == other.value
-        for n in (1, 2000, 300_000):
-            for make in (lambda k: [k] * n, lambda k: np.full(n, k)):
+        for n in (1, 400, 2000, 300_000):
+            for make in (lambda k: [k] * n, lambda k: [(k, k)] * n, lambda k: np.full(n, k)):
                 mine, kept = make(rank + 1), make(rank + 1)
                 whole = [make(k + 1) for k in range(size)]
                 for op in (into_first, into_second):
@@ -481,7 +481,14 @@ def test_objects_of_every_class_for_one_communicator_meet(program):  # noqa: F81
             mine.Barrier()
             assert mine.bcast(5 if mine.rank == 0 else None) == 5 and mine.allreduce(1) == 2
             mine.barrier()
+        other = mpi.Intracomm(MPI.COMM_WORLD).Dup()
+        try:
+            other.allgather(1) if other.rank else other.barrier()  # the first operation of all
+            other.barrier()
+            print("wrong", flush=True)
+        except mpi.CommError as error:
+            assert "called allgather" in str(error) or "called barrier" in str(error), error
         print("held", flush=True)
     """)
     done = start(2, path, mpi=True)
-    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (2, False), done.stdout + done.stderr

@@ -610,7 +610,7 @@ cdef class Board:
         if type(obj) in LASTING:
             return obj
         cdef size_t n = 0 if own_pickle else dump_plain(obj, plain, PLAIN_MOST)
-        return self.channel.own_copy(obj) if n == 0 else load_plain(plain, n)
+        return self.channel.own_copy(obj) if n == 0 else load(plain, n)
 
     cdef int fail(self, name, error) except -1:
         text = str(error) if isinstance(error, type(self.channel.failure(""))) else (

@@ -413,8 +413,9 @@ class Comm(CollectiveMethods, MPI.Comm):
     def barrier(self) -> None:
         """Wait until all ranks have come here, as this module waits: it gives way, and answers Ctrl-C."""
         board = self._board
-        if board is None and (shadow := state_of(self).shadow) is not None:
-            board = self._board = shadow.board
+        if board is None and self.Is_intra():
+            self._together()  # also where this is the first operation: others may have begun another one
+            board = self._board
         if board is None:
             _wait(MPI.Comm.Ibarrier(self).Test)
         else:
