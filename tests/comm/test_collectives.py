@@ -492,3 +492,47 @@ def test_objects_of_every_class_for_one_communicator_meet(program):  # noqa: F81
     """)
     done = start(2, path, mpi=True)
     assert (done.stdout.count("held"), "wrong" in done.stdout) == (2, False), done.stdout + done.stderr
+
+
+def test_a_rank_that_leaves_a_reduction_in_slices_is_told_of(program):  # noqa: F811
+    path = program("""
+        import signal
+        from mpi4py import MPI
+        from copyless.comm import _slices, mpi
+        import numpy as np
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        rank, offer_of = w.rank, _slices.offer_of
+        array = np.full(100_000, rank)
+        w.allgather(0)
+        def handler(number, frame):
+            while frame is not None:
+                if frame.f_code.co_name == "_take":
+                    raise KeyboardInterrupt
+                frame = frame.f_back
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        signal.signal(signal.SIGALRM, handler)
+        def offer(obj, op):
+            made = offer_of(obj, op)
+            if rank == 2:
+                signal.setitimer(signal.ITIMER_REAL, 0.01)  # while it waits to be told what all do together
+            elif rank == 1:
+                plain.recv()  # rank 2 has left
+            return made
+        for call in (w.allreduce, w.reduce):
+            _slices.offer_of = offer
+            try:
+                call(array)
+                print("wrong", flush=True)
+            except KeyboardInterrupt:
+                assert rank == 2
+                plain.send(0, 1)
+            except mpi.CommError as error:
+                assert rank != 2 and ("KeyboardInterrupt" in str(error) or "has left" in str(error)), error
+            _slices.offer_of = offer_of
+            for k in (1, 2):
+                got = w.allreduce(array + k)
+                assert np.array_equal(got, np.full(100_000, 3 + 3 * k)), got
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr

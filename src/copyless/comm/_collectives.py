@@ -447,9 +447,9 @@ class Intra(_Channel):
         """What the call returns. It reads memory of other ranks, which they keep as long as they live."""
         try:
             return call()
-        except StaleHandleError:
+        except StaleHandleError as error:
             self.comm._look_for_deaths()
-            raise
+            raise self.failure(f"the array of a rank that has left {said_by(self.tag)} is gone: {error}") from error
 
     def _operand(self, obj: object, op: Operation) -> object:
         """The object, or a copy of it if the operation may change its operands."""
