@@ -325,6 +325,7 @@ class Intra(_Channel):
         if self.rank != root:
             self.finish([self.put(root, self.pack(obj))])
             return None
+        self.touched = True  # the others go on, whatever happens here
         own = copy_of(self.seal(obj))  # while the other ranks pack
         packets = {rank: self.take(rank) for rank in range(self.size) if rank != root}
         return [own if rank == root else packets[rank].open() for rank in range(self.size)]
