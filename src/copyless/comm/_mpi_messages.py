@@ -86,13 +86,17 @@ def wholly_in_block(sizes: list[int], handle: bytes) -> object:
 
 
 def _through_block(
-    arrives: Callable[..., object], data: bytes | None, parts: list[Any], title: str | None = None
+    arrives: Callable[..., object],
+    data: bytes | None,
+    parts: list[Any],
+    title: str | None = None,
+    number: object = None,
 ) -> bytes | None:
     """The message of a pickle whose buffers are sent in a block. None if there is no room: then they are sent as to
     another node.
 
     Without `data` the pickle is the first of the parts. The message stays short: the sizes of many parts go in the
-    block, too.
+    block, too. With a `number`, it arrives as the pair of that and the object.
     """
     table = None
     if data is None and len(parts) > _FEW:
@@ -108,7 +112,8 @@ def _through_block(
     assert handle is not None
     first = () if data is None else (data,)
     named = [part.nbytes for part in parts] if table is None else [-table.nbytes]
-    return _pickle.dumps(_AsPickle(arrives, *first, named, handle), 5)
+    made = _AsPickle(arrives, *first, named, handle)
+    return _pickle.dumps(made if number is None else (number, made), 5)
 
 
 def encode(obj: object, near: bool, title: str | None = None) -> bytes | Staged | list[Any]:
@@ -119,15 +124,16 @@ def encode(obj: object, near: bool, title: str | None = None) -> bytes | Staged 
     plain = _dump_plain(obj)
     if plain is not None:
         return plain
+    number, packet = obj if type(obj) is tuple and len(obj) == 2 else (None, obj)
     if (
         near
-        and type(obj) is Packet
-        and not obj.handles
-        and 0 < len(obj.parts) <= _FEW
-        and len(obj.data) <= _SHORT
-        and sum(obj.sizes) > INLINE
+        and type(packet) is Packet
+        and not packet.handles
+        and 0 < len(packet.parts) <= _FEW
+        and len(packet.data) <= _SHORT
+        and sum(packet.sizes) > INLINE
     ):
-        message = _through_block(_loaders.packet_in_block, obj.data, obj.parts)
+        message = _through_block(_loaders.packet_in_block, packet.data, packet.parts, number=number)
         if message is not None:
             return message
     if near:
