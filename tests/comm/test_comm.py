@@ -409,6 +409,50 @@ def test_a_block_that_does_not_fit_goes_by_value_and_that_is_told_once(mpi, prog
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, and unshare, for a /dev/shm of its own"
 )
+@pytest.mark.parametrize("mpi", [True, "openmpi"])
+def test_private_memory_of_a_received_message_is_used_again_once_no_array_lies_in_it(mpi, program):
+    path = program("""
+        import numpy as np
+        from copyless import comm
+        from copyless.comm import _mpi_staging
+        w = comm.world()
+        n = 30 << 20
+        if w.rank == 0:
+            for k in range(8):
+                w.send({"large": np.full(n - k, k, "u1")}, 1)
+        else:
+            first = w.recv(None, 0)["large"]
+            second = w.recv(None, 0)["large"][5:-5]  # a view is enough to keep it
+            assert not _mpi_staging._received
+            address = first.ctypes.data
+            first[:] = 77  # its own
+            del first
+            assert len(_mpi_staging._received) == 1
+            third = w.recv(None, 0)["large"]
+            assert not _mpi_staging._received and third.ctypes.data == address
+            assert (second == 1).all() and (third == 2).all()
+            kept = [w.recv(None, 0)["large"] for _ in range(5)]
+            assert all((array == k).all() for k, array in enumerate(kept, 3))
+            assert (second == 1).all() and (third == 2).all()
+            del kept, second, third
+            assert 0 < sum(map(len, _mpi_staging._received)) <= _mpi_staging.KEPT + (4 << 20)
+        print("held")
+    """)
+    small = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=24m tmpfs /dev/shm && mkdir -pm 700 "$COPYLESS_DIR" && exec "$@"',
+        "sh",
+    ]
+    done = start(2, path, mpi=mpi, before=small)
+    assert done.stdout.count("held") == 2, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root, and unshare, for a /dev/shm of its own"
+)
 def test_ranks_keep_more_of_a_small_mount_warm(program):
     path = program("""
         import copyless

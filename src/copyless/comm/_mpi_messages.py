@@ -15,7 +15,7 @@ from copyless._progress import shown
 from copyless._transfer import _plain, handles, in_flight, packing, reductions
 from copyless._transfer._memory import Memory
 from copyless.comm import _small
-from copyless.comm._mpi_staging import KEPT, Staged
+from copyless.comm._mpi_staging import KEPT, Staged, received
 from copyless.comm._mpi_waiting import LARGE, under_way, wait
 from copyless.comm._packets import Packet, cut, in_memory, tell_of_no_room
 from copyless.errors import OutOfSharedMemory
@@ -212,7 +212,7 @@ def _room(nbytes: int) -> object:
     try:
         memory = Memory.allocate(nbytes)
     except OutOfSharedMemory:
-        return MPI.buffer.allocate(nbytes)  # not cleared, unlike a bytearray
+        return received(nbytes)
     block = memory.obj
     if isinstance(block, _blocks.Block):
         _blocks.mark_private(block)

@@ -1,8 +1,9 @@
-"""Private memory in which the pieces of a message by value lie together while MPI sends them.
+"""Private memory of messages by value: their pieces lie together in it while MPI sends them, or it receives them.
 
 MPI moves one stretch of memory in one copy, from process to process or by the network's own engine. Pieces that lie
 apart, sent by a derived datatype, it first packs piecemeal: MPICH takes three to ten times as long for them. New memory
-costs more than the copy, since the kernel clears each page; so some is kept from one message to the next.
+costs more than the copy, since the kernel clears each page; so some is kept from one message to the next. Memory that
+was received into belongs to the arrays in it until the last of them is deleted.
 """
 
 from __future__ import annotations
@@ -13,28 +14,44 @@ from typing import TYPE_CHECKING, Any
 from mpi4py import MPI
 
 from copyless._platform import huge_memory
+from copyless.comm._small import Lent
 
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["KEPT", "Staged"]
+__all__ = ["KEPT", "Staged", "received"]
 
-KEPT = 65 << 20  # bytes: messages up to this size are copied together, and as much is kept from one to the next
+# Bytes: messages up to this size are copied together. As much is kept from one to the next, of either kind of memory.
+KEPT = 65 << 20
 _SMALL = 1 << 19  # bytes that malloc has warm
 _HUGE = 2 << 20  # bytes of a huge page
+_WHOLE = 8 << 20  # bytes from which received arrays lie on huge pages of their own, a quarter of which may be unused
 
 _lock = threading.Lock()
 _free: list[mmap.mmap] = []
+_received: list[mmap.mmap] = []
 
 
-def _obtain(nbytes: int) -> mmap.mmap:
-    """Memory of at least so many bytes from its first huge page on, warm if there is some."""
+def _obtain(free: list[mmap.mmap], nbytes: int, most: int) -> mmap.mmap:
+    """Memory of at least so many bytes from its first huge page on, of `most` bytes in all, warm if there is some."""
     with _lock:
-        for i, memory in enumerate(_free):
-            if len(memory) >= nbytes + _HUGE:
-                return _free.pop(i)
-        _free.clear()  # all of it is too small now
+        for i, memory in enumerate(free):
+            if nbytes + _HUGE <= len(memory) <= most:
+                return free.pop(i)
+        free.clear()  # all of it is too small now, or too large
     return huge_memory(-(-nbytes // _HUGE) * _HUGE + _HUGE)  # who copies out of this process looks up each page
+
+
+def received(nbytes: int) -> object:
+    """Private memory to receive so many bytes into, not cleared. It is kept for others once nothing uses it."""
+    if nbytes < _WHOLE:  # malloc has it warm
+        return MPI.buffer.allocate(nbytes)
+    try:
+        # Not much more than it needs: arrays may keep it for long.
+        memory = _obtain(_received, nbytes, nbytes + nbytes // 4 + 2 * _HUGE)
+    except OSError:
+        raise MemoryError(f"no memory for a message of {nbytes:,} bytes") from None
+    return Lent(memory, -MPI.Get_address(memory) % _HUGE, nbytes, _received, KEPT + 2 * _HUGE)
 
 
 class Staged:
@@ -52,7 +69,7 @@ class Staged:
             whole: Any = MPI.buffer.allocate(nbytes)
             self.view = memoryview(whole)
         else:
-            self._memory = _obtain(nbytes)
+            self._memory = _obtain(_free, nbytes, KEPT + 2 * _HUGE)
             begin = -MPI.Get_address(self._memory) % _HUGE
             self.view = memoryview(self._memory)[begin : begin + nbytes]
 
