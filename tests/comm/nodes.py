@@ -10,10 +10,14 @@ import numpy as np
 from mpi4py import MPI
 
 from copyless import comm
+from copyless.comm import _slices
+from copyless.comm._mpi_world import node
 from copyless.comm.mpi import CommError
 
 world = comm.world()
 rank, size = world.rank, world.size
+_names = world.allgather(node())
+nodes_of = [list(dict.fromkeys(_names)).index(name) for name in _names]
 SIZES = [0, 40, 100_000, 20 << 20]
 
 
@@ -101,6 +105,72 @@ def reductions_of_arrays_that_mpi_does_otherwise():
     turned = np.asfortranarray(wide)
     assert np.array_equal(world.reduce(turned, root=0), wide * size) if rank == 0 else world.reduce(turned) is None
     assert world.allreduce(np.float64(2)) == 2.0 * size
+
+
+def large_arrays_are_reduced_in_slices_by_all_ranks_of_a_node():
+    """In the order of ranks within a node; among nodes MPI chooses, and a sum of two does not depend on it."""
+    nodes = [[r for r in range(size) if nodes_of[r] == node] for node in sorted(set(nodes_of))]
+    here = nodes[nodes_of[rank]]
+    written = []
+    compute = _slices.Division.compute
+
+    def counted(division):
+        compute(division)
+        written.append(rank)
+
+    def parts(of):
+        return [_slices.combined([of(r) for r in members], operator.add) for members in nodes]
+
+    def same(got, expected):
+        return got.dtype == expected.dtype and got.shape == expected.shape and np.array_equal(got, expected, True)
+
+    def every_way(of, expected, op, slices):
+        mine = of(rank)
+        kept = mine.copy()
+        for root in (None, *range(size)):
+            written.clear()
+            got = world.allreduce(mine, op) if root is None else world.reduce(mine, op, root)
+            assert len(written) == (len(here) > 1 and slices), (op, root, written)
+            if root in (None, rank):
+                assert same(got, expected), (op, root)
+                got[...] = 0  # one's own
+            else:
+                assert got is None
+            assert same(mine, kept)
+
+    def draw(r, dtype="f8", count=60_002):
+        return (np.random.default_rng(r).standard_normal(count) * 100).astype(dtype)
+
+    _slices.Division.compute = counted
+    try:
+        two = parts(draw)
+        if len(two) == 2:
+            every_way(draw, two[0] + two[1], comm.SUM, True)
+            of = lambda r: draw(r, "c16").reshape(-1, 2)  # noqa: E731
+            two = parts(of)
+            every_way(of, two[0] + two[1], MPI.SUM, True)
+        whole = [draw(r, "i8") for r in range(size)]
+        every_way(lambda r: whole[r], np.bitwise_xor.reduce(whole), comm.BXOR, True)
+        every_way(lambda r: whole[r][::2], np.add.reduce(whole)[::2], comm.SUM, False)
+        # What MPI does not do, or the nodes do not have alike, goes by the order of ranks from there.
+        whole = [draw(r) for r in range(size)]
+        whole[size - 1][7] = np.nan
+        every_way(lambda r: whole[r], np.maximum.reduce(whole), comm.MAX, True)
+        every_way(lambda r: whole[r], np.minimum.reduce(whole), comm.MIN, True)
+        of = lambda r: draw(r, "f4", 70_000) if nodes_of[r] else draw(r, "f8", 70_000)  # noqa: E731
+        every_way(of, _slices.combined(parts(of), operator.add), comm.SUM, True)
+        of = lambda r: draw(r, "f2", 150_000)  # noqa: E731
+        every_way(of, _slices.combined(parts(of), operator.add), comm.SUM, True)
+        for odd in range(size):  # one rank of a node has something else
+            of = lambda r, odd=odd: draw(r, "f4") if r == odd else draw(r)  # noqa: E731
+            written.clear()
+            got = world.allreduce(of(rank))
+            assert same(got, _slices.combined(parts(of), operator.add))
+            assert bool(written) == (len(here) > 1 and odd not in here)
+            of = lambda r, odd=odd: r if r == odd else draw(r)  # noqa: E731
+            assert same(world.allreduce(of(rank)), _slices.combined(parts(of), operator.add))
+    finally:
+        _slices.Division.compute = compute
 
 
 def reductions_in_the_order_of_ranks():
@@ -210,7 +280,8 @@ def the_order_of_nodes_need_not_be_that_of_ranks():
 
 CHECKS = [
     objects_of_unequal_sizes, large_pickles_without_buffers, reductions_of_arrays_by_operations_of_mpi,
-    reductions_of_arrays_that_mpi_does_otherwise, reductions_in_the_order_of_ranks,
+    reductions_of_arrays_that_mpi_does_otherwise, large_arrays_are_reduced_in_slices_by_all_ranks_of_a_node,
+    reductions_in_the_order_of_ranks,
     errors_of_one_rank_are_raised_by_all_that_wait_and_the_next_operation_holds, an_operation_that_raises_is_told,
     a_pending_receive_is_served_meanwhile,
     the_order_of_nodes_need_not_be_that_of_ranks,

@@ -6,6 +6,10 @@ view. `_mpi_nodes` has those among several nodes.
 Reductions combine in the order of ranks, because operations need not commute: a binomial tree by rank. Every rank calls
 the operations in the same order, which keeps the messages of different operations apart. Each receive names its source
 rank.
+
+If a rank cannot combine or pack what a reduction needs of it, a `Fault` takes the place of the value. It goes the way
+that the value would have gone, as text, and every rank that waits raises it. So all messages of the operation are sent
+and taken, and the next operation finds none of them.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from copyless.comm._constants import NAMES, OPERATIONS, SUM, Operation
 from copyless.comm._packets import Packet, copy_of
 from copyless.errors import OwnerDiedError, StaleHandleError
 
-__all__ = ["LATE", "WAITING", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of", "tree"]
+__all__ = [
+    "LATE", "WAITING", "Fault", "Inter", "Intra", "listed", "mistaken", "named", "operation", "said_by", "tag_of",
+]  # fmt: skip
 
 FIXED = frozenset((int, float, complex, bool, str, bytes, type(None)))  # types of objects that no operation changes
 
@@ -89,6 +95,18 @@ def named(root_at: int | None = None) -> Callable[[_F], _F]:
     return name
 
 
+class Fault:
+    """Fault(text, error=None)
+
+    What a rank has in place of a value: the text of an error of some rank, and the error itself if it is this rank's.
+    """
+
+    __slots__ = ("error", "text")
+
+    def __init__(self, text: str, error: Exception | None = None) -> None:
+        self.text, self.error = text, error
+
+
 class _Channel:
     """Sends and receives packets on a communicator that only collective operations use."""
 
@@ -103,6 +121,7 @@ class _Channel:
         self.comm, self.rank, self.size = comm, rank, size
         self.number = 0  # of the operation that this rank is in: each of its messages has it
         self.touched = False  # whether this operation has sent or awaited a message
+        self.all_told = False  # of the error that this operation raises
         self._early: dict[tuple[int, int], tuple[int, _Message]] = {}  # of later operations, by rank and tag
         self._tags = [0] * _REMEMBERED  # of the last operations, each at its number's place
         self._told: tuple[int, int] | None = None  # the operation and the rank that was last told of it
@@ -169,6 +188,51 @@ class _Channel:
 
     def leave(self, error: BaseException) -> None:
         """Tell the ranks that may wait for messages of this one that it has left the operation."""
+
+    # ---- what takes the place of a value: see the top
+
+    def fault(self, error: Exception) -> Fault:
+        """What others get in place of a value because of an error of this rank."""
+        return Fault(self.text_of(error), error)
+
+    def tried(self, call: Callable[[], object]) -> object:
+        """What the call returns, or a Fault."""
+        try:
+            return call()
+        except Exception as error:
+            return self.fault(error)
+
+    def valid(self, value: _T | Fault) -> _T:
+        """The value. Raises the error that is in its place, which every rank that waits has been told of."""
+        if isinstance(value, Fault):
+            self.all_told = True
+            raise value.error or self.failure(value.text)
+        return value
+
+    def hand(self, rank: int, value: object) -> object:
+        """Send a value, or the text of the error in its place. Returns the value, or why it could not be sent."""
+        packed = self._packed(value)
+        self.finish([self.put(rank, packed.text if isinstance(packed, Fault) else packed)])
+        return packed if isinstance(packed, Fault) else value
+
+    def _packed(self, value: object) -> object:
+        """The packet of a value, or a Fault."""
+        return value if isinstance(value, Fault) else self.tried(lambda: self.pack(value))
+
+    def handed(self, rank: int) -> object:
+        """What another rank hands to this one."""
+        return self.opened(self.take(rank))
+
+    def opened(self, got: object) -> object:
+        """The value in a packet, or the Fault of a text in its place."""
+        return Fault(got) if type(got) is str else self.tried(lambda: got.open())  # type: ignore[attr-defined]
+
+    def joined(self, first: object, second: object, op: Operation) -> object:
+        """Two values combined. An error of the first comes before one of the second."""
+        for value in (first, second):
+            if isinstance(value, Fault):
+                return value
+        return self.tried(lambda: op(first, second))
 
     # ---- who waits for long says what for
 
@@ -282,27 +346,12 @@ def _reduction(tag: int) -> str:
     return NAMES[number] if 0 <= number < len(NAMES) else "a function of its own"
 
 
-def tree(members: Sequence[int], me: int) -> tuple[int | None, list[int]]:
-    """(the rank that sends to this one, the ranks that this one sends to) in a binomial tree from the first member."""
-    i, n = members.index(me), len(members)
-    mask = 1
-    while mask < n and not i & mask:
-        mask <<= 1
-    parent = members[i - mask] if i else None
-    children = []
-    mask >>= 1
-    while mask:
-        if i + mask < n:
-            children.append(members[i + mask])
-        mask >>= 1
-    return parent, children
-
-
 class Intra(_Channel):
     """Collective operations among the ranks of one group, which share a node."""
 
     def leave(self, error: BaseException) -> None:
-        if isinstance(error, OwnerDiedError):  # each rank finds that by itself
+        if self.all_told or isinstance(error, OwnerDiedError):  # each rank finds the latter by itself
+            self.all_told = False
             return
         told = self.number, None, self.text_of(error)
         for rank in range(self.size):
@@ -371,44 +420,70 @@ class Intra(_Channel):
 
     @named(2)
     def reduce(self, obj: object, op: object, root: int) -> Any:
-        done, result = self._reduce(obj, operation(op), root)
-        if done:
-            return result
-        if root == 0 or self.size == 1:
-            return result if self.rank == root else None
+        value = self.along(range(self.size), obj, operation(op), self.size < 3)
+        if isinstance(value, _slices.Division):
+            return value.result(False) if self.rank == root else None
         if self.rank == 0:
-            self.finish([self.put(root, self.pack(result))])
-        return self.take(0).open() if self.rank == root else None
+            value = self._own(value, obj)
+            if root:
+                value = self.hand(root, value)
+        elif self.rank == root:
+            got = self.handed(0)
+            value = value if isinstance(value, Fault) else got
+        value = self.valid(value)
+        return value if self.rank == root else None
 
     @named()
     def allreduce(self, obj: object, op: object) -> Any:
-        done, result = self._reduce(obj, operation(op), None)
-        return result if done else self.bcast(result, 0)
+        value = self.along(range(self.size), obj, operation(op), self.size < 3)
+        if isinstance(value, _slices.Division):
+            return value.result(True)
+        if self.rank:
+            got = self.handed(0)
+            return self.valid(value if isinstance(value, Fault) else got)
+        value = self._own(value, obj)
+        others = range(1, self.size)
+        packet = self._packed(value) if others else value
+        if isinstance(packet, Fault):
+            self.finish([self.put(rank, packet.text) for rank in others])
+        elif isinstance(packet, Packet):
+            self.put_all(others, value, packet)
+        self.valid(packet)
+        return value
 
-    def _reduce(self, obj: object, op: Operation, root: int | None) -> tuple[bool, object]:
-        """(False, the reduction in the order of ranks, at rank 0), or (True, the result of this rank). `root` is the
-        rank that shall have the result, None: all.
+    def _own(self, value: object, obj: object) -> object:
+        """The value, which is no longer the caller's own object."""
+        return self.tried(lambda: copy_of(self.seal(obj))) if value is obj else value
 
-        A large array is offered to the parent in the tree instead of being combined. If rank 0 is offered all of them,
-        each rank computes a slice. Otherwise the arrays are combined where the tree meets something else.
+    def along(
+        self, ranks: Sequence[int], value: object, op: Operation, whole: bool = False, of_caller: bool = True
+    ) -> object:
+        """The reduction of the values of these ranks in their order, by a binomial tree. What each of them gets:
+
+        a Division   if each of them has written a slice of the result,
+        a Fault      if it has met an error, or was told of one,
+        else         the result at the first of them, None at the others.
+
+        A large array is offered to the parent in the tree instead of being combined, unless the arrays shall be
+        combined `whole`. If the first rank is offered all of them, each rank computes a slice. Otherwise the arrays are
+        combined where the tree meets something else.
+
+        `of_caller`: the value is the caller's own, which an operation must not change.
         """
-        # (the caller's own pickle functions get every object that travels)
-        made = _slices.offer_of(obj, op) if self.size > 2 and self.seal(obj) is obj else None
-        offer, memory = (None, None) if made is None else made
-        result = obj
-        waiting = [] if offer is None else [self.rank]  # the ranks that wait for an answer of rank 0
+        self.touched, self.all_told = True, False  # the others go on, whatever happens here
+        place, size = ranks.index(self.rank), len(ranks)
+        offer = memory = None
+        if size > 1 and not whole:
+            made = self.tried(lambda: self._offer(value, op))
+            if isinstance(made, Fault):
+                value = made
+            elif isinstance(made, tuple):
+                offer, memory = made
+        waiting = [] if offer is None else [self.rank]  # the ranks that wait for an answer of the first
         mask = 1
-        while mask < self.size:
-            if self.rank & mask:
-                if offer is None and not waiting:
-                    self.finish([self.put(self.rank - mask, self.pack(result))])
-                else:
-                    packet = self.pack(result) if offer is None else None
-                    self.finish([self.put(self.rank - mask, (offer, packet, waiting))])
-                job = None if memory is None else self.take(0)
-                return (False, None) if job is None else self._divided(job, root)
-            if self.rank + mask < self.size:
-                got = self.take(self.rank + mask)
+        while mask < size and not place & mask:
+            if place + mask < size:
+                got = self.taken(ranks[place + mask])
                 theirs: _slices.Offer | None = None
                 if type(got) is tuple:
                     theirs, got, others = got
@@ -417,40 +492,93 @@ class Intra(_Channel):
                     offer = offer[0], offer[1] + theirs[1]
                 else:
                     if offer is not None and len(offer[1]) > 1:
-                        result = self._evaluated(offer, op)
+                        value, of_caller = self._evaluated(offer, op), False
                     offer = None
-                    if result is obj:
-                        result = self._operand(obj, op)
-                    result = op(result, got.open() if theirs is None else self._evaluated(theirs, op))
+                    if of_caller:
+                        value, of_caller = self._changeable(value, op), False
+                    value = self.joined(value, self.opened(got) if theirs is None else self._evaluated(theirs, op), op)
             mask <<= 1
-        made_job = None
-        if offer is not None and memory is not None and len(offer[1]) == self.size:
-            made_job = _slices.job_of(offer, memory.nbytes)
-        job = None if made_job is None else made_job[0]
-        if offer is not None and job is None and len(offer[1]) > 1:
-            result = self._evaluated(offer, op)
-        self.finish([self.put(rank, job) for rank in waiting if rank])
-        if job is not None:
-            return self._divided(job, root)
-        return False, copy_of(self.seal(result)) if result is obj else result
+        if place:
+            parent = ranks[place - mask]
+            if offer is None and not waiting:
+                value = self.hand(parent, value)
+            else:
+                packet = None if offer is not None else self._packed(value)
+                if isinstance(packet, Fault):
+                    value, packet = packet, packet.text
+                self.finish([self.put(parent, (offer, packet, waiting))])
+            job = None if memory is None else self.take(ranks[0])
+        else:
+            made_job = None
+            if offer is not None and memory is not None and len(offer[1]) == size:
+                made_job = _slices.job_of(offer, memory.nbytes)
+            job = None if made_job is None else made_job[0]
+            if offer is not None and job is None and len(offer[1]) > 1:
+                value = self._evaluated(offer, op)
+            answer = value.text if isinstance(value, Fault) else job
+            self.finish([self.put(rank, answer) for rank in waiting if rank != self.rank])
+        if type(job) is tuple:
+            return self._divided(job, ranks)
+        if isinstance(value, Fault) or not place:
+            return value
+        return Fault(job) if type(job) is str else None
 
-    def _divided(self, job: _slices.Job, root: int | None) -> tuple[bool, object]:
-        """This rank's part of a reduction that is divided in slices."""
-        division = self._living(lambda: _slices.Division(job, self.rank, self.size))
-        division.compute()
-        self.barrier()  # now all slices are written, and all arrays read
-        return True, division.result(root is None) if root in (None, self.rank) else None
+    def taken(self, rank: int) -> Any:
+        """What a rank in the tree sends; if an error is raised here, the others are told by `leave`."""
+        return self.take(rank)
 
-    def _evaluated(self, offer: _slices.Offer, op: Callable[..., object]) -> object:
+    def _offer(self, value: object, op: Operation) -> object:
+        """An array in shared memory, as `_slices.offer_of` makes it."""
+        # (the caller's own pickle functions get every object that travels)
+        return _slices.offer_of(value, op) if _slices.divides(value, op) and self.seal(value) is value else None
+
+    def _divided(self, job: _slices.Job, ranks: Sequence[int]) -> object:
+        """A reduction of which each of these ranks writes a slice: at the end all slices are written, and all arrays
+        read.
+        """
+        place, size = ranks.index(self.rank), len(ranks)
+
+        def compute() -> _slices.Division:
+            division = _slices.Division(job, place, size)
+            division.compute()
+            return division
+
+        made = self._living(compute)
+        known: object = made.text if isinstance(made, Fault) else made.has_nan
+        distance = 1
+        while distance < size:  # what one rank knows, all know at the end
+            request = self.put(ranks[(place + distance) % size], known)
+            theirs = self.take(ranks[(place - distance) % size])
+            known = theirs if type(theirs) is str else known or theirs
+            request.wait()
+            distance <<= 1
+        if isinstance(made, Fault):
+            return made
+        if type(known) is str:
+            return Fault(known)
+        made.has_nan = bool(known)
+        return made
+
+    def _evaluated(self, offer: _slices.Offer, op: Operation) -> object:
         return self._living(lambda: _slices.evaluated(offer, op))
 
-    def _living(self, call: Callable[[], _T]) -> _T:
-        """What the call returns. It reads memory of other ranks, which they keep as long as they live."""
+    def _living(self, call: Callable[[], _T]) -> _T | Fault:
+        """What the call returns, or a Fault. The call reads memory of other ranks, which they keep as long as they
+        live.
+        """
         try:
             return call()
         except StaleHandleError as error:
             self.comm._look_for_deaths()
-            raise self.failure(f"the array of a rank that has left {said_by(self.tag)} is gone: {error}") from error
+            gone = self.failure(f"the array of a rank that has left {said_by(self.tag)} is gone: {error}")
+            gone.__cause__ = error
+            return self.fault(gone)
+        except Exception as error:
+            return self.fault(error)
+
+    def _changeable(self, obj: object, op: Operation) -> object:
+        """`_operand` of a value, or a Fault."""
+        return obj if isinstance(obj, Fault) else self.tried(lambda: self._operand(obj, op))
 
     def _operand(self, obj: object, op: Operation) -> object:
         """The object, or a copy of it if the operation may change its operands."""
@@ -469,23 +597,28 @@ class Intra(_Channel):
 
     def _scan(self, obj: object, op: Operation, exclusive: bool) -> object:
         """The reduction over the ranks up to this one, by doubling: each rank sends and receives log2(n) times."""
+        self.touched, self.all_told = True, False  # the others go on, whatever happens here
         whole, before = obj, None
         distance = 1
         while distance < self.size:
             requests = []
             if self.rank + distance < self.size:
-                requests.append(self.put(self.rank + distance, self.pack(whole)))
+                packed = self._packed(whole)
+                if isinstance(packed, Fault):
+                    whole = packed
+                requests.append(self.put(self.rank + distance, packed.text if isinstance(packed, Fault) else packed))
             packet = self.take(self.rank - distance) if self.rank >= distance else None
             self.finish(requests)  # of what the operation may change
             if packet is not None:
-                lower = packet.open()
+                lower = self.opened(packet)
                 if exclusive:
-                    other = self._operand(lower, op)
-                    before = other if distance == 1 else op(other, before)
-                whole = op(lower, self._operand(obj, op) if whole is obj else whole)
+                    other = self._changeable(lower, op)
+                    before = other if distance == 1 else self.joined(other, before, op)
+                whole = self.joined(lower, self._changeable(obj, op) if whole is obj else whole, op)
             distance <<= 1
+        whole = self.valid(whole)  # also of a rank that has the result of `exscan`, if it had nothing for others
         if exclusive:
-            return before
+            return self.valid(before)
         return copy_of(self.seal(obj)) if whole is obj else whole
 
     @named()
@@ -565,23 +698,32 @@ class Inter(_Channel):
     def reduce(self, obj: object, op: object, root: int) -> Any:
         role = self._role(root)
         if role == "root":
-            return self.take(0).open()
+            return self.valid(self.handed(0))
         if role == "across":
-            result = self.local.reduce(obj, op, 0)
-            if self.rank == 0:
-                self.finish([self.put(root, self.pack(result))])
+            self.touched = True
+            result = self.tried(lambda: self.local.reduce(obj, op, 0))
+            self.valid(self.hand(root, result) if self.rank == 0 else result)
         return None
 
     @named()
     def allreduce(self, obj: object, op: object) -> Any:
-        """Each group gets the reduction of the other group."""
-        result = self.local.reduce(obj, op, 0)
-        got = None
+        """Each group gets the reduction of the other group; if one of the two fails, all ranks are told."""
+        self.touched = True
+        result = self.tried(lambda: self.local.reduce(obj, op, 0))
+        told, got = None, None
         if self.rank == 0:
-            request = self.put(0, self.pack(result))
-            got = self.take(0).open()
+            packed = self._packed(result)
+            request = self.put(0, packed.text if isinstance(packed, Fault) else packed)
+            got = self.handed(0)
             request.wait()
-        return self.local.bcast(got, 0)
+            result = next((each for each in (packed, got) if isinstance(each, Fault)), result)
+            if isinstance(result, Fault):
+                told, got = result.text, None
+        told, got = self.local.bcast((told, got), 0)
+        if told is not None and not isinstance(result, Fault):
+            result = Fault(told)
+        self.valid(result)
+        return got
 
     @named()
     def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:

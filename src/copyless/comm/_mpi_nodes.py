@@ -18,7 +18,6 @@ be used on. A rank in another operation is found in step 1 by the tag of its mes
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,10 +37,11 @@ from copyless.comm._bundles import (
     view_of,
     wired,
 )
-from copyless.comm._collectives import Intra, listed, mistaken, named, operation, tag_of, tree
+from copyless.comm._collectives import Fault, Intra, listed, mistaken, named, operation, tag_of
 from copyless.comm._constants import Operation
 from copyless.comm._mpi_reductions import datatype_of, operation_of, signature
 from copyless.comm._packets import Packet, copy_of
+from copyless.comm._slices import Division
 
 __all__ = ["Nodes"]
 
@@ -86,12 +86,13 @@ class Nodes(Intra):
 
     def _attempt(self, call: Callable[[], object]) -> Any:
         """The result; or the text of the error, which is raised when the operation is over."""
-        try:
-            return call()
-        except Exception as error:
-            if self._error is None:
-                self._error = error
-            return self.text_of(error)
+        made = self.tried(call)
+        return made.text if isinstance(made, Fault) else made
+
+    def fault(self, error: Exception) -> Fault:
+        if self._error is None:
+            self._error = error
+        return super().fault(error)
 
     def _checked(self, message: object) -> Any:
         """The message of another rank, unless it or this rank has met an error."""
@@ -104,6 +105,9 @@ class Nodes(Intra):
     def _receive(self, rank: int) -> Any:
         """What a rank of this node contributes."""
         return self._attempt(lambda: unwired(self.take(rank)))
+
+    def taken(self, rank: int) -> Any:
+        return self._attempt(lambda: self.take(rank))  # the rows of the leaders tell of an error
 
     # ---- the three steps
 
@@ -419,44 +423,62 @@ class Nodes(Intra):
     # ---- reductions
 
     @named(2)
-    def reduce(self, obj: Any, op: Any, root: int) -> Any:
-        at = self.node_of[root]
-        value, signs = self._met(obj, operation(op))
-        message: Any = None
-        if not self.leads:
-            if not self.in_order:
-                self._along(range(self.size), obj, op)
-            if self.rank == root:
-                message = self._result()
-        else:
-            if isinstance(signs, str):
-                value = Fault(signs)
-            elif signs:
-                value = self._attempt_value(lambda: self._by_mpi(value, obj, op))
+    def reduce(self, obj: object, op: object, root: int) -> Any:
+        op, at = operation(op), self.node_of[root]
+        value, found = self._met(obj, op)
+        message: object = None  # what another leader gives to this one, for the root
+        if self.leads:
+            if isinstance(found, str):
+                value = Fault(found)
+            elif found:
+                value = self.tried(lambda: self._by_mpi(value, obj, op))
             else:
                 value = self._by_ranks(obj, value, op)
                 if self.node == at and self.rank != 0:
                     message = self.take(0)
                 elif self.rank == 0 and at != self.node:
-                    self.finish([self.put(self.members[at][0], self._packet(value))])
+                    value = self.hand(self.members[at][0], value)
             if self.node == at and self.rank != root:
-                self._down(self._packet(value) if message is None else message, [root])
-        if message is not None and self.rank == root:
-            value = Fault(message) if type(message) is str else message.open()
-        value = self._valid(value)
+                self._down(self._for_root(value) if message is None else message, [root])
+        elif self.rank == root:
+            message = self._result()
+        if self.rank == root:
+            if message is not None:
+                value = self.opened(message)
+            elif isinstance(value, Division):
+                value = value.result(False)
+        self._checked(value.text if isinstance(value, Fault) else None)
         return value if self.rank == root else None
 
+    def _for_root(self, value: object) -> object:
+        """What a leader gives to the root in its node: a packet, or the text of an error. None: the root has a part in
+        the block of the result.
+        """
+        if isinstance(value, Division):
+            return None
+        packed = self._packed(value)
+        return packed.text if isinstance(packed, Fault) else packed
+
     @named()
-    def allreduce(self, obj: Any, op: Any) -> Any:
-        value, signs = self._met(obj, operation(op))
+    def allreduce(self, obj: object, op: object) -> Any:
+        op = operation(op)
+        value, found = self._met(obj, op)
         if not self.leads:
-            if not self.in_order:
-                self._along(range(self.size), obj, op)
-            return next(objects(self._checked(self._result())))[1]
-        if isinstance(signs, str):
-            self._down(signs)
-            return self._checked(signs)
-        if signs:
+            message = self._checked(self._result())
+            if message is None and isinstance(value, Division):  # the result is in the block that all have a part in
+                return value.result(True)
+            return next(objects(message))[1]
+        if isinstance(found, str):
+            self._down(found)
+            return self._checked(found)
+        if found and isinstance(value, Division):
+            division = value
+            message = self._attempt(lambda: self._by_mpi(division, obj, op))
+            message = message if type(message) is str else None
+            self._down(message)
+            self._checked(message)
+            return division.result(True)
+        if found:
             bundle = self._attempt(lambda: self._by_mpi_for_all(value, op))
             self._down(bundle)
             return next(objects(self._checked(bundle), own=not self.mine))[1]
@@ -465,40 +487,33 @@ class Nodes(Intra):
         if self.rank == 0:
             message = value.text if isinstance(value, Fault) else self._attempt(lambda: self._for_all(0, value))
         got = self._spread(message, 0)
-        return self._valid(value) if self.rank == 0 else got
-
-    def _packet(self, value: object) -> Any:
-        """The packet of a value, or the text of the error in its place."""
-        return value.text if isinstance(value, Fault) else self._attempt(lambda: self.pack(value))
-
-    def _valid(self, value: object) -> Any:
-        if isinstance(value, Fault):
-            return self._checked(value.text)
-        self._checked(None)
+        if self.rank:
+            return got
+        self._checked(value.text if isinstance(value, Fault) else None)
         return value
 
-    def _attempt_value(self, call: Callable[[], object]) -> Any:
-        """As `_attempt`; the text of an error is in a Fault, because the result may be text."""
-        made = self._attempt(lambda: (call(),))
-        return Fault(made) if type(made) is str else made[0]
-
-    def _met(self, obj: object, op: Operation) -> tuple[Any, str | int]:
-        """(the value of this rank's node, what the leaders found): the text of an error, 1 if MPI can reduce the values
-        of all nodes, else 0.
+    def _met(self, obj: object, op: Operation) -> tuple[object, str | int]:
+        """(what `along` gives of this rank's node, what the leaders found): the text of an error, 1 if MPI can reduce
+        the values of all nodes, else 0.
         """
-        value = self._along(self.members[self.node], obj, op) if self.in_order else obj
+        value = self.along(self.members[self.node], obj, op) if self.in_order else obj
         if not self.leads:
-            return value, 0
+            return value if self.in_order else self.along(range(self.size), obj, op, True), 0
         if isinstance(value, Fault):
             return value, self._agree(value.text)[1] or value.text
-        sign = signature(value, op) if self.in_order else 0
+        sign = 0
+        if isinstance(value, Division):
+            sign = signature(value.array, op, value.shape, value.has_nan)
+        elif self.in_order:
+            sign = signature(value, op)
         rows, fault = self._agree(b"", 0, sign)
         return value, fault if fault is not None else int(sign != 0 and rows.numbers.count(sign) == len(rows.numbers))
 
-    def _by_mpi(self, value: object, obj: object, op: Operation) -> Any:
-        """MPI's reduction of the nodes' arrays."""
+    def _by_mpi(self, value: object, obj: object, op: Operation) -> object:
+        """MPI's reduction of the nodes' arrays, in the memory of this node's; not in the caller's own."""
         result = copy_of(value) if value is obj else value
-        self.leaders.allreduce(result, datatype_of(value), operation_of(op), self.hear)
+        array = result.array if isinstance(result, Division) else result
+        self.leaders.allreduce(array, datatype_of(array), operation_of(op), self.hear)
         return result
 
     def _by_mpi_for_all(self, value: Any, op: Operation) -> Any:
@@ -514,46 +529,17 @@ class Nodes(Intra):
         self.leaders.allreduce(array, datatype_of(value), operation_of(op), self.hear)
         return bundle or self._bundled(0, array)
 
-    def _by_ranks(self, obj: object, value: object, op: Operation) -> Any:
+    def _by_ranks(self, obj: object, value: object, op: Operation) -> object:
         """The reduction of the values of all nodes, in the order of ranks, at rank 0; of a leader."""
         ranks = [members[0] for members in self.members] if self.in_order else range(self.size)
-        value = self._along(ranks, value, op, value is obj)
-        if value is obj and self.rank == 0:
-            value = self._attempt_value(lambda: copy_of(self.seal(obj)))
-        return value
-
-    def _along(self, ranks: Sequence[int], value: object, op: Operation, of_caller: bool = True) -> Any:
-        """The reduction of the values of these ranks in their order, at the first of them, by a binomial tree.
-
-        `of_caller`: the value is the caller's own, which an operation must not change.
-        """
-        parent, children = tree(ranks, self.rank)
-        for child in reversed(children):
-            got = self._receive(child)
-            if of_caller:
-                value, of_caller = self._attempt_value(functools.partial(self._operand, value, op)), False
-            if type(got) is str:
-                value = Fault(got)
-            elif not isinstance(value, Fault):
-                value = self._attempt_value(lambda value=value, got=got: op(value, got.open()))  # type: ignore[misc]
-        if parent is not None:
-            self.finish([self.put(parent, self._packet(value))])
-        return value
+        of_caller = value is obj
+        if isinstance(value, Division):
+            value = value.result(False)
+        value = self.along(ranks, value, op, True, of_caller)
+        return self._own(value, obj) if self.rank == 0 else value
 
     @named()
     def scan(self, obj: object, op: object, exclusive: bool = False) -> Any:
         if self.leads:
             self._agree(b"")
         return self._scan(obj, operation(op), exclusive)
-
-
-class Fault:
-    """Fault(text)
-
-    The text of an error in place of a value.
-    """
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text

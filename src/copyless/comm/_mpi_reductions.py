@@ -45,18 +45,22 @@ def operation_of(op: Operation) -> Any:
     return _KNOWN[op][0]
 
 
-def signature(value: Any, op: Operation) -> int:
-    """A number that two ranks share if MPI can reduce their values by `op`, and only then; 0 if it cannot."""
+def signature(value: Any, op: Operation, shape: tuple[int, ...] | None = None, has_nan: bool | None = None) -> int:
+    """A number that two ranks share if MPI can reduce their values by `op`, and only then; 0 if it cannot.
+
+    The `shape` may differ from the array's, and `has_nan` says what is known, so that nobody has to look.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is None or type(value) is not numpy.ndarray:
         return 0
+    shape = value.shape if shape is None else shape
     try:
         known = _KNOWN.get(op)
     except TypeError:  # it cannot be hashed
         return 0
     if (
         known is None
-        or value.ndim == 0
+        or not shape
         or value.size == 0
         or value.nbytes >= 1 << 31
         or not value.flags.c_contiguous
@@ -64,7 +68,9 @@ def signature(value: Any, op: Operation) -> int:
         or _key(value) not in known[1]
     ):
         return 0
-    if value.dtype.kind == "f" and known[0] in (MPI.MAX, MPI.MIN) and numpy.isnan(value.max()):
-        return 0  # NumPy passes NaN on, and MPI does not say what it does
-    named = f"{list(_KNOWN).index(op)} {_key(value)} {value.shape}".encode()
+    if value.dtype.kind == "f" and known[0] in (MPI.MAX, MPI.MIN):
+        has_nan = numpy.isnan(value.max()) if has_nan is None else has_nan
+        if has_nan:
+            return 0  # NumPy passes NaN on, and MPI does not say what it does
+    named = f"{list(_KNOWN).index(op)} {_key(value)} {shape}".encode()
     return int.from_bytes(hashlib.blake2b(named, digest_size=7).digest(), "little") + 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-__all__ = ["Division", "Job", "Offer", "combined", "evaluated", "job_of", "offer_of"]
+__all__ = ["Division", "Job", "Offer", "combined", "divides", "evaluated", "job_of", "offer_of"]
 
 LEAST = 1 << 18  # bytes of an array from which its reduction is divided
 _CHUNK = 1 << 16  # bytes that are combined at once, so that what lies between stays in a processor's cache
@@ -48,31 +48,31 @@ Offer = tuple[Signature, list[bytes]]  # arrays of ranks that follow each other,
 Job = tuple[Signature, list[bytes], bytes]  # the arrays of all ranks, and the memory of the result
 
 
-def offer_of(obj: object, op: Callable[..., object]) -> tuple[Offer, Memory] | None:
-    """An array, in shared memory, and what keeps it there.
-
-    None if its reduction is not divided: for other objects and operations, and if shared memory has no room.
-    """
+def divides(obj: object, op: Callable[..., object]) -> bool:
+    """Whether the reduction of such an object may be divided. It is not for other objects and operations."""
     if not hasattr(obj, "__array__"):
-        return None
+        return False
     import numpy as np
 
     if type(obj) is not np.ndarray or obj.nbytes < LEAST or not obj.flags.c_contiguous:
-        return None
+        return False
     try:
         name = _UFUNCS.get(op)
     except TypeError:  # it cannot be hashed
-        return None
+        return False
     if name is None or obj.dtype.kind not in _NUMBERS or not obj.dtype.isnative:
-        return None
-    if name.startswith("bitwise") and obj.dtype.kind not in "iu":
-        return None
+        return False
+    return not name.startswith("bitwise") or obj.dtype.kind in "iu"
+
+
+def offer_of(obj: Array, op: Callable[..., object]) -> tuple[Offer, Memory] | None:
+    """An array that `divides`, in shared memory, and what keeps it there. None if shared memory has no room."""
     try:
         memory = in_memory([obj.data.cast("B")])
     except OutOfSharedMemory as error:
         tell_of_no_room(error)
         return None
-    return ((name, obj.dtype.str, obj.shape), [_handle(memory)]), memory
+    return ((_UFUNCS[op], obj.dtype.str, obj.shape), [_handle(memory)]), memory
 
 
 def job_of(offer: Offer, nbytes: int) -> tuple[Job, Memory] | None:
@@ -122,36 +122,50 @@ def evaluated(offer: Offer, op: Callable[..., object]) -> object:
 
 
 class Division:
-    """Division(job, rank, size)
+    """Division(job, place, size)
 
-    One rank's part of a reduction. `compute` writes its slice of the result; `result` is for when all have done so.
+    The part of one of several ranks in a reduction. `compute` writes its slice of the result; the rest is for when all
+    have done so. `has_nan`: whether this rank found NaN where MPI does not say what becomes of it.
     """
 
-    def __init__(self, job: Job, rank: int, size: int) -> None:
+    has_nan = False
+
+    def __init__(self, job: Job, place: int, size: int) -> None:
         self._signature, arrays, result = job
-        self._rank, self._size = rank, size
+        self._place, self._size = place, size
         self._block = _block(result)
         self._arrays = [_flat(_block(array), self._signature) for array in arrays]
 
     def compute(self) -> None:
         import numpy as np
 
-        ufunc = getattr(np, self._signature[0])
-        into = _flat(self._block, self._signature)
-        begin, end = (len(into) * rank // self._size for rank in (self._rank, self._rank + 1))
+        ufunc, into = getattr(np, self._signature[0]), self.array
+        begin, end = (len(into) * place // self._size for place in (self._place, self._place + 1))
         step = max(1, _CHUNK // into.itemsize)
         beside = [np.empty(step, into.dtype) for _ in range(max(1, (self._size - 1) // 2))]
+        looks = into.dtype.kind == "f" and self._signature[0] in ("maximum", "minimum")
         for at in range(begin, end, step):
             to = min(at + step, end)
             _reduce_chunk([array[at:to] for array in self._arrays], into[at:to], beside, ufunc)
+            self.has_nan = self.has_nan or (looks and bool(np.isnan(into[at:to].max())))
         self._arrays = []
+
+    @property
+    def array(self) -> Array:
+        """The memory of the result itself, flat."""
+        return _flat(self._block, self._signature)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return self._signature[2]
 
     def result(self, shared: bool) -> Array:
         """The result. `shared`: other ranks have it, too, so that this one gets a copy-on-write view."""
         if not shared:
             _blocks.mark_private(self._block)
         block = _blocks.private_view(self._block) if shared else self._block
-        return _flat(block, self._signature).reshape(self._signature[2])
+        return _flat(block, self._signature).reshape(self.shape)
 
 
 def _reduce_chunk(parts: Sequence[Array], into: Array, beside: Sequence[Array], ufunc: np.ufunc) -> None:
