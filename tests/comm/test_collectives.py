@@ -544,3 +544,9 @@ def test_a_rank_that_leaves_a_reduction_in_slices_is_told_of(program):  # noqa: 
     """)
     done = start(3, path, mpi=True)
     assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("transport", "nodes"), [("local", "1"), ("mpi", "1"), ("mpi", "2")])
+def test_what_fails_at_one_rank_of_a_reduction_is_told_to_all_that_wait(transport, nodes):
+    done = start(4, os.path.join(HERE, "failing.py"), mpi=transport == "mpi", COPYLESS_NODES=nodes)
+    assert done.stdout.count("held") == 4, done.stdout + done.stderr

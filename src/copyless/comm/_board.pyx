@@ -544,6 +544,15 @@ cdef class Board:
             self.channel.finish(requests)
         return got
 
+    cdef object give_or_fail(self, obj, name):
+        """`give`; the others are told if the object cannot be given."""
+        try:
+            return self.give(obj)
+        except BaseException as error:
+            if self.number == self.now:  # nothing is published
+                self.fail(name, error)
+            raise
+
     cpdef reduce(self, obj, op, int root):
         cdef int rank
         cdef bint all_large
@@ -551,7 +560,7 @@ cdef class Board:
         cdef uint32_t mark = mark_of(op)
         self.begin(REDUCE + 16 * (root % ROOTS) + mark)
         if mark != OWN:
-            packet = self.give(obj)
+            packet = self.give_or_fail(obj, "reduce")
             if packet is not None:  # if all are as large, they go another way together
                 all_large = True
                 try:
@@ -580,15 +589,17 @@ cdef class Board:
 
     cdef object combined(self, obj, op, name, int root):
         """The reduction in the order of ranks, in a binomial tree: at rank 0, which also gives it to the root if it is another."""
-        cdef int mask = 1
+        cdef int mask = 1, left = 1  # left: the mask of the first rank whose message is not taken yet
         result = obj
         try:
             while mask < self.size and not self.rank & mask:
                 if self.rank + mask < self.size:
                     if mask == 1:
                         result = self.copied(obj)  # the operation may change its operands
+                    left = mask << 1
                     result = op(result, self.taken(self.rank + mask))
                 mask <<= 1
+                left = mask
             if self.rank or root:
                 packet = self.give(result)
             else:
@@ -598,7 +609,7 @@ cdef class Board:
             if self.number == self.now:  # others wait for what this rank does not give
                 self.fail(name, error)
             if isinstance(error, Exception):
-                self.leave_none(mask << 1)
+                self.leave_none(left)
             raise
         if packet is not None:
             self.channel.finish(self.sent([self.rank - mask if self.rank else root], result, packet))
@@ -622,7 +633,7 @@ cdef class Board:
         return 0
 
     cpdef allreduce(self, obj, op):
-        cdef int rank
+        cdef int rank, failed = -1
         cdef bint together = True
         op = operation(op)
         cdef uint32_t mark = mark_of(op)
@@ -648,13 +659,15 @@ cdef class Board:
                 self.channel.finish(self.sent(self.others(), result, packet))
             return result
         self.begin(ALLREDUCE + mark)
-        packet = self.give(obj)
+        packet = self.give_or_fail(obj, "allreduce")
         try:
             for rank in range(self.size):
                 self.of(rank)
+                if self.seen.kind == FAILED:
+                    failed = rank
                 if self.seen.kind != ONE:
                     together = False
-            if not together:
+            if not together and failed < 0:
                 if packet is not None:
                     packet.drop()
                 channel = self.by_messages()
@@ -665,6 +678,10 @@ cdef class Board:
         except BaseException as error:
             self.leave(error)
             raise
+        if failed >= 0:
+            if packet is not None:
+                packet.drop()
+            self.taken(failed)  # raises
         return self.tree(self.collected(obj, None, False), op)
 
     cdef object tree(self, list values, op):
