@@ -550,3 +550,20 @@ def test_a_rank_that_leaves_a_reduction_in_slices_is_told_of(program):  # noqa: 
 def test_what_fails_at_one_rank_of_a_reduction_is_told_to_all_that_wait(transport, nodes):
     done = start(4, os.path.join(HERE, "failing.py"), mpi=transport == "mpi", COPYLESS_NODES=nodes)
     assert done.stdout.count("held") == 4, done.stdout + done.stderr
+
+
+def test_each_later_operation_says_what_the_mistake_was(program):  # noqa: F811
+    path = program("""
+        from copyless import comm
+        w = comm.world()
+        errors = []
+        for _ in range(3):
+            try:
+                w.gather(1, 0) if w.rank == 0 else w.allgather(1)
+            except ValueError as error:
+                errors.append(str(error))
+        assert errors and all("called" in each for each in errors), errors
+        print("told")
+    """)
+    done = start(3, path)
+    assert done.stdout.count("told") == 3, done.stdout + done.stderr

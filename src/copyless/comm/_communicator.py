@@ -398,7 +398,7 @@ class Comm(CollectiveMethods):
             other = engine.waits(self._context, source, _collectives.WAITING)
             if receive.message is None and other is not None:
                 if other.tag == _collectives.tag_of("mistaken"):  # another rank has found it
-                    raise CommError(ERR_OTHER, other.open())
+                    raise self._told_of_mistake(other.open())
                 return other.tag, self.recv(None, source, other.tag)
         message: Any = receive.message
         return tag, message.open()
@@ -422,12 +422,19 @@ class Comm(CollectiveMethods):
                 if receive.message is None:
                     break
                 if tag != _collectives.WAITING:
-                    raise CommError(ERR_OTHER, receive.message.open())
+                    raise self._told_of_mistake(receive.message.open())
                 heard.append((receive.message.source, receive.message.open()))
         return heard
 
     def _failure(self, text: str) -> CommError:
         return CommError(ERR_OTHER, text)
+
+    _mistake: str | None = None  # what another rank has told: every later operation raises it, too
+
+    def _told_of_mistake(self, text: str | None) -> CommError:
+        """The error for what another rank has found. None: the message was opened already."""
+        self._mistake = self._mistake if text is None else text
+        return CommError(ERR_OTHER, self._mistake or "another rank has called another operation")
 
     def _mistaken(self, source: int, theirs: int, mine: int) -> NoReturn:
         """Raise what another rank called, and tell all: they may wait for this one."""
