@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 
-from copyless import _native as _native  # it finds the modules that are written in Cython
 from copyless._first_use import first_use
 from copyless._typing import Any
 
@@ -36,6 +35,21 @@ _HOME_OF, _MODULES = _homes()
 __all__ = sorted(
     _HOME_OF.keys() - {"SUBDEBUG", "SUBWARNING"}
 )  # these two can be used, as in multiprocessing, but are not exported
+
+
+class _Finder:
+    """Finds the modules that are written in Cython, which have no files of their own: an entry of `sys.meta_path`."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> Any:
+        if not name.startswith("copyless.") or name == "copyless._native":
+            return None
+        from copyless import _native
+
+        return _native.spec_of(name)
+
+
+sys.meta_path.append(_Finder)  # type: ignore[arg-type]  # the last, so that it costs other imports nothing
 
 
 def __getattr__(name: str) -> Any:
