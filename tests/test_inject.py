@@ -25,7 +25,7 @@ def test_whatever_call_fails_the_next_one_works_and_nothing_is_left():
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     failures = [int(number) for number in re.findall(r": (\d+) failures, 0 wrong", done.stdout)]
     assert len(failures) > 25, done.stdout
-    assert sum(failures) > 150, done.stdout  # fewer since one library is loaded and not a dozen
+    assert sum(failures) > 200, done.stdout
 
 
 def test_a_fault_is_found():

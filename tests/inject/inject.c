@@ -50,7 +50,7 @@ static int nours;
 static int note(struct dl_phdr_info *info, size_t size, void *arg)
 {
     (void)size, (void)arg;
-    if (!info->dlpi_name || !strstr(info->dlpi_name, "/copyless/_core/"))
+    if (!info->dlpi_name || !strstr(info->dlpi_name, "/copyless/_native."))
         return 0;
     for (int i = 0; i < info->dlpi_phnum && nours < RANGES; i++) {
         const ElfW(Phdr) *p = &info->dlpi_phdr[i];
