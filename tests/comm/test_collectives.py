@@ -514,7 +514,7 @@ def test_a_rank_that_leaves_a_reduction_in_slices_is_told_of(program):  # noqa: 
         w.allgather(0)
         def handler(number, frame):
             while frame is not None:
-                if frame.f_code.co_name == "_take":
+                if frame.f_code.co_name == "await_round":
                     raise KeyboardInterrupt
                 frame = frame.f_back
             signal.setitimer(signal.ITIMER_REAL, 0.01)
@@ -567,3 +567,39 @@ def test_each_later_operation_says_what_the_mistake_was(program):  # noqa: F811
     """)
     done = start(3, path)
     assert done.stdout.count("told") == 3, done.stdout + done.stderr
+
+
+def test_large_arrays_on_mpi_are_reduced_without_messages(program):  # noqa: F811
+    path = program("""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        import numpy as np
+        w = mpi.Intracomm(MPI.COMM_WORLD)
+        rank, size = w.rank, w.size
+        w.barrier()
+        sent, put = [], mpi.Comm._put
+        def counted(self, packet, dest, tag):
+            sent.append(tag)
+            return put(self, packet, dest, tag)
+        mpi.Comm._put = counted
+        for n in (40_000, 50_001):
+            for k in range(20):
+                mine = np.full(n, k + rank)
+                expected = size * k + size * (size - 1) // 2
+                assert (w.allreduce(mine) == expected).all() and (w.allreduce(mine, MPI.MAX) == k + size - 1).all()
+                got = w.reduce(mine, root=k % size)
+                assert (got == expected).all() if rank == k % size else got is None
+        assert not sent, sent
+        odd = np.ones(n + 1) if rank == 1 else [rank] * n if rank == 2 else mine
+        for _ in range(3):  # not all have alike arrays: then they go by messages
+            got = w.allreduce(odd if rank == 2 else mine, lambda a, b: 5)
+            try:
+                w.allreduce(odd)
+                print("wrong", flush=True)
+            except ValueError as error:
+                assert "broadcast" in str(error), error
+            assert (w.allreduce(mine) == expected).all()
+        print("held", flush=True)
+    """)
+    done = start(4, path, mpi=True)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (4, False), done.stdout + done.stderr

@@ -87,6 +87,7 @@ cdef enum:
     FAILED = 4
     ROOTS = 2000  # as in a tag of `_collectives`
     OWN = 1 << 16  # mark of an operation of the caller's own
+    ROUND = 384  # bytes of what a rank offers in a round
     LOOKS = 300  # some ten microseconds
     YIELDS = 100
 
@@ -135,7 +136,7 @@ def use_own_pickle(bint own):
 
 def bytes_for(int size):
     """The bytes of the board of so many ranks."""
-    return LINE + <Py_ssize_t>size * depth_of(size) * slot_bytes(size)
+    return LINE + <Py_ssize_t>size * (depth_of(size) * slot_bytes(size) + 2 * ROUND)
 
 
 cdef Py_ssize_t depth_of(int size) noexcept:
@@ -683,6 +684,55 @@ cdef class Board:
                 packet.drop()
             self.taken(failed)  # raises
         return self.tree(self.collected(obj, None, False), op)
+
+    # Two rounds of an operation that goes by messages otherwise. Each rank has a place for each of them, beside its slots. It writes
+    # a place again when all have come to the round after it, so all have read it. A rank that leaves the operation tells the others
+    # by a message, as elsewhere: who waits for it in a round looks for that.
+
+    cdef inline uint8_t *round_of(self, int rank, int which) noexcept:
+        return self.slots + self.size * self.depth * self.step + (2 * rank + which) * ROUND
+
+    def has_come(self, int rank, int which):
+        """Whether a rank has come to a round of this operation."""
+        return board_number(<uint64_t *>self.round_of(rank, which)) == self.now
+
+    cdef int meet(self, int which) except -1:
+        """Wait until all ranks have come to a round."""
+        cdef int rank, looks = self.looks
+        cdef uint64_t *at
+        cdef uint64_t number = self.now
+        cdef bint soon
+        for rank in range(self.size):
+            at = <uint64_t *>self.round_of(rank, which)
+            if board_number(at) == number:
+                continue
+            with nogil:
+                soon = board_soon(at, number, looks, YIELDS)
+            if not soon:
+                self.channel.await_round(rank, which)
+        return 0
+
+    def rounds(self, offer, divide):
+        """What `divide` returns of the list of what all ranks offer, each a plain value, when all ranks have called it."""
+        cdef int rank
+        cdef uint8_t *at = self.round_of(self.rank, 0)
+        cdef uint64_t n = dump_plain(offer, at + 16, ROUND - 16)
+        if n == 0:  # it is too long
+            n = dump_plain(None, at + 16, ROUND - 16)
+        memcpy(at + 8, &n, 8)
+        board_publish(<uint64_t *>at, self.now)
+        self.meet(0)
+        offers = []
+        for rank in range(self.size):
+            at = self.round_of(rank, 0)
+            memcpy(&n, at + 8, 8)
+            if n > ROUND - 16:
+                raise CorruptSegmentError(f"rank {rank} offers {n} bytes in a place of {ROUND - 16}")
+            offers.append(load(at + 16, n))
+        made = divide(offers)
+        board_publish(<uint64_t *>self.round_of(self.rank, 1), self.now)
+        self.meet(1)
+        return made
 
     cdef object tree(self, list values, op):
         """The values of all ranks, combined in the order of `combined`, so that the result is the same."""

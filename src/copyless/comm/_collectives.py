@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from copyless._progress import shown
+from copyless._transfer._memory import Memory
 from copyless.comm import _slices
 from copyless.comm._constants import NAMES, OPERATIONS, SUM, Operation
 from copyless.comm._packets import Packet, copy_of
@@ -140,22 +141,27 @@ class _Channel:
         return self.comm._put((self.number, packet), rank, self.tag)
 
     def take(self, rank: int) -> Any:
-        """What another rank sends in this operation.
+        """What another rank sends in this operation."""
+        self.touched = True
+        while (got := self.next(rank)) is None:
+            pass
+        return got[0]
+
+    def next(self, rank: int) -> tuple[object] | None:
+        """What the next message of another rank has for this operation; None if it was of an older one.
 
         A message of an older operation, which this rank has left before it received it, is dropped. One of a later
         operation is kept for that: its sender has left this operation.
         """
-        self.touched = True
-        while True:
-            tag, message = self._early.pop((rank, self.tag), None) or self.comm._take(rank, self.tag)
-            if message[0] < self.number:
-                _drop(message[1])
-                continue
-            if message[0] > self.number:
-                self._early[rank, tag] = tag, message
-            if tag != self.tag:
-                self.mistake(rank, tag)
-            return self._accepted(rank, message)
+        tag, message = self._early.pop((rank, self.tag), None) or self.comm._take(rank, self.tag)
+        if message[0] < self.number:
+            _drop(message[1])
+            return None
+        if message[0] > self.number:
+            self._early[rank, tag] = tag, message
+        if tag != self.tag:
+            self.mistake(rank, tag)
+        return (self._accepted(rank, message),)
 
     def _accepted(self, rank: int, message: _Message) -> object:
         if message[0] > self.number:
@@ -474,7 +480,7 @@ class Intra(_Channel):
         place, size = ranks.index(self.rank), len(ranks)
         offer = memory = None
         if size > 1 and not whole:
-            made = self.tried(lambda: self._offer(value, op))
+            made = self.tried(lambda: self.offer(value, op))
             if isinstance(made, Fault):
                 value = made
             elif isinstance(made, tuple):
@@ -527,7 +533,7 @@ class Intra(_Channel):
         """What a rank in the tree sends; if an error is raised here, the others are told by `leave`."""
         return self.take(rank)
 
-    def _offer(self, value: object, op: Operation) -> object:
+    def offer(self, value: object, op: Operation) -> tuple[_slices.Offer, Memory] | None:
         """An array in shared memory, as `_slices.offer_of` makes it."""
         # (the caller's own pickle functions get every object that travels)
         return _slices.offer_of(value, op) if _slices.divides(value, op) and self.seal(value) is value else None
@@ -537,13 +543,7 @@ class Intra(_Channel):
         read.
         """
         place, size = ranks.index(self.rank), len(ranks)
-
-        def compute() -> _slices.Division:
-            division = _slices.Division(job, place, size)
-            division.compute()
-            return division
-
-        made = self._living(compute)
+        made = self.slice_of(job, place, size)
         known: object = made.text if isinstance(made, Fault) else made.has_nan
         distance = 1
         while distance < size:  # what one rank knows, all know at the end
@@ -558,6 +558,16 @@ class Intra(_Channel):
             return Fault(known)
         made.has_nan = bool(known)
         return made
+
+    def slice_of(self, job: _slices.Job, place: int, size: int) -> _slices.Division | Fault:
+        """A Division, with the slice of this rank written."""
+
+        def compute() -> _slices.Division:
+            division = _slices.Division(job, place, size)
+            division.compute()
+            return division
+
+        return self._living(compute)
 
     def _evaluated(self, offer: _slices.Offer, op: Operation) -> object:
         return self._living(lambda: _slices.evaluated(offer, op))

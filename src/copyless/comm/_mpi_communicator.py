@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpi4py import MPI
@@ -16,8 +17,9 @@ from copyless._core import _store
 from copyless._progress import shown
 from copyless._transfer import handles, in_flight, reductions
 from copyless._transfer._memory import Memory
-from copyless.comm import _board, _collectives, _constants, _custom_pickle, _mpi_waiting, _small
+from copyless.comm import _board, _collectives, _constants, _custom_pickle, _mpi_waiting, _slices, _small
 from copyless.comm._board import Board
+from copyless.comm._constants import Operation
 from copyless.comm._interface import CollectiveMethods, NeighborMethods, ScanMethods
 from copyless.comm._mpi_engine import Leaders
 from copyless.comm._mpi_matching import Posted, match, state_of
@@ -524,6 +526,56 @@ class _Intra(_collectives.Intra):
     def allreduce(self, obj: object, op: object) -> object:
         board = self.free_board()
         return super().allreduce(obj, op) if board is None else board.allreduce(obj, op)
+
+    def along(
+        self, ranks: Sequence[int], value: object, op: Operation, whole: bool = False, of_caller: bool = True
+    ) -> object:
+        board = self.board
+        if board is None or whole:
+            return super().along(ranks, value, op, whole, of_caller)
+        made = self.tried(lambda: self.offer(value, op))
+        named, job = None, None
+        if isinstance(made, tuple):
+            ((signature, arrays), memory), job = made, None
+            if self.rank == 0:
+                job = _slices.job_of(made[0], memory.nbytes)
+            named = signature, arrays[0], b"" if job is None else job[0][2]
+
+        def divide(all_named: list[tuple[_slices.Signature, bytes, bytes] | None]) -> _slices.Division | None:
+            each = [name for name in all_named if name is not None and all_named[0] is not None]
+            if len(each) < self.size or not each[0][2] or any(name[0] != each[0][0] for name in each):
+                return None
+            part = self.slice_of((each[0][0], [name[1] for name in each], each[0][2]), self.rank, self.size)
+            if isinstance(part, _collectives.Fault):
+                self._look_for_leaves()  # if an array is gone, they say why
+                raise part.error or self.failure(part.text)
+            return part
+
+        division = board.rounds(named, divide)
+        if division is not None:
+            return division
+        return super().along(ranks, made if isinstance(made, _collectives.Fault) else value, op, True, of_caller)
+
+    def await_round(self, rank: int, which: int) -> None:
+        """Wait until a rank has come to a round of the board. Raises what it tells if it has left the operation."""
+        board, probe, comm = self.board, MPI.Comm.Iprobe, self.comm
+        assert board is not None
+        has_come = functools.partial(board.has_come, rank, which)
+
+        def there() -> bool:
+            if has_come():
+                return True
+            if probe(comm, rank, ANY_TAG) and not has_come():
+                self.next(rank)
+            return False
+
+        _wait(there, board.look)
+
+    def _look_for_leaves(self) -> None:
+        """Raise what a rank tells that has left this operation."""
+        for rank in range(self.size):
+            while rank != self.rank and MPI.Comm.Iprobe(self.comm, rank, self.tag):
+                self.next(rank)
 
     def close(self) -> None:
         if self.board is not None:

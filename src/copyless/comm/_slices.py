@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-__all__ = ["Division", "Job", "Offer", "combined", "divides", "evaluated", "job_of", "offer_of"]
+__all__ = ["Division", "Job", "Offer", "Signature", "combined", "divides", "evaluated", "job_of", "offer_of"]
 
 LEAST = 1 << 18  # bytes of an array from which its reduction is divided
 _CHUNK = 1 << 16  # bytes that are combined at once, so that what lies between stays in a processor's cache
