@@ -7,8 +7,8 @@ block only; ranks that need no answer (those that are not the root of a gather) 
 barriers, from the first rank that begins to the last that ends. Blocks of ours and of mpi4py's take turns; the figures
 are medians, and the ratio is the median of the ratios of neighbouring blocks. Both use the same barrier around: MPI's.
 
-Last, the reduction of large arrays: ours on both transports, and MPI's `Allreduce` and `Reduce`, in turns of whole
-programs. *Read*: each rank then reads all of its result.
+Last, the reduction of large arrays: ours on both transports, with four ranks also as two nodes, and MPI's `Allreduce`
+and `Reduce`, in turns of whole programs. *Read*: each rank then reads all of its result.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def measure_large() -> dict[str, float]:
 
     world = comm.world()
     figures = {}
-    for mib in (0.25, 1, 16):
+    for mib in (0.25, 1, 4, 16):
         array = np.ones(int(mib * (1 << 17)))
         into = np.empty_like(array)
         works: dict[str, Callable[[], Any]] = {
@@ -115,7 +115,7 @@ def measure_large() -> dict[str, float]:
         if type(world).__module__.endswith("mpi"):
             from mpi4py import MPI
 
-            name = "copyless, MPI"
+            name = "copyless, 2 nodes" if os.environ.get("COPYLESS_NODES") == "2" else "copyless, MPI"
             works |= {
                 "allreduce|Allreduce": lambda a=array, b=into: MPI.COMM_WORLD.Allreduce(a, b),
                 "allreduce, read|Allreduce": lambda a=array, b=into: (MPI.COMM_WORLD.Allreduce(a, b), b.sum()),
@@ -136,9 +136,10 @@ def measure_large() -> dict[str, float]:
     return figures if world.Get_rank() == 0 else {}
 
 
-def ranks(n: int, local: bool, *args: str) -> Any:
-    """What rank 0 of so many prints."""
+def ranks(n: int, where: str, *args: str) -> Any:
+    """What rank 0 of so many prints. `where`: "local", "MPI" or "2 nodes" of MPI."""
     here = os.path.dirname(sys.executable)
+    local = where == "local"
     launch = [os.path.join(here, "copyless"), "run", "--no-prefix"] if local else [os.path.join(here, "mpiexec")]
     python = [] if local else [sys.executable]
     done = subprocess.run(
@@ -146,6 +147,7 @@ def ranks(n: int, local: bool, *args: str) -> Any:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        env={**os.environ, "COPYLESS_NODES": "2" if where == "2 nodes" else "1"},
     )
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
@@ -164,13 +166,16 @@ def main() -> None:
         return
     results: dict[str, Any] = {}
     for n in args.n or [2, 4]:
-        results[f"{n} ranks"] = figures = ranks(n, False, "--rank", "small", "--rounds", str(args.rounds))
+        results[f"{n} ranks"] = figures = ranks(n, "MPI", "--rank", "small", "--rounds", str(args.rounds))
         print(f"{n} ranks on {os.cpu_count()} processors: us of ours, of mpi4py's, ratio")
         for key, (mine, theirs, ratio) in figures.items():
             print(f"  {key.replace('|', ', '):28} {mine * 1e6:8.1f} {theirs * 1e6:8.1f} {ratio:6.2f}")
-        turns = [ranks(n, local, "--rank", "large") for _ in range(3) for local in (True, False)]
+        places = ["local", "MPI", "2 nodes"] if n >= 4 else ["local", "MPI"]
+        turns = [ranks(n, where, "--rank", "large") for _ in range(3) for where in places]
         large = {
-            key: statistics.median(turn[key] for turn in turns if key in turn) for turn in turns[:2] for key in turn
+            key: statistics.median(turn[key] for turn in turns if key in turn)
+            for turn in turns[: len(places)]
+            for key in turn
         }
         results[f"{n} ranks, large"] = large
         print(f"{n} ranks: ms")
