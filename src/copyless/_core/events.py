@@ -7,9 +7,9 @@ Each kind of event has a burst of lines, and then one a second; a line says how 
 `logging` is loaded at the first line. A program that can import nothing more (after chroot, when it dropped its rights,
 or when it has no free descriptor) gets no lines, and no error.
 
-The thread may hold locks of the program's own, and a fork holds `logging`'s lock while it waits for hooks that may need
-those. So no line waits longer than `_LOG_WAITS` for `logging`'s lock; then the event is only counted, and the next ones
-do not wait until the lock is had again.
+The thread may hold locks of the program's own, and a fork holds the lock of the module `logging` while it waits for
+hooks that may need those. So a line takes that lock nowhere. Nor could Ctrl-C leave it held: in Python, an exception of
+a signal handler may come between `acquire` and the `try` behind it.
 
 An error of a handler or a filter is printed, as `logging` prints those of its own handlers. It would hide the error of
 the caller, or end a thread of a pool.
@@ -37,8 +37,7 @@ _BURST = 10.0  # lines of one kind at once; then one a second
 _SELDOM = frozenset({"spilled", "refused"})  # these come in thousands: one at once, then one every ten seconds
 
 _INFO, _WARNING = 20, 30  # levels of `logging`
-_LOG_WAITS = 0.1  # seconds
-_waits = _LOG_WAITS  # 0 after a wait in vain
+_unregistered: Any = None  # the logger of a program that has not asked for it
 
 _lock = allocate_lock()
 _counts = dict.fromkeys(NAMES, 0)
@@ -141,24 +140,23 @@ def _write(level: int, kind: str, text: str, about: dict[str, Any]) -> None:
 
 
 def _logger(level: int) -> Any:
-    """The logger, if it wants lines of this level and can be had now."""
-    global _waits
+    """The logger, if it wants lines of this level. `getLogger` and `isEnabledFor` would take `logging`'s lock."""
+    global _unregistered
     try:
         import logging
     except (ImportError, OSError, MemoryError):
         return None
-    lock: Any = getattr(logging, "_lock", None)
-    if lock is None:
+    manager = getattr(getattr(logging, "Logger", None), "manager", None)
+    if manager is None:  # this thread is just loading it
         return None
-    if not lock.acquire(timeout=_waits):
-        _waits = 0.0
-        return None
-    _waits = _LOG_WAITS
-    try:
-        log = logging.getLogger("copyless")
-        return log if log.isEnabledFor(level) else None
-    finally:
-        lock.release()
+    log = manager.loggerDict.get("copyless")
+    if not isinstance(log, logging.Logger):  # the program has not asked for it, or only for one below it
+        log = _unregistered
+        if log is None:
+            log = _unregistered = logging.Logger("copyless")
+            log.parent = manager.root
+    wanted = not log.disabled and manager.disable < level >= log.getEffectiveLevel()
+    return log if wanted else None
 
 
 def _many(n: int, what: str) -> str:
