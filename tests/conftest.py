@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import dis
 import gc
 import multiprocessing
 import os
@@ -11,8 +13,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -129,6 +133,52 @@ def until(condition: Callable[[], Any], message: Callable[[], str] | str = "", s
             raise AssertionError((message() if callable(message) else message) or "did not happen in time")
         time.sleep(0.005)
     return value
+
+
+@contextlib.contextmanager
+def interrupted(after: float, error: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """A signal handler raises an error in the main thread, once, after this number of seconds: as Ctrl-C does.
+
+    It raises only where a test or the package is. In `threading` or `logging` it could leave one of their locks held,
+    and a later test of this process would wait for it for ever.
+    """
+    raised, put_off, over = False, False, threading.Event()
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        nonlocal raised, put_off
+        if not raised and frame is not None:
+            raised = _may_raise_in(frame)
+            put_off = not raised
+            if raised:
+                raise error
+
+    def interrupt() -> None:
+        nonlocal put_off
+        if not over.wait(after):
+            os.kill(os.getpid(), signal.SIGINT)
+        while not over.wait(0.005):
+            if put_off:
+                put_off = False
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handle)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+
+
+def _may_raise_in(frame: FrameType) -> bool:
+    name, at = frame.f_code.co_filename, frame.f_lasti
+    folders = os.path.dirname(sys.modules["copyless"].__file__), os.path.dirname(__file__)
+    if name == __file__ or not (name == "<string>" or name.startswith(folders)):
+        return False
+    # From Python 3.14 on, a handler may run when `__enter__` has returned and its `with` has not begun.
+    return at < 2 or frame.f_code.co_code[at - 2] != dis.opmap.get("LOAD_SPECIAL")
 
 
 @pytest.fixture(params=METHODS)

@@ -43,7 +43,7 @@ from copyless.managers import (
     _references,
 )
 from copyless.shared_memory import ShareableList, SharedMemory
-from tests.conftest import python, start_python, until
+from tests.conftest import interrupted, python, start_python, until
 
 FORK = multiprocessing.get_context("fork")
 CERTIFICATE = os.path.join(os.path.dirname(__file__), "data", "localhost.pem")
@@ -752,18 +752,10 @@ def test_an_interrupted_call_gives_its_answer_to_nobody(mine):
     class Stop(Exception):
         pass
 
-    def stop(*_):
-        raise Stop
-
-    before = signal.signal(signal.SIGALRM, stop)
-    try:
-        for i in range(5):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            with pytest.raises(Stop):
-                wide.wait(0.3)
-            assert wide.echo(i) == ((i,), {})
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    for i in range(5):
+        with pytest.raises(Stop), interrupted(0.05, Stop):
+            wide.wait(0.3)
+        assert wide.echo(i) == ((i,), {})
 
 
 def test_a_signal_handler_may_call_too(mine):

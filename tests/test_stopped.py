@@ -30,7 +30,7 @@ import copyless
 from copyless._core import _blocks, _store
 from copyless._storage import directory
 from copyless.cli import inspecting, look
-from tests.conftest import start_python, until
+from tests.conftest import interrupted, start_python, until
 
 # Offset of the lock in the object that it guards (native/layout.h, sync.h, queue_layout.h, ring.h, list.h).
 REGISTRY = 4104
@@ -115,18 +115,6 @@ def timed(call):
     except Exception as error:
         result = error
     return result, time.monotonic() - start
-
-
-@contextlib.contextmanager
-def interrupted(after):
-    """Ctrl-C after this number of seconds."""
-    timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()
 
 
 def _ticks(call):

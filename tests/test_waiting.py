@@ -28,6 +28,7 @@ import copyless
 import copyless.connection
 from copyless import waiting
 from copyless._core import _bells
+from tests.conftest import interrupted
 
 LONG = 30.0  # seconds within which every event here comes, on any machine
 GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, if they were missed
@@ -333,8 +334,7 @@ def test_a_stopped_reader_does_not_keep_a_producer_from_ending():
 def test_ctrl_c(mixed):
     pipe = multiprocessing.Pipe()
     objects = [copyless.Queue(), *([pipe[0]] if mixed else [])]
-    _later(os.kill, os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted(0.05):
         copyless.wait(objects, LONG)
 
 
@@ -1035,10 +1035,7 @@ def _wait_to_write(context, stop):
 def test_who_is_woken_for_nothing_all_the_time_is_late_for_nobody(begin):
     with begin(multiprocessing.get_context("spawn"), copyless.Event()) as wait:
         for _ in range(15):  # by luck one or the other succeeded before
-            timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
-            with pytest.raises(KeyboardInterrupt):
-                timer.start()
+            with pytest.raises(KeyboardInterrupt), interrupted(0.05):
                 wait(20)
-            timer.join()
             with pytest.raises((queue.Empty, queue.Full)):
                 wait(0.02)
