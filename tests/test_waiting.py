@@ -28,7 +28,7 @@ import copyless
 import copyless.connection
 from copyless import waiting
 from copyless._core import _bells
-from tests.conftest import interrupted
+from tests.conftest import interrupted, python
 
 LONG = 30.0  # seconds within which every event here comes, on any machine
 GO_ON = 2000  # wake-ups of a test that would need the 50 ms of a slice for each, if they were missed
@@ -697,8 +697,8 @@ if child == 0:
     os._exit(0)
 sys.exit(os.waitpid(child, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", code, where], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = python(code, where)
+    assert done.stderr == ""
 
 
 def test_no_thread_can_be_started():
