@@ -277,7 +277,22 @@ def test_pickles_between_ranks_of_mpi_hold_no_other_names(tmp_path, nodes):
     mpiexec = os.path.join(os.path.dirname(sys.executable), "mpiexec")
     if importlib.util.find_spec("mpi4py") is None or not os.path.exists(mpiexec):
         pytest.skip("MPI's environment is made by `make test`")
-    program = "import ranks\nfrom copyless import comm\nranks.talk(comm.world())\n"
+    program = """
+        import numpy as np
+        import ranks
+        from copyless import comm
+        from mpi4py import MPI
+
+        world = comm.world()
+        ranks.talk(world)
+        if world.rank == 0:
+            world.send(np.ones(1 << 18), 2)
+            world.send([np.ones(1000) for _ in range(100)], 2)
+        elif world.rank == 2:
+            MPI.COMM_WORLD.recv(source=0)
+            world.recv(source=0)
+    """
+    program = textwrap.dedent(program)
     found = FOUND[f"mpi {nodes}"] = watched(tmp_path, program, mpiexec, "-n", "3", COPYLESS_NODES=nodes)
     assert {module for module, _ in found} == {"copyless._loaders"}
     assert {name for _, name in found} <= set(_loaders.__all__)

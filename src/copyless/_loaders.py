@@ -66,6 +66,7 @@ __all__ = [
     "mpi_block",
     "mpi_detached",
     "mpi_inline",
+    "mpi_parts",
     "mpi_whole_block",
     "packet_apart",
     "packet_in_block",
@@ -613,6 +614,13 @@ def mpi_inline(data: bytes, *parts: bytearray) -> object:
     from copyless._core._pickles import loads
 
     return loads(data, parts)
+
+
+def mpi_parts(payload: bytes) -> object:
+    """An object whose buffers follow in messages of their own, received by mpi4py itself."""
+    from copyless.comm._parts import receive
+
+    return receive(payload)
 
 
 def mpi_block(data: bytes, sizes: list[int], handle: bytes) -> object:

@@ -22,7 +22,7 @@ from copyless.comm._board import Board
 from copyless.comm._constants import Operation
 from copyless.comm._interface import CollectiveMethods, NeighborMethods, ScanMethods
 from copyless.comm._mpi_engine import Leaders
-from copyless.comm._mpi_matching import Posted, match, state_of
+from copyless.comm._mpi_matching import Posted, Wanted, match, probed, state_of
 from copyless.comm._mpi_messages import INLINE, as_buffer, encode, fetch, nbytes_of, rank_of, titled
 from copyless.comm._mpi_nodes import Nodes
 from copyless.comm._mpi_requests import Message, Request, mprobe, sweep
@@ -30,6 +30,8 @@ from copyless.comm._mpi_waiting import beside, serves, under_way
 from copyless.comm._mpi_waiting import wait as _wait
 from copyless.comm._mpi_world import far, near, node
 from copyless.comm._packets import Packet, copy_of
+from copyless.comm._parts import END_OF_TAGS, FIRST_TAG, Divided, is_reserved
+from copyless.comm._parts import send as send_parts
 from copyless.errors import OutOfSharedMemory
 
 __all__ = [
@@ -116,16 +118,35 @@ class Comm(CollectiveMethods, MPI.Comm):
         """Begin a send; `begin` is a send function of MPI."""
         if dest == PROC_NULL:
             return Request(begin(self, (None, 0, MPI.BYTE), dest, tag))
-        message = encode(obj, state_of(self).near(dest))
-        buffer, datatype = as_buffer(message)
         sweep()
-        request = Request(begin(self, buffer, dest, tag))
-        request._keep = message
-        if datatype is not None:
-            datatype.Free()  # MPI keeps the datatype until the send is complete
-        if datatype is not None or len(message) >= _mpi_waiting.LARGE:
+        # A buffered send is complete before its object may change, so it is one message, which MPI copies.
+        whole = begin is MPI.Comm.Ibsend
+        return self._start(begin, encode(obj, state_of(self).near(dest), None, None if whole else self), dest, tag)
+
+    def _start(self, begin: Any, message: Any, dest: int, tag: int) -> Request:
+        """Begin the send of a message of `encode`."""
+        if tag >= FIRST_TAG:
+            self._check_tag(tag)
+        if isinstance(message, Divided):
+            request = Request(send_parts(self, begin, message, dest, tag))
             under_way(tuple(request))
+        else:
+            buffer, datatype = as_buffer(message)
+            request = Request(begin(self, buffer, dest, tag))
+            if datatype is not None:
+                datatype.Free()  # MPI keeps the datatype until the send is complete
+            if datatype is not None or len(message) >= _mpi_waiting.LARGE:
+                under_way(tuple(request))
+        request._keep = message  # also where Ctrl-C ends the wait: MPI reads it still
         return request
+
+    def _check_tag(self, tag: int) -> None:
+        if is_reserved(tag):
+            raise CommError(
+                MPI.ERR_TAG,
+                f"tag {tag} is one of those that copyless uses itself for large arrays, {FIRST_TAG} to "
+                f"{END_OF_TAGS - 1}: choose another",
+            )
 
     def _put(self, packet: object, dest: int, tag: int) -> Request:
         """A send of a collective operation, whose objects are packed."""
@@ -196,17 +217,13 @@ class Comm(CollectiveMethods, MPI.Comm):
         """Send a message that cannot take the fast path."""
         if dest != PROC_NULL:
             title = f"rank {rank_of(self)} to {dest}" if progress else None
-            message: Any = encode(choice.sealed(obj), state_of(self).near(dest), title)
+            message: Any = encode(choice.sealed(obj), state_of(self).near(dest), title, self)
             if type(message) is bytes and len(message) < INLINE and not _in_line and dest != self._me:
+                if tag >= FIRST_TAG:
+                    self._check_tag(tag)
                 MPI.Comm.Send(self, (message, MPI.BYTE), dest, tag)
                 return
-            buffer, datatype = as_buffer(message)
-            request = Request(MPI.Comm.Isend(self, buffer, dest, tag))
-            request._keep = message  # also where Ctrl-C ends the wait: MPI reads it still
-            if datatype is not None:
-                datatype.Free()
-            if datatype is not None or len(message) >= _mpi_waiting.LARGE:
-                under_way(tuple(request))
+            request = self._start(MPI.Comm.Isend, message, dest, tag)
             apart = 0 if type(message) is bytes else nbytes_of(message)
             with shown(title, apart, steps=False):
                 request.wait()
@@ -302,13 +319,13 @@ class Comm(CollectiveMethods, MPI.Comm):
         """Wait until there is a message to receive."""
         if source == PROC_NULL:
             return MPI.Comm.probe(self, source, tag, status)
-        _wait(lambda: MPI.Comm.Iprobe(self, source, tag, status))
+        _wait(lambda: probed(self, source, tag, status))
         return True
 
     def iprobe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> bool:
         """Whether there is a message to receive."""
         _mpi_waiting.serve()
-        return MPI.Comm.Iprobe(self, source, tag, status)
+        return probed(self, source, tag, status)
 
     def Probe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: object = None) -> Literal[True]:
         """Wait until there is a message to receive."""
@@ -320,13 +337,15 @@ class Comm(CollectiveMethods, MPI.Comm):
         """Wait for a message and match it."""
         if not _mpi_waiting.in_line or source == PROC_NULL:
             return MPI.Comm.Mprobe(self, source, tag, status)
-        return match(self, source, tag, MPI.Status() if status is None else status, True, True)[0]  # type: ignore[no-any-return]
+        status = MPI.Status() if status is None else status
+        return match(self, source, tag, status, True, Wanted.MESSAGE)[0]  # type: ignore[no-any-return]
 
     def Improbe(self, source: int = ANY_SOURCE, tag: int = ANY_TAG, status: Any = None) -> MPI.Message | None:
         """Match a message, if there is one."""
         if not _mpi_waiting.in_line or source == PROC_NULL:
             return MPI.Comm.Improbe(self, source, tag, status)
-        return match(self, source, tag, MPI.Status() if status is None else status, False, True)[0]  # type: ignore[no-any-return]
+        status = MPI.Status() if status is None else status
+        return match(self, source, tag, status, False, Wanted.MESSAGE)[0]  # type: ignore[no-any-return]
 
     # ---- buffers: MPI's own methods, which serve the pending receives
 

@@ -21,8 +21,7 @@ from mpi4py import MPI
 from copyless._core import _copying
 from copyless.comm import _bundles
 from copyless.comm._bundles import ALIGN, Bundle
-from copyless.comm._mpi_messages import type_of
-from copyless.comm._mpi_staging import KEPT, Staged
+from copyless.comm._mpi_staging import KEPT, Staged, type_of
 from copyless.comm._mpi_waiting import LARGE, under_way, wait
 
 __all__ = ["Leaders", "Rows"]

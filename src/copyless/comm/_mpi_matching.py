@@ -4,6 +4,7 @@ wrapper posted them.
 
 from __future__ import annotations
 
+import enum
 import functools
 import threading
 from collections.abc import Callable
@@ -15,22 +16,29 @@ from copyless.comm import _small
 from copyless.comm._mpi_messages import Coming, bytes_of
 from copyless.comm._mpi_waiting import wait as _wait
 from copyless.comm._mpi_world import is_near, world_group
+from copyless.comm._parts import Arriving, drop_lost, is_reserved, matched
 
-__all__ = ["Posted", "copy_status", "match", "state_of"]
+__all__ = ["Posted", "Wanted", "copy_status", "match", "probed", "state_of"]
 
 ANY_SOURCE, ANY_TAG, UNDEFINED = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.UNDEFINED
-# Not `improbe`, which allocates memory for the message at once: before MPI 4 that fails for 2 GiB and more.
-_improbe: Callable[[Any, int, int, Any], Any] = MPI.Comm.Improbe
 _in_line = _small.in_line
+
+
+class Wanted(enum.Enum):
+    """What a receive in line asks for."""
+
+    OBJECT = enum.auto()  # so MPI begins to receive
+    MATCHED = enum.auto()  # to be received later
+    MESSAGE = enum.auto()  # as MPI has it: the caller knows no parts
 
 
 class Posted:
     """A pending receive."""
 
-    __slots__ = ("cancelled", "message", "nbytes", "probes", "source", "status", "tag")
+    __slots__ = ("cancelled", "message", "nbytes", "source", "status", "tag", "wanted")
 
-    def __init__(self, source: int, tag: int, probes: bool = False) -> None:
-        self.probes = probes  # it asks for the matched message, not for its bytes
+    def __init__(self, source: int, tag: int, wanted: Wanted = Wanted.OBJECT) -> None:
+        self.wanted = wanted
         self.source, self.tag = source, tag
         self.status = MPI.Status()
         self.message: Any = None
@@ -39,6 +47,28 @@ class Posted:
 
     def fits(self, source: int, tag: int) -> bool:
         return self.source in (ANY_SOURCE, source) and self.tag in (ANY_TAG, tag)
+
+
+def _finds(wanted: Wanted) -> Callable[[Any, int, int, Any], Any]:
+    """The function of MPI's `Improbe` for a receive."""
+    # Not `improbe`, which allocates memory for the message at once: before MPI 4 that fails for 2 GiB and more.
+    return MPI.Comm.Improbe if wanted is Wanted.MESSAGE else matched
+
+
+def _nbytes_of(message: object, status: MPI.Status) -> int:
+    return message.nbytes if isinstance(message, Arriving) else bytes_of(status)
+
+
+def probed(comm: Any, source: int, tag: int, status: Any) -> bool:
+    """MPI's `Iprobe`, which does not see the buffers of a message in parts."""
+    status = MPI.Status() if status is None else status
+    while MPI.Comm.Iprobe(comm, source, tag, status):
+        theirs = status.Get_tag()
+        if not is_reserved(theirs):
+            return True
+        if not drop_lost(comm, status.Get_source(), theirs):
+            break  # another thread is about to receive it
+    return False
 
 
 class _Shadow(Protocol):
@@ -100,11 +130,13 @@ class State:
                     # The message is still there. The first pending receive that fits gets it, or an earlier message of
                     # the same rank that fits.
                     first = next(other for other in self.posted if other.fits(source, tag))
-                    message = _improbe(comm, source, first.tag, first.status)
+                    message = _finds(first.wanted)(comm, source, first.tag, first.status)
                     if message is not None:
-                        first.nbytes = bytes_of(first.status)
-                        # Received at once: this rank itself may wait for the send to complete.
-                        first.message = message if first.probes else Coming(message, first.nbytes)
+                        first.nbytes = _nbytes_of(message, first.status)
+                        if first.wanted is Wanted.OBJECT and not isinstance(message, Arriving):
+                            # Received at once: this rank itself may wait for the send to complete.
+                            message = Coming(message, first.nbytes)
+                        first.message = message
                         self.leave(first)
                         again = True
                         break
@@ -146,22 +178,22 @@ def _late(comm: object, source: int) -> Callable[[], Any] | None:
 
 
 def match(
-    comm: object, source: int, tag: int, status: MPI.Status, wait: bool = True, probes: bool = False
+    comm: object, source: int, tag: int, status: MPI.Status, wait: bool = True, wanted: Wanted = Wanted.OBJECT
 ) -> tuple[Any, int]:
-    """(an MPI message, or its content unless it `probes`; its bytes), after the pending receives that come before
+    """(a message that was matched, which `fetch` receives; its bytes), after the pending receives that come before
     it.
     """
     state = state_of(comm)
     if not state.posted:
-        improbe = _improbe
+        improbe = _finds(wanted)
         message: object = improbe(comm, source, tag, status)
         if message is None and wait:
             message = _wait(
                 lambda: improbe(comm, source, tag, status) if not state.posted else True, _late(comm, source)
             )
         if message is not True:
-            return message, 0 if message is None else bytes_of(status)
-    posted = Posted(source, tag, probes)
+            return message, 0 if message is None else _nbytes_of(message, status)
+    posted = Posted(source, tag, wanted)
     state.enter(comm, posted)
 
     def there() -> bool:

@@ -1,10 +1,10 @@
-"""An object as one MPI message, and back: its bytes, a block of the node, or a pickle followed by its buffers."""
+"""An object as a message of MPI, and back: its bytes, a block of the node, or a pickle followed by its buffers."""
 
 from __future__ import annotations
 
 import pickle as _pickle
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from mpi4py import MPI
@@ -13,9 +13,8 @@ from copyless import _loaders
 from copyless._core import _blocks, _copying, _pickles
 from copyless._progress import shown
 from copyless._transfer import _plain, handles, in_flight, packing, reductions
-from copyless._transfer._memory import Memory
-from copyless.comm import _small
-from copyless.comm._mpi_staging import KEPT, Staged, received
+from copyless.comm import _parts, _small
+from copyless.comm._mpi_staging import KEPT, Staged, as_message, memory_for, type_of
 from copyless.comm._mpi_waiting import LARGE, under_way, wait
 from copyless.comm._packets import Packet, cut, in_memory, tell_of_no_room
 from copyless.errors import OutOfSharedMemory
@@ -31,7 +30,6 @@ __all__ = [
     "nbytes_of",
     "rank_of",
     "titled",
-    "type_of",
 ]
 
 INLINE = 1 << 16  # bytes up to which the buffers of a packet are sent inside its pickle
@@ -40,8 +38,6 @@ INLINE = 1 << 16  # bytes up to which the buffers of a packet are sent inside it
 HEADER = 8000 if MPI.get_vendor()[0] == "MPICH" else 3000
 _SHORT, _FEW = 1000, 100  # bytes of a pickle, and parts, up to which a message names them itself
 BIG = 1 << 16  # bytes of a message from which it may be a pickle and buffers behind it
-_ROOM = 1 << 20  # bytes of a message from which it is received into shared memory
-_PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 _ZEROS = bytes(64)
 
 _dump_plain = _plain.plain_dumps
@@ -116,10 +112,14 @@ def _through_block(
     return _pickle.dumps(made if number is None else (number, made), 5)
 
 
-def encode(obj: object, near: bool, title: str | None = None) -> bytes | Staged | list[Any]:
-    """The message of an object: bytes, pieces copied together, or (very large ones) pieces that lie apart.
+def encode(
+    obj: object, near: bool, title: str | None = None, comm: MPI.Comm | None = None
+) -> bytes | Staged | _parts.Divided | list[Any]:
+    """The message of an object: bytes, a head whose buffers follow, pieces copied together, or (very large ones)
+    pieces that lie apart.
 
-    With a `title`, a large message shows a progress bar while it is copied.
+    With a `title`, a large message shows a progress bar while it is copied. Without the communicator that will send it,
+    it is one message.
     """
     plain = _dump_plain(obj)
     if plain is not None:
@@ -153,6 +153,9 @@ def encode(obj: object, near: bool, title: str | None = None) -> bytes | Staged 
         return data
     if total + len(data) < BIG:
         return _pickle.dumps(_AsPickle(_loaders.mpi_inline, data, *map(bytearray, parts)), 5)
+    divided = None if comm is None else _parts.divided(comm, data, parts)
+    if divided is not None:
+        return divided
     whole = [memoryview(data), *parts]
     sizes = [part.nbytes for part in whole]
     base = (len(_pickle.dumps(Detached(1 << 20, sizes), 5)) + 63) // 64 * 64
@@ -185,16 +188,6 @@ def decode(whole: Any) -> Any:
     return _pickles.loads(data, buffers=parts)
 
 
-def type_of(places: Iterable[tuple[int, int]]) -> MPI.Datatype:
-    """The datatype of (address, bytes) pairs, in pieces that every version of MPI can count."""
-    lengths, displacements = [], []
-    for address, nbytes in places:
-        for at in range(0, nbytes, _PIECE):
-            displacements.append(address + at)
-            lengths.append(min(_PIECE, nbytes - at))
-    return MPI.BYTE.Create_hindexed(lengths, displacements).Commit()
-
-
 def as_buffer(message: Any) -> tuple[object, Any]:
     """(what MPI sends, the datatype to free after the send has begun)."""
     if type(message) is bytes:
@@ -205,38 +198,6 @@ def as_buffer(message: Any) -> tuple[object, Any]:
     return (MPI.BOTTOM, 1, datatype), datatype
 
 
-def _room(nbytes: int) -> object:
-    """Memory to receive into: reused shared memory, so that it can be forwarded within the node as a handle;
-    otherwise private.
-    """
-    try:
-        memory = Memory.allocate(nbytes)
-    except OutOfSharedMemory:
-        return received(nbytes)
-    block = memory.obj
-    if isinstance(block, _blocks.Block):
-        _blocks.mark_private(block)
-    return memory
-
-
-def _buffer_for(nbytes: int) -> tuple[Any, Any, Any]:
-    """(memory to receive into, what MPI receives it by, the datatype to free after it began)."""
-    whole = bytearray(nbytes) if nbytes < _ROOM else _room(nbytes)
-    if nbytes <= _PIECE:
-        return whole, (whole, nbytes, MPI.BYTE), None
-    datatype = type_of([(0, nbytes)])
-    return whole, (whole, 1, datatype), datatype
-
-
-def _receive(message: MPI.Message, nbytes: int) -> object:
-    """The bytes of a matched message."""
-    whole, buffer, datatype = _buffer_for(nbytes)
-    MPI.Message.Recv(message, buffer)
-    if datatype is not None:
-        datatype.Free()
-    return whole
-
-
 class Coming:
     """A matched message whose bytes MPI is receiving."""
 
@@ -244,7 +205,8 @@ class Coming:
 
     def __init__(self, message: MPI.Message, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.whole, buffer, datatype = _buffer_for(nbytes)
+        self.whole = memory_for(nbytes)
+        buffer, datatype = as_message(self.whole, nbytes)
         self.request = MPI.Message.Irecv(message, buffer)
         if datatype is not None:
             datatype.Free()
@@ -263,8 +225,10 @@ def titled(comm: MPI.Comm, status: MPI.Status, progress: bool) -> str | None:
     return f"rank {status.Get_source()} to {rank_of(comm)}" if progress else None
 
 
-def fetch(message: MPI.Message, nbytes: int, title: str | None = None) -> Any:
+def fetch(message: MPI.Message | Coming | _parts.Arriving, nbytes: int, title: str | None = None) -> Any:
     """The object of a matched message, or of one that MPI is already receiving."""
+    if isinstance(message, _parts.Arriving):
+        return _fetch_parts(message, title)
     if isinstance(message, Coming):
         if not message.ended():
             wait(message.ended)
@@ -272,8 +236,20 @@ def fetch(message: MPI.Message, nbytes: int, title: str | None = None) -> Any:
     if nbytes < BIG:
         return _small.fetch(message, nbytes) if nbytes else MPI.Message.recv(message)
     with shown(title, nbytes, steps=False):
-        whole = _receive(message, nbytes)
+        whole = memory_for(nbytes)
+        buffer, datatype = as_message(whole, nbytes)
+        MPI.Message.Recv(message, buffer)
+        if datatype is not None:
+            datatype.Free()
     return decode(whole)
+
+
+def _fetch_parts(arriving: _parts.Arriving, title: str | None) -> Any:
+    if not arriving.ended():
+        under_way(arriving.requests)
+        with shown(title, arriving.nbytes, steps=False):
+            wait(arriving.ended)
+    return arriving.open()
 
 
 def bytes_of(status: MPI.Status) -> int:

@@ -10,9 +10,10 @@ from mpi4py import MPI
 from copyless import waiting
 from copyless.comm import _mpi_waiting
 from copyless.comm._interface import RequestMethods
-from copyless.comm._mpi_matching import Posted, copy_status, match, state_of
+from copyless.comm._mpi_matching import Posted, Wanted, copy_status, match, state_of
 from copyless.comm._mpi_messages import Coming, fetch
 from copyless.comm._mpi_waiting import wait as _wait
+from copyless.comm._parts import Arriving
 
 __all__ = ["Message", "Request", "mprobe", "sweep"]
 
@@ -98,7 +99,7 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
             self.Free()
 
     def _withdraw(self) -> bool:
-        if self._posted is not None:
+        if self._posted is not None and self._posted.message is None:
             self._posted.cancelled = state_of(self._comm).leave(self._posted)
             return self._posted.cancelled
         return False
@@ -201,6 +202,7 @@ class Message(tuple):  # type: ignore[type-arg]
 
     _nbytes = 0
     _status: Any = None  # the status of the probe that matched it
+    _arriving: Arriving | None = None  # in parts, which MPI receives already
 
     def __new__(cls, message: Any = None) -> Message:
         if message is None:
@@ -210,14 +212,14 @@ class Message(tuple):  # type: ignore[type-arg]
             message = (MPI.Message(message) if message == MPI.MESSAGE_NO_PROC else message,)
         made = super().__new__(cls, message)
         if isinstance(message, Message):
-            made._nbytes, made._status = message._nbytes, message._status
+            made._nbytes, made._status, made._arriving = message._nbytes, message._status, message._arriving
         return made
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Message):
-            return tuple(self) == tuple(other)
+            return tuple(self) == tuple(other) and (self._arriving or None) is (other._arriving or None)
         if isinstance(other, MPI.Message):
-            return all(message == other for message in self)
+            return not self._arriving and all(message == other for message in self)
         return NotImplemented
 
     def __ne__(self, other: object) -> bool:
@@ -225,7 +227,7 @@ class Message(tuple):  # type: ignore[type-arg]
         return same if same is NotImplemented else not same
 
     def __bool__(self) -> bool:
-        return any(message for message in self)
+        return bool(self._arriving) or any(message for message in self)
 
     def _for_wait(self) -> waiting.Part:
         return waiting.READY
@@ -241,14 +243,21 @@ class Message(tuple):  # type: ignore[type-arg]
         if message == MPI.MESSAGE_NO_PROC:
             MPI.Message.Recv(message, (None, 0, MPI.BYTE), status)
             return None
-        if message == MPI.MESSAGE_NULL or self._status is None:  # not matched by a probe of copyless
-            return MPI.Message.recv(message, status)
-        obj = fetch(message, self._nbytes)
+        if not self._arriving and (message == MPI.MESSAGE_NULL or self._status is None):
+            return MPI.Message.recv(message, status)  # not matched by a probe of copyless
+        obj = fetch(self._arriving or message, self._nbytes)
         copy_status(status, self._status)
         return obj
 
     def irecv(self) -> Request:
         """A request that receives the object; MPI begins to receive it now."""
+        if self._arriving:
+            posted = Posted(ANY_SOURCE, ANY_TAG)
+            posted.message, posted.nbytes, posted.status = self._arriving, self._nbytes, self._status
+            self._arriving = None
+            request = Request()
+            request._posted = posted
+            return request
         message = self[0]
         if message == MPI.MESSAGE_NO_PROC:
             return Request(MPI.Message.Irecv(message, (None, 0, MPI.BYTE)))
@@ -276,10 +285,14 @@ def mprobe(comm: Any, source: int, tag: int, status: Any, wait: bool) -> Message
     if source == PROC_NULL:
         return Message(MPI.Comm.Mprobe(comm, source, tag, status))
     status = MPI.Status() if status is None else status
-    message, nbytes = match(comm, source, tag, status, wait, True)
+    message, nbytes = match(comm, source, tag, status, wait, Wanted.MATCHED)
     if message is None:
         return None
-    made = Message(message)
+    if isinstance(message, Arriving):
+        made = Message()
+        made._arriving = message
+    else:
+        made = Message(message)
     made._nbytes = nbytes
     made._status = MPI.Status()
     copy_status(made._status, status)

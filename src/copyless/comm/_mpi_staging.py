@@ -9,23 +9,30 @@ was received into belongs to the arrays in it until the last of them is deleted.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
+from copyless._core import _blocks
 from copyless._platform import huge_memory
-from copyless.comm._small import Lent
+from copyless._transfer._memory import Memory
+from copyless.comm._lent import Lent
+from copyless.errors import OutOfSharedMemory
 
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["KEPT", "Staged", "received"]
+__all__ = ["KEPT", "Staged", "as_message", "memory_for", "type_of"]
 
 # Bytes: messages up to this size are copied together. As much is kept from one to the next, of either kind of memory.
 KEPT = 65 << 20
 _SMALL = 1 << 19  # bytes that malloc has warm
 _HUGE = 2 << 20  # bytes of a huge page
 _WHOLE = 8 << 20  # bytes from which received arrays lie on huge pages of their own, a quarter of which may be unused
+
+_ROOM = 1 << 20  # bytes of a message from which it is received into shared memory
+_PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 
 _lock = threading.Lock()
 _free: list[mmap.mmap] = []
@@ -52,6 +59,40 @@ def received(nbytes: int) -> object:
     except OSError:
         raise MemoryError(f"no memory for a message of {nbytes:,} bytes") from None
     return Lent(memory, -MPI.Get_address(memory) % _HUGE, nbytes, _received, KEPT + 2 * _HUGE)
+
+
+def memory_for(nbytes: int) -> object:
+    """Memory to receive so many bytes into, not cleared. From 1 MiB, reused shared memory, so that it can be forwarded
+    within the node as a handle; otherwise private.
+    """
+    if nbytes < _ROOM:
+        return received(nbytes)
+    try:
+        memory = Memory.allocate(nbytes)
+    except OutOfSharedMemory:
+        return received(nbytes)
+    block = memory.obj
+    if isinstance(block, _blocks.Block):
+        _blocks.mark_private(block)
+    return memory
+
+
+def type_of(places: Iterable[tuple[int, int]]) -> MPI.Datatype:
+    """The datatype of (address, bytes) pairs, in pieces that every version of MPI can count."""
+    lengths, displacements = [], []
+    for address, nbytes in places:
+        for at in range(0, nbytes, _PIECE):
+            displacements.append(address + at)
+            lengths.append(min(_PIECE, nbytes - at))
+    return MPI.BYTE.Create_hindexed(lengths, displacements).Commit()
+
+
+def as_message(memory: object, nbytes: int) -> tuple[Any, Any]:
+    """(memory of so many bytes as MPI takes it, the datatype to free once it has begun)."""
+    if nbytes <= _PIECE:
+        return (memory, nbytes, MPI.BYTE), None
+    datatype = type_of([(0, nbytes)])
+    return (memory, 1, datatype), datatype
 
 
 class Staged:

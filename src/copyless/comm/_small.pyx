@@ -3,25 +3,24 @@
 
 Plain values are pickled and unpickled on the stack. MPI is called through mpi4py.
 """
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.buffer cimport (
-    PyBUF_READ, PyBUF_WRITABLE, PyBUF_WRITE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport uint8_t
 
 from copyless._transfer._plain cimport NOTHING, PLAIN_MOST, dump_plain, load_plain
+from copyless.comm._parts cimport matched
 
 from mpi4py import MPI
 
 from copyless._core._pickles import loads
+from copyless.comm._parts import FIRST_TAG
 
 cdef enum:
     TRIES = 100  # a dozen microseconds
 
 cdef object BYTE = MPI.BYTE, Status = MPI.Status
-cdef object MPI_send = MPI.Comm.Send, improbe = MPI.Comm.Improbe, rank_of = MPI.Comm.Get_rank
+cdef object MPI_send = MPI.Comm.Send, rank_of = MPI.Comm.Get_rank
 cdef object MPI_recv = MPI.Message.Recv, elements_of = MPI.Status.Get_elements
 cdef int PROC_NULL = MPI.PROC_NULL
 
@@ -38,48 +37,6 @@ def use_own_pickle(bint own):
 # The states with pending receives, and a communicator of each: while there are any, none takes the fast path.
 cdef dict lines = {}
 in_line = lines
-
-
-@cython.final
-@cython.no_gc  # what it refers to is deleted after it
-cdef class Lent:
-    """Lent(memory, begin, nbytes, free, most)
-
-    The bytes of `memory` from `begin` on. Once nothing uses them, the memory is appended to the list `free`, unless that
-    would then hold more than `most` bytes.
-    """
-    cdef Py_buffer whole
-    cdef bint held
-    cdef object memory
-    cdef list free
-    cdef Py_ssize_t begin, nbytes, most
-
-    def __cinit__(self, memory, Py_ssize_t begin, Py_ssize_t nbytes, list free, Py_ssize_t most):
-        PyObject_GetBuffer(memory, &self.whole, PyBUF_WRITABLE)
-        self.held = True
-        if begin < 0 or nbytes < 0 or begin > self.whole.len or nbytes > self.whole.len - begin:
-            raise ValueError("not in the memory")
-        self.memory, self.begin, self.nbytes, self.free, self.most = memory, begin, nbytes, free, most
-
-    def __len__(self):
-        return self.nbytes
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, <char *>self.whole.buf + self.begin, self.nbytes, 0, flags)
-
-    def __dealloc__(self):
-        # In C, without a lock: it runs wherever an array is deleted, and must not swallow Ctrl-C.
-        cdef Py_ssize_t total
-        if not self.held:
-            return
-        total = self.whole.len
-        PyBuffer_Release(&self.whole)
-        if self.free is None:
-            return
-        for other in self.free:
-            total += len(other)
-        if total <= self.most:
-            self.free.append(self.memory)
 
 
 def fetch(message, Py_ssize_t nbytes):
@@ -109,6 +66,8 @@ def send(self, obj, dest, tag=0, *, progress=False):
     if n == 0 or len(lines) != 0 or dest == self._me:  # a send to this rank itself may wait for its receive inside MPI
         self._send(obj, dest, tag, progress)
     else:
+        if tag >= FIRST_TAG:
+            self._check_tag(tag)
         MPI_send(self, (PyMemoryView_FromMemory(<char *>small, n, PyBUF_READ), n, BYTE), dest, tag)
 
 
@@ -123,7 +82,7 @@ def recv(self, buf=None, source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG, status=None, *,
         status = Status()
     if len(lines) == 0 and source != PROC_NULL:  # try whether the message arrives at once
         for tries in range(TRIES):
-            message = improbe(self, source, tag, status)
+            message = matched(self, source, tag, status)
             if message is not None:
                 nbytes = elements_of(status, BYTE)
                 return fetch(message, nbytes) if nbytes <= PLAIN_MOST else self._fetch(message, nbytes, status, progress)

@@ -1,0 +1,1 @@
+cpdef object matched(comm, source, tag, status)
