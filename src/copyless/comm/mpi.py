@@ -1,16 +1,18 @@
 """The communicator on MPI: mpi4py's, with large buffers sent at memory speed within a node.
 
 Mirrors `mpi4py.util.pkl5`: ``from copyless.comm import mpi as pkl5``. The classes are subclasses of `MPI.Comm`, so
-every upper-case method works. Every object is one MPI message:
+every upper-case method works. Every object is one message with the caller's tag:
 
     small object                        its pickle, with the buffers in it
     large buffers, same node            its pickle, and the handle of one block that the buffers were copied into
-    large buffers, another node         its pickle, then the buffers, sent from their place by a derived datatype
+    a few large buffers, another node   its pickle; the buffers follow from their place, on tags that are copyless's
+    many buffers, another node          its pickle and the buffers, copied together
 
 The receiver's arrays use the block, or the memory that MPI received into; they are writable and belong to the receiver.
 Messages are sent on the user's own communicator, so probes see them. Making a wrapper is local and needs no other rank.
 Each rank enters itself into a table in its node's shared memory when it imports this module; the table tells which
-ranks share a node. A rank that is not in the table gets messages by value.
+ranks share a node. A rank that is not in the table gets messages by value. A receive by mpi4py itself works too, but
+for large buffers of another node on the communicator COMM_WORLD only; on others it raises RuntimeError.
 
 `irecv` works. Pending receives wait in one queue for each communicator, whichever wrapper posted them, and a message
 goes to the first receive that it matches. Waiting spins briefly, then yields, then sleeps, and handles Ctrl-C. Every
