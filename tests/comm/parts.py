@@ -254,17 +254,19 @@ def a_handler_that_receives():
 
 def dropped():
     """Requests and messages that are deleted before they are complete: MPI still writes, so their memory is kept."""
-    sent = [world.isend(array(k, 1 << 20), other, k) for k in range(8)]
-    for k in range(4):
+    n = 1 << 19
+    sent = [world.isend(array(k, n) if k % 2 else [array(k, n // 32)] * 32, other, k) for k in range(12)]
+    world.sendrecv("all are under way", other, 20, None, other, 20)
+    for k in range(8):
         request = world.irecv(None, other, k)
-        while not request._posted.message:
-            request._look()
+        assert request._posted.message is not None
         del request
-        world.mprobe(other, 4 + k)
+    for k in range(4):
+        world.mprobe(other, 8 + k).irecv()
     gc.collect()
-    filled = [bytes([9]) * (1 << 20) for _ in range(16)]
+    filled = [bytes([9]) * n for _ in range(32)]
     mpi.Request.waitall(sent)
-    assert all(each == bytes([9]) * (1 << 20) for each in filled)
+    assert all(each == bytes([9]) * n for each in filled)
     assert world.sendrecv(rank, other, 0, None, other, 0) == other
 
 

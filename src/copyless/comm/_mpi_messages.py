@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle as _pickle
 from array import array
 from collections.abc import Callable
@@ -201,10 +202,10 @@ def as_buffer(message: Any) -> tuple[object, Any]:
 class Coming:
     """A matched message whose bytes MPI is receiving."""
 
-    __slots__ = ("nbytes", "request", "whole")
+    __slots__ = ("nbytes", "process", "request", "whole")
 
     def __init__(self, message: MPI.Message, nbytes: int) -> None:
-        self.nbytes = nbytes
+        self.nbytes, self.process = nbytes, os.getpid()
         self.whole = memory_for(nbytes)
         buffer, datatype = as_message(self.whole, nbytes)
         self.request = MPI.Message.Irecv(message, buffer)
@@ -219,6 +220,9 @@ class Coming:
     def open(self) -> object:
         MPI.Request.Wait(self.request)
         return decode(self.whole) if self.nbytes else None
+
+    def __del__(self) -> None:
+        _parts.keep_unless_ended((self.request,), self.whole, self.process)
 
 
 def titled(comm: MPI.Comm, status: MPI.Status, progress: bool) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from mpi4py import MPI
 
 from copyless import waiting
-from copyless.comm import _mpi_waiting
+from copyless.comm import _mpi_waiting, _parts
 from copyless.comm._interface import RequestMethods
 from copyless.comm._mpi_matching import Posted, Wanted, copy_status, match, state_of
 from copyless.comm._mpi_messages import Coming, fetch
@@ -26,7 +26,8 @@ _unattended: list[tuple[Any, Any]] = []
 
 
 def sweep() -> None:
-    """Drop the sends without request objects that are complete."""
+    """Drop the sends and receives without request objects that are complete."""
+    _parts.sweep()
     if not _unattended:
         return
     _unattended[:] = [(requests, kept) for requests, kept in _unattended if not MPI.Request.Testall(list(requests))]

@@ -86,10 +86,22 @@ def is_reserved(long tag):
     return is_ours(tag)
 
 
+def sweep():
+    """Release the memory of receives that nothing waited for, and that are complete."""
+    if left:
+        left[:] = [each for each in left if not end_all(list(each[0]))]
+
+
 def keep(requests, memory):
     """Keep the memory of receives that nothing waits for, until MPI no longer writes into it."""
-    left[:] = [each for each in left if not end_all(list(each[0]))]
+    sweep()
     left.append((requests, memory))
+
+
+def keep_unless_ended(requests, memory, process):
+    """`keep`, if MPI may still write, and not in a forked child, where MPI must not be called."""
+    if any(requests) and process == os.getpid() and not MPI.Is_finalized() and not all(map(has_ended, requests)):
+        keep(requests, memory)
 
 
 @cython.final
@@ -173,8 +185,8 @@ cdef class Arriving:
         return loads(data, buffers=buffers)
 
     def __del__(self):
-        if self.requests and self.data is not None and self.process == os.getpid() and not MPI.Is_finalized() and not self.ended():
-            keep(self.requests, self.buffers)
+        if self.data is not None:
+            keep_unless_ended(self.requests, self.buffers, self.process)
 
 
 cdef Arriving arriving(bytes data, object buffers, tuple requests, Py_ssize_t nbytes):
