@@ -86,6 +86,19 @@ def reductions_of_arrays_by_operations_of_mpi():
                 assert np.array_equal(world.allreduce(mine, comm.BXOR), np.bitwise_xor.reduce(all_of, axis=0))
 
 
+def reductions_of_arrays_that_cannot_be_written_to():
+    for count in (1, 1000, 100_000):
+        mine = np.full(count, rank + 1.0)
+        mine.flags.writeable = False
+        got = world.allreduce(mine)
+        assert (got == size * (size + 1) // 2).all()
+        assert got.flags.writeable
+        for root in range(size):
+            got = world.reduce(mine, root=root)
+            assert rank != root or (got == size * (size + 1) // 2).all()
+            assert rank != root or got.flags.writeable
+
+
 def reductions_of_arrays_that_mpi_does_otherwise():
     holed = np.array([1.0, np.nan if rank == size - 1 else 2.0, rank])
     got = world.allreduce(holed, comm.MAX)
@@ -280,8 +293,8 @@ def the_order_of_nodes_need_not_be_that_of_ranks():
 
 CHECKS = [
     objects_of_unequal_sizes, large_pickles_without_buffers, reductions_of_arrays_by_operations_of_mpi,
-    reductions_of_arrays_that_mpi_does_otherwise, large_arrays_are_reduced_in_slices_by_all_ranks_of_a_node,
-    reductions_in_the_order_of_ranks,
+    reductions_of_arrays_that_cannot_be_written_to, reductions_of_arrays_that_mpi_does_otherwise,
+    large_arrays_are_reduced_in_slices_by_all_ranks_of_a_node, reductions_in_the_order_of_ranks,
     errors_of_one_rank_are_raised_by_all_that_wait_and_the_next_operation_holds, an_operation_that_raises_is_told,
     a_pending_receive_is_served_meanwhile,
     the_order_of_nodes_need_not_be_that_of_ranks,

@@ -511,13 +511,17 @@ class Nodes(Intra):
 
     def _by_mpi(self, value: object, obj: object, op: Operation) -> object:
         """MPI's reduction of the nodes' arrays, in the memory of this node's; not in the caller's own."""
-        result = copy_of(value) if value is obj else value
+        import numpy as np
+
+        result = np.array(value) if value is obj else value  # `copy_of` would leave a read-only array read-only
         array = result.array if isinstance(result, Division) else result
         self.leaders.allreduce(array, datatype_of(array), operation_of(op), self.hear)
         return result
 
     def _by_mpi_for_all(self, value: Any, op: Operation) -> Any:
         """MPI's reduction of the nodes' arrays, as a bundle for the ranks of this node."""
+        if not value.flags.writeable:  # or the result would not be writable either
+            value = value.copy()
         bundle = self._bundled(0, value)
         buffer = only_buffer(bundle) if type(bundle) is Bundle else None
         if buffer is not None and buffer.nbytes == value.nbytes:  # the array lies in the block: it is reduced there
