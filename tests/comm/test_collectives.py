@@ -326,6 +326,47 @@ def test_after_ctrl_c_no_message_is_taken_for_one_of_a_later_operation(board, pr
     assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("board", [True, False])
+@pytest.mark.parametrize("nodes", ["1"])
+def test_no_message_that_was_left_in_a_freed_communicator_is_taken_in_a_new_one(nodes, board, program):  # noqa: F811
+    """MPI gives the number of a freed communicator to a new one, with the messages that nobody received."""
+    path = program(f"""
+        from mpi4py import MPI
+        from copyless.comm import _mpi_communicator as module, mpi
+        import numpy as np
+        {INTERRUPT}
+        if not {board}:
+            module._board_of = lambda channel: None
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        rank = w.rank
+        w.allgather(0)
+        d = w.Dup()
+        d.allgather(0)
+        if rank == 0:
+            interrupted(lambda: d.gather(np.zeros(100_000)))
+            plain.barrier()
+        else:
+            plain.barrier()  # rank 0 has left
+            try:
+                d.gather(np.zeros(100_000))
+            except mpi.CommError as error:
+                assert "KeyboardInterrupt" in str(error), error
+        d.Free()
+        for turn in (1, 2, 3):
+            d = w.Dup()
+            d.allgather(0)
+            array = np.full(100_000, turn)
+            got = d.gather(array)
+            assert rank or [int(each[0]) for each in got] == [turn] * 3, got
+            assert d.scatter([array] * 3)[0] == d.bcast(array)[0] == turn
+            plain.barrier()
+            d.Free()
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True, COPYLESS_NODES=nodes)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
+
+
 def test_an_operation_in_place_does_not_change_the_callers_object(program):  # noqa: F811
     path = program("""
         from copyless import comm

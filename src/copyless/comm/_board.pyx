@@ -362,7 +362,7 @@ cdef class Board:
 
     cdef object by_messages(self):
         channel = self.channel
-        channel.tag, channel.number = self.tag & OWN - 1, self.now
+        channel.tag, channel.number = self.tag & OWN - 1, channel.first + self.now
         return channel
 
     cdef int leave(self, error) except -1:
@@ -459,7 +459,7 @@ cdef class Board:
         self.begin(tag)
         self.publish(MESSAGE, 0)
         channel = self.channel
-        channel.touched, channel.number = True, self.now
+        channel.touched, channel.number = True, channel.first + self.now
 
     cpdef bcast(self, obj, int root, bint readonly=False, bint progress=False):
         self.begin(BCAST + 16 * (root % ROOTS))

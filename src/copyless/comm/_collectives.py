@@ -118,9 +118,11 @@ class _Channel:
     one_node = True
     board: object = None  # for small objects, without messages: on MPI, among the ranks of one node
 
-    def __init__(self, comm: Any, rank: int, size: int) -> None:
+    def __init__(self, comm: Any, rank: int, size: int, first: int = 0) -> None:
         self.comm, self.rank, self.size = comm, rank, size
-        self.number = 0  # of the operation that this rank is in: each of its messages has it
+        # Of the operation that this rank is in: each of its messages has it. `first`: above all numbers of former
+        # communicators of these ranks, so that a message that was left in one of them is never taken here.
+        self.number = self.first = first
         self.touched = False  # whether this operation has sent or awaited a message
         self.all_told = False  # of the error that this operation raises
         self._early: dict[tuple[int, int], tuple[int, _Message]] = {}  # of later operations, by rank and tag
@@ -646,8 +648,10 @@ class Inter(_Channel):
     PROC_NULL at the other ranks of its group, and the root's rank in the other group.
     """
 
-    def __init__(self, comm: object, rank: int, size: int, local: Intra, roots: tuple[int, int]) -> None:
-        super().__init__(comm, rank, size)
+    def __init__(
+        self, comm: object, rank: int, size: int, local: Intra, roots: tuple[int, int], first: int = 0
+    ) -> None:
+        super().__init__(comm, rank, size, first)
         self.local = local
         self._root, self._null = roots
 

@@ -640,15 +640,23 @@ class _Inter(_collectives.Inter):
         self.local.free()  # type: ignore[attr-defined]
 
 
+_made = 0  # the last communicator that this rank has made for collective operations
+_NUMBERS = 1 << 40  # operations of each
+
+
 def _collectives_of(private: Any) -> _Intra | _Nodes:
     """Collective operations on a communicator that is theirs alone; finds out who shares which node."""
+    global _made
     rank, size = private.Get_rank(), private.Get_size()
     alone = None if near is not None else (MPI.COMM_WORLD.Get_rank(), os.getpid(), _store.process_start(os.getpid()))
-    nodes = beside(MPI.Comm.allgather, private, (_store.identity(), node(), alone))
+    told = beside(MPI.Comm.allgather, private, (_made, (_store.identity(), node(), alone)))
+    nodes = [its for _, its in told]
+    _made = max(made for made, _ in told) + 1
+    first = _made * _NUMBERS
     world = state_of(private).world
     far.update(world[other] for other, its in enumerate(nodes) if its != nodes[rank])
     if nodes.count(nodes[0]) == size:
-        made = _Intra(Intracomm(private), rank, size)
+        made = _Intra(Intracomm(private), rank, size, first)
         if size > 1:
             made.board = _board_of(made)
         return made
@@ -657,7 +665,7 @@ def _collectives_of(private: Any) -> _Intra | _Nodes:
         made = beside(MPI.Comm.Split, private, 0 if leads else MPI.UNDEFINED, rank)
         return Leaders(made, number, count) if leads else None
 
-    return _Nodes(Intracomm(private), rank, size, nodes, leaders)
+    return _Nodes(Intracomm(private), rank, size, nodes, leaders, first)
 
 
 class Intracomm(ScanMethods, Comm, MPI.Intracomm):
@@ -692,10 +700,10 @@ class Intercomm(Comm, MPI.Intercomm):
         local = beside(MPI.Comm.Split, merged, first, private.Get_rank())
         mine.Free()
         whole.Free()
+        ours = _collectives_of(local)
+        first = max(beside(MPI.Comm.allgather, merged, ours.first))
         merged.Free()
-        return _Inter(
-            Intercomm(private), private.Get_rank(), private.Get_remote_size(), _collectives_of(local), (ROOT, PROC_NULL)
-        )
+        return _Inter(Intercomm(private), private.Get_rank(), private.Get_remote_size(), ours, (ROOT, PROC_NULL), first)
 
 
 class Topocomm(NeighborMethods, Intracomm, MPI.Topocomm):

@@ -49,7 +49,7 @@ _DIRECT = 1 << 16  # bytes of an object from which `alltoall` sends it from rank
 
 
 class Nodes(Intra):
-    """Nodes(comm, rank, size, nodes, leaders)
+    """Nodes(comm, rank, size, nodes, leaders, first)
 
     Collective operations of the ranks of one group on several nodes. `nodes` has the name of each rank's node.
     `leaders` makes the `Leaders` of (number of this rank's node, number of nodes, whether this rank leads it); every
@@ -58,11 +58,20 @@ class Nodes(Intra):
 
     draft = one_node = False
     _error: Exception | None = None  # that this rank has met in the present operation
+    amid = (
+        False  # whether this rank is in a wait, or a call of the leaders, that it has begun; or has left it by an error
+    )
 
     def __init__(
-        self, comm: object, rank: int, size: int, nodes: Sequence[object], leaders: Callable[[int, int, bool], Any]
+        self,
+        comm: object,
+        rank: int,
+        size: int,
+        nodes: Sequence[object],
+        leaders: Callable[[int, int, bool], Any],
+        first: int,
     ) -> None:
-        super().__init__(comm, rank, size)
+        super().__init__(comm, rank, size, first)
         numbers: dict[Any, int] = {}
         self.node_of = [numbers.setdefault(node, len(numbers)) for node in nodes]
         self.members: list[list[int]] = [[] for _ in numbers]
