@@ -326,8 +326,50 @@ def test_after_ctrl_c_no_message_is_taken_for_one_of_a_later_operation(board, pr
     assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("victim", [0, 1, 3])
+def test_after_ctrl_c_between_nodes_all_ranks_are_told_and_none_hangs(victim, program):  # noqa: F811
+    path = program(f"""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        import numpy as np
+        {INTERRUPT}
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        rank, size, victim = w.rank, w.size, {victim}
+        large = np.ones(100_000)
+        calls = [  # the victim waits for others in each
+            lambda d: d.allgather(1), lambda d: d.allgather(large), lambda d: d.alltoall([large] * size),
+            lambda d: d.allreduce(1), lambda d: d.allreduce(large), lambda d: d.allreduce(large, lambda a, b: a + b),
+            lambda d: d.gather(large, victim), lambda d: d.bcast(large, (victim + 2) % size),
+            lambda d: d.scatter([large] * size, (victim + 2) % size), lambda d: d.reduce(large, root=victim),
+        ]
+        for k, call in enumerate(calls):
+            d = w.Dup()
+            d.allgather(0)  # makes what collective operations need
+            if rank == victim:
+                interrupted(lambda: call(d))
+            plain.barrier()  # the victim has left
+            told = 0
+            for each in (call, lambda d: d.allreduce(rank), lambda d: d.allreduce(large), lambda d: d.bcast(k, 2)):
+                if each is call and rank == victim:
+                    continue
+                try:
+                    each(d)
+                    assert not told, "used again"
+                except mpi.CommError as error:
+                    assert f"rank {{victim}} failed in" in str(error) and "KeyboardInterrupt" in str(error), error
+                    assert "make another" in str(error), error
+                    told += 1
+            assert told >= 3, told
+            assert w.allreduce(rank) == sum(range(size))  # other communicators hold
+            d.Free()
+        print("held", flush=True)
+    """)
+    done = start(4, path, mpi=True, COPYLESS_NODES="2")
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (4, False), done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("board", [True, False])
-@pytest.mark.parametrize("nodes", ["1"])
+@pytest.mark.parametrize("nodes", ["1", "3"])
 def test_no_message_that_was_left_in_a_freed_communicator_is_taken_in_a_new_one(nodes, board, program):  # noqa: F811
     """MPI gives the number of a freed communicator to a new one, with the messages that nobody received."""
     path = program(f"""

@@ -102,6 +102,7 @@ class Comm(CollectiveMethods, MPI.Comm):
     _me: int | None = None  # the rank, once it is needed
     _board: Board | None = None  # where small objects of collective operations go, once it is made
     _heard: Any = ()  # of a shadow: what other ranks have told, not looked at yet
+    _broken: str | None = None  # of a shadow: why nobody knows which operations of its ranks belong together
 
     def __repr__(self) -> str:
         kind = f"{type(self).__module__}.{type(self).__name__}"
@@ -166,6 +167,7 @@ class Comm(CollectiveMethods, MPI.Comm):
             got = self.recv(None, source, ANY_TAG, status)
             theirs = status.Get_tag()
             if theirs == _MISTAKEN:  # another rank has found it
+                self._broken = got
                 raise CommError(MPI.ERR_OTHER, got)
             if theirs != _collectives.WAITING:
                 return theirs, got
@@ -185,13 +187,14 @@ class Comm(CollectiveMethods, MPI.Comm):
             source = status.Get_source()
             heard.append((source, self.recv(None, source, _collectives.WAITING)))
         if MPI.Comm.Iprobe(self, ANY_SOURCE, _collectives.tag_of("mistaken"), status):
-            raise CommError(MPI.ERR_OTHER, self.recv(None, status.Get_source(), _collectives.tag_of("mistaken")))
+            self._broken = text = self.recv(None, status.Get_source(), _collectives.tag_of("mistaken"))
+            raise CommError(MPI.ERR_OTHER, text)
         return heard
 
     def _mistaken(self, source: int, theirs: int, mine: int) -> NoReturn:
         """Raise what another rank called, and tell all."""
-        text = _collectives.mistaken(source, theirs, mine)
-        self._tell_all(text)
+        self._broken = text = _collectives.mistaken(source, theirs, mine)
+        self._tell_all(f"rank {self.Get_rank()} was told: {text}")
         raise CommError(MPI.ERR_OTHER, text)
 
     def _tell_all(self, text: str) -> None:
@@ -199,7 +202,7 @@ class Comm(CollectiveMethods, MPI.Comm):
         inter = self.Is_inter()
         for rank in range(self.Get_remote_size() if inter else self.Get_size()):  # type: ignore[attr-defined]
             if inter or rank != self.Get_rank():
-                self._put(f"rank {self.Get_rank()} was told: {text}", rank, _collectives.tag_of("mistaken"))
+                self._put(text, rank, _collectives.tag_of("mistaken"))
 
     def _sealed(self, obj: object) -> object:
         return choice.sealed(obj)
@@ -627,8 +630,15 @@ def _board_of(channel: _Intra) -> Board | None:
     return Board(memory, channel.rank, channel.size, channel)
 
 
+_kept: list[object] = []
+
+
 class _Nodes(Nodes):
     def free(self) -> None:
+        if self.comm._broken is not None:
+            # MPI would give the number of a freed communicator to a new one, with the messages that nobody received.
+            _kept.append(self)
+            return
         if self.leaders is not None:
             self.leaders.free()
         MPI.Comm.Free(self.comm)
@@ -651,8 +661,8 @@ def _collectives_of(private: Any) -> _Intra | _Nodes:
     alone = None if near is not None else (MPI.COMM_WORLD.Get_rank(), os.getpid(), _store.process_start(os.getpid()))
     told = beside(MPI.Comm.allgather, private, (_made, (_store.identity(), node(), alone)))
     nodes = [its for _, its in told]
-    _made = max(made for made, _ in told) + 1
-    first = _made * _NUMBERS
+    made_now = max(before for before, _ in told) + 1
+    first, _made = made_now * _NUMBERS, max(_made, made_now)  # another thread may have made one meanwhile
     world = state_of(private).world
     far.update(world[other] for other, its in enumerate(nodes) if its != nodes[rank])
     if nodes.count(nodes[0]) == size:

@@ -18,6 +18,7 @@ be used on. A rank in another operation is found in step 1 by the tag of its mes
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ from copyless.comm._bundles import (
     view_of,
     wired,
 )
-from copyless.comm._collectives import Fault, Intra, listed, mistaken, named, operation, tag_of
+from copyless.comm._collectives import UNUSABLE, Fault, Intra, listed, mistaken, named, operation, tag_of
 from copyless.comm._constants import Operation
 from copyless.comm._mpi_reductions import datatype_of, operation_of, signature
 from copyless.comm._packets import Packet, copy_of
@@ -58,9 +59,7 @@ class Nodes(Intra):
 
     draft = one_node = False
     _error: Exception | None = None  # that this rank has met in the present operation
-    amid = (
-        False  # whether this rank is in a wait, or a call of the leaders, that it has begun; or has left it by an error
-    )
+    amid = False  # whether this rank is in a wait or a call of the leaders, or has left it by an error
 
     def __init__(
         self,
@@ -87,11 +86,41 @@ class Nodes(Intra):
     # ---- errors
 
     def leave(self, error: BaseException) -> None:
-        """Do nothing: the rows of the leaders tell."""
+        """Tell all ranks of an operation that this one has left in the middle, as by Ctrl-C. The rows of the leaders
+        tell of other errors.
+
+        A call of MPI among leaders cannot be taken back: it would meet the next call of the others. So nobody uses the
+        communicator after that.
+        """
+        if self.comm._broken is None and (self.amid or not isinstance(error, Exception)):
+            self.comm._broken = text = self.text_of(error)
+            with contextlib.suppress(Exception):
+                self.comm._tell_all(text + UNUSABLE)
 
     def begun(self) -> None:
-        self._error = None
+        self._error, self.amid, self.touched = None, False, False
+        if self.comm._broken is not None:
+            raise self.failure(self.comm._broken.removesuffix(UNUSABLE) + UNUSABLE)
         super().begun()
+
+    def take(self, rank: int) -> Any:
+        return self._amid(lambda: super(Nodes, self).take(rank))
+
+    def finish(self, requests: list[Any]) -> None:
+        self._amid(lambda: super(Nodes, self).finish(requests))
+
+    def _amid(self, call: Callable[[], Any], *alike: type[Exception]) -> Any:
+        """What a call returns that this rank must not leave by an error: others wait for what comes after it. They do
+        not after an error that all leaders raise alike.
+        """
+        before, self.amid = self.amid, True
+        try:
+            made = call()
+        except alike:
+            self.amid = before
+            raise
+        self.amid = before
+        return made
 
     def _attempt(self, call: Callable[[], object]) -> Any:
         """The result; or the text of the error, which is raised when the operation is over."""
@@ -113,10 +142,12 @@ class Nodes(Intra):
 
     def _receive(self, rank: int) -> Any:
         """What a rank of this node contributes."""
-        return self._attempt(lambda: unwired(self.take(rank)))
+        return unwired(self.taken(rank))
 
     def taken(self, rank: int) -> Any:
-        return self._attempt(lambda: self.take(rank))  # the rows of the leaders tell of an error
+        made = self._attempt(lambda: self.take(rank))
+        self.amid = False  # the rows of the leaders tell of an error
+        return made
 
     # ---- the three steps
 
@@ -126,11 +157,11 @@ class Nodes(Intra):
     def _agree(self, bundle: Any, nbytes: int = 0, number: int = 0) -> tuple[Any, str | None]:
         """(the rows of all leaders, the text of an error that one of them has met)."""
         self.touched = True
-        rows, wrong = self.leaders.exchange(self.tag, bundle, nbytes, number, self.hear)
+        rows, wrong = self._amid(lambda: self.leaders.exchange(self.tag, bundle, nbytes, number, self.hear))
         if not isinstance(wrong, tuple):
             return rows, wrong
         other, theirs = wrong
-        text = mistaken(self.members[other][0], theirs, self.tag)
+        self.comm._broken = text = mistaken(self.members[other][0], theirs, self.tag)
         for rank in self.mine:
             self.comm._put(f"rank {self.rank} was told: {text}", rank, tag_of("mistaken"))
         raise self._error or self.failure(text)
@@ -197,9 +228,11 @@ class Nodes(Intra):
             message = fault if fault is not None else message or rows.inline(at)
             self._down(message, others)
         elif at == self.node:
-            self.leaders.bcast(source, rows.nbytes[at], at, self.hear, lambda: self._down(message, others))
+            self._amid(
+                lambda: self.leaders.bcast(source, rows.nbytes[at], at, self.hear, lambda: self._down(message, others))
+            )
         else:
-            message = self.leaders.bcast(None, rows.nbytes[at], at, self.hear, lambda: None)
+            message = self._amid(lambda: self.leaders.bcast(None, rows.nbytes[at], at, self.hear, lambda: None))
             self._down(message, others)
         self._checked(message)
         return None if self.rank == root else next(objects(message, readonly, not self.mine))[1]
@@ -251,7 +284,7 @@ class Nodes(Intra):
         if fault is not None:
             return fault
         if rows.total:
-            whole = self.leaders.gather(source, rows, at, self.hear)
+            whole = self._amid(lambda: self.leaders.gather(source, rows, at, self.hear), OverflowError)
             if whole is not None:
                 bundles.append(whole)
         if at == self.node:
@@ -305,7 +338,7 @@ class Nodes(Intra):
             return fault
         if rows.within[at]:
             return bytes(stretches(rows.inline(at))[self.node])
-        mine = self.leaders.scatter(whole, sizes, rows.numbers[at], at, self.hear)
+        mine = self._amid(lambda: self.leaders.scatter(whole, sizes, rows.numbers[at], at, self.hear))
         if at != self.node:
             return mine
         begin = sum(sizes[: self.node])
@@ -337,7 +370,7 @@ class Nodes(Intra):
         within = [rows.inline(node) for node, nbytes in enumerate(rows.within) if nbytes]
         got = [gathered(within)] if within else []
         if rows.total:
-            got.append(self.leaders.allgather(bundles, rows, self.hear))
+            got.append(self._amid(lambda: self.leaders.allgather(bundles, rows, self.hear), OverflowError))
         return got
 
     @named()
@@ -418,7 +451,7 @@ class Nodes(Intra):
             return fault
         if min(rows.within) > 0:  # all of it is in the rows
             return b"".join([piece for node in range(len(parts)) for piece in self._for_me(rows, node)])
-        got = self.leaders.alltoall(parts, totals, max(rows.numbers), self.hear)
+        got = self._amid(lambda: self.leaders.alltoall(parts, totals, max(rows.numbers), self.hear))
         return gathered([got]) if type(got) is bytes and len(got) > SMALL and self.mine else got
 
     def _for_me(self, rows: Any, node: int) -> list[memoryview]:
@@ -524,7 +557,7 @@ class Nodes(Intra):
 
         result = np.array(value) if value is obj else value  # `copy_of` would leave a read-only array read-only
         array = result.array if isinstance(result, Division) else result
-        self.leaders.allreduce(array, datatype_of(array), operation_of(op), self.hear)
+        self._amid(lambda: self.leaders.allreduce(array, datatype_of(array), operation_of(op), self.hear))
         return result
 
     def _by_mpi_for_all(self, value: Any, op: Operation) -> Any:
@@ -539,7 +572,7 @@ class Nodes(Intra):
             array = np.frombuffer(buffer, value.dtype)
         else:
             bundle, array = None, value.copy()
-        self.leaders.allreduce(array, datatype_of(value), operation_of(op), self.hear)
+        self._amid(lambda: self.leaders.allreduce(array, datatype_of(value), operation_of(op), self.hear))
         return bundle or self._bundled(0, array)
 
     def _by_ranks(self, obj: object, value: object, op: Operation) -> object:
