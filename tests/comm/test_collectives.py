@@ -409,6 +409,26 @@ def test_no_message_that_was_left_in_a_freed_communicator_is_taken_in_a_new_one(
     assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_the_first_operation_of_a_communicator_can_be_called_again_after_ctrl_c(nodes, program):  # noqa: F811
+    path = program(f"""
+        from mpi4py import MPI
+        from copyless.comm import mpi
+        {INTERRUPT}
+        plain, w = MPI.COMM_WORLD, mpi.Intracomm(MPI.COMM_WORLD)
+        for first in (lambda d: d.allgather(1), lambda d: d.reduce(1), lambda d: d.bcast(1, 1)):
+            d = w.Dup()
+            if w.rank == 0:
+                interrupted(lambda: first(d))
+            plain.barrier()  # rank 0 has left
+            first(d)
+            assert d.allgather(d.rank) == [0, 1, 2]
+        print("held", flush=True)
+    """)
+    done = start(3, path, mpi=True, COPYLESS_NODES=nodes)
+    assert (done.stdout.count("held"), "wrong" in done.stdout) == (3, False), done.stdout + done.stderr
+
+
 def test_an_operation_in_place_does_not_change_the_callers_object(program):  # noqa: F811
     path = program("""
         from copyless import comm

@@ -416,7 +416,13 @@ class Comm(CollectiveMethods, MPI.Comm):
         """Wait until all ranks are here. What follows then does not wait inside MPI for one that has died, or where
         Ctrl-C is not heard.
         """
-        _wait(MPI.Comm.Ibarrier(self).Test)
+        state = state_of(self)
+        if (
+            state.meeting is None
+        ):  # else Ctrl-C has ended the wait: the others may be here by now, and are not asked again
+            state.meeting = MPI.Comm.Ibarrier(self)
+        _wait(state.meeting.Test)
+        state.meeting = None
 
     def _make_shadow(self) -> object:
         return (Intracomm if self.Is_intra() else Intercomm)(self)._make_shadow()

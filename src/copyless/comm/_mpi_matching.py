@@ -82,6 +82,7 @@ class State:
         self.lock = threading.RLock()
         self.posted: list[Posted] = []
         self.shadow: _Shadow | None = None
+        self.meeting: MPI.Request | None = None  # of ranks that are about to make it
         self.freed = False
         group = comm.Get_remote_group() if comm.Is_inter() else comm.Get_group()
         found = MPI.Group.Translate_ranks(group, list(range(group.Get_size())), world_group)
