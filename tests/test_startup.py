@@ -1,5 +1,6 @@
 """A program loads nothing slow before it needs it. `bench/startup.py` measures how long the start takes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,18 @@ def test_no_module_makes_a_free_threaded_interpreter_enable_its_gil():
     for path in sources:
         first = path.read_text().partition("\n")[0]
         assert "freethreading_compatible=True" in first, path
+
+
+@pytest.mark.parametrize("content", [None, b"no library"], ids=["missing", "damaged"])
+def test_a_library_that_cannot_be_loaded_is_named(content, tmp_path):
+    home, without = Path(copyless.__file__).parent, tmp_path / "copyless"
+    shutil.copytree(home, without, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    if content is not None:
+        library = next(home.glob("_native.*.so"))
+        (without / library.name).write_bytes(content)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import copyless; copyless.Lock()"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"the library of copyless for this Python ({sys.implementation.cache_tag})" in done.stderr, done.stderr
+    assert f"cannot be loaded from {without}" in done.stderr
+    assert content is None or "file too short" in done.stderr

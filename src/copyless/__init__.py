@@ -44,8 +44,13 @@ class _Finder:
     def find_spec(name: str, path: object = None, target: object = None) -> Any:
         if not name.startswith("copyless.") or name == "copyless._native":
             return None
-        from copyless import _native
-
+        try:
+            from copyless import _native
+        except ImportError as error:
+            raise ImportError(
+                f"the library of copyless for this Python ({sys.implementation.cache_tag}) cannot be loaded from "
+                f"{os.path.dirname(__file__)}, for {name}: install copyless anew, with this Python"
+            ) from error
         return _native.spec_of(name)
 
 
