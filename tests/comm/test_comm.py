@@ -1098,6 +1098,41 @@ def test_ranks_that_the_launcher_lets_live_are_told_of_a_death(how, nodes, progr
     assert told.read_text().startswith("rank 1 of the job")
 
 
+def test_the_last_message_of_a_rank_that_dies_is_received(program, tmp_path):
+    path = program("""
+        import os, signal, sys
+        from mpi4py import MPI
+        from copyless._core import _store
+        from copyless.comm import _mpi_waiting, _mpi_world, mpi
+        w = mpi.Intracomm(MPI.COMM_WORLD)
+        w.barrier()
+        if w.rank == 1:
+            w.recv(None, 0)
+            w.send("last words", 0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        def late():  # rank 1 sends and dies between two looks of rank 0 for its message
+            w.send("now", 1)
+            row = _mpi_world._table[_mpi_world._WIDTH : 2 * _mpi_world._WIDTH]
+            while _store.owner_lives(row[_mpi_world._SLOT], row[_mpi_world._INCARNATION]):
+                pass
+        _mpi_waiting.wait(lambda: w.iprobe(1), late)
+        with open(sys.argv[1], "w") as told:
+            told.write(w.recv(None, 1))
+        MPI.COMM_WORLD.Abort(7)
+    """)
+    told = tmp_path / "told"
+    shell = ["sh", "-c", '"$@"; sleep 60', "sh"]  # which the launcher sees, and which goes on
+    before = set(glob.glob("/dev/shm/mpich_shm_*"))
+    done = subprocess.run(
+        [os.path.join(BIN, "mpiexec"), "-n", "2", *shell, sys.executable, path, str(told)],
+        capture_output=True, text=True, timeout=50, env={**os.environ, "COPYLESS_FAMILY": f"test:{os.getpid()}:last"},
+    )  # fmt: skip
+    for segment in set(glob.glob("/dev/shm/mpich_shm_*")) - before:
+        os.unlink(segment)
+    assert told.exists(), done.stdout + done.stderr
+    assert told.read_text() == "last words"
+
+
 # ---- events that end a whole job, and how programs are started
 
 FAILING = """

@@ -24,9 +24,11 @@ from mpi4py import MPI
 from copyless.comm import _small
 from copyless.comm._collectives import LATE
 from copyless.comm._mpi_world import look_for_deaths
+from copyless.errors import OwnerDiedError
 
 __all__ = ["LARGE", "Pending", "beside", "serve", "serves", "under_way", "wait"]
 
+_LAST = 100  # calls in which MPI takes in all that a rank gave before it died
 LARGE = 1 << 16  # bytes from which a message is moved in steps, each in a call of MPI
 
 in_line = _small.in_line  # the states with pending receives, and a communicator of each
@@ -84,7 +86,13 @@ def wait(ended: Callable[[], R], late: Callable[[], object] | None = None) -> R:
             due += LATE
             if late is not None:
                 late()
-            look_for_deaths()
+            try:
+                look_for_deaths()
+            except OwnerDiedError:
+                for _ in range(_LAST):
+                    if answer := done():  # the rank gave it just before it died
+                        return answer
+                raise
         if _moving and _moves():
             os.sched_yield()
             continue
