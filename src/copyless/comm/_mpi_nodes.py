@@ -99,9 +99,17 @@ class Nodes(Intra):
 
     def begun(self) -> None:
         self._error, self.amid, self.touched = None, False, False
+        self._refuse()
+        super().begun()
+
+    def _refuse(self) -> None:
+        """Raise if a rank has left an operation in the middle, as this one was told."""
         if self.comm._broken is not None:
             raise self.failure(self.comm._broken.removesuffix(UNUSABLE) + UNUSABLE)
-        super().begun()
+
+    def hear(self) -> None:
+        self._refuse()  # this rank was told where an error is passed on as a value
+        super().hear()
 
     def take(self, rank: int) -> Any:
         return self._amid(lambda: super(Nodes, self).take(rank))
@@ -157,6 +165,7 @@ class Nodes(Intra):
     def _agree(self, bundle: Any, nbytes: int = 0, number: int = 0) -> tuple[Any, str | None]:
         """(the rows of all leaders, the text of an error that one of them has met)."""
         self.touched = True
+        self._refuse()
         rows, wrong = self._amid(lambda: self.leaders.exchange(self.tag, bundle, nbytes, number, self.hear))
         if not isinstance(wrong, tuple):
             return rows, wrong
