@@ -153,9 +153,13 @@ class Nodes(Intra):
         return unwired(self.taken(rank))
 
     def taken(self, rank: int) -> Any:
-        made = self._attempt(lambda: self.take(rank))
-        self.amid = False  # the rows of the leaders tell of an error
-        return made
+        try:
+            return self.take(rank)
+        except Exception as error:
+            if not isinstance(error, type(self.failure(""))):
+                raise  # of a signal's handler: the other rank may wait for an answer to what was not received
+            self.amid = False  # the rows of the leaders tell of it
+            return self.fault(error).text
 
     # ---- the three steps
 
