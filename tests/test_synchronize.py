@@ -613,6 +613,26 @@ def test_an_rwlock_that_is_dropped_while_held_leaves_nothing_to_the_next_one():
         again[-1].release_write()
 
 
+@pytest.mark.parametrize("make", [copyless.Lock, copyless.RLock])
+def test_a_lock_says_who_holds_it(make):
+    lock, held, end = make(), copyless.Event(), copyless.Event()
+    name = make.__name__
+    assert repr(lock) == f"<{name} free>"
+    with lock:
+        assert repr(lock) == f"<{name} held by process {os.getpid()}>"
+    child = os.fork()
+    if child == 0:
+        with lock:
+            held.set()
+            end.wait(60)
+        os._exit(0)
+    assert held.wait(60)
+    assert repr(lock) == f"<{name} held by process {child}>"
+    end.set()
+    assert os.waitpid(child, 0)[1] == 0
+    assert repr(lock) == f"<{name} free>"
+
+
 @pytest.mark.parametrize(("make", "use", "give", "take"), [
     ("Lock()", "thing", "release", "acquire"), ("RLock()", "thing", "release", "acquire"),
     ("Semaphore()", "thing", "release", "acquire"), ("Semaphore(robust=True)", "thing", "release", "acquire"),

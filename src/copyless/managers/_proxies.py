@@ -13,6 +13,7 @@ Mirrors the proxies of `multiprocessing.managers`: same classes, same private me
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import time
 import types
@@ -471,6 +472,7 @@ else:
         ),
     )  # fmt: skip
     BaseListProxy.__doc__ = "Base class of `ListProxy`, with the methods of a list."
+    collections.abc.MutableSequence.register(BaseListProxy)
 
     class ListProxy(BaseListProxy):
         """The proxy of a list in the server, with the methods of Python 3.14."""
@@ -489,6 +491,7 @@ else:
         ),
     )  # fmt: skip
     _BaseDictProxy._method_to_typeid_ = {"__iter__": "Iterator", "__reversed__": "Iterator"}
+    collections.abc.MutableMapping.register(_BaseDictProxy)
 
     class DictProxy(_BaseDictProxy):
         """The proxy of a dict in the server, with the methods of Python 3.14."""
@@ -509,6 +512,7 @@ else:
         ),
     )  # fmt: skip
     _BaseSetProxy._method_to_typeid_ = {"__iter__": "Iterator"}
+    collections.abc.MutableSet.register(_BaseSetProxy)  # the standard library says MutableMapping, by mistake
     SetProxy = type(
         "SetProxy",
         (_BaseSetProxy,),
