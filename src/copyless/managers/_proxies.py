@@ -490,7 +490,7 @@ else:
             "update", "values",
         ),
     )  # fmt: skip
-    _BaseDictProxy._method_to_typeid_ = {"__iter__": "Iterator", "__reversed__": "Iterator"}
+    _BaseDictProxy._method_to_typeid_ = {"__iter__": "Iterator"}  # `reversed` gives an iterator of a copy
     collections.abc.MutableMapping.register(_BaseDictProxy)
 
     class DictProxy(_BaseDictProxy):
