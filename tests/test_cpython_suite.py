@@ -31,6 +31,10 @@ DEVIATIONS = {
 
 # Tests of process executors.
 FUTURES_DEVIATIONS = {
+    "test_broken_process_pool_traceback": "would wait for ever: pins that one killed worker breaks the pool",
+    "test_force_shutdown_workers_invalid_op": "pins _force_shutdown",
+    "test_terminate_workers": "pins _force_shutdown (test_pool.py has the method itself)",
+    "test_kill_workers": "pins _force_shutdown",
     "test_killed_child": "pins that one killed worker breaks the pool: ours fails its task alone (test_pool.py)",
     "test_del_shutdown": "pins _executor_manager_thread",
     "test_shutdown_deadlock_pickle": "pins _executor_manager_thread",

@@ -121,6 +121,8 @@ def test_executors_have_what_it_brought():
     assert list(executor.map(abs, [-1, -2, -3], buffersize=1)) == [1, 2, 3]
     with pytest.raises(ValueError, match="buffersize"):
         executor.map(abs, [1], buffersize=0)
+    with pytest.raises(TypeError, match="buffersize must be an integer or None"):
+        executor.map(abs, [1], buffersize=2.0)
     running = executor.submit(time.sleep, 60)
     executor.kill_workers()
     with pytest.raises(copyless.WorkerDiedError):

@@ -340,6 +340,8 @@ class ProcessPoolExecutor(Executor):
 
         Raises
         ------
+        TypeError
+            If `buffersize` is no integer.
         ValueError
             For an invalid `chunksize` or `buffersize`.
         RuntimeError
@@ -348,6 +350,8 @@ class ProcessPoolExecutor(Executor):
         check_process(self._worker_pool.pid, self, _INSTEAD)
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize}")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be None or > 0, not {buffersize}")
         calls = zip(*iterables)  # noqa: B905

@@ -169,7 +169,7 @@ class ProcessPoolExecutor(Executor):
         if chunksize < 1:
             raise ValueError(f"chunksize must be >= 1, not {chunksize}")
         if buffersize is not None and not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be an int or None, not {buffersize!r}")
+            raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
         if buffersize is not None and buffersize < 1:
             raise ValueError(f"buffersize must be None or > 0, not {buffersize}")
         if buffersize is not None and unordered:
