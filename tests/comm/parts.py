@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ import threading
 import numpy as np
 from mpi4py import MPI
 
-from copyless.comm import _parts, mpi
+from copyless.comm import _mpi_communicator, _mpi_staging, _parts, mpi
 
 faulthandler.dump_traceback_later(120, exit=True)
 world = mpi.Intracomm(MPI.COMM_WORLD)
@@ -25,6 +26,10 @@ def array(number, n=1 << 18):
 
 def is_array(got, number, n=1 << 18):
     return type(got) is np.ndarray and got.size == n and bool((got == array(number, n)).all())
+
+
+def arrays(number, n, many):
+    return [array(number, n) for _ in range(many)]
 
 
 def raised(kind, call, *args):
@@ -116,6 +121,9 @@ def tags_that_are_ours():
                 error = raised(mpi.CommError, send, thing, other, tag)
                 assert error.Get_error_class() == MPI.ERR_TAG
                 assert str(FIRST) in str(error)
+        for receive in (world.recv, world.irecv, world.mprobe, world.improbe, world.probe, world.iprobe):
+            wanted = (None, other, tag) if "recv" in receive.__name__ else (other, tag)
+            assert raised(MPI.Exception, receive, *wanted).Get_error_class() == MPI.ERR_TAG
     for tag in (FIRST - 1, _parts.END_OF_TAGS, MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)):
         sent = world.isend(array(1), other, tag)
         assert is_array(world.recv(None, other, tag), 1)
@@ -191,7 +199,10 @@ def handlers_that_raise():
     total = 300
     if rank == 0:
         for k in range(total):
-            world.send([k, array(k, 1 << 17), array(k, 1 << 18)], other, k % 3)
+            # in parts, and as one message: with more buffers than MOST, and without any
+            things = [array(k, 1 << 17), array(k, 1 << 18), *arrays(k, 8192, 20 if k % 4 == 1 else 0)]
+            things.append("x" * 70000 * (k % 2))
+            world.send([k, *things], other, k % 3)
         for _ in range(20):  # some may be lost
             world.send("end", other)
         world.send("over", other)
@@ -216,6 +227,8 @@ def handlers_that_raise():
                     last = item[0]
                     assert is_array(item[1], last, 1 << 17)
                     assert is_array(item[2], last, 1 << 18)
+                    assert all(is_array(each, last, 8192) for each in item[3:-1])
+                    assert item[-1] == "x" * 70000 * (last % 2)
         assert raised > 60, raised
         while item != "over":
             item = world.recv(None, 0)
@@ -252,10 +265,155 @@ def a_handler_that_receives():
     world.barrier()
 
 
+def a_handler_that_probes():
+    """It is told of the next message, and not of the buffers before it."""
+    if rank == 0:
+        sent = [world.isend([k, array(k), array(k + 1)], other, k) for k in range(12)]
+        world.send("all are under way", other, 20)
+        mpi.Request.waitall(sent)
+    else:
+        world.recv(None, 0, 20)
+        probed = []
+
+        def handler(*_):
+            status = mpi.Status()
+            if len(probed) < 4 and world.probe(0, ANY_TAG, status) and world.iprobe(0):
+                probed.append(status.Get_tag())
+
+        with Signalled(handler):
+            for k in range(12):
+                number, *got = world.recv(None, 0)
+                assert number == k
+                assert is_array(got[0], k)
+                assert is_array(got[1], k + 1)
+        assert probed == sorted(probed)
+        assert len(probed) == 4
+    world.barrier()
+
+
+class Cycle:
+    """Garbage that calls a function when Python collects it."""
+
+    def __init__(self, call):
+        self.call, self.itself = call, self
+
+    def __del__(self):
+        self.call()
+
+
+def garbage_that_receives():
+    """Python collects garbage anywhere in a receive, and `__del__` receives what comes next."""
+    total = 200
+    if rank == 0:
+        sent = [world.isend([k, *(array(k + i, 1 << 17) for i in range(3))], other, 0) for k in range(total)]
+        world.send("all are under way", other, 1)
+        mpi.Request.waitall(sent)
+    else:
+        world.recv(None, 0, 1)
+        got, nested, draw, inside = [], [], random.Random(1), False
+
+        def receive():
+            nonlocal inside
+            if not inside:
+                inside = True
+                message = world.improbe(0)
+                if message is not None:
+                    nested.append(message.recv())
+                inside = False
+
+        threshold = gc.get_threshold()
+        while len(got) + len(nested) < total:
+            gc.disable()
+            Cycle(receive)
+            gc.set_threshold(gc.get_count()[0] + draw.randrange(1, 60))
+            gc.enable()
+            message = world.improbe(0)
+            if message is not None:
+                got.append(message.recv())
+        inside = True
+        gc.set_threshold(*threshold)
+        got += nested
+        assert nested
+        assert sorted(item[0] for item in got) == list(range(total))
+        assert all(is_array(each, item[0] + i, 1 << 17) for item in got for i, each in enumerate(item[1:]))
+    world.barrier()
+
+
+def without_memory():
+    """A message for which there is no memory is lost, its sender ends, and the next one comes."""
+    n = 1 << 27
+    things = [array(1, n), arrays(1, n >> 5, 32), "x" * n]
+    for k, thing in enumerate(things):
+        if rank == 0:
+            world.send(thing, other, k)
+            world.send(array(k), other, 9)
+        else:
+            with open("/proc/self/statm") as file:
+                used = int(file.read().split()[0]) * resource.getpagesize()
+            before = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (used + (n >> 2), before[1]))
+            raised(MemoryError, world.recv, None, 0, k)
+            assert is_array(world.recv(None, 0, 9), k)
+            resource.setrlimit(resource.RLIMIT_AS, before)
+    world.barrier()
+
+
+def interrupted_as_it_begins():
+    """A signal between the beginning of a send and its wait: MPI reads what was sent, not what came in its place."""
+    if rank == 1:
+        world.recv(None, other, 9)
+        assert is_array(world.recv(None, other, 0), 1, 1 << 21)
+        assert all(is_array(each, 2, 1 << 17) for each in world.recv(None, other, 1))
+        return
+    real = _mpi_communicator.Request
+
+    def request(*args):
+        signal.raise_signal(signal.SIGALRM)
+        return real(*args)
+
+    def handler(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    _mpi_communicator.Request = request
+    raised(KeyboardInterrupt, lambda: world.send(array(1, 1 << 21), other, 0))
+    raised(KeyboardInterrupt, lambda: world.send(arrays(2, 1 << 17, 20), other, 1))
+    _mpi_communicator.Request = real
+    signal.signal(signal.SIGALRM, before)
+    gc.collect()
+    filled = [np.full(n, 9, "u1") for n in (1 << 21, 1 << 17) for _ in range(20)]
+    staged = [_mpi_staging.Staged(20 << 17) for _ in range(2)]
+    for each in staged:
+        np.frombuffer(each.view, "u1")[:] = 9
+    world.send(len(filled), other, 9)
+
+
+def in_a_forked_child():
+    """What a child deletes is its parent's: the child calls no MPI."""
+    n = 1 << 20
+    sent = [world.isend([array(k, n)] if k % 2 else arrays(k, n // 32, 32), other, k) for k in range(8)]
+    world.sendrecv("all are under way", other, 20, None, other, 20)
+    requests = [world.irecv(None, other, k) for k in range(2)]
+    messages = [world.mprobe(other, k) for k in range(2, 4)]
+    child = os.fork()
+    if child == 0:
+        try:
+            del sent, requests, messages
+            gc.collect()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    got = [request.wait() for request in requests] + [message.recv() for message in messages]
+    got += [world.recv(None, other, k) for k in range(4, 8)]
+    for k, each in enumerate(got):
+        assert all(is_array(part, k, n if k % 2 else n // 32) for part in each)
+    mpi.Request.waitall(sent)
+
+
 def dropped():
     """Requests and messages that are deleted before they are complete: MPI still writes, so their memory is kept."""
     n = 1 << 19
-    sent = [world.isend(array(k, n) if k % 2 else [array(k, n // 32)] * 32, other, k) for k in range(12)]
+    sent = [world.isend(array(k, n) if k % 2 else arrays(k, n // 32, 32), other, k) for k in range(12)]
     world.sendrecv("all are under way", other, 20, None, other, 20)
     for k in range(8):
         request = world.irecv(None, other, k)
@@ -279,7 +437,8 @@ def between_groups():
 
 works = [
     in_any_order, matched_and_received_later, as_long_as_a_head, by_mpi4py_itself, tags_that_are_ours, many_buffers,
-    in_threads, handlers_that_raise, a_handler_that_receives, dropped, between_groups,
+    in_threads, handlers_that_raise, a_handler_that_receives, a_handler_that_probes, garbage_that_receives,
+    without_memory, interrupted_as_it_begins, in_a_forked_child, dropped, between_groups,
 ]  # fmt: skip
 for work in works:
     if not sys.argv[1:] or work.__name__ in sys.argv[1:]:

@@ -25,12 +25,12 @@ from copyless.comm._mpi_engine import Leaders
 from copyless.comm._mpi_matching import Posted, Wanted, match, probed, state_of
 from copyless.comm._mpi_messages import INLINE, as_buffer, encode, fetch, nbytes_of, rank_of, titled
 from copyless.comm._mpi_nodes import Nodes
-from copyless.comm._mpi_requests import Message, Request, mprobe, sweep
+from copyless.comm._mpi_requests import Message, Request, mprobe
 from copyless.comm._mpi_waiting import beside, serves, under_way
 from copyless.comm._mpi_waiting import wait as _wait
 from copyless.comm._mpi_world import far, near, node
 from copyless.comm._packets import Packet, copy_of
-from copyless.comm._parts import END_OF_TAGS, FIRST_TAG, Divided, is_reserved
+from copyless.comm._parts import END_OF_TAGS, FIRST_TAG, Divided, begin_send, is_reserved, sweep
 from copyless.comm._parts import send as send_parts
 from copyless.errors import OutOfSharedMemory
 
@@ -129,16 +129,18 @@ class Comm(CollectiveMethods, MPI.Comm):
         if tag >= FIRST_TAG:
             self._check_tag(tag)
         if isinstance(message, Divided):
-            request = Request(send_parts(self, begin, message, dest, tag))
-            under_way(tuple(request))
+            sent = send_parts(self, begin, message, dest, tag)
+            large = True
         else:
             buffer, datatype = as_buffer(message)
-            request = Request(begin(self, buffer, dest, tag))
+            sent = begin_send(self, begin, message, buffer, dest, tag)
             if datatype is not None:
                 datatype.Free()  # MPI keeps the datatype until the send is complete
-            if datatype is not None or len(message) >= _mpi_waiting.LARGE:
-                under_way(tuple(request))
-        request._keep = message  # also where Ctrl-C ends the wait: MPI reads it still
+            large = datatype is not None or len(message) >= _mpi_waiting.LARGE
+        request = Request(sent.requests)
+        request._keep = sent
+        if large:
+            under_way(sent.requests)
         return request
 
     def _check_tag(self, tag: int) -> None:
@@ -286,6 +288,8 @@ class Comm(CollectiveMethods, MPI.Comm):
         """A request that receives the next matching message, before any receive that begins later."""
         if source == PROC_NULL:
             return Request(MPI.Comm.Irecv(self, (None, 0, MPI.BYTE), source, tag))
+        if tag >= FIRST_TAG:
+            self._check_tag(tag)
         state = state_of(self)
         posted = Posted(source, tag)
         state.enter(self, posted)

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from mpi4py import MPI
 
 from copyless.comm import _small
-from copyless.comm._mpi_messages import Coming, bytes_of
+from copyless.comm._mpi_messages import bytes_of
+from copyless.comm._mpi_waiting import LARGE, under_way
 from copyless.comm._mpi_waiting import wait as _wait
 from copyless.comm._mpi_world import is_near, world_group
-from copyless.comm._parts import Arriving, drop_lost, is_reserved, matched
+from copyless.comm._parts import Arriving, begin_to_open, check, drop_lost, is_reserved, matched
 
 __all__ = ["Posted", "Wanted", "copy_status", "match", "probed", "state_of"]
 
@@ -61,6 +62,7 @@ def _nbytes_of(message: object, status: MPI.Status) -> int:
 
 def probed(comm: Any, source: int, tag: int, status: Any) -> bool:
     """MPI's `Iprobe`, which does not see the buffers of a message in parts."""
+    check(tag)
     status = MPI.Status() if status is None else status
     while MPI.Comm.Iprobe(comm, source, tag, status):
         theirs = status.Get_tag()
@@ -135,9 +137,10 @@ class State:
                     if message is not None:
                         first.nbytes = _nbytes_of(message, first.status)
                         if first.wanted is Wanted.OBJECT and not isinstance(message, Arriving):
-                            # Received at once: this rank itself may wait for the send to complete.
-                            message = Coming(message, first.nbytes)
+                            message = begin_to_open(message, first.nbytes)
                         first.message = message
+                        if isinstance(message, Arriving) and message.nbytes >= LARGE:
+                            under_way(message.requests)
                         self.leave(first)
                         again = True
                         break
@@ -194,6 +197,7 @@ def match(
             )
         if message is not True:
             return message, 0 if message is None else _nbytes_of(message, status)
+    check(tag)
     posted = Posted(source, tag, wanted)
     state.enter(comm, posted)
 

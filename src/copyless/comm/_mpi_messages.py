@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle as _pickle
 from array import array
 from collections.abc import Callable
@@ -15,14 +14,13 @@ from copyless._core import _blocks, _copying, _pickles
 from copyless._progress import shown
 from copyless._transfer import _plain, handles, in_flight, packing, reductions
 from copyless.comm import _parts, _small
-from copyless.comm._mpi_staging import KEPT, Staged, as_message, memory_for, type_of
-from copyless.comm._mpi_waiting import LARGE, under_way, wait
+from copyless.comm._mpi_staging import KEPT, Staged, type_of
+from copyless.comm._mpi_waiting import under_way, wait
 from copyless.comm._packets import Packet, cut, in_memory, tell_of_no_room
 from copyless.errors import OutOfSharedMemory
 
 __all__ = [
     "INLINE",
-    "Coming",
     "as_buffer",
     "bytes_of",
     "decode",
@@ -199,61 +197,19 @@ def as_buffer(message: Any) -> tuple[object, Any]:
     return (MPI.BOTTOM, 1, datatype), datatype
 
 
-class Coming:
-    """A matched message whose bytes MPI is receiving."""
-
-    __slots__ = ("nbytes", "process", "request", "whole")
-
-    def __init__(self, message: MPI.Message, nbytes: int) -> None:
-        self.nbytes, self.process = nbytes, os.getpid()
-        self.whole = memory_for(nbytes)
-        buffer, datatype = as_message(self.whole, nbytes)
-        self.request = MPI.Message.Irecv(message, buffer)
-        if datatype is not None:
-            datatype.Free()
-        if nbytes >= LARGE:
-            under_way((self.request,))
-
-    def ended(self) -> bool:
-        return MPI.Request.Get_status(self.request)
-
-    def open(self) -> object:
-        MPI.Request.Wait(self.request)
-        return decode(self.whole) if self.nbytes else None
-
-    def __del__(self) -> None:
-        _parts.keep_unless_ended((self.request,), self.whole, self.process)
-
-
 def titled(comm: MPI.Comm, status: MPI.Status, progress: bool) -> str | None:
     return f"rank {status.Get_source()} to {rank_of(comm)}" if progress else None
 
 
-def fetch(message: MPI.Message | Coming | _parts.Arriving, nbytes: int, title: str | None = None) -> Any:
+def fetch(message: MPI.Message | _parts.Arriving, nbytes: int, title: str | None = None) -> Any:
     """The object of a matched message, or of one that MPI is already receiving."""
-    if isinstance(message, _parts.Arriving):
-        return _fetch_parts(message, title)
-    if isinstance(message, Coming):
-        if not message.ended():
-            wait(message.ended)
-        return message.open()
-    if nbytes < BIG:
+    if not isinstance(message, _parts.Arriving):
         return _small.fetch(message, nbytes) if nbytes else MPI.Message.recv(message)
-    with shown(title, nbytes, steps=False):
-        whole = memory_for(nbytes)
-        buffer, datatype = as_message(whole, nbytes)
-        MPI.Message.Recv(message, buffer)
-        if datatype is not None:
-            datatype.Free()
-    return decode(whole)
-
-
-def _fetch_parts(arriving: _parts.Arriving, title: str | None) -> Any:
-    if not arriving.ended():
-        under_way(arriving.requests)
-        with shown(title, arriving.nbytes, steps=False):
-            wait(arriving.ended)
-    return arriving.open()
+    if not message.ended():
+        under_way(message.requests)
+        with shown(title, message.nbytes, steps=False):
+            wait(message.ended)
+    return message.open()
 
 
 def bytes_of(status: MPI.Status) -> int:

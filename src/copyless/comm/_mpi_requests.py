@@ -8,29 +8,19 @@ from typing import Any
 from mpi4py import MPI
 
 from copyless import waiting
-from copyless.comm import _mpi_waiting, _parts
+from copyless.comm import _mpi_waiting
 from copyless.comm._interface import RequestMethods
 from copyless.comm._mpi_matching import Posted, Wanted, copy_status, match, state_of
-from copyless.comm._mpi_messages import Coming, fetch
+from copyless.comm._mpi_messages import fetch
 from copyless.comm._mpi_waiting import wait as _wait
-from copyless.comm._parts import Arriving
+from copyless.comm._parts import Arriving, begin_to_open
 
-__all__ = ["Message", "Request", "mprobe", "sweep"]
+__all__ = ["Message", "Request", "mprobe"]
 
 ANY_SOURCE, ANY_TAG, PROC_NULL = MPI.ANY_SOURCE, MPI.ANY_TAG, MPI.PROC_NULL
 
 # memory of sends whose requests were freed before they were complete: kept until the process ends
 _freed: list[Any] = []
-# incomplete sends whose request objects were deleted, and the objects that they send
-_unattended: list[tuple[Any, Any]] = []
-
-
-def sweep() -> None:
-    """Drop the sends and receives without request objects that are complete."""
-    _parts.sweep()
-    if not _unattended:
-        return
-    _unattended[:] = [(requests, kept) for requests, kept in _unattended if not MPI.Request.Testall(list(requests))]
 
 
 class Request(RequestMethods, tuple):  # type: ignore[type-arg]
@@ -46,8 +36,7 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
     _UNDEFINED = MPI.UNDEFINED
     _comm: Any = None
     _posted: Posted | None = None
-    _keep: Any = None  # what MPI still reads
-    _coming: Coming | None = None  # a matched message, which MPI receives
+    _keep: Any = None  # what MPI still reads, which outlives this object if it must
     _late: Any = None  # called while a wait for it lasts
 
     def __new__(cls, request: Any = None) -> Request:
@@ -77,16 +66,9 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
     def _end(self) -> None:
         self.__dict__.clear()
 
-    def __del__(self) -> None:
-        # Deleted while MPI still reads: keep the object until it was sent.
-        if self._keep is not None and not MPI.Is_finalized() and not all(map(MPI.Request.Get_status, self)):
-            _unattended.append((tuple(self), self._keep))
-
     def Free(self) -> None:
         """Free the request. A receive that has no message yet is cancelled."""
         self._withdraw()
-        if self._coming is not None:
-            _wait(self._coming.ended)  # MPI still writes into its memory
         if self._keep is not None and not all(map(MPI.Request.Get_status, self)):
             _freed.append(self._keep)  # MPI still reads it, and does not say when it has finished
         for request in self:
@@ -147,9 +129,10 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
         else:
             copy_status(status, posted.status)
 
-    def _finish(self, status: Any) -> Coming | None:
+    def _finish(self, status: Any) -> Arriving | None:
         """Make the request, which is complete, null. Returns its message, not unpickled."""
-        posted, coming = self._posted, self._coming
+        posted = self._posted
+        coming: Arriving | None = None
         if posted is not None:
             self._tell(status)
             coming = None if posted.cancelled else posted.message
@@ -164,7 +147,7 @@ class Request(RequestMethods, tuple):  # type: ignore[type-arg]
 
     def wait(self, status: object = None) -> Any:
         """Wait until the request is complete. Returns the received object, or None for a send."""
-        if self._posted is None and self._coming is None and status is None and MPI.Request.Testall(self):
+        if self._posted is None and status is None and MPI.Request.Testall(self):
             self._end()  # most sends are complete by now
             return None
         self._await()
@@ -203,7 +186,7 @@ class Message(tuple):  # type: ignore[type-arg]
 
     _nbytes = 0
     _status: Any = None  # the status of the probe that matched it
-    _arriving: Arriving | None = None  # in parts, which MPI receives already
+    _arriving: Arriving | None = None  # which MPI receives already
 
     def __new__(cls, message: Any = None) -> Message:
         if message is None:
@@ -252,21 +235,17 @@ class Message(tuple):  # type: ignore[type-arg]
 
     def irecv(self) -> Request:
         """A request that receives the object; MPI begins to receive it now."""
-        if self._arriving:
-            posted = Posted(ANY_SOURCE, ANY_TAG)
-            posted.message, posted.nbytes, posted.status = self._arriving, self._nbytes, self._status
-            self._arriving = None
-            request = Request()
-            request._posted = posted
-            return request
         message = self[0]
         if message == MPI.MESSAGE_NO_PROC:
             return Request(MPI.Message.Irecv(message, (None, 0, MPI.BYTE)))
-        if message == MPI.MESSAGE_NULL or self._status is None:
+        if not self._arriving and (message == MPI.MESSAGE_NULL or self._status is None):
             return Request(MPI.Message.irecv(message))
-        coming = Coming(message, self._nbytes)  # the MPI message is null afterwards
-        request = Request(coming.request)
-        request._coming = coming
+        posted = Posted(ANY_SOURCE, ANY_TAG)
+        posted.message = self._arriving or begin_to_open(message, self._nbytes)  # the MPI message is null afterwards
+        posted.nbytes, posted.status = self._nbytes, self._status
+        self._arriving = None
+        request = Request()
+        request._posted = posted
         return request
 
     @classmethod

@@ -8,7 +8,6 @@ was received into belongs to the arrays in it until the last of them is deleted.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,18 +33,21 @@ _WHOLE = 8 << 20  # bytes from which received arrays lie on huge pages of their 
 _ROOM = 1 << 20  # bytes of a message from which it is received into shared memory
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 
-_lock = threading.Lock()
 _free: list[mmap.mmap] = []
 _received: list[mmap.mmap] = []
 
 
 def _obtain(free: list[mmap.mmap], nbytes: int, most: int) -> mmap.mmap:
     """Memory of at least so many bytes from its first huge page on, of `most` bytes in all, warm if there is some."""
-    with _lock:
-        for i, memory in enumerate(free):
-            if nbytes + _HUGE <= len(memory) <= most:
-                return free.pop(i)
-        free.clear()  # all of it is too small now, or too large
+    # Without a lock: a signal handler or a `__del__` may send and receive in the midst of this.
+    for memory in list(free):
+        if nbytes + _HUGE <= len(memory) <= most:
+            try:
+                free.remove(memory)
+            except ValueError:  # another has taken it
+                continue
+            return memory
+    free.clear()  # all of it is too small now, or too large
     return huge_memory(-(-nbytes // _HUGE) * _HUGE + _HUGE)  # who copies out of this process looks up each page
 
 
@@ -125,6 +127,5 @@ class Staged:
             self.view.release()
         except BufferError:  # a request of MPI that nobody waited for reads it still, and holds it
             return
-        with _lock:
-            if sum(map(len, _free)) + len(memory) <= KEPT + 2 * _HUGE:
-                _free.append(memory)
+        if sum(map(len, list(_free))) + len(memory) <= KEPT + 2 * _HUGE:
+            _free.append(memory)

@@ -1,7 +1,8 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False
 """A large object as several messages of MPI: a head with its pickle, and each large buffer from its own memory.
 
-The head has the caller's tag, and `HEAD` bytes. Each buffer follows on a tag from a range of ours, which the head states.
+The head has the caller's tag, and `HEAD` bytes. Each buffer follows on a tag of its own from a range of ours; the head
+states the first of them.
 Both sides act in one call of this module, in which Python handles no signals, so that Ctrl-C parts no head from its
 buffers: the sender begins all its sends, and who matches a head begins to receive its buffers. So no receive or probe of
 any tag ever meets a buffer: in this thread since they are matched when it goes on, in others since only one thread of a
@@ -51,6 +52,7 @@ cdef extern from *:
 cdef enum:
     CL_HEAD = 2304  # more than any message of the fast path, less than what any MPI copies at once
     CL_MOST = 16  # buffers
+    CL_LARGE = 65536  # bytes from which memory to receive a whole message into is not from malloc
 HEAD = CL_HEAD
 MOST = CL_MOST
 APART = 1 << 17  # bytes of a buffer from which it is a message of its own
@@ -63,7 +65,7 @@ cdef object has_ended = MPI.Request.Get_status, end_all = MPI.Request.Testall, a
 
 # The tags of buffers, below the largest tags, which programs take for themselves. As many can be under way at a time.
 cdef long most_tag = MPI.COMM_WORLD.Get_attr(MPI.TAG_UB)
-cdef long tags = min(1 << 20, (most_tag + 1) // 8)
+cdef long tags = min(1 << 20, (most_tag + 1) // 8 // CL_MOST * CL_MOST)
 cdef long first_tag = most_tag + 1 - 2 * tags, end_of_tags = most_tag + 1 - tags
 FIRST_TAG, END_OF_TAGS = first_tag, end_of_tags
 cdef object count = itertools.count().__next__
@@ -74,8 +76,12 @@ cdef bytes END = b"\x85R."
 cdef object length = Struct("<I")
 cdef Py_ssize_t payload_at = len(BEGIN) + 4
 
-cdef dict strays = {}  # buffers that a signal handler met, while the code that it interrupted had matched their head
-cdef list left = []  # (requests, memory) of receives that nothing waits for
+# Buffers that a signal handler or a `__del__` met, while the code that it interrupted had matched their head: for
+# (communicator, source, tag) the message and its bytes.
+cdef dict strays = {}
+cdef list left = []  # (requests, memory) that nothing waits for
+cdef Py_ssize_t SCRAP = 1 << 20
+cdef object scrap = allocate(SCRAP)  # what nobody reads is received here, if there is no other memory
 
 cdef bint is_ours(long tag):
     return first_tag <= tag < end_of_tags
@@ -86,22 +92,66 @@ def is_reserved(long tag):
     return is_ours(tag)
 
 
+def check(tag):
+    """Refuse to receive what has a tag of ours: it would take a buffer from its head."""
+    if is_ours(tag):
+        raise MPI.Exception(MPI.ERR_TAG)
+
+
 def sweep():
-    """Release the memory of receives that nothing waited for, and that are complete."""
-    if left:
-        left[:] = [each for each in left if not end_all(list(each[0]))]
+    """Release the memory that nothing waited for, and that MPI no longer uses."""
+    # One at a time, taken out: meanwhile other threads, and each `__del__`, may append or sweep.
+    for _ in range(len(left)):
+        try:
+            each = left.pop(0)
+        except IndexError:
+            return
+        try:
+            if end_all(each[0]):
+                continue
+        except MPI.Exception:  # nothing to the caller, who does something else
+            pass
+        left.append(each)
 
 
 def keep(requests, memory):
-    """Keep the memory of receives that nothing waits for, until MPI no longer writes into it."""
+    """Keep the memory of requests that nothing waits for, until MPI no longer uses it."""
     sweep()
-    left.append((requests, memory))
+    left.append((list(requests), memory))
 
 
-def keep_unless_ended(requests, memory, process):
-    """`keep`, if MPI may still write, and not in a forked child, where MPI must not be called."""
+cdef keep_unless_ended(requests, memory, process):
+    """`keep`, if MPI may still use it, and not in a forked child, where MPI must not be called."""
     if any(requests) and process == os.getpid() and not MPI.Is_finalized() and not all(map(has_ended, requests)):
         keep(requests, memory)
+
+
+@cython.final
+cdef class UnderWay:
+    """Requests of MPI and the memory that they use, which is kept until they are complete.
+
+    It is made before MPI begins, in the same call: a signal that raises as soon as Python handles signals again finds
+    the memory held.
+    """
+    cdef readonly list requests
+    cdef object memory
+    cdef int process
+
+    def __del__(self):
+        keep_unless_ended(self.requests, self.memory, self.process)
+
+
+cdef UnderWay holding(memory):
+    cdef UnderWay made = UnderWay.__new__(UnderWay)
+    made.requests, made.memory, made.process = [], memory, os.getpid()
+    return made
+
+
+def begin_send(comm, begin, message, buffer, dest, tag):
+    """The send of a message from one `buffer` of MPI. `begin` is the function of MPI that sends."""
+    cdef UnderWay made = holding(message)
+    made.requests.append(begin(comm, buffer, dest, tag))
+    return made
 
 
 @cython.final
@@ -138,7 +188,7 @@ def divided(comm, bytes data, parts):
             within.append(bytes(part))
     if not apart or len(apart) > CL_MOST or nbytes > CL_HEAD:
         return None
-    tag = first_tag + count() % tags
+    tag = first_tag + count() * CL_MOST % tags
     # A receive by mpi4py itself knows no communicator: it can find the buffers if that is the world.
     source = rank_of(comm) if comm == world else -1
     payload = pickle.dumps((tag, source, data, within), 5)
@@ -149,22 +199,26 @@ def divided(comm, bytes data, parts):
 
 
 def send(comm, begin, Divided message, dest, tag):
-    """The requests of its sends. `begin` is the function of MPI that sends the head."""
-    made = [as_message(part, part.nbytes) for part in message.buffers]
-    requests = [begin(comm, (message.head, CL_HEAD, BYTE), dest, tag)]
-    for buffer, _ in made:
-        requests.append(isend(comm, buffer, dest, message.tag))
-    for _, datatype in made:
+    """The send of a head and its buffers. `begin` is the function of MPI that sends the head."""
+    buffers = [as_message(part, part.nbytes) for part in message.buffers]
+    cdef UnderWay made = holding(message)
+    cdef long at = message.tag
+    made.requests.append(begin(comm, (message.head, CL_HEAD, BYTE), dest, tag))
+    for buffer, _ in buffers:
+        made.requests.append(isend(comm, buffer, dest, at))
+        at += 1
+    for _, datatype in buffers:
         if datatype is not None:
             datatype.Free()
-    return tuple(requests)
+    return made
 
 
+@cython.final
 cdef class Arriving:
-    """A matched message whose bytes MPI is receiving, or has received."""
-    cdef readonly tuple requests
+    """A matched message whose bytes MPI is receiving, or has received: a head and its buffers, or all in one."""
+    cdef readonly list requests
     cdef readonly Py_ssize_t nbytes
-    cdef object data, buffers, whole
+    cdef object data, buffers
     cdef int process
 
     def __bool__(self):
@@ -181,17 +235,29 @@ cdef class Arriving:
         for request in self.requests:
             request.Wait()
         data, buffers = self.data, self.buffers
+        if data is None:
+            raise ValueError("another thread has received the message")
         self.data = self.buffers = None
-        return loads(data, buffers=buffers)
+        return decoded(data) if buffers is None else loads(data, buffers=buffers)
 
     def __del__(self):
         if self.data is not None:
-            keep_unless_ended(self.requests, self.buffers, self.process)
+            keep_unless_ended(self.requests, (self.data, self.buffers), self.process)
 
 
-cdef Arriving arriving(bytes data, object buffers, tuple requests, Py_ssize_t nbytes):
+cdef object decode = None
+
+cdef object decoded(data):
+    """The object of a message that came as one."""
+    global decode
+    if decode is None:
+        from copyless.comm._mpi_messages import decode
+    return decode(data)
+
+
+cdef Arriving arriving(data, object buffers, Py_ssize_t nbytes):
     cdef Arriving made = Arriving.__new__(Arriving)
-    made.data, made.buffers, made.requests, made.nbytes = data, buffers, requests, nbytes
+    made.data, made.buffers, made.requests, made.nbytes = data, buffers, [], nbytes
     made.process = os.getpid()
     return made
 
@@ -202,41 +268,96 @@ cdef tuple opened(bytes whole):
     return loads(whole[payload_at : payload_at + nbytes])
 
 
+cdef void end_matching() noexcept:
+    """Let other threads match. Buffers that were met meanwhile and whose head was not are dropped."""
+    try:
+        while strays:
+            _, (message, nbytes) = strays.popitem()
+            drop(message, nbytes)
+    finally:
+        cl_end_matching()
+
+
 cdef object stray(comm, source, tag):
-    """The next buffer that a signal handler met before it was asked for, if there is one."""
-    met = strays.get((number_of(comm), source, tag)) if strays else None
-    return met.pop(0) if met else None
+    """A buffer that a signal handler or a `__del__` met before it was asked for, if there is one."""
+    met = strays.pop((number_of(comm), source, tag), None) if strays else None
+    return None if met is None else met[0]
 
 
 cdef object begin_to_receive(comm, buffer, source, tag):
     message = stray(comm, source, tag)
-    return irecv(comm, buffer, source, tag) if message is None else irecv_matched(message, buffer)
+    if message is None:
+        request = irecv(comm, buffer, source, tag)
+        message = stray(comm, source, tag)
+        if message is None:
+            return request
+        # Python collected garbage just before MPI began, and a `__del__` met the buffer.
+        request.Cancel()
+        request.Wait()
+    return irecv_matched(message, buffer)
 
 
-cdef int drop(comm, source, tag, Py_ssize_t nbytes, message=None) except -1:
-    """Receive a buffer into memory that nobody reads."""
-    memory = allocate(nbytes)
-    into = as_message(memory, nbytes)
-    request = begin_to_receive(comm, into[0], source, tag) if message is None else irecv_matched(message, into[0])
-    if into[1] is not None:
-        into[1].Free()
+cdef object nowhere(Py_ssize_t nbytes):
+    """(memory of so many bytes as MPI takes it, the datatype to free), which is the same megabyte again and again.
+
+    What overlaps is not allowed in a receive, but its only effect is that the bytes are undefined: for want of memory.
+    """
+    whole, rest = divmod(nbytes, SCRAP)
+    lengths = [SCRAP] * whole + [rest]
+    datatype = BYTE.Create_hindexed(lengths, [0] * len(lengths)).Commit()
+    return (scrap, 1, datatype), datatype
+
+
+cdef int drop(message, Py_ssize_t nbytes, comm=None, source=None, tag=None) except -1:
+    """Receive a buffer into memory that nobody reads: a matched message, or the next one with this source and tag."""
+    try:
+        memory = allocate(nbytes)
+        into, datatype = as_message(memory, nbytes)
+    except BaseException:
+        memory = None
+        into, datatype = nowhere(nbytes)
+    request = begin_to_receive(comm, into, source, tag) if message is None else irecv_matched(message, into)
+    if datatype is not None:
+        datatype.Free()
     keep((request,), memory)
     return 0
+
+
+def begin_to_open(message, Py_ssize_t nbytes):
+    """The `Arriving` of a matched message that is no head."""
+    cdef bytes small
+    datatype = None
+    if nbytes < CL_LARGE:
+        whole = small = PyBytes_FromStringAndSize(NULL, nbytes)
+        into = PyMemoryView_FromMemory(PyBytes_AS_STRING(small), nbytes, PyBUF_WRITE), nbytes, BYTE
+    else:
+        try:
+            whole = memory_for(nbytes)
+            into, datatype = as_message(whole, nbytes)
+        except BaseException:  # no memory, or Ctrl-C: the sender waits
+            drop(message, nbytes)
+            raise
+    cdef Arriving made = arriving(whole, None, nbytes)
+    made.requests.append(irecv_matched(message, into))
+    if datatype is not None:
+        datatype.Free()
+    return made
 
 
 cdef Arriving unfold(comm, bytes whole, source):
     """What has arrived in a message with the length of a head; if it is one, MPI begins to receive its buffers."""
     if not whole.startswith(BEGIN):
-        return arriving(whole, None, (), len(whole))
+        return arriving(whole, None, len(whole))
     cdef Py_ssize_t nbytes = len(whole)
     tag, _, data, within = opened(whole)
+    cdef long at = tag
     try:
         buffers = []
-        made = []
+        types = []
         for each in within:
             if type(each) is int:
                 memory = memory_for(each)
-                made.append(as_message(memory, each))
+                types.append(as_message(memory, each))
                 nbytes += each
                 buffers.append(memory)
             else:
@@ -244,13 +365,17 @@ cdef Arriving unfold(comm, bytes whole, source):
     except BaseException:  # no memory, or Ctrl-C: the sender waits, and the buffers would be in the way
         for each in within:
             if type(each) is int:
-                drop(comm, source, tag, each)
+                drop(None, each, comm, source, at)
+                at += 1
         raise
-    requests = [begin_to_receive(comm, into, source, tag) for into, _ in made]
-    for _, datatype in made:
+    cdef Arriving made = arriving(data, buffers, nbytes)
+    for into, _ in types:
+        made.requests.append(begin_to_receive(comm, into, source, at))
+        at += 1
+    for _, datatype in types:
         if datatype is not None:
             datatype.Free()
-    return arriving(data, buffers, tuple(requests), nbytes)
+    return made
 
 
 def receive(payload):
@@ -267,6 +392,7 @@ def receive(payload):
             memory = memory_for(each)
             into, datatype = as_message(memory, each)
             begin_to_receive(world, into, source, tag).Wait()
+            tag += 1
             if datatype is not None:
                 datatype.Free()
             buffers.append(memory)
@@ -275,8 +401,22 @@ def receive(payload):
     return loads(data, buffers=buffers)
 
 
+cdef int lost(comm, message, status, bint outer) except -1:
+    """Drop a buffer; if code that this thread has interrupted may have matched its head, leave it for that."""
+    cdef Py_ssize_t nbytes = elements_of(status, BYTE)
+    if outer:
+        drop(message, nbytes)
+    else:
+        strays[number_of(comm), source_of(status), tag_of(status)] = message, nbytes
+    return 0
+
+
 cpdef object matched(comm, source, tag, status):
-    """MPI's `Improbe`: None, or a message, which is an `Arriving` if it has the length of a head."""
+    """MPI's `Improbe`: None, or a message, which is an `Arriving` if it has the length of a head or more.
+
+    What is longer MPI may not copy at once. If Ctrl-C came between this and its receive, the sender would wait for ever.
+    """
+    check(tag)
     cdef unsigned long me = PyThread_get_thread_ident()
     cdef bint outer = cl_begin_matching(me)
     cdef bytes whole
@@ -291,31 +431,33 @@ cpdef object matched(comm, source, tag, status):
                 return None
             theirs = tag_of(status)
             if is_ours(theirs):
-                nbytes = elements_of(status, BYTE)
-                if outer:
-                    drop(comm, None, None, nbytes, message)
-                else:
-                    strays.setdefault((number_of(comm), source_of(status), theirs), []).append(message)
+                lost(comm, message, status, outer)
                 continue
-            if elements_of(status, BYTE) != CL_HEAD:
+            nbytes = elements_of(status, BYTE)
+            if nbytes < CL_HEAD:
                 return message
+            if nbytes > CL_HEAD:
+                return begin_to_open(message, nbytes)
             whole = PyBytes_FromStringAndSize(NULL, CL_HEAD)
             recv_matched(message, (PyMemoryView_FromMemory(PyBytes_AS_STRING(whole), CL_HEAD, PyBUF_WRITE), CL_HEAD, BYTE))
             return unfold(comm, whole, source_of(status))
     finally:
         if outer:
-            cl_end_matching()
+            end_matching()
 
 
 def drop_lost(comm, source, tag):
-    """Receive and drop a buffer that has lost its head. False if a thread is matching now: then it may be that one's."""
-    if not cl_begin_matching(PyThread_get_thread_ident()):
+    """Receive and drop a buffer that has lost its head. False if another thread matches: then it may be that one's."""
+    cdef unsigned long me = PyThread_get_thread_ident()
+    cdef bint outer = cl_begin_matching(me)
+    if not outer and not cl_is_matching(me):
         return False
     try:
         status = Status()
         message = improbe(comm, source, tag, status)
         if message is not None:
-            drop(comm, source, tag, elements_of(status, BYTE), message)
+            lost(comm, message, status, outer)
         return True
     finally:
-        cl_end_matching()
+        if outer:
+            end_matching()
