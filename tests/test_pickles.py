@@ -169,8 +169,8 @@ def test_messages_of_mpi_are_looked_at():
             refused(lambda: through(bomb + b"x" * 100_000))
             refused(lambda: _mpi_messages.decode(bomb))
             refused(lambda: _mpi_messages.in_block(bomb, [], bytes(copyless.handle(block))))
-            detached = _mpi_messages.Detached(64, [len(bomb)])
-            refused(lambda: _mpi_messages.decode(pickle.dumps(detached, 5).ljust(64, b"0") + bomb.ljust(64, b"0")))
+            head = _mpi_messages.detached(128, [len(bomb)])
+            refused(lambda: _mpi_messages.decode(head.ljust(128, b"0") + bomb.ljust(64, b"0")))
         print(through(pickle.dumps({{1}})), _mpi_messages.decode(pickle.dumps({{2}})))
     """
     done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-c", textwrap.dedent(program)], capture_output=True,

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from copyless import shared_memory as _shared_memory
     from copyless._transfer._memory import Memory
     from copyless._transfer.sealed import Sealed
-    from copyless.comm._mpi_messages import Detached
     from copyless.comm._packets import Packet
     from copyless.managers import BaseManager
     from copyless.managers._protocol import Token
@@ -648,8 +647,9 @@ def comm_sealed(transport: str, data: bytes, *parts: Buffer) -> object:
     return local.pickle.loads_oob(data, parts)
 
 
-def mpi_detached(base: int, sizes: list[int]) -> Detached:
-    """The head of a message that is followed by its buffers."""
-    from copyless.comm._mpi_messages import Detached
-
-    return Detached(base, sizes)
+def mpi_detached(payload: bytes) -> object:
+    """An object whose pickle and buffers follow in the same message, received by mpi4py itself."""
+    raise RuntimeError(
+        "copyless.comm has sent this object with its buffers behind it, which only its own communicators can receive: "
+        "use copyless.comm.mpi.Intracomm(comm).recv()"
+    )

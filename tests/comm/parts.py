@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from mpi4py import MPI
 
-from copyless.comm import _mpi_communicator, _mpi_staging, _parts, mpi
+from copyless.comm import _mpi_communicator, _mpi_staging, _mpi_waiting, _parts, mpi
 
 faulthandler.dump_traceback_later(120, exit=True)
 world = mpi.Intracomm(MPI.COMM_WORLD)
@@ -100,6 +100,10 @@ def as_long_as_a_head():
 
 def by_mpi4py_itself():
     """Its own receives find the buffers of the world's messages; of others they say who can receive them."""
+    sent = world.isend(arrays(1, 8192, 20), other, 7)  # one message, its buffers behind it
+    error = raised(RuntimeError, MPI.COMM_WORLD.recv, None, other, 7)
+    assert "Intracomm(comm).recv()" in str(error), error
+    sent.wait()
     sent = world.isend([array(1), "text", array(2)], other, 7)
     got = MPI.COMM_WORLD.recv(None, other, 7)
     assert is_array(got[0], 1)
@@ -137,6 +141,15 @@ def many_buffers():
         assert len(got) == count
         assert all(is_array(each, k, 1 << 17) for k, each in enumerate(got))
         sent.wait()
+
+
+def many_sends():
+    """What is known of large messages under way does not grow with those that have ended."""
+    for _ in range(400):
+        sent = world.isend(array(1, 1 << 17), other)
+        assert world.recv(None, other).size == 1 << 17
+        sent.wait()
+    assert len(_mpi_waiting._moving) < 200
 
 
 def in_threads():
@@ -437,8 +450,8 @@ def between_groups():
 
 works = [
     in_any_order, matched_and_received_later, as_long_as_a_head, by_mpi4py_itself, tags_that_are_ours, many_buffers,
-    in_threads, handlers_that_raise, a_handler_that_receives, a_handler_that_probes, garbage_that_receives,
-    without_memory, interrupted_as_it_begins, in_a_forked_child, dropped, between_groups,
+    many_sends, in_threads, handlers_that_raise, a_handler_that_receives, a_handler_that_probes,
+    garbage_that_receives, without_memory, interrupted_as_it_begins, in_a_forked_child, dropped, between_groups,
 ]  # fmt: skip
 for work in works:
     if not sys.argv[1:] or work.__name__ in sys.argv[1:]:

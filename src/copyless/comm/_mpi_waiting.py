@@ -35,12 +35,20 @@ in_line = _small.in_line  # the states with pending receives, and a communicator
 R = TypeVar("R")
 
 _moving: dict[int, tuple[int, Sequence[MPI.Request]]] = {}  # large messages under way: the thread, and MPI's requests
+_PRUNE_AT = 64
+_prune_at = _PRUNE_AT  # so many at which those that have ended are forgotten
 _threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
 _has_ended = MPI.Request.Get_status
 
 
 def under_way(requests: Sequence[MPI.Request]) -> None:
     """Record that a large message has begun. Until it is complete, this thread does not sleep while it waits."""
+    global _prune_at
+    if len(_moving) >= _prune_at:
+        for key, (_, known) in list(_moving.items()):
+            if not any(known):  # somebody has waited for it
+                _moving.pop(key, None)
+        _prune_at = max(_PRUNE_AT, 2 * len(_moving))
     _moving[id(requests)] = threading.get_ident(), requests
 
 

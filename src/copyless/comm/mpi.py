@@ -12,7 +12,8 @@ The receiver's arrays use the block, or the memory that MPI received into; they 
 Messages are sent on the user's own communicator, so probes see them. Making a wrapper is local and needs no other rank.
 Each rank enters itself into a table in its node's shared memory when it imports this module; the table tells which
 ranks share a node. A rank that is not in the table gets messages by value. A receive by mpi4py itself works too, but
-for large buffers of another node on the communicator COMM_WORLD only; on others it raises RuntimeError.
+for large buffers of another node on the communicator COMM_WORLD only, and not for many of them: else it raises
+RuntimeError.
 
 `irecv` works. Pending receives wait in one queue for each communicator, whichever wrapper posted them, and a message
 goes to the first receive that it matches. Waiting spins briefly, then yields, then sleeps, and handles Ctrl-C. Every
