@@ -122,7 +122,13 @@ def keep(requests, memory):
 
 cdef keep_unless_ended(requests, memory, process):
     """`keep`, if MPI may still use it, and not in a forked child, where MPI must not be called."""
-    if any(requests) and process == os.getpid() and not MPI.Is_finalized() and not all(map(has_ended, requests)):
+    if not any(requests) or process != os.getpid() or MPI.Is_finalized():
+        return
+    try:
+        ended = all(map(has_ended, requests))
+    except MPI.Exception:  # the other side has died: MPI may still use the rest
+        ended = False
+    if not ended:
         keep(requests, memory)
 
 
