@@ -32,6 +32,12 @@ DEVIATIONS = {
 # Tests of process executors.
 FUTURES_DEVIATIONS = {
     "test_broken_process_pool_traceback": "would wait for ever: pins that one killed worker breaks the pool",
+    "test_failed_worker_replacement_breaks_pool": "pins _executor_manager_thread",
+    "test_force_shutdown_during_max_tasks_worker_exit": "pins _executor_manager_thread",
+    "test_gc_during_max_tasks_worker_exit_gh152967": "pins _executor_manager_thread",
+    "test_shutdown_no_wait_max_tasks_gh119592": "pins _executor_manager_thread",
+    "test_shutdown_gh_132969_case_1": "pins _executor_manager_thread",
+    "test_shutdown_gh_132969_case_2": "pins _executor_manager_thread",
     "test_force_shutdown_workers_invalid_op": "pins _force_shutdown",
     "test_terminate_workers": "pins _force_shutdown (test_pool.py has the method itself)",
     "test_kill_workers": "pins _force_shutdown",

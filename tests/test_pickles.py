@@ -146,7 +146,7 @@ def test_messages_of_mpi_are_looked_at():
         from mpi4py import MPI
         import copyless
         from copyless import comm
-        from copyless.comm import _mpi_messages, mpi
+        from copyless.comm import _heads, _mpi_messages, mpi
         from copyless.comm._packets import in_memory
         world, bombs = comm.world(), {list(BOMBS.values())!r}
 
@@ -167,11 +167,11 @@ def test_messages_of_mpi_are_looked_at():
             block = in_memory([memoryview(b"1")])
             refused(lambda: through(bomb))
             refused(lambda: through(bomb + b"x" * 100_000))
-            refused(lambda: _mpi_messages.decode(bomb))
+            refused(lambda: _heads.decode(bomb))
             refused(lambda: _mpi_messages.in_block(bomb, [], bytes(copyless.handle(block))))
-            head = _mpi_messages.detached(128, [len(bomb)])
-            refused(lambda: _mpi_messages.decode(head.ljust(128, b"0") + bomb.ljust(64, b"0")))
-        print(through(pickle.dumps({{1}})), _mpi_messages.decode(pickle.dumps({{2}})))
+            head = _heads.WHOLE.pack((128, [len(bomb)])).ljust(128, b"0")
+            refused(lambda: _heads.decode(head + bomb.ljust(64, b"0")))
+        print(through(pickle.dumps({{1}})), _heads.decode(pickle.dumps({{2}})))
     """
     done = subprocess.run([mpiexec, "-n", "1", sys.executable, "-c", textwrap.dedent(program)], capture_output=True,
         text=True,

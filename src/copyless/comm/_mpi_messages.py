@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle as _pickle
 from array import array
 from collections.abc import Callable
-from struct import Struct
 from typing import Any
 
 from mpi4py import MPI
@@ -15,6 +14,7 @@ from copyless._core import _blocks, _copying, _pickles
 from copyless._progress import shown
 from copyless._transfer import _plain, handles, in_flight, packing, reductions
 from copyless.comm import _parts, _small
+from copyless.comm._heads import WHOLE
 from copyless.comm._mpi_staging import KEPT, Staged, type_of
 from copyless.comm._mpi_waiting import under_way, wait
 from copyless.comm._packets import Packet, cut, in_memory, tell_of_no_room
@@ -24,7 +24,6 @@ __all__ = [
     "INLINE",
     "as_buffer",
     "bytes_of",
-    "decode",
     "encode",
     "fetch",
     "nbytes_of",
@@ -39,11 +38,6 @@ HEADER = 8000 if MPI.get_vendor()[0] == "MPICH" else 3000
 _SHORT, _FEW = 1000, 100  # bytes of a pickle, and parts, up to which a message names them itself
 BIG = 1 << 16  # bytes of a message from which it may be a pickle and buffers behind it
 _ZEROS = bytes(64)
-# The beginning and the end of a pickle that calls `copyless._loaders.mpi_detached(payload)`, for receives that know
-# nothing of what follows it. The payload is between them: (where the rest begins, the sizes of its parts).
-_BEGIN, _END = b"\x80\x05\x8c\x11copyless._loaders\x8c\x0cmpi_detached\x93B", b"\x85R."
-_LENGTH = Struct("<I")
-_PAYLOAD = len(_BEGIN) + _LENGTH.size
 
 _dump_plain = _plain.plain_dumps
 rank_of = MPI.Comm.Get_rank
@@ -153,8 +147,8 @@ def encode(
         return divided
     whole = [memoryview(data), *parts]
     sizes = [part.nbytes for part in whole]
-    base = (len(detached(1 << 20, sizes)) + 63) // 64 * 64
-    head = detached(base, sizes).ljust(base, b"\0")
+    base = (len(WHOLE.pack((1 << 20, sizes))) + 63) // 64 * 64
+    head = WHOLE.pack((base, sizes)).ljust(base, b"\0")
     if base + total + len(data) < KEPT:
         together = [memoryview(head), *whole]
         staged = Staged(_copying.room_of(together, 64))
@@ -168,26 +162,9 @@ def encode(
     return pieces
 
 
-def detached(base: int, sizes: list[int]) -> bytes:
-    """The beginning of a message that is followed by a pickle and its buffers, from `base` on."""
-    payload = _pickle.dumps((base, sizes), 5)
-    return b"".join((_BEGIN, _LENGTH.pack(len(payload)), payload, _END))
-
-
 def nbytes_of(message: Any) -> int:
     """The bytes of a message of `encode`."""
     return sum(memoryview(piece).nbytes for piece in message) if type(message) is list else len(message)
-
-
-def decode(whole: Any) -> Any:
-    """The object of a large message: of a pickle, or of a pickle followed by buffers."""
-    view = memoryview(whole)
-    if view[: len(_BEGIN)] != _BEGIN:
-        return _pickles.loads(view)
-    (nbytes,) = _LENGTH.unpack_from(view, len(_BEGIN))
-    base, sizes = _pickles.loads(view[_PAYLOAD : _PAYLOAD + nbytes])
-    data, *parts = cut(view[base:], sizes)
-    return _pickles.loads(data, buffers=parts)
 
 
 def as_buffer(message: Any) -> tuple[object, Any]:

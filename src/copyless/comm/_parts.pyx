@@ -19,12 +19,11 @@ from cpython.pythread cimport PyThread_get_thread_ident
 
 import itertools
 import os
-import pickle
-from struct import Struct
 
 from mpi4py import MPI
 
 from copyless._core._pickles import loads
+from copyless.comm._heads import IN_PARTS, decode
 from copyless.comm._mpi_staging import as_message, memory_for
 
 cdef extern from *:
@@ -69,12 +68,6 @@ cdef long tags = min(1 << 20, (most_tag + 1) // 8 // CL_MOST * CL_MOST)
 cdef long first_tag = most_tag + 1 - 2 * tags, end_of_tags = most_tag + 1 - tags
 FIRST_TAG, END_OF_TAGS = first_tag, end_of_tags
 cdef object count = itertools.count().__next__
-
-# A pickle that calls `copyless._loaders.mpi_parts(payload)`, for receives that know nothing of heads.
-cdef bytes BEGIN = b"\x80\x05\x8c\x11copyless._loaders\x8c\x09mpi_parts\x93B"
-cdef bytes END = b"\x85R."
-cdef object length = Struct("<I")
-cdef Py_ssize_t payload_at = len(BEGIN) + 4
 
 # Buffers that a signal handler or a `__del__` met, while the code that it interrupted had matched their head: for
 # (communicator, source, tag) the message and its bytes.
@@ -197,11 +190,10 @@ def divided(comm, bytes data, parts):
     tag = first_tag + count() * CL_MOST % tags
     # A receive by mpi4py itself knows no communicator: it can find the buffers if that is the world.
     source = rank_of(comm) if comm == world else -1
-    payload = pickle.dumps((tag, source, data, within), 5)
-    if payload_at + len(payload) + len(END) > CL_HEAD:
+    head = IN_PARTS.pack((tag, source, data, within))
+    if len(head) > CL_HEAD:
         return None
-    head = b"".join((BEGIN, length.pack(len(payload)), payload, END)).ljust(CL_HEAD, b"\0")
-    return Divided(head, tag, tuple(apart), nbytes + sum(part.nbytes for part in apart))
+    return Divided(head.ljust(CL_HEAD, b"\0"), tag, tuple(apart), nbytes + sum(part.nbytes for part in apart))
 
 
 def send(comm, begin, Divided message, dest, tag):
@@ -244,21 +236,11 @@ cdef class Arriving:
         if data is None:
             raise ValueError("another thread has received the message")
         self.data = self.buffers = None
-        return decoded(data) if buffers is None else loads(data, buffers=buffers)
+        return decode(data) if buffers is None else loads(data, buffers=buffers)
 
     def __del__(self):
         if self.data is not None:
             keep_unless_ended(self.requests, (self.data, self.buffers), self.process)
-
-
-cdef object decode = None
-
-cdef object decoded(data):
-    """The object of a message that came as one."""
-    global decode
-    if decode is None:
-        from copyless.comm._mpi_messages import decode
-    return decode(data)
 
 
 cdef Arriving arriving(data, object buffers, Py_ssize_t nbytes):
@@ -266,12 +248,6 @@ cdef Arriving arriving(data, object buffers, Py_ssize_t nbytes):
     made.data, made.buffers, made.requests, made.nbytes = data, buffers, [], nbytes
     made.process = os.getpid()
     return made
-
-
-cdef tuple opened(bytes whole):
-    """(tag, source, the pickle, its buffers or their sizes) of a head."""
-    (nbytes,) = length.unpack_from(whole, len(BEGIN))
-    return loads(whole[payload_at : payload_at + nbytes])
 
 
 cdef void end_matching() noexcept:
@@ -352,10 +328,10 @@ def begin_to_open(message, Py_ssize_t nbytes):
 
 cdef Arriving unfold(comm, bytes whole, source):
     """What has arrived in a message with the length of a head; if it is one, MPI begins to receive its buffers."""
-    if not whole.startswith(BEGIN):
+    if not IN_PARTS.begins(whole):
         return arriving(whole, None, len(whole))
     cdef Py_ssize_t nbytes = len(whole)
-    tag, _, data, within = opened(whole)
+    tag, _, data, within = IN_PARTS.payload(whole)
     cdef long at = tag
     try:
         buffers = []
