@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import pickle
 from struct import Struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from copyless._core._pickles import loads
 from copyless.comm._packets import cut
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["IN_PARTS", "WHOLE", "decode"]
 
@@ -32,11 +35,11 @@ class Head:
         data = pickle.dumps(payload, 5)
         return b"".join((self._begin, _LENGTH.pack(len(data)), data, b"\x85R."))
 
-    def begins(self, message: Any) -> bool:
+    def begins(self, message: Buffer) -> bool:
         """Whether a message begins with such a head."""
         return memoryview(message)[: len(self._begin)] == self._begin
 
-    def payload(self, message: Any) -> Any:
+    def payload(self, message: Buffer) -> Any:
         begin = len(self._begin) + _LENGTH.size
         (nbytes,) = _LENGTH.unpack_from(message, len(self._begin))
         return loads(memoryview(message)[begin : begin + nbytes])
@@ -46,7 +49,7 @@ IN_PARTS = Head("mpi_parts")  # (the first tag, the sender, a pickle, its buffer
 WHOLE = Head("mpi_detached")  # (where a pickle and its buffers begin in the same message, their sizes)
 
 
-def decode(message: Any) -> Any:
+def decode(message: Buffer) -> Any:
     """The object of a message that came as one: of a pickle, or of a pickle followed by buffers."""
     view = memoryview(message)
     if not WHOLE.begins(view):
