@@ -236,7 +236,9 @@ cdef class Arriving:
         if data is None:
             raise ValueError("another thread has received the message")
         self.data = self.buffers = None
-        return decode(data) if buffers is None else loads(data, buffers=buffers)
+        if buffers is not None:
+            return loads(data, buffers=buffers)
+        return decode(data) if self.nbytes else None  # MPI's own empty message
 
     def __del__(self):
         if self.data is not None:
