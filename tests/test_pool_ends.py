@@ -518,7 +518,10 @@ if __name__ == "__main__":
         print(get())
 """
     )
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    quiet = "-Wignore::DeprecationWarning"  # of a fork beside threads
+    done = subprocess.run(
+        [sys.executable, quiet, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert (done.stdout, done.stderr) == ("7\n", "")
 
 

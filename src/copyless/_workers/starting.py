@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from multiprocessing import current_process
 
@@ -16,8 +17,9 @@ else:
     import _signal  # plain numbers: `signal` makes a member of an enumeration of each, 0.6 ms for a set
 
 __all__ = [
-    "NO_GUARD", "STARTING", "block_signals", "blocked_signals", "forget_handlers", "main_must_travel",
-    "missing_guard", "no_guard", "refuse_to_begin_again", "set_blocked_signals", "signals_blocked", "start_method",
+    "NO_GUARD", "STARTING", "asking_the_fork_server", "block_signals", "blocked_signals", "forget_handlers",
+    "main_must_travel", "missing_guard", "no_guard", "refuse_to_begin_again", "set_blocked_signals", "signals_blocked",
+    "start_method",
 ]  # fmt: skip
 
 STARTING = " (worker, starting)"  # suffix of a worker's name while it imports the program's main module
@@ -47,19 +49,56 @@ def refuse_to_begin_again() -> None:
     """End a worker that would start workers while it imports the main module of a program without a main guard.
 
     The worker prints nothing. The parent recognises its exit code and raises one error for all workers. In a process
-    that the user started, this raises RuntimeError.
+    that the user started, this raises RuntimeError. The fork server of Python 3.14 imports the main module, too: it
+    prints that error's text and ends.
     """
     me = current_process()
     if not getattr(me, "_inheriting", False):
         return
-    if me.name.endswith(STARTING):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(NO_GUARD)
-    raise RuntimeError(
-        f"worker processes cannot be started while a new process imports the program's main module: {_GUARD}"
-    )
+    text = f"worker processes cannot be started while a new process imports the program's main module: {_GUARD}"
+    serves_forks = me.name == "MainProcess"  # it has no other name, and a process that is started has one by now
+    if not serves_forks and not me.name.endswith(STARTING):
+        raise RuntimeError(text)
+    with contextlib.suppress(Exception):
+        if serves_forks:
+            print(text, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(NO_GUARD)
+
+
+@contextlib.contextmanager
+def asking_the_fork_server(context: Any) -> Iterator[None]:
+    """Within it, a process is started. Where the fork server ended by `refuse_to_begin_again`, the error is the one of
+    workers that did.
+    """
+    try:
+        yield
+    except (ConnectionError, EOFError):
+        server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+        pid = getattr(server, "_forkserver_pid", None)
+        if start_method(context) != "forkserver" or pid is None or not _refused(pid):
+            raise
+        from copyless.errors import WorkerDiedError  # it loads the executors of the standard library
+
+        raise WorkerDiedError(no_guard(context)) from None
+
+
+def _refused(pid: int) -> bool:
+    """Whether a child has ended with `NO_GUARD`. It has closed its connections, so it ends now, if not before. Whoever
+    started it still finds its exit code.
+    """
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if ended is not None:
+            return ended.si_code == os.CLD_EXITED and ended.si_status == NO_GUARD
+        time.sleep(0.001)
+    return False
 
 
 def no_guard(context: Any) -> str:

@@ -48,6 +48,7 @@ from copyless._workers.protocol import DIED, DONE, ENDED, MANY, NO_START, RAISED
 from copyless._workers.starting import (
     NO_GUARD,
     STARTING,
+    asking_the_fork_server,
     block_signals,
     blocked_signals,
     missing_guard,
@@ -225,7 +226,7 @@ class WorkerPool:
         if not self._forks:
             worker.name += STARTING
         register_child(worker)
-        with signals_blocked(self.context):
+        with asking_the_fork_server(self.context), signals_blocked(self.context):
             worker.start()
         worker.name = worker.name.removesuffix(STARTING)
         self._sealer.add_worker(worker, snapshot)
