@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
-from copyless._core import _blocks
 from copyless._platform import huge_memory
-from copyless._transfer._memory import Memory
 from copyless.comm._lent import Lent
-from copyless.errors import OutOfSharedMemory
 
 if TYPE_CHECKING:
     import mmap
@@ -30,7 +27,6 @@ _SMALL = 1 << 19  # bytes that malloc has warm
 _HUGE = 2 << 20  # bytes of a huge page
 _WHOLE = 8 << 20  # bytes from which received arrays lie on huge pages of their own, a quarter of which may be unused
 
-_ROOM = 1 << 20  # bytes of a message from which it is received into shared memory
 _PIECE = 1 << 30  # bytes: counts of MPI before version 4 end at 2 GiB
 
 _free: list[mmap.mmap] = []
@@ -51,8 +47,11 @@ def _obtain(free: list[mmap.mmap], nbytes: int, most: int) -> mmap.mmap:
     return huge_memory(-(-nbytes // _HUGE) * _HUGE + _HUGE)  # who copies out of this process looks up each page
 
 
-def received(nbytes: int) -> object:
-    """Private memory to receive so many bytes into, not cleared. It is kept for others once nothing uses it."""
+def memory_for(nbytes: int) -> object:
+    """Private memory to receive so many bytes into, not cleared. It is kept for others once nothing uses it.
+
+    Not shared memory: its pages are small, so that both sides at once took up to 1.3 of the time of private memory.
+    """
     if nbytes < _WHOLE:  # malloc has it warm
         return MPI.buffer.allocate(nbytes)
     try:
@@ -61,22 +60,6 @@ def received(nbytes: int) -> object:
     except OSError:
         raise MemoryError(f"no memory for a message of {nbytes:,} bytes") from None
     return Lent(memory, -MPI.Get_address(memory) % _HUGE, nbytes, _received, KEPT + 2 * _HUGE)
-
-
-def memory_for(nbytes: int) -> object:
-    """Memory to receive so many bytes into, not cleared. From 1 MiB, reused shared memory, so that it can be forwarded
-    within the node as a handle; otherwise private.
-    """
-    if nbytes < _ROOM:
-        return received(nbytes)
-    try:
-        memory = Memory.allocate(nbytes)
-    except OutOfSharedMemory:
-        return received(nbytes)
-    block = memory.obj
-    if isinstance(block, _blocks.Block):
-        _blocks.mark_private(block)
-    return memory
 
 
 def type_of(places: Iterable[tuple[int, int]]) -> MPI.Datatype:
